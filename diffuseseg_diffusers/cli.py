@@ -1,0 +1,182 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The command `diffuseseg`."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+
+def _fit_arguments(parser: argparse.ArgumentParser) -> None:
+    from .training import train_segmentation_head
+
+    train_segmentation_head.add_arguments(parser)
+
+
+def _fit(args: argparse.Namespace) -> None:
+    from .training import train_segmentation_head
+
+    train_segmentation_head.main(args)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    from . import commands
+
+    commands.add_model_arguments(parser)
+    commands.add_data_arguments(parser, split="test")
+    parser.add_argument("--batch_size", type=int, default=8, help="Images in a pass of the U-Net (default: 8).")
+    parser.add_argument("--absent_as_zero", action="store_true", help="Absent classes count as 0, as in the paper.")
+    parser.add_argument("--num_examples", type=int, default=12, help="Images on the page of examples (default: 12).")
+    parser.add_argument("--output_dir", type=Path, required=True, help="For metrics.json and examples.png.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output folder if there is one.")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from . import commands
+    from .evaluation import evaluate_segmentation
+    from .visualization import examples_page
+
+    commands.check_output_folder(args.output_dir, args.overwrite)
+    pipe = commands.load_pipeline(args.model, args.revision, args.device, args.dtype)
+    head = _head(pipe)
+    dataset = commands.load_data(args, label_names=pipe.label_names, num_classes=head.config.num_classes)
+    metrics, examples = evaluate_segmentation(
+        pipe, dataset, args.batch_size, args.absent_as_zero, num_examples=args.num_examples
+    )
+    with commands.output_folder(args.output_dir, args.overwrite) as folder:
+        commands.write_json(folder / "metrics.json", metrics)
+        if examples:
+            page = examples_page(examples, pipe.label_names, pipe.palette, dataset.ignore_index)
+            page.savefig(folder / "examples.png")
+    print(commands.format_metrics(metrics))
+    print(f"Written to {args.output_dir}.")
+
+
+def _segment_arguments(parser: argparse.ArgumentParser) -> None:
+    from . import commands
+
+    parser.add_argument("images", nargs="+", type=Path, help="Pictures, or folders of them.")
+    commands.add_model_arguments(parser)
+    parser.add_argument("--batch_size", type=int, default=8, help="Images in a pass of the U-Net (default: 8).")
+    parser.add_argument("--mask_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="Default: each picture's.")
+    parser.add_argument("--alpha", type=float, default=0.5, help="Opacity of the overlay, 0 to 1 (default: 0.5).")
+    parser.add_argument("--output_dir", type=Path, required=True, help="For masks, overlays and segments.jsonl.")
+    parser.add_argument("--overwrite", action="store_true", help="Write into a folder that holds something.")
+
+
+def _segment(args: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+    from tqdm.auto import tqdm
+
+    from . import commands
+    from .image_processor import mask_to_pil, open_image, overlay
+    from .segmentation_head import image_uncertainty
+
+    commands.check_output_folder(args.output_dir, args.overwrite)
+    paths = _find_pictures(args.images)
+    pipe = commands.load_pipeline(args.model, args.revision, args.device, args.dtype)
+    _head(pipe)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    unreadable, taken = [], set()
+    with (
+        open(args.output_dir / "segments.jsonl", "w", encoding="utf-8") as lines,
+        tqdm(total=len(paths), desc="Segmenting", unit="image") as bar,
+    ):
+        for start in range(0, len(paths), args.batch_size):
+            batch = []
+            for path in paths[start : start + args.batch_size]:
+                try:
+                    batch.append((path, open_image(path)))
+                except (ValueError, OSError) as error:  # the others shall not wait for this one
+                    unreadable.append(str(error))
+                    bar.write(f"error: {error}", file=sys.stderr)
+            output = pipe.segment([i for _, i in batch], args.batch_size, args.mask_size, output_type="np")
+            for (path, image), mask, uncertainty in zip(batch, output.masks, output.uncertainty):
+                name = _free_name(path.stem, taken)
+                files = {"mask": f"{name}_mask.png", "overlay": f"{name}_overlay.png"}
+                mask_to_pil(mask, pipe.palette).save(args.output_dir / files["mask"])
+                shown = image if image.size == mask.shape[::-1] else image.resize(mask.shape[::-1])
+                overlay(shown, mask, pipe.palette, args.alpha).save(args.output_dir / files["overlay"])
+                share = np.bincount(mask.ravel(), minlength=len(pipe.label_names)) / mask.size
+                line = {
+                    "image": str(path),
+                    **files,
+                    "height": mask.shape[0],
+                    "width": mask.shape[1],
+                    "class_fractions": {n: round(float(f), 6) for n, f in zip(pipe.label_names, share)},
+                    "uncertainty": round(image_uncertainty(torch.from_numpy(uncertainty)).item(), 6),
+                }
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+                lines.flush()
+            bar.update(min(args.batch_size, len(paths) - start))
+    print(f"{len(paths) - len(unreadable)} of {len(paths)} pictures segmented; the masks are in {args.output_dir}.")
+    return 1 if unreadable else 0
+
+
+def _head(pipe):
+    if pipe.segmentation_head is None:
+        raise ValueError("The model has no segmentation head yet; fit one with `diffuseseg fit`.")
+    return pipe.segmentation_head
+
+
+def _find_pictures(given: list[Path]) -> list[Path]:
+    import PIL.Image
+
+    suffixes = PIL.Image.registered_extensions()
+    paths = []
+    for path in given:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+            if not found:
+                raise ValueError(f"The folder {path} has no pictures in it.")
+            paths += found
+        else:
+            paths.append(path)
+    return paths
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """The stem, numbered where pictures of several folders share it."""
+    name, i = stem, 1
+    while name in taken:
+        i += 1
+        name = f"{stem}-{i}"
+    taken.add(name)
+    return name
+
+
+COMMANDS = {
+    "fit": ("Fit a segmentation head on a few labelled images.", _fit_arguments, _fit),
+    "evaluate": ("Measure a fitted model on labelled images.", _evaluate_arguments, _evaluate),
+    "segment": ("Segment pictures.", _segment_arguments, _segment),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command `diffuseseg`."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="diffuseseg", description=importlib.import_module(__package__).__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (summary, add_arguments, _) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if argv[:1] == [name]:  # only the command at hand imports what it needs
+            _or_say_what_to_install(add_arguments, command)
+    args = parser.parse_args(argv)
+    from .commands import run_command
+
+    run_command(lambda: COMMANDS[args.command][2](args))
+
+
+def _or_say_what_to_install(add_arguments, command) -> None:
+    try:
+        add_arguments(command)
+    except ModuleNotFoundError as error:
+        if error.name not in ("datasets", "evaluate", "matplotlib"):
+            raise
+        sys.exit(f"error: {error.name} is not installed; run `pip install diffuseseg-diffusers[train]`.")
+
+
+if __name__ == "__main__":
+    main()

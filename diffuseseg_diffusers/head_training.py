@@ -1,0 +1,515 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Fits a [`PixelClassifierEnsemble`] on a few labelled images, all members at once.
+
+The procedure is that of DatasetGAN (Zhang et al., CVPR 2021), adopted by Baranchuk et al. (ICLR 2022), section 4: each
+member is an MLP on single pixels that sees all labelled pixels in a random order of its own.
+"""
+
+import copy
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.utils import logging
+from tqdm.auto import tqdm
+
+from .data import LabeledImages
+from .features import (
+    PAPER_BLOCKS,
+    PAPER_TIMESTEPS,
+    DecoderFeatureExtractor,
+    FeatureInfo,
+    image_size,
+    num_decoder_blocks,
+    up_block_outputs,
+)
+from .image_processor import DiffuseSegImageProcessor, default_palette
+from .pipeline_diffuseseg import DiffuseSegPipeline
+from .segmentation_head import PixelClassifierEnsemble, StackedLinear
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the members are trained.
+
+    Args:
+        batch_size (`int`): Pixels in a step of one member.
+        learning_rate (`float`): Adam's learning rate; the highest one with `one_cycle`.
+        max_epochs (`int`): Passes over the labelled pixels, at most.
+        max_steps (`int`, *optional*): Steps, at most.
+        patience (`int`, *optional*):
+            A member stops once its loss has not improved for this many steps, counted from `patience_from_epoch`.
+        patience_from_epoch (`int`): First epoch, counted from 0, in which losses count.
+        one_cycle (`bool`): Learning rate warmed up and annealed to zero over all steps (Smith and Topin, 2019).
+        standardize (`bool`):
+            Whether features get zero mean and unit variance; the map becomes part of the first layer afterwards.
+    """
+
+    batch_size: int
+    learning_rate: float
+    max_epochs: int
+    max_steps: int | None = None
+    patience: int | None = None
+    patience_from_epoch: int = 4
+    one_cycle: bool = False
+    standardize: bool = False
+
+
+RECIPES = {
+    # Large batches on a schedule reach the same accuracy in a fifth of the steps: see benchmarks/README.md.
+    "fast": Recipe(batch_size=256, learning_rate=8e-3, max_epochs=100, max_steps=600, one_cycle=True, standardize=True),
+    # As published: `train_interpreter.py` of yandex-research/ddpm-segmentation.
+    "paper": Recipe(batch_size=64, learning_rate=1e-3, max_epochs=100, patience=50),
+}
+
+
+class ActivationTable:
+    """Activations of all training images at their own resolutions, and the labels of their pixels.
+
+    One table of pixels × channels for each resolution, in half precision, so that a labelled pixel's features are the
+    blend of four rows: the full-size feature map is never built.
+
+    Args:
+        info (sequence of [`FeatureInfo`]): What an image's activations are, in the order of concatenation.
+        num_images (`int`): Number of images.
+        size (two `int`): Height and width of the label maps.
+        dtype (`torch.dtype`, defaults to `torch.float16`): `torch.bfloat16` where the U-Net runs in it.
+        folder (path, *optional*): Where to keep the tables in memory-mapped files instead of in memory.
+    """
+
+    def __init__(
+        self,
+        info: Sequence[FeatureInfo],
+        num_images: int,
+        size: tuple[int, int],
+        dtype: torch.dtype = torch.float16,
+        folder: str | os.PathLike | None = None,
+    ):
+        self.size = tuple(size)
+        self.info = list(info)
+        self.labels = torch.empty(num_images, *self.size, dtype=torch.uint8)  # [N,H,W]
+        self.entries: dict[tuple[int, int], list[int]] = {}
+        for i, f in enumerate(self.info):
+            self.entries.setdefault((f.height, f.width), []).append(i)
+        self.tables = {}
+        for (h, w), entries in self.entries.items():
+            shape = (num_images * h * w, sum(self.info[i].channels for i in entries))
+            self.tables[h, w] = _allocate(shape, dtype, folder)  # [N*h*w,c]
+        self.axes = {r: [_bilinear(m, n, dtype) for m, n in zip(r, self.size)] for r in self.tables}
+        # Channels stand table after table here; this is where each comes from in the order of concatenation.
+        starts = np.cumsum([0] + [f.channels for f in self.info])
+        order = [np.arange(starts[i], starts[i + 1]) for e in self.entries.values() for i in e]
+        self.channel_order = torch.from_numpy(np.concatenate(order))  # [D]
+        self.mean = torch.zeros(len(self.channel_order))  # [D], as taken away by `standardize`
+        self.scale = torch.ones(len(self.channel_order))  # [D]
+
+    def put(self, image: int, activations: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+        """Stores an image's activations, `[channels, h, w]` each, and labels, `[H, W]`.
+
+        Raises:
+            FloatingPointError: An activation is beyond the range of half precision; names its block and timestep.
+        """
+        for (h, w), entries in self.entries.items():
+            start = 0
+            rows = self.tables[h, w][image * h * w : (image + 1) * h * w]  # [h*w,c]
+            for i in entries:
+                f = self.info[i]
+                if activations[i].abs().max() > torch.finfo(rows.dtype).max:
+                    raise FloatingPointError(
+                        f"Activations of block {f.block} at timestep {f.timestep} are too large for half precision; "
+                        f"load the pipeline in bfloat16."
+                    )
+                rows[:, start : start + f.channels] = activations[i].flatten(1).T
+                start += f.channels
+        self.labels[image] = labels
+
+    def standardize(self) -> None:
+        """Gives every channel zero mean and unit variance over all images and positions, in place."""
+        start = 0
+        for table in self.tables.values():
+            # Small pieces stay in the cache; the first estimate of the mean keeps the sum of squares exact.
+            pieces = table.split(2**12)
+            origin = pieces[0].float().mean(0)
+            total = torch.zeros(2, table.shape[1], dtype=torch.float64, device=table.device)
+            for piece in pieces:
+                centered = piece.float() - origin
+                total += torch.stack([centered.sum(0), centered.square_().sum(0)])
+            offset, square = total / len(table)  # [c] each
+            mean = (origin + offset).float()
+            scale = (square - offset.square()).clamp(min=0).sqrt().float().clamp(min=1e-6)  # a dead channel stays 0
+            for piece in pieces:
+                piece.copy_((piece.float() - mean) / scale)
+            stop = start + table.shape[1]
+            self.mean[start:stop], self.scale[start:stop] = mean.cpu(), scale.cpu()
+            start = stop
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.tables.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    def to(self, device: torch.device) -> "ActivationTable":
+        """Moves everything to a device, in place, if it takes no more than half of the memory that is free there."""
+        if device.type == "cuda":
+            size = sum(t.numel() * t.element_size() for t in self.tables.values())
+            if size > torch.cuda.mem_get_info(device)[0] / 2:
+                return self
+        self.tables = {k: t.to(device) for k, t in self.tables.items()}
+        self.axes = {k: [(rows.to(device), weights.to(device)) for rows, weights in a] for k, a in self.axes.items()}
+        self.labels = self.labels.to(device)
+        return self
+
+    def gather(self, pixels: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Features of pixels, blended from their four neighbours at each lower resolution (bilinear).
+
+        Args:
+            pixels (`torch.Tensor`): `[P]` int64, indices into the flattened label maps.
+            out (`torch.Tensor`): `[P, D]`, is filled and returned; channels in table order.
+        """
+        height, width = self.size
+        image, y, x = pixels // (height * width), pixels // width % height, pixels % width
+        start = 0
+        for (h, w), table in self.tables.items():
+            part = out[:, start : start + table.shape[1]]
+            start += table.shape[1]
+            if (h, w) == (height, width):
+                part.copy_(table.index_select(0, pixels))
+                continue
+            (rows, row_weights), (columns, column_weights) = self.axes[h, w]
+            at = (rows[y] * w).unsqueeze(2) + columns[x].unsqueeze(1) + (image * (h * w)).view(-1, 1, 1)  # [P,2,2]
+            weights = row_weights[y].unsqueeze(2) * column_weights[x].unsqueeze(1)  # [P,2,2]
+            # A weighted sum of rows in one kernel.
+            part.copy_(F.embedding_bag(at.flatten(1), table, per_sample_weights=weights.flatten(1), mode="sum"))
+        return out
+
+
+def _allocate(shape: tuple[int, int], dtype: torch.dtype, folder: str | os.PathLike | None) -> torch.Tensor:
+    if folder is None:
+        return torch.empty(shape, dtype=dtype)
+    os.makedirs(folder, exist_ok=True)
+    # The file has no name once it is open, so it is gone with the process, however that ends.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return torch.from_numpy(np.memmap(file, dtype=np.int16, mode="w+", shape=shape)).view(dtype)
+
+
+def _bilinear(source: int, target: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bilinear interpolation (`align_corners=False`) along an axis: `[target, 2]` source positions and weights."""
+    at = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    low = at.long().clamp(max=source - 1)
+    fraction = at - low
+    return torch.stack([low, (low + 1).clamp(max=source - 1)], 1), torch.stack([1 - fraction, fraction], 1).to(dtype)
+
+
+def default_blocks(unet) -> tuple[int, ...]:
+    """The paper's blocks for U-Nets with as many as the paper's (18), else the outputs of all up-blocks."""
+    if num_decoder_blocks(unet) == 18:
+        return PAPER_BLOCKS
+    return up_block_outputs(unet, range(len(unet.config.block_out_channels)))
+
+
+def fit_segmentation_head(
+    pipe: DiffuseSegPipeline,
+    dataset,
+    blocks: Sequence[int] | None = None,
+    timesteps: Sequence[int] = PAPER_TIMESTEPS,
+    up_blocks: Sequence[int] | None = None,
+    num_members: int = 10,
+    recipe: str | Recipe = "fast",
+    label_names: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    min_label_fraction: float = 20 / 256**2,
+    share_noise: bool = True,
+    seed: int = 0,
+    batch_size: int = 4,
+    cache_dir: str | os.PathLike | None = None,
+    accelerator: Accelerator | None = None,
+) -> PixelClassifierEnsemble:
+    """Fits a segmentation head for a pipeline's U-Net on a few labelled images (paper, section 4).
+
+    Args:
+        pipe ([`DiffuseSegPipeline`]): The frozen diffusion model; set `pipe.segmentation_head` to the result.
+        dataset ([`LabeledImages`] or `datasets.Dataset`): Images with masks; a dataset is wrapped with its defaults.
+        blocks (sequence of `int`, *optional*):
+            Decoder blocks in the paper's numbering; 5, 6, 7, 8, 12 for a U-Net with the paper's 18 blocks, else the
+            outputs of all up-blocks.
+        timesteps (sequence of `int`, defaults to `(50, 150, 250)`): Diffusion timesteps.
+        up_blocks (sequence of `int`, *optional*): Outputs of whole up-blocks, in place of `blocks`.
+        num_members (`int`, defaults to 10): Members of the ensemble.
+        recipe (`str` or [`Recipe`], defaults to `"fast"`): `"fast"`, `"paper"`, or one of your own.
+        label_names (sequence of `str`, *optional*): Names of the classes, if the dataset does not know them.
+        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes, 0 to 255.
+        min_label_fraction (`float`, defaults to 20 / 256²):
+            A class that covers a smaller part of an image's area is ignored there; 0 to keep all.
+        share_noise (`bool`, defaults to `True`): One fixed noise for all images and timesteps, or fresh noise.
+        seed (`int`, defaults to 0): Of the noise, the members' initial weights and the order of their pixels. A member
+            depends on the seed and its number alone, not on how many there are or on the number of processes.
+        batch_size (`int`, defaults to 4): Images that go through the U-Net at once, each at every timestep.
+        cache_dir (path, *optional*): Keep activations in a temporary file in this folder instead of in memory.
+        accelerator (`Accelerator`, *optional*): Deals the members out to its processes.
+
+    Returns:
+        [`PixelClassifierEnsemble`] in the U-Net's dtype and on its device, in evaluation mode.
+
+    Raises:
+        ValueError: The masks do not fit the classes or images, or an option is out of range.
+        FloatingPointError: Activations are not finite.
+    """
+    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    unet = pipe.unet
+    if not isinstance(dataset, LabeledImages):
+        dataset = LabeledImages(dataset, label_names=label_names)
+    if up_blocks is None and blocks is None:
+        blocks = default_blocks(unet)
+    extractor = DecoderFeatureExtractor(unet, pipe.scheduler, blocks, timesteps, up_blocks, share_noise, seed)
+    size = image_size(unet)
+    info = extractor.feature_info(*size)
+    show = accelerator is None or accelerator.is_local_main_process
+
+    # 1. Activations and labels of all images.
+    table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show)
+    _warn_of_missing_classes(table.labels, dataset)
+
+    # 2. The head, its members trained side by side (a share of them on each process).
+    head = PixelClassifierEnsemble(
+        num_classes=dataset.num_classes,
+        block_channels=[i.channels for i in info[: len(extractor.blocks)]],
+        blocks=list(extractor.blocks),
+        timesteps=list(extractor.timesteps),
+        num_members=num_members,
+        image_size=list(size),
+        in_channels=unet.config.in_channels,
+        share_noise=share_noise,
+        noise_seed=seed,
+        label_names=list(dataset.label_names) if dataset.label_names else None,
+        palette=[list(c) for c in palette or dataset.palette or default_palette(dataset.num_classes)],
+        ignore_index=dataset.ignore_index,
+    )
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    members = list(range(rank, num_members, world))
+    fit_members(head, table.to(unet.device), recipe, seed, members, unet.device, show)
+    if world > 1:
+        mine = {name: tensor[members] for name, tensor in head.state_dict().items()}
+        for theirs, state in gather_object([(members, mine)]):
+            for name, tensor in head.state_dict().items():
+                tensor[theirs] = state[name]
+    return head.to(device=unet.device, dtype=unet.dtype).eval()
+
+
+def extract_activations(
+    extractor: DecoderFeatureExtractor,
+    dataset: LabeledImages,
+    min_label_fraction: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 4,
+    cache_dir: str | os.PathLike | None = None,
+    show_progress: bool = True,
+) -> ActivationTable:
+    """Runs labelled images through the U-Net and keeps what training needs of them.
+
+    Args:
+        extractor ([`DecoderFeatureExtractor`]), dataset ([`LabeledImages`]): What to extract from what.
+        min_label_fraction (`float`): Classes with a smaller share of an image's area are ignored there.
+        seed (`int`): Of fresh noise, if the extractor does not share one.
+        batch_size (`int`): Images in a pass.
+        cache_dir (path, *optional*): See [`ActivationTable`].
+        show_progress (`bool`): Whether to show a progress bar.
+
+    Returns:
+        [`ActivationTable`]
+    """
+    height, width = size = image_size(extractor.unet)
+    dtype = torch.bfloat16 if extractor.unet.dtype == torch.bfloat16 else torch.float16
+    table = ActivationTable(extractor.feature_info(*size), len(dataset), size, dtype, cache_dir)
+    processor = DiffuseSegImageProcessor(extractor.unet.config.in_channels)
+    generator = torch.Generator().manual_seed(seed)
+    with tqdm(total=len(dataset), desc="Extracting features", unit="image", disable=not show_progress) as bar:
+        for start in range(0, len(dataset), batch_size):
+            examples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+            pixels = processor.preprocess(processor.load([e.image for e in examples]), height, width)  # [n,C,H,W]
+            activations = extractor(pixels, generator=generator).activations
+            for j, example in enumerate(examples):
+                labels = resize_mask(example.mask, size)  # [H,W]
+                ids, counts = np.unique(labels, return_counts=True)
+                labels[np.isin(labels, ids[counts < min_label_fraction * labels.size])] = dataset.ignore_index
+                table.put(start + j, [a[j] for a in activations], torch.from_numpy(labels))
+            bar.update(len(examples))
+    return table
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest-neighbour resize of class ids, `[h, w]` to `[H, W]` uint8; pixel centres are aligned."""
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, mask.shape))
+    return mask[rows[:, None], columns]
+
+
+def fit_members(
+    head: PixelClassifierEnsemble,
+    table: ActivationTable,
+    recipe: Recipe,
+    seed: int = 0,
+    members: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    show_progress: bool = True,
+) -> None:
+    """Trains members of a head on labelled pixels, all at once, each stopping on its own; writes them to the head.
+
+    Args:
+        head ([`PixelClassifierEnsemble`]): On the CPU, in float32; the members' weights are initialised here.
+        table ([`ActivationTable`]): Labelled pixels; standardised in place if the recipe wants it.
+        recipe ([`Recipe`]): How to train.
+        seed (`int`): With a member's number, determines its weights and the order of its pixels.
+        members (sequence of `int`, *optional*): Which members to train; all if not given.
+        device: Where to train.
+        show_progress (`bool`): Whether to show a progress bar.
+
+    Raises:
+        ValueError: There are fewer than two labelled pixels.
+    """
+    members = list(range(head.config.num_members) if members is None else members)
+    labels = table.labels.view(-1)
+    pool = (labels != head.config.ignore_index).nonzero().view(-1).to("cpu", torch.int32)  # [P]
+    if len(pool) < 2:
+        raise ValueError("The masks have no labelled pixels: all are ignored or belong to classes that are too small.")
+    if recipe.standardize:
+        table.standardize()
+    batch_size = min(recipe.batch_size, len(pool))
+    epoch_steps = len(pool) // batch_size
+    total = min(epoch_steps * recipe.max_epochs, recipe.max_steps or math.inf)
+    training = _MemberTraining(head, members, table, recipe, total, seed, device)
+    buffer = torch.empty(len(members) * batch_size, len(table.channel_order), dtype=training.dtype, device=table.device)
+    best = torch.full((len(members),), math.inf, device=device)
+    stale = torch.zeros(len(members), dtype=torch.long, device=device)
+
+    with tqdm(total=total, desc="Fitting members", unit="step", disable=not show_progress, mininterval=0.5) as bar:
+        for step in range(total):
+            epoch, i = divmod(step, epoch_steps)
+            if i == 0:  # every member passes over all labelled pixels in an order of its own, the odd ones left over
+                order = torch.stack([pool[torch.randperm(len(pool), generator=g)] for g in training.generators])
+                order = order[:, : epoch_steps * batch_size].unflatten(1, (-1, batch_size)).to(table.device)  # [K,S,B]
+            pixels = order[:, i].flatten().long()  # [K*B]
+            x = table.gather(pixels, buffer[: len(pixels)]).to(device).unflatten(0, (-1, batch_size))  # [K,B,D]
+            y = labels[pixels].to(device, torch.long).unflatten(0, (-1, batch_size))  # [K,B]
+            loss = training.step(x, y)  # [K]
+            bar.update()
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{loss.mean().item():.3f}", members=len(loss), refresh=False)
+            if recipe.patience and epoch >= recipe.patience_from_epoch:
+                stale = torch.where(loss < best, 0, stale + 1)
+                best = torch.minimum(best, loss)
+                if (stale > recipe.patience).any():
+                    going = stale <= recipe.patience  # [K]
+                    training.finish(~going)
+                    best, stale, order = best[going], stale[going], order[going.to(order.device)]
+                    if not len(best):
+                        break
+    training.finish(torch.ones_like(best, dtype=torch.bool))
+
+
+class _MemberTraining:
+    """The members still in training: their stacked layers and Adam's state, which shrink as members finish."""
+
+    def __init__(self, head, members, table, recipe, total_steps, seed, device):
+        self.head, self.table = head, table
+        self.members = torch.tensor(members)  # [K]
+        self.generators = [
+            torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0])) for k in members
+        ]
+        # bfloat16 activations are multiplied in bfloat16; weights, sums over pixels and all other layers stay float32.
+        self.dtype = torch.bfloat16 if table.dtype == torch.bfloat16 else torch.float32
+        layers = copy.deepcopy(head.layers)
+        for tensor in [*layers.parameters(), *layers.buffers()]:
+            tensor.data = tensor.data[self.members].to(device)
+        for layer in layers:
+            if isinstance(layer, StackedLinear):  # N(0, 0.02), as published
+                for weight, generator in zip(layer.weight.data, self.generators):
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+        layers[0].weight.data = layers[0].weight.data[:, :, table.channel_order].contiguous()
+        self.layers = layers.train()
+        self.optimizer = torch.optim.Adam(layers.parameters(), lr=recipe.learning_rate, fused=True)
+        self.schedule = None
+        if recipe.one_cycle:
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.learning_rate, total_steps)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        # The largest tensors have buffers that stay: fresh ones every step would cost more in page faults than the
+        # products that fill them.
+        weight = self.layers[0].weight
+        weight.grad = torch.empty_like(weight)
+        same = self.dtype == torch.float32
+        self.weight = weight.data if same else torch.empty_like(weight, dtype=self.dtype)
+        self.gradient = weight.grad if same else torch.empty_like(weight, dtype=self.dtype)
+
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """One step of every member on `[K, B, D]` features and `[K, B]` classes; returns the losses `[K]`."""
+        first, rest = self.layers[0], self.layers[1:]
+        with torch.no_grad():
+            if self.weight.dtype != first.weight.dtype:
+                self.weight.copy_(first.weight)
+            hidden = torch.bmm(self.weight, x.mT).float() + first.bias.unsqueeze(-1)  # [K,hidden,B]
+        hidden.requires_grad_()
+        logits = rest(hidden)  # [K,C,B]
+        loss = F.cross_entropy(logits, y, reduction="none").mean(1)  # [K]
+        for parameter in rest.parameters():
+            parameter.grad = None
+        loss.sum().backward()
+        # The first layer by hand: features need no gradient, and the members' losses are independent.
+        torch.bmm(hidden.grad.to(self.dtype), x, out=self.gradient)
+        if self.gradient.dtype != first.weight.dtype:
+            first.weight.grad.copy_(self.gradient)
+        first.bias.grad = hidden.grad.sum(-1)
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        return loss.detach()
+
+    def finish(self, done: torch.Tensor) -> None:
+        """Writes members to the head, `done` a boolean `[K]`, and goes on with the others."""
+        done = done.cpu()
+        target = self.head.layers.state_dict()
+        members = self.members[done]
+        for name, tensor in self.layers.state_dict().items():
+            target[name][members] = tensor[done.to(tensor.device)].cpu()
+        # The first layer takes raw features, in the order of concatenation: w·(x - mean)/scale + b.
+        weight = torch.empty_like(target["0.weight"][members])
+        weight[:, :, self.table.channel_order] = target["0.weight"][members] / self.table.scale
+        target["0.weight"][members] = weight
+        mean = torch.empty_like(self.table.mean)
+        mean[self.table.channel_order] = self.table.mean
+        target["0.bias"][members] -= weight @ mean
+
+        going = ~done
+        self.members = self.members[going]
+        self.generators = [g for g, goes in zip(self.generators, going.tolist()) if goes]
+        for parameter in self.layers.parameters():
+            kept = going.to(parameter.device)
+            parameter.data = parameter.data[kept]
+            state = self.optimizer.state[parameter]
+            state["exp_avg"], state["exp_avg_sq"] = state["exp_avg"][kept], state["exp_avg_sq"][kept]
+        for buffer in self.layers.buffers():
+            buffer.data = buffer.data[going.to(buffer.device)]
+        self._allocate()
+
+
+def _warn_of_missing_classes(labels: torch.Tensor, dataset: LabeledImages) -> None:
+    present = set(labels.unique().tolist())
+    names = dataset.label_names or [f"class {c}" for c in range(dataset.num_classes)]
+    missing = [f'{c} ("{names[c]}")' for c in range(dataset.num_classes) if c not in present | {dataset.ignore_index}]
+    if missing:
+        logger.warning(
+            f"No labelled pixel was found for class {', '.join(missing)} at the U-Net's resolution; the head will "
+            f"never predict it."
+        )

@@ -1,0 +1,197 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Images of any kind in, class-id masks and overlays out."""
+
+import colorsys
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+import torch.nn.functional as F
+from diffusers.image_processor import VaeImageProcessor
+
+
+ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+
+# Okabe and Ito's colours for colour-blind readers; class 0 is the background as a rule, hence black.
+_OKABE_ITO = [(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)]
+_OKABE_ITO += [(204, 121, 167)]
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's mode "L"
+
+
+def default_palette(num_classes: int) -> list[list[int]]:
+    """Distinct colours `[red, green, blue]`, 0 to 255: Okabe and Ito's eight, then hues a golden angle apart."""
+    colors = [list(c) for c in _OKABE_ITO[:num_classes]]
+    for i in range(len(colors), num_classes):
+        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.5)[i % 2], (0.95, 0.65)[i // 2 % 2])
+        colors.append([round(255 * x) for x in rgb])
+    return colors
+
+
+def open_image(path: str | os.PathLike) -> PIL.Image.Image:
+    """Opens and decodes a picture, turned upright as its EXIF data say.
+
+    Raises:
+        ValueError: The file cannot be read as a picture; names its path.
+        FileNotFoundError: There is no such file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with PIL.Image.open(path) as image:
+            return PIL.ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}); repair or remove it.") from error
+
+
+def to_eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Brings a picture of any mode to "L" or "RGB"; 16-bit scans keep their full range, 65,535 becoming white.
+
+    Raises:
+        ValueError: A floating-point picture outside [0, 1], or an integer one outside 16 bits.
+    """
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L")
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float32)
+        top = 1.0 if image.mode == "F" else 65535.0
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= top):
+            raise ValueError(f'A picture of mode "{image.mode}" must lie in 0 to {top:g}, found {low:g} to {high:g}.')
+        return PIL.Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def mask_to_pil(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> PIL.Image.Image:
+    """A palette image (mode "P") whose pixel values are the class ids.
+
+    Args:
+        mask (`np.ndarray`): `[H, W]` uint8.
+        palette (sequence of `[red, green, blue]`): Colour of each class, 0 to 255.
+    """
+    image = PIL.Image.fromarray(mask)
+    image.putpalette([x for color in palette for x in color])
+    return image
+
+
+def overlay(
+    image: PIL.Image.Image, mask: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.5
+) -> PIL.Image.Image:
+    """The picture with its classes washed over it in their colours, class borders drawn in full.
+
+    Args:
+        image (`PIL.Image.Image`): Picture of size `W` × `H`.
+        mask (`np.ndarray`): `[H, W]` uint8 class ids; ids beyond the palette (ignored pixels) leave the picture as is.
+        palette (sequence of `[red, green, blue]`): Colour of each class, 0 to 255.
+        alpha (`float`, defaults to 0.5): Opacity of the colours, 0 to 1.
+
+    Returns:
+        `PIL.Image.Image` in mode "RGB".
+    """
+    pixels = np.asarray(to_eight_bit(image).convert("RGB"), dtype=np.float32)
+    colors = np.zeros((256, 3), np.float32)
+    colors[: len(palette)] = palette
+    opacity = np.where(np.arange(256) < len(palette), alpha, 0.0)[mask]  # [H,W]
+    border = np.zeros(mask.shape, bool)
+    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    border[1:] |= mask[1:] != mask[:-1]
+    opacity[border & (mask < len(palette))] = 1.0
+    blended = pixels + (colors[mask] - pixels) * opacity[..., None]
+    return PIL.Image.fromarray(blended.round().astype(np.uint8))
+
+
+class DiffuseSegImageProcessor(VaeImageProcessor):
+    """[`VaeImageProcessor`] for a U-Net on pixels: takes pictures of mixed kinds and sizes, keeps their sizes.
+
+    Args:
+        in_channels (`int`): 1 or 3, the channels that the U-Net takes.
+    """
+
+    def __init__(self, in_channels: int):
+        if in_channels not in (1, 3):
+            raise ValueError(f"Pictures have 1 or 3 channels, but the U-Net takes {in_channels}.")
+        super().__init__(
+            vae_scale_factor=1,
+            resample="bilinear",
+            do_convert_grayscale=in_channels == 1,
+            do_convert_rgb=in_channels == 3,
+        )
+        self.in_channels = in_channels
+
+    def load(self, images: ImageInput | Sequence[ImageInput]) -> list[PIL.Image.Image | torch.Tensor]:
+        """Takes a picture, a batch of them, or a list of either apart into single pictures.
+
+        Args:
+            images:
+                Paths, PIL images, arrays `[H, W]`, `[H, W, C]` or `[N, H, W, C]`, tensors `[H, W]`, `[C, H, W]` or
+                `[N, C, H, W]`; uint8, or floating point in [0, 1].
+
+        Returns:
+            list of `PIL.Image.Image` (eight bits, `in_channels` channels) and `torch.Tensor` (`[in_channels, H, W]`
+            float32 in [0, 1]).
+
+        Raises:
+            ValueError: A picture cannot be read, or has values or channels that a picture cannot have.
+        """
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        loaded = []
+        for image in images:
+            if isinstance(image, (str, os.PathLike)):
+                image = open_image(image)
+            if isinstance(image, PIL.Image.Image):
+                image = to_eight_bit(image)
+                loaded.append(image.convert("L" if self.in_channels == 1 else "RGB"))
+            elif isinstance(image, np.ndarray):
+                batch = image[None, ..., None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
+                loaded += [self._tensor(x.movedim(-1, 0)) for x in torch.from_numpy(np.ascontiguousarray(batch))]
+            elif isinstance(image, torch.Tensor):
+                batch = image[None, None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
+                loaded += [self._tensor(x) for x in batch]
+            else:
+                raise ValueError(f"A picture is a path, PIL image, array or tensor, got {type(image).__name__}.")
+        return loaded
+
+    def _tensor(self, x: torch.Tensor) -> torch.Tensor:
+        """`[C, H, W]` of any range to `[in_channels, H, W]` float32 in [0, 1]."""
+        if x.ndim != 3 or x.shape[0] not in (1, 3, 4):
+            raise ValueError(
+                f"A picture has 1, 3 or 4 channels; got an array that reads as {tuple(x.shape)} (C, H, W)."
+            )
+        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        low, high = x.aminmax()
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"Pixels must be uint8 or lie in 0 to 1, found {low:g} to {high:g}; rescale the picture.")
+        x = x[:3]  # drops alpha
+        if self.in_channels == 1 and len(x) == 3:
+            return (x * x.new_tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+        return x.expand(self.in_channels, -1, -1)
+
+    def preprocess(self, images: Sequence[PIL.Image.Image | torch.Tensor], height: int, width: int) -> torch.Tensor:
+        """Resizes loaded pictures with antialiasing and normalises them.
+
+        Args:
+            images: As returned by [`~DiffuseSegImageProcessor.load`]; sizes may differ.
+            height, width (`int`): Size for the U-Net, in pixels.
+
+        Returns:
+            `torch.Tensor` `[N, in_channels, height, width]` float32 in [-1, 1].
+        """
+        batch = []
+        for image in images:
+            if isinstance(image, PIL.Image.Image):
+                batch.append(super().preprocess(image, height, width)[0])
+            else:
+                if image.shape[1:] != (height, width):
+                    image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+                batch.append(self.normalize(image.cpu()))
+        return torch.stack(batch)
+
+    @staticmethod
+    def sizes(images: Sequence[PIL.Image.Image | torch.Tensor]) -> list[tuple[int, int]]:
+        """Height and width of loaded pictures, in pixels."""
+        return [(x.height, x.width) if isinstance(x, PIL.Image.Image) else tuple(x.shape[1:]) for x in images]

@@ -1,0 +1,46 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "diffuseseg_diffusers" / "__init__.py").read_text())[1]
+
+# `train` is what reads datasets, measures and draws; generating and segmenting need none of it.
+train = ["datasets>=4.0", "evaluate>=0.4.6", "matplotlib>=3.9"]
+test = [*train, "pytest>=8.0", "hypothesis>=6.100"]
+
+setup(
+    name="diffuseseg-diffusers",
+    version=version,
+    description="Segment images from a handful of labels with the features of a diffusion model",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["diffuseseg_diffusers", "diffuseseg_diffusers.metrics", "diffuseseg_diffusers.training"],
+    # The scripts for `accelerate launch` stand at the top level; installed, they are part of the package, so that the
+    # command `diffuseseg` finds them.
+    package_dir={"diffuseseg_diffusers.training": "training"},
+    package_data={"diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"]},
+    install_requires=[
+        "torch>=2.4",
+        "diffusers>=0.38",
+        "accelerate>=1.0",
+        "huggingface_hub>=0.34",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "safetensors>=0.4.3",
+        "tqdm>=4.60",
+    ],
+    extras_require={"train": train, "test": test, "dev": [*test, "ruff>=0.9"]},
+    entry_points={"console_scripts": ["diffuseseg=diffuseseg_diffusers.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.10",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
