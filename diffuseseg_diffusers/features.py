@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from diffusers import SchedulerMixin, UNet2DModel
+from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput
 
 
@@ -145,7 +145,10 @@ class DecoderFeatureExtractor:
             raise ValueError(f"A block or timestep is given twice: blocks {blocks}, timesteps {timesteps}.")
 
         self.unet = unet
-        self.scheduler = scheduler
+        # Multistep schedulers look timesteps up in their sampling schedule, and would noise to another level whenever
+        # it lacks one; the forward process itself depends on the betas alone.
+        has_betas = hasattr(scheduler, "alphas_cumprod")
+        self.scheduler = DDPMScheduler.from_config(scheduler.config) if has_betas else scheduler
         self.blocks = tuple(sorted(blocks))
         self.timesteps = tuple(timesteps)
         self.share_noise = share_noise

@@ -5,7 +5,6 @@ The procedure is that of DatasetGAN (Zhang et al., CVPR 2021), adopted by Baranc
 member is an MLP on single pixels that sees all labelled pixels in a random order of its own.
 """
 
-import copy
 import math
 import os
 import tempfile
@@ -36,6 +35,8 @@ from .segmentation_head import PixelClassifierEnsemble, StackedLinear
 
 
 logger = logging.get_logger(__name__)
+
+PLANNED_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -172,27 +173,38 @@ class ActivationTable:
         self.labels = self.labels.to(device)
         return self
 
-    def gather(self, pixels: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Features of pixels, blended from their four neighbours at each lower resolution (bilinear).
+    def locate(self, pixels: torch.Tensor) -> list[list[tuple[torch.Tensor, torch.Tensor | None]]]:
+        """Where the features of pixels come from: four rows of each table and their bilinear weights.
 
         Args:
-            pixels (`torch.Tensor`): `[P]` int64, indices into the flattened label maps.
-            out (`torch.Tensor`): `[P, D]`, is filled and returned; channels in table order.
+            pixels (`torch.Tensor`): `[S, P]` int64, indices into the flattened label maps, for `S` steps.
+
+        Returns:
+            For each step, for each table: `([P, 4] int64, [P, 4])`, or `([P], None)` for a table at full size.
         """
         height, width = self.size
-        image, y, x = pixels // (height * width), pixels // width % height, pixels % width
-        start = 0
-        for (h, w), table in self.tables.items():
-            part = out[:, start : start + table.shape[1]]
-            start += table.shape[1]
+        image, y, x = pixels // (height * width), pixels // width % height, pixels % width  # [S,P]
+        tables = []
+        for h, w in self.tables:
             if (h, w) == (height, width):
-                part.copy_(table.index_select(0, pixels))
+                tables.append([(p, None) for p in pixels])
                 continue
             (rows, row_weights), (columns, column_weights) = self.axes[h, w]
-            at = (rows[y] * w).unsqueeze(2) + columns[x].unsqueeze(1) + (image * (h * w)).view(-1, 1, 1)  # [P,2,2]
-            weights = row_weights[y].unsqueeze(2) * column_weights[x].unsqueeze(1)  # [P,2,2]
-            # A weighted sum of rows in one kernel.
-            part.copy_(F.embedding_bag(at.flatten(1), table, per_sample_weights=weights.flatten(1), mode="sum"))
+            at = (rows[y] * w).unsqueeze(3) + columns[x].unsqueeze(2) + (image * (h * w))[..., None, None]  # [S,P,2,2]
+            weights = row_weights[y].unsqueeze(3) * column_weights[x].unsqueeze(2)  # [S,P,2,2]
+            tables.append(list(zip(at.flatten(2), weights.flatten(2))))
+        return [list(step) for step in zip(*tables)]
+
+    def gather(self, located: Sequence[tuple[torch.Tensor, torch.Tensor | None]], out: torch.Tensor) -> torch.Tensor:
+        """Writes the features of a step's pixels, as [`~ActivationTable.locate`] found them, to `out` `[P, D]`."""
+        start = 0
+        for table, (rows, weights) in zip(self.tables.values(), located):
+            if weights is None:
+                part = table.index_select(0, rows)
+            else:  # a weighted sum of rows in one kernel
+                part = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+            out[:, start : start + table.shape[1]] = part
+            start += table.shape[1]
         return out
 
 
@@ -399,9 +411,13 @@ def fit_members(
             if i == 0:  # every member passes over all labelled pixels in an order of its own, the odd ones left over
                 order = torch.stack([pool[torch.randperm(len(pool), generator=g)] for g in training.generators])
                 order = order[:, : epoch_steps * batch_size].unflatten(1, (-1, batch_size)).to(table.device)  # [K,S,B]
-            pixels = order[:, i].flatten().long()  # [K*B]
-            x = table.gather(pixels, buffer[: len(pixels)]).to(device).unflatten(0, (-1, batch_size))  # [K,B,D]
-            y = labels[pixels].to(device, torch.long).unflatten(0, (-1, batch_size))  # [K,B]
+                plan = []
+            if not plan:  # many small operations, done for several steps at once
+                ahead = order[:, i : i + PLANNED_STEPS].transpose(0, 1).flatten(1).long()  # [S,K*B]
+                plan = list(zip(labels[ahead].long(), table.locate(ahead)))[::-1]
+            y, located = plan.pop()
+            x = table.gather(located, buffer[: len(y)]).to(device).unflatten(0, (-1, batch_size))  # [K,B,D]
+            y = y.to(device).unflatten(0, (-1, batch_size))  # [K,B]
             loss = training.step(x, y)  # [K]
             bar.update()
             if step % 50 == 0:
@@ -412,7 +428,7 @@ def fit_members(
                 if (stale > recipe.patience).any():
                     going = stale <= recipe.patience  # [K]
                     training.finish(~going)
-                    best, stale, order = best[going], stale[going], order[going.to(order.device)]
+                    best, stale, order, plan = best[going], stale[going], order[going.to(order.device)], []
                     if not len(best):
                         break
     training.finish(torch.ones_like(best, dtype=torch.bool))
@@ -429,11 +445,10 @@ class _MemberTraining:
         ]
         # bfloat16 activations are multiplied in bfloat16; weights, sums over pixels and all other layers stay float32.
         self.dtype = torch.bfloat16 if table.dtype == torch.bfloat16 else torch.float32
-        layers = copy.deepcopy(head.layers)
-        for tensor in [*layers.parameters(), *layers.buffers()]:
-            tensor.data = tensor.data[self.members].to(device)
+        fresh = PixelClassifierEnsemble.from_config(head.config, num_members=len(members))
+        layers = fresh.layers.to(device)
         for layer in layers:
-            if isinstance(layer, StackedLinear):  # N(0, 0.02), as published
+            if isinstance(layer, StackedLinear):  # N(0, 0.02), as published; biases and batch norms are fresh
                 for weight, generator in zip(layer.weight.data, self.generators):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
         layers[0].weight.data = layers[0].weight.data[:, :, table.channel_order].contiguous()

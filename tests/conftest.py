@@ -1,0 +1,124 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Small models with random weights, drawn images, and the shared material where it is at hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from diffusers import DDPMScheduler, UNet2DModel
+from PIL import Image
+
+from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, PixelClassifierEnsemble, fit_segmentation_head
+from diffuseseg_diffusers.features import image_size
+from diffuseseg_diffusers.head_training import Recipe
+
+
+ROOT = Path(__file__).parent.parent
+QUICK = Recipe(batch_size=64, learning_rate=5e-3, max_epochs=20, max_steps=60, one_cycle=True, standardize=True)
+SHARED = Path(os.environ.get("DIFFUSESEG_SHARED", ROOT.parent / "shared"))
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the shared material; the test is skipped where it is absent."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"{SHARED / path} is not there")
+    return SHARED / path
+
+
+def make_unet(seed: int = 0, **config) -> UNet2DModel:
+    """A U-Net of three levels, six decoder blocks, with random weights."""
+    defaults = dict(
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16, 24),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    torch.manual_seed(seed)
+    return UNet2DModel(**{**defaults, **config}).eval()
+
+
+def make_pipeline(head: bool = False, **config) -> DiffuseSegPipeline:
+    """A pipeline with a random U-Net; its head, if any, is fitted on drawn pictures of its size."""
+    pipe = DiffuseSegPipeline(make_unet(**config), DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    if head:
+        size = image_size(pipe.unet)
+        dataset = drawn_dataset(size=size, channels=pipe.unet.config.in_channels)
+        pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=4)
+    return pipe
+
+
+def make_head(pipe: DiffuseSegPipeline, blocks=(1, 3, 5), seed: int = 0, **config) -> PixelClassifierEnsemble:
+    """A head with random weights and statistics that fits the pipeline's U-Net."""
+    channels = pipe.unet.config.block_out_channels[::-1]
+    per_level = pipe.unet.config.layers_per_block + 1
+    defaults = dict(
+        num_classes=3,
+        block_channels=[channels[b // per_level] for b in blocks],
+        blocks=list(blocks),
+        timesteps=[50, 150],
+        num_members=4,
+        image_size=list(image_size(pipe.unet)),
+        in_channels=pipe.unet.config.in_channels,
+    )
+    torch.manual_seed(seed)
+    head = PixelClassifierEnsemble(**{**defaults, **config}).eval()
+    for name, tensor in head.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif "bias" in name or "running" in name:
+            tensor.normal_(0, 0.3)
+        else:
+            tensor.normal_(0, 0.3)
+    return head
+
+
+def draw(size: tuple[int, int], seed: int, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A drawn picture, a bright disc and a dark bar on grey, with its mask: uint8 `[H, W(, 3)]` and `[H, W]`."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    mask = np.zeros(size, np.uint8)
+    cy, cx = rng.uniform(0.3, 0.7, 2) * size
+    mask[(y - cy) ** 2 + (x - cx) ** 2 < (min(size) / 4) ** 2] = 1
+    mask[:, : max(2, int(width * rng.uniform(0.1, 0.25)))] = 2
+    image = np.array([120, 220, 30])[mask] + rng.normal(0, 8, size)
+    image = image.clip(0, 255).astype(np.uint8)
+    return (image if channels == 1 else np.stack([image, image // 2, 255 - image], -1)), mask
+
+
+def dataset_of(images: list[np.ndarray], masks: list[np.ndarray]) -> Dataset:
+    rows = {"image": [Image.fromarray(x) for x in images], "mask": [Image.fromarray(x) for x in masks]}
+    return Dataset.from_dict(rows, features=Features({"image": ImageFeature(), "mask": ImageFeature()}))
+
+
+def drawn_dataset(count=4, size=(16, 16), seed=0, channels=1, **kwargs) -> LabeledImages:
+    images, masks = zip(*[draw(size, seed + i, channels) for i in range(count)])
+    return LabeledImages(dataset_of(images, masks), **{"label_names": ["sky", "disc", "bar"], **kwargs})
+
+
+def run(*command: str, expect: int = 0, **env: str) -> subprocess.CompletedProcess:
+    """Runs a command in a fresh process from the project's root, as a user would type it."""
+    programs = Path(sys.executable).parent
+    found = programs / command[0]
+    result = subprocess.run(
+        [str(found if found.exists() else command[0]), *map(str, command[1:])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **env},
+    )
+    assert result.returncode == expect, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result
