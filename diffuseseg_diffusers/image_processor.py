@@ -131,8 +131,8 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
                 `[N, C, H, W]`; uint8, or floating point in [0, 1].
 
         Returns:
-            list of `PIL.Image.Image` (eight bits, `in_channels` channels) and `torch.Tensor` (`[in_channels, H, W]`
-            float32 in [0, 1]).
+            list of `PIL.Image.Image` (eight bits, `in_channels` channels) and, for floating-point arrays,
+            `torch.Tensor` (`[in_channels, H, W]` float32 in [0, 1]).
 
         Raises:
             ValueError: A picture cannot be read, or has values or channels that a picture cannot have.
@@ -148,25 +148,29 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
                 loaded.append(image.convert("L" if self.in_channels == 1 else "RGB"))
             elif isinstance(image, np.ndarray):
                 batch = image[None, ..., None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
-                loaded += [self._tensor(x.movedim(-1, 0)) for x in torch.from_numpy(np.ascontiguousarray(batch))]
+                loaded += [self._single(x.movedim(-1, 0)) for x in torch.from_numpy(np.ascontiguousarray(batch))]
             elif isinstance(image, torch.Tensor):
                 batch = image[None, None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
-                loaded += [self._tensor(x) for x in batch]
+                loaded += [self._single(x) for x in batch]
             else:
                 raise ValueError(f"A picture is a path, PIL image, array or tensor, got {type(image).__name__}.")
         return loaded
 
-    def _tensor(self, x: torch.Tensor) -> torch.Tensor:
-        """`[C, H, W]` of any range to `[in_channels, H, W]` float32 in [0, 1]."""
+    def _single(self, x: torch.Tensor) -> PIL.Image.Image | torch.Tensor:
+        """One array `[C, H, W]`: eight bits become a PIL image, so that they are resized as a file would be."""
         if x.ndim != 3 or x.shape[0] not in (1, 3, 4):
             raise ValueError(
                 f"A picture has 1, 3 or 4 channels; got an array that reads as {tuple(x.shape)} (C, H, W)."
             )
-        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        x = x[:3]  # drops alpha
+        if x.dtype == torch.uint8:
+            pixels = x.movedim(0, -1).cpu().numpy()
+            image = PIL.Image.fromarray(pixels[..., 0] if len(x) == 1 else np.ascontiguousarray(pixels))
+            return image.convert("L" if self.in_channels == 1 else "RGB")
+        x = x.float()
         low, high = x.aminmax()
         if not (low >= 0 and high <= 1):
             raise ValueError(f"Pixels must be uint8 or lie in 0 to 1, found {low:g} to {high:g}; rescale the picture.")
-        x = x[:3]  # drops alpha
         if self.in_channels == 1 and len(x) == 3:
             return (x * x.new_tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
         return x.expand(self.in_channels, -1, -1)

@@ -104,8 +104,6 @@ def plain_training(head, features, labels, recipe, seed, member):
             loss.backward()
             optimizer.step()
             steps += 1
-            if steps == recipe.max_steps:
-                return net.eval(), steps
             if epoch >= recipe.patience_from_epoch:
                 stale = 0 if loss.item() < best else stale + 1
                 best = min(best, loss.item())
@@ -114,15 +112,14 @@ def plain_training(head, features, labels, recipe, seed, member):
     return net.eval(), steps
 
 
-@pytest.mark.parametrize("max_steps, tolerance", [(5, 1e-3), (None, 0.05)])  # Adam makes roundings grow
-def test_stacked_members_train_as_they_would_alone_each_stopping_on_its_own(max_steps, tolerance):
+def test_stacked_members_train_as_they_would_alone_each_stopping_on_its_own():
     pipe = make_pipeline()
     dataset = drawn_dataset()
     extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, (1, 3, 5), (50, 150))
     table = extract_activations(extractor, dataset, show_progress=False)
     table.labels[0, :4] = 255  # pixels without a label
     head = make_head(pipe)
-    recipe = Recipe(64, 1e-3, max_epochs=8, max_steps=max_steps, patience=6, patience_from_epoch=2)
+    recipe = Recipe(16, 1e-3, max_epochs=8, patience=2, patience_from_epoch=0)
     fit_members(head, table, recipe, seed=5, show_progress=False)
 
     everything = torch.arange(table.labels.numel())[None]
@@ -137,9 +134,10 @@ def test_stacked_members_train_as_they_would_alone_each_stopping_on_its_own(max_
         stops.add(steps)
         with torch.no_grad():
             plain = net(original)
-        assert (ours[k] - plain).abs().mean() < tolerance * plain.abs().mean()
+        # Adam makes a large step of a gradient that is zero but for rounding, so roundings grow with the steps.
+        assert (ours[k] - plain).abs().mean() < 0.02 * plain.abs().mean()
         assert (ours[k].argmax(1) == plain.argmax(1)).float().mean() > 0.995
-    assert max_steps or len(stops) > 1, "the members stopped at different steps"
+    assert len(stops) > 1, "the members stopped at different steps"
 
 
 def test_the_fast_recipe_folds_its_standardisation_into_the_first_layer():

@@ -10,6 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head
@@ -17,6 +18,7 @@ from diffuseseg_diffusers.commands import (
     add_data_arguments,
     add_model_arguments,
     check_output_folder,
+    default_device,
     format_metrics,
     load_data,
     load_pipeline,
@@ -62,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_output_folder(args.output_dir, args.overwrite)
-    accelerator = Accelerator()
+    device = torch.device(args.device or default_device())
+    accelerator = Accelerator(cpu=device.type == "cpu")
     dataset = load_data(args)
     validation = None
     if args.validation_fraction is not None:

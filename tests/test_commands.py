@@ -1,0 +1,236 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The commands as a user types them, each in a fresh process."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffuseseg_diffusers import DiffuseSegPipeline
+from diffuseseg_diffusers.commands import load_pipeline, output_folder
+
+from .conftest import draw, make_pipeline, run, shared
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder with a U-Net, labelled drawings in two splits, and a model fitted on them by the command."""
+    folder = tmp_path_factory.mktemp("drawn")
+    make_pipeline().save_pretrained(folder / "ddpm")
+    for split, seeds in (("train", range(6)), ("test", range(20, 24))):
+        for kind in ("images", "masks"):
+            (folder / "data" / split / kind).mkdir(parents=True)
+        for seed in seeds:
+            image, mask = draw((24, 30), seed)
+            Image.fromarray(image).save(folder / "data" / split / "images" / f"{seed}.png")
+            Image.fromarray(mask).save(folder / "data" / split / "masks" / f"{seed}.png")
+    (folder / "data" / "id2label.json").write_text('["sky", "disc", "bar"]')
+    run(
+        *("diffuseseg", "fit", "--model", folder / "ddpm", "--dataset_name", folder / "data"),
+        *("--num_members", "3", "--output_dir", folder / "model"),
+    )
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_faces_from_20_labels(recipe, tmp_path):
+    """The commands of the README on real photographs, with fewer members."""
+    data = shared("data/faces64")
+    fitted = run(
+        *("diffuseseg", "fit", "--model", shared("checkpoints/faces64-ddpm"), "--dataset_name", data),
+        *("--dataset_config_name", "labeled", "--split", "train", "--blocks", "2", "5", "8", "11"),
+        *("--timesteps", "50", "150", "250", "--seed", "0", "--num_members", "2", "--recipe", recipe),
+        *("--output_dir", tmp_path / "faces"),
+    )
+    assert "Fitted on 20 images" in fitted.stdout and "Fitting members" in fitted.stderr
+    evaluated = run(
+        *("diffuseseg", "evaluate", "--model", tmp_path / "faces", "--dataset_name", data),
+        *("--dataset_config_name", "labeled", "--split", "test", "--output_dir", tmp_path / "eval"),
+    )
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["mean_iou"] > 0.83 and metrics["num_images"] == 50
+    assert list(metrics["per_class_iou"]) == ["background", "skin", "hair", "eyes", "nose", "mouth"]
+    assert (
+        f"mean IoU    {metrics['mean_iou']:.4f}".split()
+        == [line for line in evaluated.stdout.splitlines() if line.startswith("mean IoU")][0].split()
+    )
+    page = Image.open(tmp_path / "eval" / "examples.png")
+    assert page.width > 1000 and page.height > 500
+
+    pipe = DiffuseSegPipeline.from_pretrained(tmp_path / "faces")
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(num_inference_steps=2)
+    assert output.images[0].size == (64, 64) and output.masks[0].mode == "P"
+
+
+def test_camvid_runs_through_the_same_commands_with_an_untrained_unet(tmp_path):
+    make_pipeline(
+        in_channels=3, out_channels=3, sample_size=(96, 128), down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+    ).save_pretrained(tmp_path / "ddpm")  # fmt: skip
+    data = ("--dataset_name", shared("data/camvid-96x128"), "--dataset_config_name", "labeled")
+    run("diffuseseg", "fit", "--model", tmp_path / "ddpm", *data, "--num_members", "2", "--output_dir", tmp_path / "m")
+    run(
+        *("diffuseseg", "evaluate", "--model", tmp_path / "m", *data, "--split", "validation"),
+        *("--output_dir", tmp_path / "eval"),
+    )
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["num_images"] == 101 and len(metrics["per_class_iou"]) == 11
+    assert metrics["per_class_iou"]["sky"] > 0.4 and metrics["per_class_iou"]["road"] > 0.4  # chance is 0.1
+
+
+def test_segmenting_writes_masks_overlays_and_a_line_for_each_picture(drawn, tmp_path):
+    images = [draw((40 + i, 50), 80 + i, 3)[0] for i in range(3)]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(images[0]).save(tmp_path / "a" / "photo.jpg")
+    Image.fromarray(images[1]).save(tmp_path / "b" / "photo.png")
+    Image.fromarray(images[2]).convert("RGBA").save(tmp_path / "other.png")
+    result = run(
+        *("diffuseseg", "segment", tmp_path / "a" / "photo.jpg", tmp_path / "b", tmp_path / "other.png"),
+        *("--model", drawn / "model", "--output_dir", tmp_path / "out"),
+    )
+    assert "3 of 3 pictures segmented" in result.stdout
+    lines = [json.loads(line) for line in (tmp_path / "out" / "segments.jsonl").read_text().splitlines()]
+    assert [line["mask"] for line in lines] == ["photo_mask.png", "photo-2_mask.png", "other_mask.png"]
+    pipe = load_pipeline(str(drawn / "model"))
+    for line, image in zip(lines, images):
+        mask = Image.open(tmp_path / "out" / line["mask"])
+        assert mask.mode == "P" and mask.size == image.shape[1::-1] == (line["width"], line["height"])
+        assert Image.open(tmp_path / "out" / line["overlay"]).size == mask.size
+        share = {n: (np.asarray(mask) == i).mean() for i, n in enumerate(["sky", "disc", "bar"])}
+        assert line["class_fractions"] == pytest.approx(share, abs=1e-5) and 0 <= line["uncertainty"] < 1.1
+    expected = pipe.segment(tmp_path / "other.png", output_type="np").masks[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "other_mask.png")), expected)
+
+
+def test_a_broken_picture_is_named_and_the_others_are_segmented(drawn, tmp_path):
+    Image.fromarray(draw((20, 20), 0)[0]).save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:80])
+    result = run(
+        *("diffuseseg", "segment", tmp_path / "broken.png", tmp_path / "none.png", tmp_path / "good.png"),
+        *("--model", drawn / "model", "--output_dir", tmp_path / "out"),
+        expect=1,
+    )
+    assert "broken.png cannot be read" in result.stderr and "There is no file" in result.stderr
+    assert "1 of 3 pictures segmented" in result.stdout and (tmp_path / "out" / "good_mask.png").exists()
+    (tmp_path / "empty").mkdir()
+    result = run(
+        *("diffuseseg", "segment", tmp_path / "empty", "--model", drawn / "model", "--output_dir", tmp_path / "o"),
+        expect=1,
+    )
+    assert result.stderr.strip().endswith("empty has no pictures in it.") and "Traceback" not in result.stderr
+
+
+def test_an_existing_output_folder_is_kept_unless_overwrite(drawn, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("keep me")
+    commands = {
+        "fit": ("--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--num_members", "2"),
+        "evaluate": ("--model", drawn / "model", "--dataset_name", drawn / "data"),
+        "segment": (drawn / "data" / "test" / "images", "--model", drawn / "model"),
+    }
+    for command, arguments in commands.items():
+        result = run("diffuseseg", command, *arguments, "--output_dir", out, expect=1)
+        assert f"{out} exists and is kept" in result.stderr and "Traceback" not in result.stderr
+        assert [p.name for p in out.iterdir()] == ["precious.txt"]
+    run("diffuseseg", "evaluate", *commands["evaluate"], "--output_dir", out, "--overwrite")
+    assert sorted(p.name for p in out.iterdir()) == ["examples.png", "metrics.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_fails_while_it_is_written_leaves_the_old_one(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("1")
+    with pytest.raises(RuntimeError), output_folder(out, overwrite=True) as folder:
+        (folder / "new").write_text("2")
+        raise RuntimeError
+    assert [p.name for p in out.iterdir()] == ["old"] and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("--blocks", "7"), "Decoder block 7 does not exist: this U-Net has blocks 0 to 5"),
+        (("--timesteps", "-1"), "Timestep -1 does not exist: this scheduler has timesteps 0 to 999"),
+        (("--split", "validation"), None),
+        (("--mask_column", "depth"), "no column 'depth'; it has 'image', 'mask'"),
+        (("--model", "nowhere/at/all"), "There is no folder nowhere/at/all."),
+        (("--dataset_name", "./nowhere"), "There is no folder ./nowhere."),
+    ],
+)
+def test_bad_arguments_get_one_sentence_and_write_nothing(drawn, change, message, tmp_path):
+    arguments = {"--model": drawn / "ddpm", "--dataset_name": drawn / "data", "--output_dir": tmp_path / "out"}
+    arguments[change[0]] = change[1]
+    result = run("diffuseseg", "fit", *[x for pair in arguments.items() for x in pair], expect=1)
+    assert "Traceback" not in result.stderr and result.stderr.splitlines()[-1].startswith("error: ")
+    assert message is None or message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mask_value_outside_the_classes_stops_fit_with_the_file(drawn, tmp_path):
+    shutil.copytree(drawn / "data", tmp_path / "data")
+    mask = draw((24, 30), 3)[1]
+    mask[0, 0] = 77
+    Image.fromarray(mask).save(tmp_path / "data" / "train" / "masks" / "3.png")
+    result = run(
+        *("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", tmp_path / "data"),
+        *("--output_dir", tmp_path / "out"),
+        expect=1,
+    )
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: The mask value 77 in ") and "masks/3.png is outside of the classes 0 to 2" in last
+
+
+def test_a_model_without_a_head_says_how_to_fit_one(drawn, tmp_path):
+    result = run(
+        *("diffuseseg", "segment", drawn / "data" / "test" / "images", "--model", drawn / "ddpm"),
+        *("--output_dir", tmp_path / "out"),
+        expect=1,
+    )
+    assert "no segmentation head yet; fit one with `diffuseseg fit`" in result.stderr
+
+
+def test_every_option_of_fit_has_an_effect(drawn, tmp_path):
+    run(
+        *("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--up_blocks", "0", "2"),
+        *("--timesteps", "10", "20", "--fresh_noise", "--num_members", "2", "--seed", "3", "--batch_size", "2"),
+        *("--min_label_fraction", "0", "--validation_fraction", "0.34", "--activation_dir", tmp_path / "scratch"),
+        *("--dtype", "float32", "--device", "cpu", "--ignore_index", "254", "--output_dir", tmp_path / "out"),
+    )
+    config = json.loads((tmp_path / "out" / "segmentation_head" / "config.json").read_text())
+    assert (config["blocks"], config["timesteps"], config["num_members"]) == ([1, 5], [10, 20], 2)
+    assert (config["share_noise"], config["noise_seed"], config["ignore_index"]) == (False, 3, 254)
+    report = json.loads((tmp_path / "out" / "head_training.json").read_text())
+    assert report["num_images"] == 4 and report["validation"]["num_images"] == 2 and report["dtype"] == "float32"
+    assert (tmp_path / "scratch").is_dir()
+    run(
+        *("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--num_members", "2"),
+        *("--validation_split", "test", "--output_dir", tmp_path / "two"),
+    )
+    assert json.loads((tmp_path / "two" / "head_training.json").read_text())["validation"]["num_images"] == 4
+
+
+def test_the_script_fits_the_same_masks_on_one_process_and_on_two(drawn, tmp_path):
+    launchers = {
+        1: ("accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"),
+        # On CPUs `accelerate launch` wants MPI for several processes; on GPUs it does what torchrun does here.
+        2: ("torchrun", "--nproc_per_node", "2"),
+    }
+    masks = []
+    for processes, launcher in launchers.items():
+        out = tmp_path / str(processes)
+        run(
+            *(*launcher, "training/train_segmentation_head.py", "--model", drawn / "ddpm"),
+            *("--dataset_name", drawn / "data", "--num_members", "3", "--output_dir", out),
+            OMP_NUM_THREADS="1",
+        )
+        assert json.loads((out / "head_training.json").read_text())["num_processes"] == processes
+        pipe = load_pipeline(str(out), dtype="float32")
+        pictures = sorted((drawn / "data" / "test" / "images").iterdir())
+        masks.append(np.stack(pipe.segment(pictures, output_type="np").masks))
+    assert (masks[0] == masks[1]).mean() > 0.97 and len(np.unique(masks[0])) == 3
