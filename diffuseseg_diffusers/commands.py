@@ -103,8 +103,10 @@ def load_pipeline(
         raise ValueError(f"The folder {name} holds no pipeline: it has no model_index.json.")
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise ValueError(f"There is no folder {name}.")
+    arithmetic = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
+    # The head computes in the dtype of the activations whatever its own is, so its weights keep all their digits.
     pipe = DiffuseSegPipeline.from_pretrained(
-        name, revision=revision, dtype=default_dtype(device) if dtype == "auto" else DTYPES[dtype]
+        name, revision=revision, dtype={"unet": arithmetic, "default": torch.float32}
     )
     pipe.unet.to(memory_format=torch.channels_last)  # convolutions are up to a third faster
     return pipe.to(device)

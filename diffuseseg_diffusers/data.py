@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from datasets import Dataset, Image, Value, load_dataset
+from datasets import Dataset, Features, Image, Value, load_dataset
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import hf_hub_download
@@ -288,11 +288,9 @@ def _from_folder(folder: Path, split: str) -> Dataset | None:
         pairs = _npy_pairs(root) or _folder_pairs(root)
         if pairs:
             images, masks = zip(*pairs)
-            dataset = Dataset.from_dict({"image": list(images), "mask": list(masks)})
-            features = dataset.features.copy()
-            features["image"] = Image(decode=False)
-            features["mask"] = Value("string") if masks[0].endswith(".npy") else Image(decode=False)
-            return dataset.cast(features)
+            mask = Value("string") if masks[0].endswith(".npy") else Image(decode=False)
+            features = Features({"image": Image(decode=False), "mask": mask})
+            return Dataset.from_dict({"image": list(images), "mask": list(masks)}, features=features)
     return None
 
 

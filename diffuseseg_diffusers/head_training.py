@@ -276,7 +276,7 @@ def fit_segmentation_head(
         accelerator (`Accelerator`, *optional*): Deals the members out to its processes.
 
     Returns:
-        [`PixelClassifierEnsemble`] in the U-Net's dtype and on its device, in evaluation mode.
+        [`PixelClassifierEnsemble`] in float32, on the U-Net's device, in evaluation mode.
 
     Raises:
         ValueError: The masks do not fit the classes or images, or an option is out of range.
@@ -320,8 +320,7 @@ def fit_segmentation_head(
         for theirs, state in gather_object([(members, mine)]):
             for name, tensor in head.state_dict().items():
                 tensor[theirs] = state[name]
-    # Not `head.to`: diffusers 0.42 warns there of modules to be kept in float32, of which there are none.
-    return torch.nn.Module.to(head, device=unet.device, dtype=unet.dtype).eval()
+    return head.to(unet.device).eval()
 
 
 def extract_activations(

@@ -116,6 +116,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
+        *,  # diffusers takes positional arguments for defaults, and would not load the head again
         num_classes: int,
         block_channels: Sequence[int],
         blocks: Sequence[int],
@@ -227,6 +228,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             raise ValueError(f"The head was fitted for activations of {self.channels} channels, got {widths}.")
         first, _, norm1, second, _, norm2, third = self.layers
         n, members, hidden = len(activations[0]), *first.weight.shape[:2]
+        dtype = activations[0].dtype  # arithmetic is the U-Net's; the weights may well be kept in float32
 
         # 1. The first layer at every resolution, on all activations of that resolution at once. Channels come last:
         #    upsampling then moves whole vectors, and members are a stride apart for the batched products below.
@@ -234,13 +236,14 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         maps = []
         for resolution in dict.fromkeys(a.shape[-2:] for a in activations):
             same = [i for i, a in enumerate(activations) if a.shape[-2:] == resolution]
-            x = torch.cat([activations[i].movedim(1, -1) for i in same], dim=-1).to(self.dtype)  # [N,h,w,c]
-            maps.append(F.linear(x, torch.cat([weights[i] for i in same], dim=1)))  # [N,h,w,K*hidden]
-        bias = first.bias.view(-1)  # [K*hidden]
+            x = torch.cat([activations[i].movedim(1, -1) for i in same], dim=-1)  # [N,h,w,c]
+            w = torch.cat([weights[i] for i in same], dim=1).to(dtype)  # [K*hidden,c]
+            maps.append(F.linear(x, w))  # [N,h,w,K*hidden]
+        bias = first.bias.view(-1).to(dtype)  # [K*hidden]
 
         # 2. The other layers, with each batch norm folded into the linear layer behind it.
-        w2, b2 = _fold(norm1, second)  # [K,h2,hidden], [K,h2,1]
-        w3, b3 = _fold(norm2, third)  # [K,C,h2], [K,C,1]
+        w2, b2 = _fold(norm1, second, dtype)  # [K,h2,hidden], [K,h2,1]
+        w3, b3 = _fold(norm2, third, dtype)  # [K,C,h2], [K,C,1]
         strip = max(1, STRIP_ELEMENTS.get(bias.device.type, 2**24) // (n * members * hidden * width))
         for top in range(0, height, strip):
             rows = range(top, min(top + strip, height))
@@ -253,12 +256,12 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             yield x.unflatten(-1, (n, len(rows), width)).movedim(2, 0)  # [N,K,C,rows,W]
 
 
-def _fold(norm: StackedBatchNorm, linear: StackedLinear) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of `linear(norm(x))` in evaluation; computed in float64, returned in the layers' dtype."""
+def _fold(norm: StackedBatchNorm, linear: StackedLinear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of `linear(norm(x))` in evaluation; computed in float64, returned in `dtype`."""
     scale, shift = norm.scale_and_shift()
     weight = linear.weight.double()
     bias = linear.bias.double() + (weight @ shift.unsqueeze(-1)).squeeze(-1)
-    return (weight * scale.unsqueeze(1)).to(linear.weight.dtype), bias.unsqueeze(-1).to(linear.weight.dtype)
+    return (weight * scale.unsqueeze(1)).to(dtype), bias.unsqueeze(-1).to(dtype)
 
 
 def _upsample_rows(x: torch.Tensor, size: tuple[int, int], rows: range) -> torch.Tensor:

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffuseseg_diffusers import DiffuseSegPipeline
@@ -79,6 +80,17 @@ def test_camvid_runs_through_the_same_commands_with_an_untrained_unet(tmp_path):
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["num_images"] == 101 and len(metrics["per_class_iou"]) == 11
     assert metrics["per_class_iou"]["sky"] > 0.4 and metrics["per_class_iou"]["road"] > 0.4  # chance is 0.1
+
+
+def test_the_unet_is_saved_as_it_was_whatever_it_ran_in(drawn, tmp_path):
+    run(
+        *("diffuseseg", "fit", "--model", drawn / "model", "--dataset_name", drawn / "data", "--num_members", "2"),
+        *("--dtype", "bfloat16", "--output_dir", tmp_path / "out"),
+    )
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (drawn / "ddpm" / name).read_bytes()
+    head = DiffuseSegPipeline.from_pretrained(tmp_path / "out").segmentation_head
+    assert head.config.num_members == 2 and head.dtype == torch.float32
 
 
 def test_segmenting_writes_masks_overlays_and_a_line_for_each_picture(drawn, tmp_path):

@@ -148,14 +148,17 @@ def test_bfloat16_masks_agree_but_for_pixels_on_the_edge():
     head = make_head(make_pipeline())
     activations = random_activations(head, [(4, 4), (8, 8), (16, 16)], n=8)
     exact = head.predict(activations).labels
-    rough = head.to(torch.bfloat16).predict([a.bfloat16() for a in activations])
+    rough = head.predict([a.bfloat16() for a in activations])
+    assert head.dtype == torch.float32  # arithmetic follows the activations, the weights keep their digits
     assert rough.uncertainty.dtype == torch.float32
     assert (rough.labels == exact).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("num_classes, sizes", [(29, (128, 32)), (30, (256, 128))])
 def test_hidden_sizes_follow_the_number_of_classes(num_classes, sizes):
-    head = PixelClassifierEnsemble(num_classes, [8], [0], [50], num_members=2)
+    head = PixelClassifierEnsemble(
+        num_classes=num_classes, block_channels=[8], blocks=[0], timesteps=[50], num_members=2
+    )
     assert [head.layers[i].weight.shape[1] for i in (0, 3)] == list(sizes)
 
 
@@ -174,11 +177,11 @@ def test_a_head_survives_saving_bit_for_bit_with_all_that_its_config_holds(tmp_p
 
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="2 to 256 classes, got 1"):
-        PixelClassifierEnsemble(1, [8], [0], [50])
+        PixelClassifierEnsemble(num_classes=1, block_channels=[8], blocks=[0], timesteps=[50])
     with pytest.raises(ValueError, match="`label_names` has 2 entries for 3 classes"):
-        PixelClassifierEnsemble(3, [8], [0], [50], label_names=["a", "b"])
+        PixelClassifierEnsemble(num_classes=3, block_channels=[8], blocks=[0], timesteps=[50], label_names=["a", "b"])
     with pytest.raises(ValueError, match="`block_channels` has 2 entries for 1 blocks"):
-        PixelClassifierEnsemble(3, [8, 8], [0], [50])
+        PixelClassifierEnsemble(num_classes=3, block_channels=[8, 8], blocks=[0], timesteps=[50])
     head = make_head(make_pipeline())
     with pytest.raises(ValueError, match=r"activations of \[24, 16, 8, 24, 16, 8\] channels, got \[5\]"):
         head([torch.zeros(1, 5, 4, 4)], (8, 8))

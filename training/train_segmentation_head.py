@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers import DiffuseSegPipeline, evaluate_segmentation, fit_segmentation_head
 from diffuseseg_diffusers.commands import (
     add_data_arguments,
     add_model_arguments,
@@ -107,8 +107,11 @@ def main(args: argparse.Namespace) -> None:
     if validation is not None:
         report["validation"], _ = evaluate_segmentation(pipe, validation)
         print(format_metrics(report["validation"]))
+    # The U-Net is saved as it was, not in the arithmetic that it ran in.
+    original = DiffuseSegPipeline.from_pretrained(args.model, revision=args.revision, segmentation_head=None)
+    original.segmentation_head = pipe.segmentation_head
     with output_folder(args.output_dir, args.overwrite) as folder:
-        pipe.save_pretrained(folder)
+        original.save_pretrained(folder)
         write_json(folder / "head_training.json", report)
     print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {args.output_dir}.")
 
