@@ -23,6 +23,7 @@ from .image_processor import open_image
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation")
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 MASK_FORMATS = ("index", "binary", "rgb")
 _PICTURES = tuple(PIL.Image.registered_extensions())
 
@@ -284,8 +285,11 @@ def _label_names(name: str, local: bool, cache_dir, token, revision) -> list[str
 
 def _from_folder(folder: Path, split: str) -> Dataset | None:
     """A dataset of paths, for the layouts that `datasets` does not know; `None` for those that it does."""
+    splits = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name in SPLITS)
     for root in (folder / split, folder):
         pairs = _npy_pairs(root) or _folder_pairs(root)
+        if pairs and root == folder and splits:  # all splits together is not what was asked for
+            raise ValueError(f"The dataset {folder} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
         if pairs:
             images, masks = zip(*pairs)
             mask = Value("string") if masks[0].endswith(".npy") else Image(decode=False)
@@ -343,8 +347,8 @@ def _decode(value, where: str) -> tuple[PIL.Image.Image, str]:
         return value, where
     if isinstance(value, str):
         return open_image(value), value
-    if value is None:
-        raise ValueError(f"There is no picture in {where}.")
+    if not isinstance(value, Mapping):
+        raise ValueError(f"There is no picture in {where}, but {value!r:.40}.")
     path, data = value.get("path"), value.get("bytes")
     if data is None:
         return open_image(path), path

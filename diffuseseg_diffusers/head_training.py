@@ -67,7 +67,7 @@ class Recipe:
 
 
 RECIPES = {
-    # Large batches on a schedule reach the same accuracy in a fifth of the steps: see benchmarks/README.md.
+    # Large batches on a schedule reach at least the same accuracy in a ninth of the steps: see benchmarks/README.md.
     "fast": Recipe(batch_size=256, learning_rate=8e-3, max_epochs=100, max_steps=600, one_cycle=True, standardize=True),
     # As published: `train_interpreter.py` of yandex-research/ddpm-segmentation.
     "paper": Recipe(batch_size=64, learning_rate=1e-3, max_epochs=100, patience=50),
@@ -141,13 +141,13 @@ class ActivationTable:
             # Small pieces stay in the cache; the first estimate of the mean keeps the sum of squares exact.
             pieces = table.split(2**12)
             origin = pieces[0].float().mean(0)
-            total = torch.zeros(2, table.shape[1], dtype=torch.float64, device=table.device)
+            total = torch.zeros(2, table.shape[1], dtype=torch.float64)
             for piece in pieces:
                 centered = piece.float() - origin
-                total += torch.stack([centered.sum(0), centered.square_().sum(0)])
+                total += torch.stack([centered.sum(0), centered.square_().sum(0)]).cpu()
             offset, square = total / len(table)  # [c] each
-            mean = (origin + offset).float()
-            scale = (square - offset.square()).clamp(min=0).sqrt().float().clamp(min=1e-6)  # a dead channel stays 0
+            scale = (square - offset.square()).clamp(min=0).sqrt().clamp(min=1e-6)  # a dead channel stays 0
+            mean, scale = origin + offset.to(origin), scale.to(origin)
             for piece in pieces:
                 piece.copy_((piece.float() - mean) / scale)
             stop = start + table.shape[1]
@@ -261,7 +261,7 @@ def fit_segmentation_head(
         up_blocks (sequence of `int`, *optional*): Outputs of whole up-blocks, in place of `blocks`.
         num_members (`int`, defaults to 10): Members of the ensemble.
         recipe (`str` or [`Recipe`], defaults to `"fast"`): `"fast"`, `"paper"`, or one of your own.
-        label_names (sequence of `str`, *optional*): Names of the classes, if the dataset does not know them.
+        label_names (sequence of `str`, *optional*): Names of the classes; the dataset's own if not given.
         palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes, 0 to 255.
         min_label_fraction (`float`, defaults to 20 / 256²):
             A class that covers a smaller part of an image's area is ignored there; 0 to keep all.
@@ -269,7 +269,7 @@ def fit_segmentation_head(
         seed (`int`, defaults to 0):
             Of the noise, the members' initial weights and the order of their pixels. The same seed gives the same bits
             on the same number of processes and threads. A member depends on the seed and its number alone, whoever
-            trains beside it, but for rounding; that grows in training, and masks come to agree on about 98 % of pixels
+            trains beside it, but for rounding; that grows in training, and masks agree on more than 99 % of pixels
             rather than on all.
         batch_size (`int`, defaults to 4): Images that go through the U-Net at once, each at every timestep.
         cache_dir (path, *optional*): Keep activations in a temporary file in this folder instead of in memory.
@@ -282,10 +282,16 @@ def fit_segmentation_head(
         ValueError: The masks do not fit the classes or images, or an option is out of range.
         FloatingPointError: Activations are not finite.
     """
-    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"There is no recipe {recipe!r}; there are {', '.join(map(repr, RECIPES))}.")
+        recipe = RECIPES[recipe]
+    if blocks is not None and up_blocks is not None:
+        raise ValueError("Give `blocks` or `up_blocks`, not both.")
     unet = pipe.unet
     if not isinstance(dataset, LabeledImages):
         dataset = LabeledImages(dataset, label_names=label_names)
+    label_names = label_names or dataset.label_names
     if up_blocks is None and blocks is None:
         blocks = default_blocks(unet)
     extractor = DecoderFeatureExtractor(unet, pipe.scheduler, blocks, timesteps, up_blocks, share_noise, seed)
@@ -308,13 +314,14 @@ def fit_segmentation_head(
         in_channels=unet.config.in_channels,
         share_noise=share_noise,
         noise_seed=seed,
-        label_names=list(dataset.label_names) if dataset.label_names else None,
+        label_names=list(label_names) if label_names else None,
         palette=[list(c) for c in palette or dataset.palette or default_palette(dataset.num_classes)],
         ignore_index=dataset.ignore_index,
     )
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     members = list(range(rank, num_members, world))
-    fit_members(head, table.to(unet.device), recipe, seed, members, unet.device, show)
+    if members:
+        fit_members(head, table.to(unet.device), recipe, seed, members, unet.device, show)
     if world > 1:
         mine = {name: tensor[members] for name, tensor in head.state_dict().items()}
         for theirs, state in gather_object([(members, mine)]):

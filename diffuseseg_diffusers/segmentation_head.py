@@ -84,9 +84,9 @@ class StackedBatchNorm(nn.Module):
         return y.view_as(x)
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The affine map that this layer is in evaluation, in float64: `[K, features]` each."""
-        scale = self.weight.double() / (self.running_var.double() + self.eps).sqrt()
-        return scale, self.bias.double() - scale * self.running_mean.double()
+        """The affine map that this layer is in evaluation, in float32: `[K, features]` each."""
+        scale = self.weight.float() / (self.running_var.float() + self.eps).sqrt()
+        return scale, self.bias.float() - scale * self.running_mean.float()
 
 
 class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
@@ -134,6 +134,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         super().__init__()
         if not 2 <= num_classes <= 256:
             raise ValueError(f"A head needs 2 to 256 classes, got {num_classes}.")
+        if num_members < 1:
+            raise ValueError(f"A head needs one member at least, got {num_members}.")
         for name, values in (("label_names", label_names), ("palette", palette)):
             if values is not None and len(values) != num_classes:
                 raise ValueError(f"`{name}` has {len(values)} entries for {num_classes} classes.")
@@ -257,10 +259,10 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
 
 
 def _fold(norm: StackedBatchNorm, linear: StackedLinear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of `linear(norm(x))` in evaluation; computed in float64, returned in `dtype`."""
+    """Weight and bias of `linear(norm(x))` in evaluation; computed in float32, returned in `dtype`."""
     scale, shift = norm.scale_and_shift()
-    weight = linear.weight.double()
-    bias = linear.bias.double() + (weight @ shift.unsqueeze(-1)).squeeze(-1)
+    weight = linear.weight.float()
+    bias = linear.bias.float() + (weight @ shift.unsqueeze(-1)).squeeze(-1)
     return (weight * scale.unsqueeze(1)).to(dtype), bias.unsqueeze(-1).to(dtype)
 
 

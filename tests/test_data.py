@@ -196,6 +196,19 @@ def test_a_split_that_does_not_exist_is_refused_with_those_that_do():
         load_labeled_images(shared("data/faces64"), "labeled", "training")
 
 
+def test_a_split_folder_that_does_not_exist_never_means_all_of_them(tmp_path):
+    for split in ("train", "test"):
+        write_pairs(tmp_path / split, tmp_path / split, mask_suffix=".npy")
+    with pytest.raises(ValueError, match="no split 'validation'; it has 'test', 'train'"):
+        load_labeled_images(tmp_path, split="validation")
+
+
+def test_a_column_of_class_numbers_is_no_mask():
+    image = Image.fromarray(draw((8, 8), 0)[0])
+    with pytest.raises(ValueError, match="no picture in the mask of row 0, but 3"):
+        LabeledImages(Dataset.from_dict({"image": [image], "label": [3]}))
+
+
 def test_holding_out_a_fraction_is_deterministic_and_keeps_the_settings():
     labeled = drawn_dataset(10, ignore_index=9)
     train, held_out = labeled.split(0.3, seed=1)

@@ -233,3 +233,17 @@ def test_recipes_are_the_published_one_and_a_fast_one():
     assert (paper.batch_size, paper.learning_rate, paper.max_epochs, paper.patience) == (64, 1e-3, 100, 50)
     assert paper.patience_from_epoch == 4 and not paper.standardize and not paper.one_cycle
     assert set(RECIPES) == {"fast", "paper"}
+
+
+def test_options_that_contradict_each_other_or_do_not_exist_are_refused():
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    with pytest.raises(ValueError, match="`blocks` or `up_blocks`, not both"):
+        fit_segmentation_head(pipe, dataset, blocks=(1,), up_blocks=(1,))
+    with pytest.raises(ValueError, match="no recipe 'slow'; there are 'fast', 'paper'"):
+        fit_segmentation_head(pipe, dataset, recipe="slow")
+    with pytest.raises(ValueError, match="one member at least, got 0"):
+        fit_segmentation_head(pipe, dataset, num_members=0)
+    with pytest.raises(ValueError, match="`label_names` has 2 entries for 3 classes"):
+        fit_segmentation_head(pipe, dataset, label_names=["a", "b"], recipe=QUICK)
+    renamed = fit_segmentation_head(pipe, dataset, label_names=["a", "b", "c"], recipe=QUICK, num_members=2)
+    assert renamed.config.label_names == ["a", "b", "c"]
