@@ -40,7 +40,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     commands.check_output_folder(args.output_dir, args.overwrite)
     pipe = commands.load_pipeline(args.model, args.revision, args.device, args.dtype)
     head = _head(pipe)
-    dataset = commands.load_data(args, label_names=pipe.label_names, num_classes=head.config.num_classes)
+    dataset = commands.load_data(
+        args,
+        ignore_index=head.config.ignore_index,
+        label_names=pipe.label_names,
+        num_classes=head.config.num_classes,
+    )
     metrics, examples = evaluate_segmentation(
         pipe, dataset, args.batch_size, args.absent_as_zero, num_examples=args.num_examples
     )

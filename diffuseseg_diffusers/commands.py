@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from .data import MASK_FORMATS, LabeledImages, load_labeled_images, read_label_file
 from .pipeline_diffuseseg import DiffuseSegPipeline
+
+
+if TYPE_CHECKING:
+    from .data import LabeledImages
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,6 +40,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     """Which labelled images to read, and how."""
+    from .data import MASK_FORMATS  # here, because segmenting does without the extra `train`
+
     group = parser.add_argument_group("data")
     group.add_argument("--dataset_name", required=True, help="Labelled images: a local folder or a Hub name.")
     group.add_argument("--dataset_config_name", help="Configuration of the dataset.")
@@ -45,12 +51,16 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     group.add_argument("--mask_column", help="Column of masks (default: mask, or a usual name).")
     group.add_argument("--mask_format", choices=MASK_FORMATS, default="index", help="What the masks hold.")
     group.add_argument("--palette", type=Path, help="JSON file with the colour of each class.")
-    group.add_argument("--ignore_index", type=int, default=255, help="Mask value without a label (default: 255).")
+    group.add_argument(
+        "--ignore_index", type=int, help="Mask value without a label (default: 255, or what the model was fitted with)."
+    )
     group.add_argument("--cache_dir", help="Where `datasets` keeps downloads.")
 
 
-def load_data(args: argparse.Namespace, split: str | None = None, **kwargs) -> LabeledImages:
-    """The labelled images that the arguments of [`add_data_arguments`] name."""
+def load_data(args: argparse.Namespace, split: str | None = None, ignore_index: int = 255, **kwargs) -> "LabeledImages":
+    """The labelled images that the arguments of [`add_data_arguments`] name; `ignore_index` if they name none."""
+    from .data import load_labeled_images, read_label_file
+
     return load_labeled_images(
         args.dataset_name,
         args.dataset_config_name,
@@ -58,7 +68,7 @@ def load_data(args: argparse.Namespace, split: str | None = None, **kwargs) -> L
         cache_dir=args.cache_dir,
         revision=args.dataset_revision,
         palette=read_label_file(args.palette) if args.palette else None,
-        ignore_index=args.ignore_index,
+        ignore_index=ignore_index if args.ignore_index is None else args.ignore_index,
         mask_format=args.mask_format,
         image_column=args.image_column,
         mask_column=args.mask_column,

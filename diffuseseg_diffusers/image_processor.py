@@ -11,7 +11,10 @@ import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
@@ -62,6 +65,11 @@ def to_eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= top):
             raise ValueError(f'A picture of mode "{image.mode}" must lie in 0 to {top:g}, found {low:g} to {high:g}.')
+        if image.mode != "F" and 0 < high < 65535 / 8:
+            logger.warning(
+                f"A 16-bit picture uses only 0 to {high:g} of 0 to 65535 and becomes almost black in eight bits; if it "
+                f"holds 12 bits or less, scale it to the full range first, all pictures alike."
+            )
         return PIL.Image.fromarray((values * (255 / top)).round().astype(np.uint8))
     return image.convert("RGB")
 
@@ -148,7 +156,7 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
                 loaded.append(image.convert("L" if self.in_channels == 1 else "RGB"))
             elif isinstance(image, np.ndarray):
                 batch = image[None, ..., None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
-                loaded += [self._single(x.movedim(-1, 0)) for x in torch.from_numpy(np.ascontiguousarray(batch))]
+                loaded += [self._single(x.movedim(-1, 0)) for x in torch.from_numpy(np.array(batch))]
             elif isinstance(image, torch.Tensor):
                 batch = image[None, None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
                 loaded += [self._single(x) for x in batch]

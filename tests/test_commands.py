@@ -82,6 +82,17 @@ def test_camvid_runs_through_the_same_commands_with_an_untrained_unet(tmp_path):
     assert metrics["per_class_iou"]["sky"] > 0.4 and metrics["per_class_iou"]["road"] > 0.4  # chance is 0.1
 
 
+def test_evaluating_ignores_what_the_model_was_fitted_to_ignore(drawn, tmp_path):
+    data = ("--dataset_name", drawn / "data")
+    run(
+        *("diffuseseg", "fit", "--model", drawn / "ddpm", *data, "--num_members", "2", "--ignore_index", "0"),
+        *("--output_dir", tmp_path / "model"),
+    )
+    run("diffuseseg", "evaluate", "--model", tmp_path / "model", *data, "--output_dir", tmp_path / "eval")
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["per_class_iou"]["sky"] is None and metrics["mean_iou"] > 0.5
+
+
 def test_the_unet_is_saved_as_it_was_whatever_it_ran_in(drawn, tmp_path):
     run(
         *("diffuseseg", "fit", "--model", drawn / "model", "--dataset_name", drawn / "data", "--num_members", "2"),
@@ -134,6 +145,17 @@ def test_a_broken_picture_is_named_and_the_others_are_segmented(drawn, tmp_path)
         expect=1,
     )
     assert result.stderr.strip().endswith("empty has no pictures in it.") and "Traceback" not in result.stderr
+
+
+def test_segmenting_needs_no_extra_and_the_others_say_which(drawn, tmp_path):
+    without = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'evaluate', 'matplotlib']));"
+    without += "from diffuseseg_diffusers.cli import main; main(sys.argv[1:])"
+    pictures, model = drawn / "data" / "test" / "images", ("--model", drawn / "model")
+    run("python", "-c", without, "segment", pictures, *model, "--output_dir", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 4
+    for command in ("fit", "evaluate"):
+        result = run("python", "-c", without, command, *model, "--output_dir", tmp_path / "o", expect=1)
+        assert "is not installed; run `pip install diffuseseg-diffusers[train]`" in result.stderr
 
 
 def test_an_existing_output_folder_is_kept_unless_overwrite(drawn, tmp_path):

@@ -1,4 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,18 @@ def test_pictures_of_any_mode_are_taken(mode, channels):
 def test_sixteen_bit_scans_keep_their_full_range():
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     assert np.array_equal(np.asarray(to_eight_bit(Image.fromarray(ramp))).ravel(), np.arange(256))
+
+
+def test_twelve_bit_scans_in_sixteen_bits_are_warned_of(caplog):
+    logger = logging.getLogger("diffuseseg_diffusers.image_processor")
+    logger.addHandler(caplog.handler)
+    try:
+        to_eight_bit(Image.fromarray(np.full((4, 4), 60000, np.uint16)))
+        assert not caplog.text
+        to_eight_bit(Image.fromarray(np.full((4, 4), 4095, np.uint16)))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "uses only 0 to 4095 of 0 to 65535" in caplog.text
 
 
 @settings(max_examples=30, deadline=None)

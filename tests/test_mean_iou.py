@@ -58,14 +58,15 @@ def test_absent_classes_are_nan_or_zero_and_an_ignored_class_is_none(metric):
     assert result["mean_iou"] == 1 and np.isnan(result["per_category_iou"][2:]).all()
     result = metric.compute(predictions=[mask.clip(0, 1)], references=[mask], num_labels=4, absent_as_zero=True)
     assert result["mean_iou"] == 0.5 and result["per_category_iou"].tolist() == [1, 1, 0, 0]
-    result = metric.compute(
-        predictions=[np.array([[1, 1]])],
-        references=[np.array([[0, 1]])],
-        num_labels=2,
-        ignore_index=0,
-        absent_as_zero=True,
-    )
-    assert np.isnan(result["per_category_iou"][0]) and result["mean_iou"] == 1
+    for absent_as_zero in (False, True):
+        result = metric.compute(
+            predictions=[np.array([[1, 1, 0]])],
+            references=[np.array([[0, 1, 1]])],
+            num_labels=2,
+            ignore_index=0,
+            absent_as_zero=absent_as_zero,
+        )
+        assert np.isnan(result["per_category_iou"][0]) and result["mean_iou"] == 0.5
 
 
 def test_computing_starts_anew(metric):

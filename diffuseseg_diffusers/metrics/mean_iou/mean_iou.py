@@ -91,8 +91,8 @@ class MeanIoU(evaluate.Metric):
             overall = right.sum() / kept.sum()
         if absent_as_zero:
             iou = np.nan_to_num(iou, nan=0.0)
-            if ignore_index is not None and ignore_index < num_labels:
-                iou[ignore_index] = np.nan  # an ignored class is no class
+        if ignore_index is not None and ignore_index < num_labels:
+            iou[ignore_index] = accuracy[ignore_index] = np.nan  # an ignored class is no class
         return {
             "mean_iou": float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan"),
             "mean_accuracy": float(np.nanmean(accuracy)) if not np.isnan(accuracy).all() else float("nan"),
