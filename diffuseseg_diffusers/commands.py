@@ -106,7 +106,7 @@ def load_pipeline(
         dtype (`str`, defaults to `"auto"`): A key of `DTYPES`, or see [`default_dtype`].
 
     Raises:
-        ValueError: There is no pipeline in the folder.
+        ValueError: There is no pipeline of that name, in a folder or on the Hub.
     """
     device = torch.device(device) if device else default_device()
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "model_index.json")):
@@ -115,9 +115,18 @@ def load_pipeline(
         raise ValueError(f"There is no folder {name}.")
     arithmetic = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
     # The head computes in the dtype of the activations whatever its own is, so its weights keep all their digits.
-    pipe = DiffuseSegPipeline.from_pretrained(
-        name, revision=revision, dtype={"unet": arithmetic, "default": torch.float32}
-    )
+    try:
+        pipe = DiffuseSegPipeline.from_pretrained(
+            name, revision=revision, dtype={"unet": arithmetic, "default": torch.float32}
+        )
+    except OSError as error:
+        if os.path.isdir(name):
+            raise
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(
+            f"There is no folder {name}, and the Hub gave no pipeline of that name ({reason}). Without a connection, "
+            f"give a local folder."
+        ) from error
     pipe.unet.to(memory_format=torch.channels_last)  # convolutions are up to a third faster
     return pipe.to(device)
 

@@ -249,8 +249,9 @@ def load_labeled_images(
         except DatasetNotFoundError as error:
             offline = " Offline mode is on." if datasets_config.HF_HUB_OFFLINE else ""
             raise ValueError(f"There is no folder {name} and no dataset of that name on the Hub.{offline}") from error
-        except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"The dataset {name} cannot be loaded: {error}") from error
+        except (ValueError, FileNotFoundError, ConnectionError) as error:
+            hint = "" if local else " Without a connection to the Hub, give a local folder."
+            raise ValueError(f"The dataset {name} cannot be loaded: {error}.{hint}") from error
     return LabeledImages(dataset, label_names=label_names, **kwargs)
 
 

@@ -415,7 +415,11 @@ def fit_members(
     best = torch.full((len(members),), math.inf, device=device)
     stale = torch.zeros(len(members), dtype=torch.long, device=device)
 
-    with tqdm(total=total, desc="Fitting members", unit="step", disable=not show_progress, mininterval=0.5) as bar:
+    # With early stopping, how long it takes is not known; the bar counts to the earliest end, then along.
+    earliest = recipe.patience_from_epoch * epoch_steps + recipe.patience if recipe.patience else total
+    with tqdm(
+        total=min(total, earliest), desc="Fitting members", unit="step", disable=not show_progress, mininterval=0.5
+    ) as bar:
         for step in range(total):
             epoch, i = divmod(step, epoch_steps)
             if i == 0:  # every member passes over all labelled pixels in an order of its own, the odd ones left over
@@ -429,6 +433,7 @@ def fit_members(
             x = table.gather(located, buffer[: len(y)]).to(device).unflatten(0, (-1, batch_size))  # [K,B,D]
             y = y.to(device).unflatten(0, (-1, batch_size))  # [K,B]
             loss = training.step(x, y)  # [K]
+            bar.total = max(bar.total, step + 1)
             bar.update()
             if step % 50 == 0:
                 bar.set_postfix(loss=f"{loss.mean().item():.3f}", members=len(loss), refresh=False)
