@@ -135,7 +135,7 @@ class ActivationTable:
         self.labels[image] = labels
 
     def standardize(self) -> None:
-        """Gives every channel zero mean and unit variance over all images and positions, in place."""
+        """Gives every channel zero mean and unit variance (or 0, if it is constant) over all images, in place."""
         start = 0
         for table in self.tables.values():
             # Small pieces stay in the cache; the first estimate of the mean keeps the sum of squares exact.
@@ -146,7 +146,9 @@ class ActivationTable:
                 centered = piece.float() - origin
                 total += torch.stack([centered.sum(0), centered.square_().sum(0)]).cpu()
             offset, square = total / len(table)  # [c] each
-            scale = (square - offset.square()).clamp(min=0).sqrt().clamp(min=1e-6)  # a dead channel stays 0
+            scale = (square - offset.square()).clamp(min=0).sqrt()
+            # A channel that never varies teaches nothing; were it to vary later, its random weights must not count.
+            scale[scale < 1e-6] = torch.inf
             mean, scale = origin + offset.to(origin), scale.to(origin)
             for piece in pieces:
                 piece.copy_((piece.float() - mean) / scale)
@@ -399,6 +401,7 @@ def fit_members(
 
     Raises:
         ValueError: There are fewer than two labelled pixels.
+        FloatingPointError: Training diverged.
     """
     members = list(range(head.config.num_members) if members is None else members)
     labels = table.labels.view(-1)
@@ -513,6 +516,8 @@ class _MemberTraining:
         members = self.members[done]
         for name, tensor in self.layers.state_dict().items():
             target[name][members] = tensor[done.to(tensor.device)].cpu()
+        if not all(tensor[members].isfinite().all() for tensor in target.values()):
+            raise FloatingPointError("Training diverged to values that are not finite; lower the learning rate.")
         # The first layer takes raw features, in the order of concatenation: w·(x - mean)/scale + b.
         weight = torch.empty_like(target["0.weight"][members])
         weight[:, :, self.table.channel_order] = target["0.weight"][members] / self.table.scale

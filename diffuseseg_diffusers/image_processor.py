@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Images of any kind in, class-id masks and overlays out."""
 
-import colorsys
 import os
 from collections.abc import Sequence
 
@@ -25,11 +24,15 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's mode "L"
 
 
 def default_palette(num_classes: int) -> list[list[int]]:
-    """Distinct colours `[red, green, blue]`, 0 to 255: Okabe and Ito's eight, then hues a golden angle apart."""
+    """Distinct colours `[red, green, blue]`, 0 to 255: Okabe and Ito's eight, then each as far from all as can be."""
     colors = [list(c) for c in _OKABE_ITO[:num_classes]]
-    for i in range(len(colors), num_classes):
-        rgb = colorsys.hsv_to_rgb(i * 0.618034 % 1, (0.85, 0.5)[i % 2], (0.95, 0.65)[i // 2 % 2])
-        colors.append([round(255 * x) for x in rgb])
+    levels = np.linspace(30, 255, 8).round().astype(int)
+    candidates = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)  # [512,3]
+    distance = np.linalg.norm(candidates[:, None] - np.array(_OKABE_ITO), axis=2).min(1)
+    while len(colors) < num_classes:
+        color = candidates[distance.argmax()]
+        colors.append(color.tolist())
+        distance = np.minimum(distance, np.linalg.norm(candidates - color, axis=1))
     return colors
 
 

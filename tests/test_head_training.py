@@ -247,3 +247,20 @@ def test_options_that_contradict_each_other_or_do_not_exist_are_refused():
         fit_segmentation_head(pipe, dataset, label_names=["a", "b"], recipe=QUICK)
     renamed = fit_segmentation_head(pipe, dataset, label_names=["a", "b", "c"], recipe=QUICK, num_members=2)
     assert renamed.config.label_names == ["a", "b", "c"]
+
+
+def test_channels_that_never_vary_in_training_do_not_count_when_they_do_later():
+    head = make_head(make_pipeline(), blocks=(5,), timesteps=[50])
+    table = ActivationTable([FeatureInfo(5, 50, 8, 8, 8)], 1, (16, 16))
+    activations = torch.randn(8, 8, 8)
+    activations[3] = 2.0
+    table.put(0, [activations], torch.randint(3, (16, 16), dtype=torch.uint8))
+    fit_members(head, table, QUICK, show_progress=False)
+    assert head.layers[0].weight[:, :, 3].eq(0).all() and head.layers[0].weight[:, :, 4].ne(0).any()
+    assert head.layers[0].bias.isfinite().all()
+
+
+def test_training_that_diverges_says_so():
+    dataset, pipe = drawn_dataset(), make_pipeline()
+    with pytest.raises(FloatingPointError, match="Training diverged"):
+        fit_segmentation_head(pipe, dataset, recipe=Recipe(64, float("inf"), 1), num_members=2)

@@ -155,6 +155,8 @@ def test_palettes_have_no_colour_twice():
         colors = default_palette(n)
         assert len(colors) == n and len({tuple(c) for c in colors}) == n
         assert all(0 <= x <= 255 for c in colors for x in c)
+    apart = np.linalg.norm(np.array(default_palette(34))[:, None] - np.array(default_palette(34)), axis=2)
+    assert apart[apart > 0].min() > 55  # no two look alike
 
 
 def test_overlays_colour_classes_and_leave_ignored_pixels():
