@@ -76,6 +76,13 @@ class LabeledImages:
             raise ValueError(f"`mask_format` is one of {', '.join(MASK_FORMATS)}, got {mask_format!r}.")
         if mask_format == "rgb" and palette is None:
             raise ValueError("Masks in colour need the palette of the classes (`--palette`).")
+        if isinstance(dataset, Mapping):
+            raise ValueError(
+                f"Give one split of the dataset, such as dataset[{next(iter(dataset))!r}]; it has several."
+            )
+        if not isinstance(dataset, Dataset):
+            raise ValueError(f"Labelled images are a `datasets.Dataset`, not streamed; got {type(dataset).__name__}.")
+        dataset = dataset.with_format(None)  # decoding and conversion are ours
         if len(dataset) == 0:
             raise ValueError("The dataset is empty: it has no images.")
         columns = dataset.column_names
@@ -83,7 +90,7 @@ class LabeledImages:
         self.mask_column = _find_column(columns, mask_column, MASK_COLUMNS, "mask")
         for column in (self.image_column, self.mask_column):
             if isinstance(dataset.features[column], Image):
-                dataset = dataset.cast_column(column, Image(decode=False))  # decoding is ours, so that errors say where
+                dataset = dataset.cast_column(column, Image(decode=False))  # so that errors can say where
         self.dataset = dataset
         self.label_names = list(label_names) if label_names else None
         self.palette = [list(c) for c in palette] if palette is not None else None

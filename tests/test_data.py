@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from PIL import Image
 
 from diffuseseg_diffusers import LabeledImages, load_labeled_images
@@ -78,6 +78,18 @@ def test_a_dataset_in_memory_needs_no_files():
     images, masks = zip(*[draw((8, 8), i) for i in range(2)])
     arrays = Dataset.from_dict({"image": [Image.fromarray(i) for i in images], "mask": [m.tolist() for m in masks]})
     assert np.array_equal(LabeledImages(arrays)[1].mask, masks[1])
+
+
+def test_what_is_not_one_dataset_is_refused_and_formats_do_not_matter():
+    images, masks = zip(*[draw((8, 8), i) for i in range(2)])
+    dataset = dataset_of(images, masks)
+    with pytest.raises(ValueError, match=r"such as dataset\['train'\]; it has several"):
+        LabeledImages(DatasetDict(train=dataset, test=dataset))
+    with pytest.raises(ValueError, match="not streamed; got IterableDataset"):
+        LabeledImages(dataset.to_iterable_dataset())
+    with pytest.raises(ValueError, match="is empty"):
+        LabeledImages(dataset.select([]))
+    assert np.array_equal(LabeledImages(dataset.with_format("torch"))[1].mask, masks[1])
 
 
 def test_the_shared_datasets_load_with_their_names():
