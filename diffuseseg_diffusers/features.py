@@ -167,7 +167,8 @@ class DecoderFeatureExtractor:
             ValueError: The U-Net cannot take images of this size (the nearest sizes that work are named).
         """
         if height is None or width is None:
-            height, width = image_size(self.unet)
+            default_height, default_width = image_size(self.unet)
+            height, width = height or default_height, width or default_width
         channels = self.unet.config.block_out_channels[::-1]
         levels, layers = len(channels), self.unet.config.layers_per_block
         check_image_size(self.unet, height, width)

@@ -139,6 +139,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         for name, values in (("label_names", label_names), ("palette", palette)):
             if values is not None and len(values) != num_classes:
                 raise ValueError(f"`{name}` has {len(values)} entries for {num_classes} classes.")
+        if label_names is not None and len(set(label_names)) < num_classes:
+            raise ValueError(f"Two classes have the same name in {list(label_names)}; results are listed by name.")
         if len(block_channels) != len(blocks):
             raise ValueError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
         first, second = hidden_sizes or ((128, 32) if num_classes < 30 else (256, 128))

@@ -35,16 +35,13 @@ def examples_page(
         wrong = (e.prediction != e.reference) & (e.reference != ignore_index)
         error = np.asarray(shown.convert("L").convert("RGB")).copy()
         error[wrong] = (213, 94, 0)
-        iou = (
-            ""
-            if (e.reference == ignore_index).all()
-            else f"{1 - wrong.sum() / (e.reference != ignore_index).sum():.1%}"
-        )
+        counted = (e.reference != ignore_index).sum()
+        caption = f"{1 - wrong.sum() / counted:.1%} right" if counted else ""
         rows.append(
             [
                 (shown, ""),
                 (overlay(shown, e.reference, palette, alpha=0.6), ""),
-                (overlay(shown, e.prediction, palette, alpha=0.6), f"{iou} right"),
+                (overlay(shown, e.prediction, palette, alpha=0.6), caption),
                 (error, ""),
                 (e.uncertainty, ""),
             ]

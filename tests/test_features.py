@@ -101,16 +101,25 @@ def test_every_block_is_what_a_full_pass_computes_and_what_feature_info_says(nam
         torch.testing.assert_close(activation, expected[info.timestep, info.block], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["grey", "attention everywhere, three layers", "skip blocks"])
+@pytest.mark.parametrize("name", UNETS)
 def test_stopping_early_changes_no_bit_of_any_block(name):
+    """Against passes that run to the U-Net's output, on the very same batch."""
     unet = make_unet(**UNETS[name])
-    x = torch.rand(2, unet.config.in_channels, 16, 16) * 2 - 1
-    last = num_decoder_blocks(unet) - 1
-    for block in range(last + 1):
-        alone = DecoderFeatureExtractor(unet, DDPMScheduler(), [block], (50, 150))(x).activations
-        full = DecoderFeatureExtractor(unet, DDPMScheduler(), {block, last}, (50, 150))(x)
-        full = [a for a, i in zip(full.activations, full.info) if i.block == block]
-        assert all(torch.equal(a, b) for a, b in zip(alone, full))
+    height, width = (16, 16) if isinstance(unet.config.sample_size, int) else unet.config.sample_size
+    x = torch.rand(2, unet.config.in_channels, height, width) * 2 - 1
+    for block in range(num_decoder_blocks(unet)):
+        extractor = DecoderFeatureExtractor(unet, DDPMScheduler(), [block], (50, 150))
+        inputs, outputs = [], []
+        hook = unet.register_forward_pre_hook(lambda m, a, k, to=inputs: to.append((a, k)), with_kwargs=True)
+        early = extractor(x).activations
+        hook.remove()
+        ((arguments, keywords),) = inputs
+        hook = extractor._module(block).register_forward_hook(lambda m, a, o, to=outputs: to.append(o))
+        with torch.no_grad():
+            assert unet(*arguments, **keywords).sample.shape[0] == 4
+        hook.remove()
+        full = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+        assert torch.equal(torch.cat(early), full)
 
 
 def test_the_pass_ends_at_the_last_tapped_block():
@@ -123,6 +132,12 @@ def test_the_pass_ends_at_the_last_tapped_block():
     assert ran == [0, 1]
     DecoderFeatureExtractor(unet, DDPMScheduler(), (2,), (50,))(torch.zeros(1, 1, 16, 16))
     assert ran == [0, 1, 0]  # block 2 is in the middle of up-block 1
+
+
+def test_feature_info_defaults_to_the_size_of_the_unet_side_by_side():
+    extractor = DecoderFeatureExtractor(make_unet(sample_size=(16, 24)), DDPMScheduler(), (5,), (50,))
+    assert [(i.height, i.width) for i in extractor.feature_info()] == [(16, 24)]
+    assert [(i.height, i.width) for i in extractor.feature_info(height=32)] == [(32, 24)]
 
 
 def test_whole_up_blocks_are_their_last_blocks():

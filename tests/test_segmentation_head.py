@@ -180,6 +180,10 @@ def test_wrong_arguments_are_refused():
         PixelClassifierEnsemble(num_classes=1, block_channels=[8], blocks=[0], timesteps=[50])
     with pytest.raises(ValueError, match="`label_names` has 2 entries for 3 classes"):
         PixelClassifierEnsemble(num_classes=3, block_channels=[8], blocks=[0], timesteps=[50], label_names=["a", "b"])
+    with pytest.raises(ValueError, match="Two classes have the same name"):
+        PixelClassifierEnsemble(
+            num_classes=3, block_channels=[8], blocks=[0], timesteps=[50], label_names=["a", "b", "a"]
+        )
     with pytest.raises(ValueError, match="`block_channels` has 2 entries for 1 blocks"):
         PixelClassifierEnsemble(num_classes=3, block_channels=[8, 8], blocks=[0], timesteps=[50])
     head = make_head(make_pipeline())
