@@ -128,7 +128,7 @@ class DiffuseSegPipeline(DiffusionPipeline):
 
         Args:
             batch_size (`int`, defaults to 1): Number of images.
-            num_inference_steps (`int`, defaults to 1000): Denoising steps; 20 to 50 do with DDIM or DPM-Solver++.
+            num_inference_steps (`int`, defaults to 1000): Denoising steps; DDIM and DPM-Solver++ need fewer than DDPM.
             generator (`torch.Generator` or list of one per image, *optional*): Makes the generation deterministic.
             class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
                 Class of each image for a class-conditional U-Net; class 0 if not given. Features for the mask always
