@@ -10,7 +10,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "diffuseseg_diffusers" / "_
 
 # `train` is what reads datasets, measures and draws; generating and segmenting need none of it.
 train = ["datasets>=4.0", "evaluate>=0.4.6", "matplotlib>=3.9"]
-test = [*train, "pytest>=8.0", "hypothesis>=6.100"]
+test = [*train, "pytest>=8.0", "hypothesis>=6.100", "tensorboard>=2.15"]
 
 setup(
     name="diffuseseg-diffusers",
@@ -25,7 +25,10 @@ setup(
     # The scripts for `accelerate launch` stand at the top level; installed, they are part of the package, so that the
     # command `diffuseseg` finds them.
     package_dir={"diffuseseg_diffusers.training": "training"},
-    package_data={"diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"]},
+    package_data={
+        "diffuseseg_diffusers": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
+        "diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"],
+    },
     install_requires=[
         "torch>=2.4",
         "diffusers>=0.38",
@@ -33,6 +36,8 @@ setup(
         "huggingface_hub>=0.34",
         "numpy>=1.26",
         "pillow>=10.3",
+        "psutil",
+        "pyyaml>=6.0",
         "safetensors>=0.4.3",
         "tqdm>=4.60",
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from datasets import Dataset, Features, Image, Value, load_dataset
+from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import hf_hub_download
@@ -86,8 +86,8 @@ class LabeledImages:
         if len(dataset) == 0:
             raise ValueError("The dataset is empty: it has no images.")
         columns = dataset.column_names
-        self.image_column = _find_column(columns, image_column, IMAGE_COLUMNS, "image")
-        self.mask_column = _find_column(columns, mask_column, MASK_COLUMNS, "mask")
+        self.image_column = find_column(columns, image_column, IMAGE_COLUMNS, "image")
+        self.mask_column = find_column(columns, mask_column, MASK_COLUMNS, "mask")
         for column in (self.image_column, self.mask_column):
             if isinstance(dataset.features[column], Image):
                 dataset = dataset.cast_column(column, Image(decode=False))  # so that errors can say where
@@ -111,7 +111,7 @@ class LabeledImages:
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = self.dataset[index]
-        image, name = _decode(row[self.image_column], f"row {index}")
+        image, name = decode_picture(row[self.image_column], f"row {index}")
         mask, mask_name = self._mask(row[self.mask_column], f"the mask of row {index}")
         if mask.shape != (image.height, image.width):
             raise ValueError(
@@ -161,7 +161,7 @@ class LabeledImages:
         elif isinstance(value, (list, np.ndarray)):
             mask = np.asarray(value)
         else:
-            image, where = _decode(value, where)
+            image, where = decode_picture(value, where)
             # Modes "P" and "L" hold numbers; anything else in colour is for the palette to read.
             mask = np.asarray(image.convert("RGB") if self.mask_format == "rgb" else image)
         if self.mask_format == "rgb":
@@ -247,19 +247,29 @@ def load_labeled_images(
         label_names = _label_names(name, local, cache_dir, token, revision)
     dataset = _from_folder(Path(name), split) if local else None
     if dataset is None:
-        if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-            raise ValueError(f"There is no folder {name}.")
-        if local and not any(Path(name).rglob("*.*")):
-            raise ValueError(f"The folder {name} has no pictures in it.")
-        try:
-            dataset = load_dataset(name, config_name, split=split, cache_dir=cache_dir, token=token, revision=revision)
-        except DatasetNotFoundError as error:
-            offline = " Offline mode is on." if datasets_config.HF_HUB_OFFLINE else ""
-            raise ValueError(f"There is no folder {name} and no dataset of that name on the Hub.{offline}") from error
-        except (ValueError, FileNotFoundError, ConnectionError) as error:
-            hint = "" if local else " Without a connection to the Hub, give a local folder."
-            raise ValueError(f"The dataset {name} cannot be loaded: {error}.{hint}") from error
+        dataset = load_split(name, config_name, split, cache_dir=cache_dir, token=token, revision=revision)
     return LabeledImages(dataset, label_names=label_names, **kwargs)
+
+
+def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Dataset | IterableDataset:
+    """`datasets.load_dataset` for one split of a Hub dataset or local folder, with errors that say what to do.
+
+    Raises:
+        ValueError: There is no such dataset, configuration or split.
+    """
+    local = os.path.isdir(name)
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ValueError(f"There is no folder {name}.")
+    if local and not any(Path(name).rglob("*.*")):
+        raise ValueError(f"The folder {name} has no pictures in it.")
+    try:
+        return load_dataset(name, config_name, split=split, **kwargs)
+    except DatasetNotFoundError as error:
+        offline = " Offline mode is on." if datasets_config.HF_HUB_OFFLINE else ""
+        raise ValueError(f"There is no folder {name} and no dataset of that name on the Hub.{offline}") from error
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        hint = "" if local else " Without a connection to the Hub, give a local folder."
+        raise ValueError(f"The dataset {name} cannot be loaded: {error}.{hint}") from error
 
 
 def read_label_file(path: str | os.PathLike) -> list:
@@ -310,7 +320,7 @@ def _npy_pairs(root: Path) -> list[tuple[str, str]]:
     """The published layout: images with `.npy` masks beside them, anywhere below the folder."""
     if not root.is_dir() or not any(root.rglob("*.npy")):
         return []
-    images = _pictures(root)
+    images = find_pictures(root)
     lonely = [str(p) for p in images if not p.with_suffix(".npy").is_file()]
     if lonely:
         raise ValueError(f"{lonely[0]} has no mask {Path(lonely[0]).with_suffix('.npy').name} beside it.")
@@ -324,21 +334,27 @@ def _folder_pairs(root: Path) -> list[tuple[str, str]]:
     masks = next((root / m for m in MASK_FOLDERS if (root / m).is_dir()), None)
     if masks is None or not (root / "images").is_dir():
         return []
-    images = _pictures(root / "images")
+    images = find_pictures(root / "images")
     if not images:
         raise ValueError(f"The folder {root / 'images'} has no pictures in it.")
-    by_name = {p.relative_to(masks).with_suffix(""): p for p in _pictures(masks)}
+    by_name = {p.relative_to(masks).with_suffix(""): p for p in find_pictures(masks)}
     lonely = [p for p in images if p.relative_to(root / "images").with_suffix("") not in by_name]
     if lonely:
         raise ValueError(f"{lonely[0]} has no mask of the same name in {masks}.")
     return [(str(p), str(by_name[p.relative_to(root / "images").with_suffix("")])) for p in images]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def find_pictures(folder: Path) -> list[Path]:
+    """Picture files anywhere below a folder, sorted."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
 
 
-def _find_column(columns: Sequence[str], wanted: str | None, aliases: Sequence[str], kind: str) -> str:
+def find_column(columns: Sequence[str], wanted: str | None, aliases: Sequence[str], kind: str) -> str:
+    """The column that was asked for, or the first of the usual names that there is.
+
+    Raises:
+        ValueError: There is none; names the columns.
+    """
     candidates = [wanted] if wanted else aliases
     found = next((c for c in candidates if c in columns), None)
     if found is None:
@@ -349,8 +365,12 @@ def _find_column(columns: Sequence[str], wanted: str | None, aliases: Sequence[s
     return found
 
 
-def _decode(value, where: str) -> tuple[PIL.Image.Image, str]:
-    """Opens a cell of an image column; returns it with where it came from."""
+def decode_picture(value, where: str) -> tuple[PIL.Image.Image, str]:
+    """Opens a cell of an image column; returns the picture with where it came from.
+
+    Raises:
+        ValueError: It cannot be read; names its path, or `where`.
+    """
     if isinstance(value, PIL.Image.Image):
         return value, where
     if isinstance(value, str):

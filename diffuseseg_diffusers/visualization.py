@@ -74,13 +74,119 @@ def samples_page(
     return _page(rows, ["image", "mask", "overlay"], label_names, palette)
 
 
+def training_curves(entries: Sequence[dict]) -> Figure:
+    """How the training of a diffusion model went: losses over steps, and by timestep at the end.
+
+    Args:
+        entries (sequence of `dict`):
+            Lines of `train_log.jsonl`: `step` with `loss`, or with the held-out losses `validation` and
+            `train_sample`, one for each range of timesteps.
+
+    Returns:
+        `matplotlib.figure.Figure`, to save with `savefig`.
+    """
+    figure = Figure(figsize=(10, 3.6), dpi=150, layout="constrained")
+    over_steps, by_timestep = figure.subplots(1, 2)
+    trained = [(e["step"], e["loss"]) for e in entries if "loss" in e]
+    if trained:
+        steps, losses = map(np.array, zip(*trained))
+        width = max(1, len(losses) // 50)
+        smooth = np.convolve(
+            np.pad(losses, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
+        )
+        over_steps.plot(steps, losses, color="0.8", linewidth=0.6)
+        over_steps.plot(steps, smooth, color="#0072B2", label="training batches")
+        over_steps.set_ylim(0.9 * smooth.min(), max(2 * smooth[len(smooth) // 3 :].max(), 1.1 * smooth.min()))
+    names = {"validation": ("held-out images", "#D55E00", "o-"), "train_sample": ("training images", "#009E73", "s--")}
+    for key, (label, color, style) in names.items():
+        measured = [(e["step"], np.mean(e[key]), e[key]) for e in entries if key in e]
+        if measured:
+            over_steps.plot(*list(zip(*measured))[:2], style, color=color, markersize=3, label=label)
+            by_timestep.plot(measured[-1][2], style, color=color, markersize=3, label=label)
+    over_steps.set(xlabel="step", ylabel="denoising loss", yscale="log")
+    by_timestep.set(xlabel="range of timesteps (0: almost clean, 9: almost noise)", yscale="log")
+    by_timestep.set_title("denoising loss at the end", fontsize=9)
+    for axis in (over_steps, by_timestep):
+        if axis.lines:
+            axis.legend(fontsize=7, frameon=False)
+        axis.grid(alpha=0.3, which="both", linewidth=0.4)
+    return figure
+
+
+def contact_sheet(
+    labeled: Sequence[tuple[PIL.Image.Image, np.ndarray]],
+    tested: Sequence[Example],
+    generated: Sequence[tuple[PIL.Image.Image, PIL.Image.Image]],
+    label_names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> Figure:
+    """One page of a whole experiment: what was labelled, what the model makes of unseen images, what it generates.
+
+    Args:
+        labeled (sequence of `(picture, mask)`): What the head was fitted on.
+        tested (sequence of [`Example`]): Unseen images.
+        generated (sequence of `(picture, mask)`): From the pipeline.
+        label_names (sequence of `str`), palette (sequence of `[red, green, blue]`): The classes.
+
+    Returns:
+        `matplotlib.figure.Figure`, to save with `savefig`.
+    """
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+
+    def column(picture: PIL.Image.Image, *masks: np.ndarray | PIL.Image.Image) -> list:
+        return [(np.asarray(to_eight_bit(picture)), ""), *[(colors[np.asarray(mask)], "") for mask in masks]]
+
+    blocks = [
+        (
+            f"{len(labeled)} labelled images",
+            ["picture", "mask"],
+            [column(picture, mask) for picture, mask in labeled],
+        ),
+        (
+            f"{len(tested)} unseen images",
+            ["picture", "truth", "prediction"],
+            [column(e.image, e.reference, e.prediction) for e in tested],
+        ),
+        (
+            f"{len(generated)} generated images",
+            ["image", "its mask"],
+            [column(picture, mask) for picture, mask in generated],
+        ),
+    ]
+    blocks = [b for b in blocks if b[2]]
+    width = max(len(columns) for _, _, columns in blocks)
+    rows = [len(titles) for _, titles, _ in blocks]
+    figure = Figure(figsize=(0.9 * width + 0.9, 0.9 * sum(rows) + 0.35 * len(rows) + 0.5), dpi=150)
+    *parts, legend = figure.subfigures(len(blocks) + 1, 1, height_ratios=[*[0.9 * r + 0.35 for r in rows], 0.5])
+    for part, (title, titles, columns) in zip(parts, blocks):
+        blank = [(np.full_like(columns[0][0][0], 255), "")] * len(titles)
+        _grid(part, columns + [blank] * (width - len(columns)), titles, shown=len(columns))
+        part.text(0.9 / figure.get_figwidth(), 0.995, title, fontsize=9, va="top", weight="bold")
+        top = 1 - 0.28 / (0.9 * len(titles) + 0.35)
+        part.subplots_adjust(
+            left=0.9 / figure.get_figwidth(), right=0.995, top=top, bottom=0.01, wspace=0.04, hspace=0.04
+        )
+    _legend(legend, label_names, palette, columns=len(label_names))
+    return figure
+
+
 def _page(columns, titles, label_names, palette, top=None) -> Figure:
-    """A grid of `(picture, caption)`; two-dimensional arrays of floats are drawn as heat maps up to `top`."""
+    """A grid of `(picture, caption)` with a legend."""
     first = np.asarray(columns[0][0][0])
-    aspect = first.shape[0] / first.shape[1]
     cell = 1.4
-    figure = Figure(figsize=(cell * len(columns) + 0.9, cell * aspect * len(titles) + 0.9), dpi=150)
-    legend_height = 0.6 / figure.get_figheight()
+    height = cell * first.shape[0] / first.shape[1] * len(titles) + 0.9
+    figure = Figure(figsize=(cell * len(columns) + 0.9, height), dpi=150)
+    _grid(figure, columns, titles, top)
+    _legend(figure, label_names, palette, columns=max(2, len(columns)))
+    figure.subplots_adjust(
+        left=0.5 / figure.get_figwidth(), right=0.995, top=0.97, bottom=0.6 / height, wspace=0.04, hspace=0.14
+    )
+    return figure
+
+
+def _grid(figure, columns, titles, top=None, shown=None) -> None:
+    """`(picture, caption)` in columns; arrays of floats are heat maps up to `top`; no frames after `shown` columns."""
     axes = figure.subplots(len(titles), len(columns), squeeze=False)
     for j, column in enumerate(columns):
         for i, (picture, caption) in enumerate(column):
@@ -97,13 +203,12 @@ def _page(columns, titles, label_names, palette, top=None) -> Figure:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(caption, fontsize=6, pad=2)
+            if shown is not None and j >= shown:
+                axis.axis("off")
             if j == 0:
                 axis.set_ylabel(titles[i], fontsize=8)
+
+
+def _legend(figure, label_names, palette, columns) -> None:
     patches = [Patch(facecolor=np.asarray(c) / 255, edgecolor="0.5", label=n) for n, c in zip(label_names, palette)]
-    figure.legend(
-        handles=patches, loc="lower center", ncols=min(len(patches), max(2, len(columns))), fontsize=7, frameon=False
-    )
-    figure.subplots_adjust(
-        left=0.5 / figure.get_figwidth(), right=0.995, top=0.97, bottom=legend_height, wspace=0.04, hspace=0.14
-    )
-    return figure
+    figure.legend(handles=patches, loc="lower center", ncols=min(len(patches), columns), fontsize=7, frameon=False)

@@ -36,10 +36,12 @@ def test_every_public_name_is_there():
 def test_imports_run_down_the_ladder_only():
     ladder = [
         {"features", "segmentation_head", "image_processor", "metrics"},
-        {"pipeline_diffuseseg", "data"},
-        {"evaluation", "head_training"},
+        {"pipeline_diffuseseg", "data", "drawn_faces"},
+        {"evaluation", "head_training", "unlabeled_data"},
         {"visualization", "commands"},
+        {"ddpm_training"},
         {"training"},
+        {"demo"},
         {"cli"},
     ]
     inference = {"features", "segmentation_head", "image_processor", "pipeline_diffuseseg"}

@@ -1,0 +1,429 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""`train-ddpm`, as a user types it, and its promises about runs that are cut off or shared out."""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffuseseg_diffusers.ddpm_training import denoising_losses
+from diffuseseg_diffusers.unlabeled_data import UnlabeledImages, load_unlabeled
+from training import train_ddpm
+
+from .conftest import ROOT, draw, run, shared
+
+
+TINY = {
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 8,
+    "sample_size": 16,
+}
+
+
+# On any free port; `accelerate launch` wants MPI for several processes on CPUs.
+TWO = ("torchrun", "--standalone", "--nproc_per_node", "2")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Forty drawn pictures as files, the same as Parquet files, and the config of a tiny U-Net."""
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "pictures" / "sub").mkdir(parents=True)
+    cells = []
+    for i in range(40):
+        path = folder / "pictures" / ("sub" if i % 2 else ".") / f"{i:02d}.png"
+        Image.fromarray(draw((20, 24), i)[0]).save(path)
+        cells.append({"bytes": path.read_bytes(), "path": path.name})
+    (folder / "parquet" / "data").mkdir(parents=True)
+    for k in range(2):
+        dataset = Dataset.from_dict({"image": cells[k::2]}, features=Features({"image": ImageFeature()}))
+        dataset.to_parquet(folder / "parquet" / "data" / f"train-{k:05d}-of-00002.parquet")
+    (folder / "tiny.json").write_text(json.dumps(TINY))
+    return folder
+
+
+def arguments(drawn: Path, out: Path, *more, steps=6) -> list[str]:
+    given = ["--train_data_dir", drawn / "pictures"] if "--dataset_name" not in more else []
+    if not {"--model_config", "--pretrained", "--base_channels"} & set(more):
+        given += ["--model_config", drawn / "tiny.json"]
+    given += ["--max_train_steps", steps] if steps else []
+    given += ["--train_batch_size", 4, "--num_samples", 0, "--mixed_precision", "no", "--output_dir", out]
+    return [str(x) for x in [*given, *more]]
+
+
+def train(drawn: Path, out: Path, *more, steps=6) -> dict:
+    """Trains in this process; returns what `training_state.json` says."""
+    for state in (AcceleratorState, GradientState):
+        state._reset_state(*([True] if state is AcceleratorState else []))
+    parser = argparse.ArgumentParser()
+    train_ddpm.add_arguments(parser)
+    assert not train_ddpm.main(parser.parse_args(arguments(drawn, out, *more, steps=steps)))
+    return json.loads((out / "training_state.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [e["loss"] for e in log(folder) if "loss" in e]
+
+
+@contextmanager
+def started(*command):
+    """A process with what it prints in one file, `process.output`; it does not outlive the test."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [str(c) for c in command],
+            cwd=ROOT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        process.output = lambda: (output.seek(0), output.read())[1]
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+    for _ in range(1200):
+        if (out / "train_log.jsonl").is_file() and any(e["step"] >= step for e in log_so_far(out)):
+            return
+        assert process.poll() is None, process.output()
+        time.sleep(0.05)
+    raise AssertionError("the run did not come to its step")
+
+
+def log_so_far(out: Path) -> list[dict]:
+    lines = (out / "train_log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def test_the_command_leaves_a_pipeline_pictures_and_figures(drawn, tmp_path):
+    out = tmp_path / "run"
+    result = run(
+        *("diffuseseg", "train-ddpm"),
+        *arguments(drawn, out, "--use_ema", "--report_to", "tensorboard", "--num_samples", "5", steps=12),
+        *("--num_inference_steps", "2", "--sample_steps", "6", "--validation_steps", "6", "--random_flip"),
+        OMP_NUM_THREADS="1",
+    )
+    assert "images of 1 × 16 × 16, 36 to train on, in memory" in result.stdout
+    assert "12 steps, 48 images" in result.stdout and "waiting for data" in result.stdout
+    assert re.search(r"loss \d\.\d+, .*images/s", result.stderr)
+    pipe = DDPMPipeline.from_pretrained(out)
+    assert type(pipe.unet) is UNet2DModel and type(pipe.scheduler) is DDPMScheduler
+    images = pipe(2, num_inference_steps=2).images
+    assert images[0].size == (16, 16) and images[0].mode == "L"
+    for step in (6, 12):
+        assert Image.open(out / "samples" / f"step-{step:06d}.png").size == (48, 32)  # five in a grid of three by two
+    state = json.loads((out / "training_state.json").read_text())
+    assert state["step"] == 12 and state["images_seen"] == 48 and state["arguments"]["random_flip"]
+    assert len(state["denoising_loss"]["validation"]) == len(state["denoising_loss"]["train_sample"]) == 10
+    assert [e["step"] for e in log(out) if "validation" in e] == [6, 12]
+    curves = np.asarray(Image.open(out / "training_curves.png").convert("RGB"))
+    assert curves.shape[1] == 1500 and len(np.unique(curves.reshape(-1, 3), axis=0)) > 50
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "logs" / "train_ddpm"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == [6, 10, 12]
+    assert events.Scalars("loss")[-1].value == pytest.approx(losses(out)[-1])
+    assert "validation/timesteps_9" in events.Tags()["scalars"]
+    assert [e.step for e in events.Images("samples")] == [6, 12]
+
+
+def test_the_issue_s_command_on_real_faces(tmp_path):
+    """`accelerate launch`, killed by nothing, then continued, with fewer steps on a smaller model."""
+    (tmp_path / "small.json").write_text(json.dumps({**TINY, "sample_size": 64}))
+    command = (
+        *("accelerate", "launch", "training/train_ddpm.py", "--dataset_name", shared("data/faces64")),
+        *("--dataset_config_name", "unlabeled", "--resolution", "64", "--train_batch_size", "8"),
+        *("--checkpointing_steps", "5", "--use_ema", "--mixed_precision", "bf16", "--seed", "0"),
+        *("--model_config", tmp_path / "small.json", "--num_validation_images", "8", "--num_samples", "4"),
+        *("--num_inference_steps", "2", "--output_dir", tmp_path / "run"),
+    )
+    run(*command, "--max_train_steps", "10")
+    result = run(*command, "--max_train_steps", "15", "--resume_from_checkpoint", "latest")
+    assert "Going on from" in result.stdout and "checkpoint-000010" in result.stdout
+    assert json.loads((tmp_path / "run" / "training_state.json").read_text())["images_seen"] == 120
+    assert [e["step"] for e in log(tmp_path / "run") if "loss" in e] == [5, 10, 15]
+
+
+def test_a_run_killed_at_any_step_ends_with_the_same_bits(drawn, tmp_path):
+    options = ("--use_ema", "--dropout", "0.1", "--random_flip", "--lr_scheduler", "cosine", "--snr_gamma", "5")
+    options += ("--checkpointing_steps", "7", "--checkpoints_total_limit", "2")
+    train(drawn, tmp_path / "alone", *options, steps=60)
+    command = (sys.executable, ROOT / "training" / "train_ddpm.py")
+    command += tuple(arguments(drawn, tmp_path / "killed", *options, "--resume_from_checkpoint", "latest", steps=60))
+    for _ in range(2):
+        with started(*command) as killed:
+            done = log_so_far(tmp_path / "killed")[-1]["step"] if (tmp_path / "killed").exists() else 0
+            wait_for_step(killed, tmp_path / "killed", min(done + 8, 50))
+            time.sleep(random.uniform(0, 0.5))
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+    assert not (tmp_path / "killed" / "model_index.json").exists()
+    assert "Going on from" in run(*command, OMP_NUM_THREADS="1").stdout
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "alone"))
+    names = ["checkpoint-000056", "checkpoint-000060"]
+    assert sorted(p.name for p in (tmp_path / "killed").glob("checkpoint-*")) == names
+    for name in ("model.safetensors", "unet_ema/diffusion_pytorch_model.safetensors"):
+        a, b = (load_file(tmp_path / which / names[-1] / name) for which in ("killed", "alone"))
+        assert same(a, b)
+    adam = [
+        torch.load(tmp_path / which / names[-1] / "optimizer.bin", weights_only=True)["state"]
+        for which in ("killed", "alone")
+    ]
+    assert all(torch.equal(adam[0][i][k], adam[1][i][k]) for i in adam[0] for k in adam[0][i])
+    by_step = {e["step"]: e["loss"] for e in log(tmp_path / "alone") if "loss" in e}
+    assert {e["step"]: e["loss"] for e in log(tmp_path / "killed") if "loss" in e} == by_step
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_terminated_run_saves_first_and_goes_on_exactly(signal_number, drawn, tmp_path):
+    command = (sys.executable, ROOT / "training" / "train_ddpm.py")
+    with started(*command, *arguments(drawn, tmp_path / "run", steps=100_000)) as endless:
+        wait_for_step(endless, tmp_path / "run", 10)
+        endless.send_signal(signal_number)
+        assert endless.wait(60) == 128 + signal_number, endless.output()
+        told = re.search(r"step (\d+) is saved, go on with --resume_from_checkpoint latest", endless.output())
+    step = int(told[1])
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == [f"checkpoint-{step:06d}"]
+    train(drawn, tmp_path / "run", "--resume_from_checkpoint", "latest", steps=step + 3)
+    train(drawn, tmp_path / "alone", steps=step + 3)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
+
+
+def test_two_processes_train_as_one_with_both_batches(drawn, tmp_path):
+    """Over gloo: gradients, decoding, streams (tests/two_processes.py), and the script itself."""
+    run(sys.executable, "tests/two_processes.py", drawn, tmp_path / "one", OMP_NUM_THREADS="1")
+    run(*TWO, "tests/two_processes.py", drawn, tmp_path / "two", OMP_NUM_THREADS="1")
+    one, two = (torch.load(tmp_path / f"{name}_0.pt", weights_only=True) for name in ("one", "two"))
+    other = torch.load(tmp_path / "two_1.pt", weights_only=True)
+    assert one["gradient"].abs().max() > 1e-3
+    for half in (two, other):
+        torch.testing.assert_close(half["gradient"], one["gradient"], rtol=1e-4, atol=1e-6)
+        assert torch.equal(half["pixels"], one["pixels"])
+    assert two["streamed"].isdisjoint(other["streamed"]) and two["streamed"] | other["streamed"] == one["streamed"]
+
+    run(
+        *(*TWO, "training/train_ddpm.py"),
+        *arguments(drawn, tmp_path / "both", "--lr_warmup_steps", "0", "--use_ema", steps=10),
+        OMP_NUM_THREADS="1",
+    )
+    alone = train(
+        drawn, tmp_path / "single", "--lr_warmup_steps", "0", "--train_batch_size", "8", "--use_ema", steps=10
+    )
+    both = json.loads((tmp_path / "both" / "training_state.json").read_text())
+    assert both["num_processes"] == 2 and both["images_seen"] == alone["images_seen"] == 80
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "single"), rel=1e-3)
+    # Goes on with one process where two were.
+    state = train(drawn, tmp_path / "both", "--use_ema", "--resume_from_checkpoint", "latest", steps=12)
+    assert state["images_seen"] == 80 + 2 * 4
+
+
+def test_the_averaged_weights_are_not_much_worse_after_the_warm_up_and_better_in_the_end(drawn, tmp_path):
+    train(
+        *(drawn, tmp_path, "--use_ema", "--checkpointing_steps", "100", "--checkpoints_total_limit", "0"),
+        *("--learning_rate", "2e-3", "--train_batch_size", "8", "--overwrite"),
+        steps=500,
+    )
+    dataset, column = load_unlabeled(data_dir=str(drawn / "pictures"))
+    pixels, _ = UnlabeledImages(dataset, column, (16, 16), 1).load()
+    found = {}
+    for checkpoint in sorted(tmp_path.glob("checkpoint-*")):
+        averaged = UNet2DModel.from_pretrained(checkpoint / "unet_ema")
+        raw = UNet2DModel.from_pretrained(checkpoint / "unet_ema")
+        raw.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        found[checkpoint.name] = [denoising_losses(u, DDPMScheduler(), pixels).mean().item() for u in (averaged, raw)]
+    assert len(found) == 5
+    for name, (averaged, raw) in found.items():
+        assert averaged < (1.05 if name >= "checkpoint-000300" else 1.6) * raw, (name, found)
+    assert averaged < raw, found
+    assert found["checkpoint-000500"][0] < 0.5 * found["checkpoint-000100"][0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--beta_schedule", "cosine", "--prediction_type", "v_prediction", "--snr_gamma", "5", "--dropout", "0.1"),
+        ("--prediction_type", "sample", "--adam_weight_decay", "0.01", "--max_grad_norm", "0"),
+        ("--resolution", "12", "20", "--channels", "3", "--resize_mode", "pad", "--gradient_checkpointing"),
+        ("--mixed_precision", "bf16", "--lr_scheduler", "cosine_with_restarts", "--lr_warmup_steps", "2"),
+        ("--base_channels", "8", "--resolution", "16", "--ema_max_decay", "0.9", "--ema_power", "0.6", "--use_ema"),
+    ],
+    ids=lambda o: o[0],
+)
+def test_options(options, drawn, tmp_path):
+    state = train(drawn, tmp_path / "run", *options, steps=3)
+    pipe = DDPMPipeline.from_pretrained(tmp_path / "run")
+    given = dict(zip(options[::2], options[1::2]))
+    schedule = {"cosine": "squaredcos_cap_v2"}.get(given.get("--beta_schedule"), "linear")
+    assert pipe.scheduler.config.beta_schedule == schedule
+    assert pipe.scheduler.config.prediction_type == given.get("--prediction_type", "epsilon")
+    assert pipe.unet.config.dropout == float(given.get("--dropout", 0))
+    if "--resize_mode" in options:
+        assert pipe.unet.config.in_channels == 3 and list(pipe.unet.config.sample_size) == [12, 20]
+    if "--base_channels" in options:
+        assert list(pipe.unet.config.block_out_channels) == [8, 16, 16, 16]
+        saved = json.loads((tmp_path / "run" / "checkpoint-000003" / "unet_ema" / "config.json").read_text())
+        assert saved["decay"] == 0.9 and saved["power"] == 0.6
+    assert all(np.isfinite(losses(tmp_path / "run"))) and state["step"] == 3
+
+
+def test_each_way_to_read_the_images_trains_the_same(drawn, tmp_path):
+    memory = train(drawn, tmp_path / "memory", "--num_validation_images", "4")
+    workers = train(drawn, tmp_path / "workers", "--num_validation_images", "4", "--image_cache_gb", "0")
+    assert memory["images_seen"] == workers["images_seen"] == 24
+    assert same(weights(tmp_path / "memory"), weights(tmp_path / "workers"))
+
+
+def test_a_stream_is_trained_on_and_continued_exactly(drawn, tmp_path):
+    options = ("--dataset_name", str(drawn / "parquet"), "--streaming", "--num_validation_images", "4")
+    options += ("--shuffle_buffer_size", "6", "--dataloader_num_workers", "2")
+    state = train(drawn, tmp_path / "alone", *options, steps=14)
+    assert state["images_seen"] == 56 and np.isfinite(state["denoising_loss"]["validation"]).all()
+    train(drawn, tmp_path / "run", *options, steps=8)
+    train(drawn, tmp_path / "run", *options, "--resume_from_checkpoint", "latest", steps=14)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
+
+
+def test_accumulated_batches_are_one_step(drawn, tmp_path):
+    state = train(drawn, tmp_path / "run", "--gradient_accumulation_steps", "3", steps=4)
+    assert state["step"] == 4 and state["images_seen"] == 4 * 3 * 4
+    adam = torch.load(tmp_path / "run" / "checkpoint-000004" / "optimizer.bin", weights_only=True)["state"]
+    assert adam[0]["step"] == 4
+
+
+def test_time_ends_a_run_and_lowers_its_learning_rate(drawn, tmp_path):
+    minutes = 4 / 60
+    options = ("--max_train_minutes", str(minutes), "--lr_scheduler", "linear", "--lr_warmup_steps", "0")
+    state = train(drawn, tmp_path / "run", *options, steps=None)
+    assert 4 <= state["seconds"] < 8 and state["step"] > 20
+    rates = [e["learning_rate"] for e in log(tmp_path / "run") if "loss" in e]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 1e-4 > rates[-1] > 0
+    done = train(drawn, tmp_path / "run", *options, "--resume_from_checkpoint", "latest", steps=None)
+    assert done["step"] == state["step"]  # its time is over
+
+
+def test_learning_rates_warm_up_and_decay(drawn, tmp_path):
+    options = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "10", "--learning_rate", "1e-3")
+    train(drawn, tmp_path / "run", *options, "--checkpointing_steps", "1", "--checkpoints_total_limit", "1", steps=40)
+    rates = {e["step"]: e["learning_rate"] for e in log(tmp_path / "run") if "loss" in e}
+    for step, rate in rates.items():  # the rate of the step that led there
+        expected = 1e-3 * min(1, step / 10) * 0.5 * (1 + np.cos(np.pi * (step - 1) / 40))
+        assert rate == pytest.approx(expected, rel=1e-3)
+    assert len(rates) == 40
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(drawn, tmp_path):
+    train(drawn, tmp_path / "first", "--prediction_type", "v_prediction")
+    options = ("--pretrained", str(tmp_path / "first"), "--learning_rate", "0", "--dropout", "0.2")
+    train(drawn, tmp_path / "second", *options, steps=2)
+    assert same(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    assert DDPMPipeline.from_pretrained(tmp_path / "second").scheduler.config.prediction_type == "v_prediction"
+    train(drawn, tmp_path / "third", *options[:2], steps=2)
+    assert not same(weights(tmp_path / "first"), weights(tmp_path / "third"))
+
+
+def test_bad_input_is_one_sentence(drawn, tmp_path):
+    def refused(sentence, *more, steps=6, out="bad"):
+        with pytest.raises((ValueError, OSError), match=sentence):
+            train(drawn, tmp_path / out, *more, steps=steps)
+
+    refused("How long?", steps=None)
+    refused(r"multiples of 2, got 15 × 16; the nearest is 16 × 16", "--resolution", "15", "16")
+    (tmp_path / "groups.json").write_text(json.dumps({**TINY, "norm_num_groups": 3}))
+    refused(r"8 channels do not divide into 3 groups", "--model_config", str(tmp_path / "groups.json"))
+    refused("it has 'image'", "--dataset_name", str(drawn / "parquet"), "--image_column", "scan")
+    refused("--streaming is for --dataset_name", "--streaming")
+    refused("no folder", "--dataset_name", "./nowhere")
+    refused("at least 1, got 0", "--train_batch_size", "0")
+    refused("brings its own", "--pretrained", "x", "--beta_schedule", "cosine")
+    refused("40 cannot be held out", "--num_validation_images", "40")
+    refused("height and width; got 3", "--resolution", "8", "8", "8")
+    train(drawn, tmp_path / "run", "--use_ema")
+    refused("exists and is kept", out="run")
+    latest = ("--resume_from_checkpoint", "latest")
+    refused("made with --use_ema; do the same here", *latest, out="run")
+    refused(
+        r"36 training images, and now there are 38", *latest, "--use_ema", "--num_validation_images", "2", out="run"
+    )
+    (tmp_path / "wide.json").write_text(json.dumps({**TINY, "block_out_channels": [8, 24]}))
+    wide = ("--model_config", str(tmp_path / "wide.json"))
+    refused(
+        r"another model: block_out_channels is \[8, 16\] there and \[8, 24\] here",
+        *latest,
+        "--use_ema",
+        *wide,
+        out="run",
+    )
+    refused("is no checkpoint", "--resume_from_checkpoint", str(tmp_path), "--use_ema", out="run")
+    assert train(drawn, tmp_path / "run", "--use_ema", *latest)["step"] == 6  # and it is still there
+
+
+def test_corrupt_pictures_are_named_or_counted(tmp_path, drawn, capsys):
+    for i in range(12):
+        Image.fromarray(draw((16, 16), i)[0]).save(tmp_path / f"{i}.png")
+    (tmp_path / "5.png").write_bytes(b"broken")
+    data = ("--train_data_dir", str(tmp_path))
+    with pytest.raises(ValueError, match=r"5\.png cannot be read"):
+        train(drawn, tmp_path / "run", *data)
+    state = train(drawn, tmp_path / "run", *data, "--skip_unreadable")
+    assert state["unreadable"] == 1 and "1 times a picture could not be read" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(drawn, tmp_path):
+    train(drawn, tmp_path / "run", steps=5)
+    options = ("--learning_rate", "1e20", "--lr_warmup_steps", "0", "--max_grad_norm", "0")
+    with pytest.raises(FloatingPointError, match=r"step (7|8|9) is not finite.*checkpoint-000005"):
+        train(drawn, tmp_path / "run", *options, "--resume_from_checkpoint", "latest", steps=40)
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-000005"]
+    assert train(drawn, tmp_path / "run", "--resume_from_checkpoint", "latest", steps=8)["step"] == 8
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(drawn, tmp_path):
+    train(drawn, tmp_path / "run", "--use_ema", steps=5)
+    before = load_file(tmp_path / "run" / "checkpoint-000005" / "model.safetensors")
+    more = arguments(drawn, tmp_path / "run", "--use_ema", "--resume_from_checkpoint", "latest", steps=8)
+    # No file may grow beyond 8 KiB, which the log does not and the weights do.
+    command = f"ulimit -f 8; exec {sys.executable} training/train_ddpm.py " + " ".join(more)
+    result = run("bash", "-c", command, expect=1, OMP_NUM_THREADS="1")
+    assert "The checkpoint of step 8 cannot be saved" in result.stderr and "checkpoint-000005" in result.stderr
+    assert sorted(p.name for p in (tmp_path / "run").glob("*checkpoint-*")) == ["checkpoint-000005"]
+    assert same(load_file(tmp_path / "run" / "checkpoint-000005" / "model.safetensors"), before)
+    assert train(drawn, tmp_path / "run", "--use_ema", "--resume_from_checkpoint", "latest", steps=8)["step"] == 8

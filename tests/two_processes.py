@@ -1,0 +1,37 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Run by test_train_ddpm.py with one process and with two: what each reads, and the gradient of a step."""
+
+import sys
+from itertools import islice
+
+import datasets
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+
+from diffuseseg_diffusers.ddpm_training import denoising_loss, draw_step, make_unet, read_model_config, to_model_range
+from diffuseseg_diffusers.unlabeled_data import ShuffledBatches, StreamedBatches, UnlabeledImages, load_unlabeled
+
+
+folder, out = sys.argv[1:]
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
+accelerator = Accelerator(cpu=True)
+batch_size = 8 // accelerator.num_processes
+dataset, column = load_unlabeled(data_dir=f"{folder}/pictures")
+pixels, _ = UnlabeledImages(dataset, column, (16, 16), 1).load()
+batches = ShuffledBatches(pixels, batch_size, seed=0)
+torch.manual_seed(0)
+unet = make_unet({**read_model_config(f"{folder}/tiny.json"), "in_channels": 1, "out_channels": 1})
+model = accelerator.prepare(unet)
+first = batch_size * accelerator.process_index
+noise, timesteps, flips = draw_step(0, 0, 8, slice(first, first + batch_size), (1, 16, 16), 1000, accelerator.device)
+images = to_model_range(next(iter(batches)), accelerator.device, flips)
+accelerator.backward(denoising_loss(model, DDPMScheduler(), images, noise, timesteps))
+gradient = torch.cat([p.grad.flatten() for p in unet.parameters()])
+
+stream, column = load_unlabeled(f"{folder}/parquet", streaming=True)
+streamed = StreamedBatches(stream, column, (16, 16), 1, 1, seed=0, buffer_size=4)
+own = 40 // accelerator.num_processes  # one epoch
+seen = {batch.numpy().tobytes().hex() for batch in islice(iter(streamed), own)}
+assert len(seen) == own
+torch.save({"gradient": gradient, "pixels": pixels, "streamed": seen}, f"{out}_{accelerator.process_index}.pt")
