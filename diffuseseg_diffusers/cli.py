@@ -8,6 +8,30 @@ import sys
 from pathlib import Path
 
 
+def _train_ddpm_arguments(parser: argparse.ArgumentParser) -> None:
+    from .training import train_ddpm
+
+    train_ddpm.add_arguments(parser)
+
+
+def _train_ddpm(args: argparse.Namespace) -> int | None:
+    from .training import train_ddpm
+
+    return train_ddpm.main(args)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    from . import demo
+
+    demo.add_arguments(parser)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from . import demo
+
+    demo.main(args)
+
+
 def _fit_arguments(parser: argparse.ArgumentParser) -> None:
     from .training import train_segmentation_head
 
@@ -153,6 +177,8 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 COMMANDS = {
+    "demo": ("Show the whole idea on drawn faces.", _demo_arguments, _demo),
+    "train-ddpm": ("Train a diffusion model on unlabelled images.", _train_ddpm_arguments, _train_ddpm),
     "fit": ("Fit a segmentation head on a few labelled images.", _fit_arguments, _fit),
     "evaluate": ("Measure a fitted model on labelled images.", _evaluate_arguments, _evaluate),
     "segment": ("Segment pictures.", _segment_arguments, _segment),

@@ -162,7 +162,7 @@ def contact_sheet(
     for part, (title, titles, columns) in zip(parts, blocks):
         blank = [(np.full_like(columns[0][0][0], 255), "")] * len(titles)
         _grid(part, columns + [blank] * (width - len(columns)), titles, shown=len(columns))
-        part.text(0.9 / figure.get_figwidth(), 0.995, title, fontsize=9, va="top", weight="bold")
+        part.text(0.9 / figure.get_figwidth(), 0.96, title, fontsize=9, va="top", weight="bold")
         top = 1 - 0.28 / (0.9 * len(titles) + 0.35)
         part.subplots_adjust(
             left=0.9 / figure.get_figwidth(), right=0.995, top=top, bottom=0.01, wspace=0.04, hspace=0.04

@@ -329,6 +329,17 @@ def test_accumulated_batches_are_one_step(drawn, tmp_path):
     assert adam[0]["step"] == 4
 
 
+def test_a_compiled_model_trains_the_same(drawn, tmp_path):
+    options = ("--lr_warmup_steps", "0", "--use_ema")
+    train(drawn, tmp_path / "eager", *options, steps=4)
+    try:
+        train(drawn, tmp_path / "compiled", *options, "--compile", steps=4)
+    finally:
+        torch.compiler.reset()
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-4)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "eager").keys()
+
+
 def test_time_ends_a_run_and_lowers_its_learning_rate(drawn, tmp_path):
     minutes = 4 / 60
     options = ("--max_train_minutes", str(minutes), "--lr_scheduler", "linear", "--lr_warmup_steps", "0")
@@ -375,6 +386,7 @@ def test_bad_input_is_one_sentence(drawn, tmp_path):
     refused("at least 1, got 0", "--train_batch_size", "0")
     refused("brings its own", "--pretrained", "x", "--beta_schedule", "cosine")
     refused("40 cannot be held out", "--num_validation_images", "40")
+    refused("tracker nonsense is not installed", "--report_to", "tensorboard", "nonsense")
     refused("height and width; got 3", "--resolution", "8", "8", "8")
     train(drawn, tmp_path / "run", "--use_ema")
     refused("exists and is kept", out="run")
@@ -394,16 +406,22 @@ def test_bad_input_is_one_sentence(drawn, tmp_path):
     )
     refused("is no checkpoint", "--resume_from_checkpoint", str(tmp_path), "--use_ema", out="run")
     assert train(drawn, tmp_path / "run", "--use_ema", *latest)["step"] == 6  # and it is still there
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    train(drawn, tmp_path / "run", "--overwrite", steps=2)
+    assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-000002"]
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
 def test_corrupt_pictures_are_named_or_counted(tmp_path, drawn, capsys):
+    (tmp_path / "data").mkdir()
     for i in range(12):
-        Image.fromarray(draw((16, 16), i)[0]).save(tmp_path / f"{i}.png")
-    (tmp_path / "5.png").write_bytes(b"broken")
-    data = ("--train_data_dir", str(tmp_path))
+        Image.fromarray(draw((16, 16), i)[0]).save(tmp_path / "data" / f"{i}.png")
+    (tmp_path / "data" / "5.png").write_bytes(b"broken")
+    data = ("--train_data_dir", str(tmp_path / "data"))
     with pytest.raises(ValueError, match=r"5\.png cannot be read"):
         train(drawn, tmp_path / "run", *data)
     state = train(drawn, tmp_path / "run", *data, "--skip_unreadable")
+    state = train(drawn, tmp_path / "run", *data, "--skip_unreadable", "--resume_from_checkpoint", "latest", steps=8)
     assert state["unreadable"] == 1 and "1 times a picture could not be read" in capsys.readouterr().out
 
 

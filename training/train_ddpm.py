@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from datasets import Dataset, IterableDataset
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -65,6 +66,16 @@ from diffuseseg_diffusers.visualization import training_curves
 SYNC_STEPS = 10
 SCHEDULE_STEPS = 1_000_000  # resolution of the learning-rate schedule when it runs on time
 VALIDATION_IMAGES = 128
+OWN_FILES = (
+    "checkpoint-*",
+    "samples",
+    "logs",
+    "train_log.jsonl",
+    "training_*",
+    "unet",
+    "scheduler",
+    "model_index.json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +162,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--pretrained brings its own noise schedule and prediction type; leave the options out.")
     if args.resolution and len(args.resolution) > 2:
         raise ValueError(f"--resolution is one side, or height and width; got {len(args.resolution)} numbers.")
+    missing = set(args.report_to or ()) - {"all", *(str(tracker) for tracker in get_available_trackers())}
+    if missing:
+        raise ValueError(f"The tracker {' '.join(sorted(missing))} is not installed, or Accelerate does not know it.")
     for name in (
         "train_batch_size",
         "gradient_accumulation_steps",
@@ -255,6 +269,8 @@ def main(args: argparse.Namespace) -> int | None:
     rows = slice(first_row, first_row + args.train_batch_size)
     num_timesteps = scheduler.config.num_train_timesteps
     before, began = dict(run), time.perf_counter()
+    if batches.unreadable:
+        before["unreadable"] = 0  # all images were decoded, and those counted, anew
     window, window_began = [], (run["step"], began)
     last = finished(args, run)
     progress = tqdm(
@@ -355,7 +371,9 @@ def main(args: argparse.Namespace) -> int | None:
 def prepare_output_folder(args: argparse.Namespace) -> None:
     if args.resume_from_checkpoint is None:
         check_output_folder(args.output_dir, args.overwrite)
-        shutil.rmtree(args.output_dir, ignore_errors=True)
+        for pattern in OWN_FILES:  # and nothing else that may be there
+            for old in args.output_dir.glob(pattern):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for leftover in args.output_dir.glob(".*.partial"):  # of a run that was killed while saving
         shutil.rmtree(leftover)
@@ -526,7 +544,7 @@ def check_finite(args: argparse.Namespace, step: int, losses: torch.Tensor, mixe
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         raise FloatingPointError(
             f"The loss or gradient of step {step - len(losses) + 1 + int(bad[0])} is not finite; {last}. A lower "
-            f"--learning_rate, or --mixed_precision bf16 or no in place of fp16, may help."
+            f"--learning_rate, --mixed_precision no or bf16, or doing without --compile may help."
         )
 
 
