@@ -105,6 +105,7 @@ def train(args: argparse.Namespace) -> Path:
     parser = argparse.ArgumentParser()
     train_ddpm.add_arguments(parser)
     given = [*train_arguments(data, output_dir, args.train_minutes), "--resume_from_checkpoint", "latest"]
+    given += ["--num_samples", str(args.num_generated), "--num_inference_steps", str(args.num_inference_steps)]
     if train_ddpm.main(parser.parse_args(given)):
         raise KeyboardInterrupt
     return output_dir
