@@ -384,6 +384,7 @@ def test_bad_input_is_one_sentence(drawn, tmp_path):
     refused("--streaming is for --dataset_name", "--streaming")
     refused("no folder", "--dataset_name", "./nowhere")
     refused("at least 1, got 0", "--train_batch_size", "0")
+    refused("max_train_steps must be at least 1, got 0", steps="0")
     refused("brings its own", "--pretrained", "x", "--beta_schedule", "cosine")
     refused("40 cannot be held out", "--num_validation_images", "40")
     refused("tracker nonsense is not installed", "--report_to", "tensorboard", "nonsense")

@@ -166,13 +166,14 @@ def check_arguments(args: argparse.Namespace) -> None:
     if missing:
         raise ValueError(f"The tracker {' '.join(sorted(missing))} is not installed, or Accelerate does not know it.")
     for name in (
+        "max_train_steps",
         "train_batch_size",
         "gradient_accumulation_steps",
         "checkpointing_steps",
         "validation_steps",
         "sample_steps",
     ):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
 
 
