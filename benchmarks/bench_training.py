@@ -26,7 +26,7 @@ from diffusers import DDPMScheduler
 from diffuseseg_diffusers.commands import default_device
 from diffuseseg_diffusers.ddpm_training import denoising_loss, make_unet, read_model_config
 from diffuseseg_diffusers.drawn_faces import draw_face
-from training import train_ddpm
+from diffuseseg_diffusers.training import train_ddpm
 
 
 ROOT = Path(__file__).parent.parent
