@@ -64,6 +64,15 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the processes that are started here: the number of threads changes roundings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def arguments(drawn: Path, out: Path, *more, steps=6) -> list[str]:
     given = ["--train_data_dir", drawn / "pictures"] if "--dataset_name" not in more else []
     if not {"--model_config", "--pretrained", "--base_channels"} & set(more):
