@@ -319,6 +319,10 @@ def test_each_way_to_read_the_images_trains_the_same(drawn, tmp_path):
     workers = train(drawn, tmp_path / "workers", "--num_validation_images", "4", "--image_cache_gb", "0")
     assert memory["images_seen"] == workers["images_seen"] == 24
     assert same(weights(tmp_path / "memory"), weights(tmp_path / "workers"))
+    options = ("--num_validation_images", "4", "--image_cache_gb", "0", "--resume_from_checkpoint", "latest")
+    train(drawn, tmp_path / "stopped", *options, steps=4)
+    train(drawn, tmp_path / "stopped", *options, steps=6)
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "memory"))
 
 
 def test_a_stream_is_trained_on_and_continued_exactly(drawn, tmp_path):
