@@ -1,15 +1,20 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """A diffusion pipeline that generates images with masks and segments real ones."""
 
+import ast
 import inspect
+import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -19,6 +24,11 @@ from .segmentation_head import PixelClassifierEnsemble
 
 
 logger = logging.get_logger(__name__)
+
+# Where saved pipelines carry the code that runs them without this package: beside model_index.json, and in the head's
+# folder, because diffusers looks for the code of a component there.
+PIPELINE_CODE = "pipeline_diffuseseg.py"
+HEAD_CODE = "segmentation_head/pixel_classifier_ensemble.py"
 
 HOW_TO_FIT = (
     "fit one with `pipe.segmentation_head = fit_segmentation_head(pipe, dataset)` or the command `diffuseseg fit`"
@@ -54,6 +64,9 @@ class DiffuseSegPipeline(DiffusionPipeline):
         unet ([`UNet2DModel`]): Denoises images in pixel space; may predict the variance too.
         scheduler ([`SchedulerMixin`]): [`DDPMScheduler`], or any other that shares its `add_noise` and step interface.
         segmentation_head ([`PixelClassifierEnsemble`], *optional*): Reads masks off the U-Net's activations.
+
+    Loading with this class runs no code of a repository, whatever it carries. A saved folder carries the code that it
+    needs, so `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it without this package.
     """
 
     model_cpu_offload_seq = "unet->segmentation_head"
@@ -64,7 +77,7 @@ class DiffuseSegPipeline(DiffusionPipeline):
         self,
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
-        segmentation_head: PixelClassifierEnsemble | None = None,
+        segmentation_head: ModelMixin | None = None,  # in a repository, diffusers takes its class from another file
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_head=segmentation_head)
@@ -75,6 +88,46 @@ class DiffuseSegPipeline(DiffusionPipeline):
         # diffusers leaves a component that was None as (None, None) in the config, and would not save the new one.
         if name == "segmentation_head" and value is not None and self.config.segmentation_head[0] is None:
             self.register_modules(segmentation_head=value)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
+        """Reads `model_index.json` as if it carried no code: before the download, where diffusers calls this, and after."""
+        index = super()._dict_from_json_file(json_file)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = ["diffusers", "ModelMixin"]  # the download takes no class that it cannot find
+        return index
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict | tuple:
+        """As in diffusers; the class of the head is the one that is installed."""
+        loaded = super().load_config(*args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Saves the pipeline, with the code that loads it where this package is not installed.
+
+        Args:
+            save_directory (`str` or path): Folder; made if it is not there.
+            push_to_hub (`bool`, defaults to `False`): Whether to call [`push_to_hub`] as well.
+            **kwargs: As in [`DiffusionPipeline.save_pretrained`] and, with `push_to_hub=True`, [`push_to_hub`], whose
+                `repo_id` is the name of the folder if not given.
+        """
+        hub = {k: kwargs.pop(k) for k in ("repo_id", "commit_message", "private", "create_pr", "token") if k in kwargs}
+        super().save_pretrained(save_directory, **kwargs)
+        write_code(save_directory)
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """Uploads the pipeline with its card in one commit; see [`diffuseseg_diffusers.hub.push_pipeline`]."""
+        from .hub import push_pipeline
+
+        return push_pipeline(self, repo_id, **kwargs)
 
     def feature_extractor_for_head(self) -> DecoderFeatureExtractor | None:
         """The extractor of the features that the head was fitted on; `None` without a head.
@@ -311,3 +364,44 @@ class DiffuseSegPipeline(DiffusionPipeline):
             return image
         array = processor.pt_to_numpy(image[None])  # [1,H,W,C]
         return processor.numpy_to_pil(array)[0] if output_type == "pil" else array[0]
+
+
+def write_code(folder: str | os.PathLike) -> None:
+    """Adds the code to a saved pipeline that loads it with `trust_remote_code=True` where this package is missing.
+
+    The code is one file, made of those that define the classes of this pipeline; in a pipeline that was itself loaded
+    from such code, that is one file already.
+
+    Args:
+        folder (`str` or path): With the `model_index.json` of a [`DiffuseSegPipeline`].
+    """
+    folder = Path(folder)
+    classes = (DecoderFeatureExtractor, DiffuseSegImageProcessor, PixelClassifierEnsemble, DiffuseSegPipeline)
+    files = dict.fromkeys(sys.modules[c.__module__].__file__ for c in classes)
+    code = "\n\n".join(_stand_alone(Path(file).read_text(encoding="utf-8")) for file in files)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index["_class_name"] = [Path(PIPELINE_CODE).stem, DiffuseSegPipeline.__name__]
+    (folder / PIPELINE_CODE).write_text(code, encoding="utf-8")
+    if (index.get("segmentation_head") or [None])[0] is not None:
+        index["segmentation_head"] = [Path(HEAD_CODE).stem, PixelClassifierEnsemble.__name__]
+        (folder / HEAD_CODE).write_text(code, encoding="utf-8")
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model_index.json").write_text(text, encoding="utf-8")
+
+
+def _stand_alone(source: str) -> str:
+    """The source without imports from this package, and without the functions that import from it when called."""
+
+    def imports_package(node: ast.AST) -> bool:
+        return isinstance(node, ast.ImportFrom) and node.level > 0
+
+    tree = ast.parse(source)
+    left_out = [node for node in tree.body if imports_package(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and any(imports_package(n) for n in node.body):
+            left_out.append(node)
+    lines = source.splitlines()
+    for node in left_out:
+        for line in range(node.lineno - 1, node.end_lineno):
+            lines[line] = None
+    return "\n".join(line for line in lines if line is not None) + "\n"

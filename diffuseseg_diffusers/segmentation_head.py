@@ -7,6 +7,7 @@ the paper's models. Here the first layer is applied to each activation at its ow
 upsampled: bilinear upsampling is linear over space and the layer is linear over channels, so the two commute exactly.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+
+# What a saved head is made of. A change that this code cannot read gets the next number.
+FORMAT_VERSION = 1
 
 # Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
 # most this size, so that the memory does not grow with the picture. On a CPU a strip stays in the cache.
@@ -111,6 +115,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         label_names (sequence of `str`, *optional*): Name of each class.
         palette (sequence of `[red, green, blue]`, *optional*): Colour of each class, 0 to 255.
         ignore_index (`int`, defaults to 255): Id of pixels without a label.
+        format_version (`int`, defaults to 1): What a saved head is made of; a newer one than this code's is refused.
     """
 
     @register_to_config
@@ -130,8 +135,14 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         label_names: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_index: int = 255,
+        format_version: int = FORMAT_VERSION,
     ):
         super().__init__()
+        if format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"The segmentation head has format {format_version}, but this version of DiffuseSeg reads formats up "
+                f"to {FORMAT_VERSION}; it was made by a newer one: `pip install -U diffuseseg-diffusers`."
+            )
         if not 2 <= num_classes <= 256:
             raise ValueError(f"A head needs 2 to 256 classes, got {num_classes}.")
         if num_members < 1:
@@ -154,6 +165,46 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             StackedBatchNorm(num_members, second),
             StackedLinear(num_members, second, num_classes),
         )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, output_loading_info: bool = False, **kwargs
+    ) -> "PixelClassifierEnsemble | tuple[PixelClassifierEnsemble, dict]":
+        """Loads a head as [`ModelMixin.from_pretrained`] does, but all of it and from safetensors, or not at all.
+
+        Args:
+            pretrained_model_name_or_path (`str` or path): Local folder or Hub name; of a pipeline with
+                `subfolder="segmentation_head"`.
+            output_loading_info (`bool`, defaults to `False`): Whether to return diffusers' report too.
+            **kwargs: As in [`ModelMixin.from_pretrained`].
+
+        Raises:
+            ValueError: The head is pickled, corrupt, incomplete or from a newer version.
+            OSError: There is none, or the Hub does not give it.
+        """
+        where = f"The segmentation head in {pretrained_model_name_or_path}"
+        kwargs["use_safetensors"] = True
+        try:
+            head, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except OSError as error:
+            if "Unable to load weights" in str(error):
+                raise ValueError(f"{where} cannot be read: its weights are not a whole safetensors file.") from error
+            if "named diffusion_pytorch_model" in str(error):
+                raise ValueError(
+                    f"{where} has no weights in the safetensors format; pickled ones (.bin) are not loaded, because "
+                    f"they can run code."
+                ) from error
+            raise
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{where} cannot be read: {error}") from error
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *[key for key, *_ in info["mismatched_keys"]]]
+        if wrong:
+            raise ValueError(
+                f"{where} does not fit its config: {', '.join(sorted(wrong))} missing, of another shape or not known."
+            )
+        if not all(tensor.isfinite().all() for tensor in head.state_dict().values() if not tensor.is_meta):
+            raise ValueError(f"{where} is corrupt: it has weights that are not finite.")
+        return (head, info) if output_loading_info else head
 
     @classmethod
     def stack_members(cls, members: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -23,12 +23,13 @@ from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 from datasets import Dataset, IterableDataset
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
+from diffuseseg_diffusers import DiffuseSegPipeline
 from diffuseseg_diffusers.commands import check_output_folder, default_device, run_command, write_json
 from diffuseseg_diffusers.ddpm_training import (
     BETA_SCHEDULES,
@@ -392,7 +393,7 @@ def make_model(args: argparse.Namespace, count_channels: Callable[[], int]) -> t
     """The U-Net, fresh or pretrained, whose config says size and channels of the images, and its scheduler."""
     size = tuple(args.resolution * 2 if len(args.resolution) == 1 else args.resolution) if args.resolution else None
     if args.pretrained:
-        pipe = DDPMPipeline.from_pretrained(args.pretrained)
+        pipe = DiffuseSegPipeline.from_pretrained(args.pretrained, segmentation_head=None)
         unet, scheduler = pipe.unet, DDPMScheduler.from_config(pipe.scheduler.config)
         if args.channels not in (None, unet.config.in_channels):
             raise ValueError(f"{args.pretrained} has {unet.config.in_channels} channels, not {args.channels}.")
