@@ -21,12 +21,18 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["diffuseseg_diffusers", "diffuseseg_diffusers.metrics", "diffuseseg_diffusers.training"],
-    # The scripts for `accelerate launch` stand at the top level; installed, they are part of the package, so that the
-    # command `diffuseseg` finds them.
-    package_dir={"diffuseseg_diffusers.training": "training"},
+    packages=[
+        "diffuseseg_diffusers",
+        "diffuseseg_diffusers.hub_cards",
+        "diffuseseg_diffusers.metrics",
+        "diffuseseg_diffusers.training",
+    ],
+    # The scripts for `accelerate launch` and the templates of cards stand at the top level; installed, they are part
+    # of the package, so that the command `diffuseseg` finds them.
+    package_dir={"diffuseseg_diffusers.training": "training", "diffuseseg_diffusers.hub_cards": "hub_cards"},
     package_data={
         "diffuseseg_diffusers": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
+        "diffuseseg_diffusers.hub_cards": ["*.md"],
         "diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"],
     },
     install_requires=[
@@ -34,6 +40,7 @@ setup(
         "diffusers>=0.38",
         "accelerate>=1.0",
         "huggingface_hub>=0.34",
+        "jinja2>=3.0",
         "numpy>=1.26",
         "pillow>=10.3",
         "psutil",

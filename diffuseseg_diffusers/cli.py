@@ -58,6 +58,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from . import commands
+    from .data import describe_dataset
     from .evaluation import evaluate_segmentation
     from .visualization import examples_page
 
@@ -73,6 +74,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     metrics, examples = evaluate_segmentation(
         pipe, dataset, args.batch_size, args.absent_as_zero, num_examples=args.num_examples
     )
+    metrics["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, args.split)
     with commands.output_folder(args.output_dir, args.overwrite) as folder:
         commands.write_json(folder / "metrics.json", metrics)
         if examples:
@@ -144,6 +146,43 @@ def _segment(args: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
+def _push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="With a pipeline, or a dataset.")
+    parser.add_argument("repo_id", metavar="REPO", help="Repository on the Hub, user/name; made if it is not there.")
+    parser.add_argument("--private", action="store_true", help="Make a new repository private.")
+    parser.add_argument("--commit_message", help="(default: Upload pipeline, or Upload dataset)")
+    parser.add_argument("--create_pr", action="store_true", help="As a pull request, to look at before it is merged.")
+    parser.add_argument("--license", help="The Hub's identifier of the licence, such as cc-by-4.0 (default: unknown).")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="What `diffuseseg evaluate` wrote, for the card of a pipeline.",
+    )
+    parser.add_argument(
+        "--num_samples", type=int, default=8, help="Images to generate for the card of a pipeline; 0: none (default: 8)."
+    )
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .hub import push_folder
+
+    evaluations = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in args.evaluation]
+    url = push_folder(
+        args.folder,
+        args.repo_id,
+        commit_message=args.commit_message,
+        private=args.private or None,
+        create_pr=args.create_pr,
+        license=args.license,
+        evaluations=evaluations,
+        num_samples=args.num_samples,
+    )
+    print(f"Pushed: {url}")
+
+
 def _head(pipe):
     if pipe.segmentation_head is None:
         raise ValueError("The model has no segmentation head yet; fit one with `diffuseseg fit`.")
@@ -182,6 +221,7 @@ COMMANDS = {
     "fit": ("Fit a segmentation head on a few labelled images.", _fit_arguments, _fit),
     "evaluate": ("Measure a fitted model on labelled images.", _evaluate_arguments, _evaluate),
     "segment": ("Segment pictures.", _segment_arguments, _segment),
+    "push": ("Upload a pipeline or a dataset to the Hub, with its card.", _push_arguments, _push),
 }
 
 

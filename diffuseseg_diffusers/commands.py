@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers.utils import logging as diffusers_logging
 
+from .hub_errors import explain_hub_error
 from .pipeline_diffuseseg import DiffuseSegPipeline
 
 
@@ -94,6 +96,17 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def hardware(device: torch.device) -> str:
+    """What a report says it was computed on: the name of the GPU, or of the CPU with the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.isfile("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{name}, {device.type}"
+
+
 def load_pipeline(
     name: str, revision: str | None = None, device: str | torch.device | None = None, dtype: str = "auto"
 ) -> DiffuseSegPipeline:
@@ -119,14 +132,11 @@ def load_pipeline(
         pipe = DiffuseSegPipeline.from_pretrained(
             name, revision=revision, dtype={"unet": arithmetic, "default": torch.float32}
         )
-    except OSError as error:
-        if os.path.isdir(name):
+    except Exception as error:
+        reason = None if os.path.isdir(name) else explain_hub_error(error)
+        if reason is None:
             raise
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(
-            f"There is no folder {name}, and the Hub gave no pipeline of that name ({reason}). Without a connection, "
-            f"give a local folder."
-        ) from error
+        raise ValueError(f"There is no folder {name}, and the pipeline {name} cannot be loaded: {reason}.") from error
     pipe.unet.to(memory_format=torch.channels_last)  # convolutions are up to a third faster
     return pipe.to(device)
 

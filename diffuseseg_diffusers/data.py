@@ -4,19 +4,20 @@
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
-from datasets import config as datasets_config
+from datasets import Dataset, Features, Image, IterableDataset, Value, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from .hub_errors import LOG_IN, explain_hub_error
 from .image_processor import open_image
 
 
@@ -264,12 +265,64 @@ def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Data
         raise ValueError(f"The folder {name} has no pictures in it.")
     try:
         return load_dataset(name, config_name, split=split, **kwargs)
-    except DatasetNotFoundError as error:
-        offline = " Offline mode is on." if datasets_config.HF_HUB_OFFLINE else ""
-        raise ValueError(f"There is no folder {name} and no dataset of that name on the Hub.{offline}") from error
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
-        hint = "" if local else " Without a connection to the Hub, give a local folder."
-        raise ValueError(f"The dataset {name} cannot be loaded: {error}.{hint}") from error
+    except Exception as error:
+        reason = None if local else explain_hub_error(error)
+        if reason is None and not isinstance(error, (ValueError, OSError)):
+            raise
+        if reason is None and not local and isinstance(error, DatasetNotFoundError):
+            reason = "the Hub has none of that name that you may see; for a private one, " + LOG_IN
+        where = "" if local else f"There is no folder {name}, and "
+        raise ValueError(f"{where}{'T' if local else 't'}he dataset {name} cannot be loaded: {reason or error}.") from error
+
+
+def describe_dataset(name: str, config_name: str | None, split: str | None) -> dict:
+    """What a report says about the dataset it is about: the name on the Hub, or that of the local folder alone."""
+    local = os.path.isdir(name)
+    name = os.path.basename(os.path.abspath(name)) if local else name
+    return {"name": name, "on_hub": not local, "config": config_name, "split": split}
+
+
+def open_streams(folder: Path) -> Iterator[tuple[str, str, IterableDataset]]:
+    """Configuration, split and rows, images not decoded, of all that `datasets` finds in a local folder."""
+    try:
+        names = get_dataset_config_names(os.fspath(folder))
+        streams = [(name, load_dataset(os.fspath(folder), name, streaming=True)) for name in names]
+    except FileNotFoundError:  # with `datasets`, also of data files in a folder that is there
+        return
+    for name, splits in streams:
+        for split, rows in splits.items():
+            for column, feature in (rows.features or {}).items():
+                if isinstance(feature, Image):
+                    rows = rows.cast_column(column, Image(decode=False))
+            yield name, split, rows
+
+
+def as_parquet(folder: Path, target: Path) -> Path | None:
+    """Writes labelled images whose layout `datasets` does not know as Parquet, one file a split, masks as PNG.
+
+    Args:
+        folder (`Path`): As [`load_labeled_images`] takes it.
+        target (`Path`): Where to; may be there.
+
+    Returns:
+        `Path`: `target`, or `None` if `datasets` reads the folder as it is, and nothing was written.
+    """
+    splits = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name in SPLITS] or ["train"]
+    found = {split: dataset for split in splits if (dataset := _from_folder(folder, split)) is not None}
+    features = Features({"image": Image(decode=False), "mask": Image(decode=False)})
+    for split, dataset in found.items():
+        rows = []
+        for image, row in zip(dataset["image"], LabeledImages(dataset, label_names=_label_names(str(folder), True))):
+            mask = io.BytesIO()
+            PIL.Image.fromarray(row.mask).save(mask, "png")
+            picture = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}
+            rows.append({"image": picture, "mask": {"bytes": mask.getvalue(), "path": None}})
+        written = Dataset.from_list(rows, features=features).cast(Features({"image": Image(), "mask": Image()}))
+        (target / "data").mkdir(parents=True, exist_ok=True)
+        written.to_parquet(target / "data" / f"{split}-00000-of-00001.parquet")
+    if found and (folder / "id2label.json").is_file():
+        shutil.copy(folder / "id2label.json", target)
+    return target if found else None
 
 
 def read_label_file(path: str | os.PathLike) -> list:
@@ -288,7 +341,7 @@ def read_label_file(path: str | os.PathLike) -> list:
     return labels
 
 
-def _label_names(name: str, local: bool, cache_dir, token, revision) -> list[str] | None:
+def _label_names(name: str, local: bool, cache_dir=None, token=None, revision=None) -> list[str] | None:
     if local:
         path = os.path.join(name, "id2label.json")
         return read_label_file(path) if os.path.isfile(path) else None

@@ -119,7 +119,9 @@ class DiffuseSegPipeline(DiffusionPipeline):
         """
         hub = {k: kwargs.pop(k) for k in ("repo_id", "commit_message", "private", "create_pr", "token") if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
-        write_code(save_directory)
+        index = json.loads(Path(save_directory, self.config_name).read_text(encoding="utf-8"))
+        for name, text in code_files(index).items():
+            Path(save_directory, name).write_text(text, encoding="utf-8")
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
@@ -366,27 +368,29 @@ class DiffuseSegPipeline(DiffusionPipeline):
         return processor.numpy_to_pil(array)[0] if output_type == "pil" else array[0]
 
 
-def write_code(folder: str | os.PathLike) -> None:
-    """Adds the code to a saved pipeline that loads it with `trust_remote_code=True` where this package is missing.
+def code_files(index: dict) -> dict[str, str]:
+    """Files that let a saved pipeline load with `trust_remote_code=True` where this package is missing.
 
     The code is one file, made of those that define the classes of this pipeline; in a pipeline that was itself loaded
     from such code, that is one file already.
 
     Args:
-        folder (`str` or path): With the `model_index.json` of a [`DiffuseSegPipeline`].
+        index (`dict`): Content of the pipeline's `model_index.json`.
+
+    Returns:
+        `dict`: Content of each file by its path below the folder; `model_index.json` is one of them.
     """
-    folder = Path(folder)
     classes = (DecoderFeatureExtractor, DiffuseSegImageProcessor, PixelClassifierEnsemble, DiffuseSegPipeline)
-    files = dict.fromkeys(sys.modules[c.__module__].__file__ for c in classes)
-    code = "\n\n".join(_stand_alone(Path(file).read_text(encoding="utf-8")) for file in files)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    sources = dict.fromkeys(sys.modules[c.__module__].__file__ for c in classes)
+    code = "\n\n".join(_stand_alone(Path(source).read_text(encoding="utf-8")) for source in sources)
+    index = {k: v for k, v in index.items() if k != "_name_or_path"}  # where it was loaded from is nobody's business
     index["_class_name"] = [Path(PIPELINE_CODE).stem, DiffuseSegPipeline.__name__]
-    (folder / PIPELINE_CODE).write_text(code, encoding="utf-8")
+    files = {PIPELINE_CODE: code}
     if (index.get("segmentation_head") or [None])[0] is not None:
         index["segmentation_head"] = [Path(HEAD_CODE).stem, PixelClassifierEnsemble.__name__]
-        (folder / HEAD_CODE).write_text(code, encoding="utf-8")
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (folder / "model_index.json").write_text(text, encoding="utf-8")
+        files[HEAD_CODE] = code
+    files["model_index.json"] = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    return files
 
 
 def _stand_alone(source: str) -> str:

@@ -30,7 +30,8 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import DiffuseSegPipeline
-from diffuseseg_diffusers.commands import check_output_folder, default_device, run_command, write_json
+from diffuseseg_diffusers.commands import check_output_folder, default_device, hardware, run_command, write_json
+from diffuseseg_diffusers.data import describe_dataset
 from diffuseseg_diffusers.ddpm_training import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
@@ -51,6 +52,7 @@ from diffuseseg_diffusers.ddpm_training import (
     to_model_range,
 )
 from diffuseseg_diffusers.features import image_size
+from diffuseseg_diffusers.hub import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.unlabeled_data import (
     RESIZE_MODES,
     ShuffledBatches,
@@ -152,6 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_samples", type=int, default=16, help="Images in a grid; 0: none (default: 16).")
     group.add_argument("--num_inference_steps", type=int, default=50, help="DDIM steps of a sample (default: 50).")
     group.add_argument("--report_to", nargs="+", help="Trackers: tensorboard, wandb, …, or all.")
+    add_hub_arguments(parser)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -190,6 +193,7 @@ def main(args: argparse.Namespace) -> int | None:
     )
     device = accelerator.device
     if accelerator.is_main_process:
+        prepare_push(args)
         prepare_output_folder(args)
     accelerator.wait_for_everyone()
     resume_from = find_checkpoint(args)
@@ -368,6 +372,8 @@ def main(args: argparse.Namespace) -> int | None:
         if run["unreadable"]:
             print(f"{run['unreadable']} times a picture could not be read and was skipped.")
     end()
+    if accelerator.is_main_process:
+        finish_push(args)
 
 
 def prepare_output_folder(args: argparse.Namespace) -> None:
@@ -632,7 +638,9 @@ def summary(
         "parameters": sum(p.numel() for p in unet.parameters()),
         "loss": trained[-1]["loss"] if trained else None,
         "denoising_loss": {k: measured[-1][k] for k in ("validation", "train_sample")} if measured else None,
+        "dataset": describe_dataset(args.dataset_name or args.train_data_dir, args.dataset_config_name, args.split),
         "device": str(accelerator.device),
+        "hardware": hardware(accelerator.device),
         "num_processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,

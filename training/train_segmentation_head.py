@@ -7,6 +7,8 @@ On several processes, each fits a share of the ensemble's members.
 """
 
 import argparse
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -20,14 +22,17 @@ from diffuseseg_diffusers.commands import (
     check_output_folder,
     default_device,
     format_metrics,
+    hardware,
     load_data,
     load_pipeline,
     output_folder,
     run_command,
     write_json,
 )
+from diffuseseg_diffusers.data import describe_dataset
 from diffuseseg_diffusers.features import PAPER_TIMESTEPS
 from diffuseseg_diffusers.head_training import RECIPES
+from diffuseseg_diffusers.hub import add_hub_arguments, finish_push, prepare_push
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,12 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, required=True, help="Where the fitted pipeline goes.")
     group.add_argument("--overwrite", action="store_true", help="Replace the output folder if there is one.")
+    add_hub_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     check_output_folder(args.output_dir, args.overwrite)
     device = torch.device(args.device or default_device())
     accelerator = Accelerator(cpu=device.type == "cpu")
+    if accelerator.is_main_process:
+        prepare_push(args)
     dataset = load_data(args)
     validation = None
     if args.validation_fraction is not None:
@@ -93,12 +101,14 @@ def main(args: argparse.Namespace) -> None:
     )
     report = {
         "model": args.model,
-        "dataset": args.dataset_name,
+        "model_on_hub": None if os.path.isdir(args.model) else args.model,
+        "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
         "num_images": len(dataset),
         "recipe": args.recipe,
         "seed": args.seed,
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": str(pipe.unet.device),
+        "hardware": hardware(pipe.unet.device),
         "num_processes": accelerator.num_processes,
         "seconds": round(time.perf_counter() - began, 2),
     }
@@ -106,6 +116,8 @@ def main(args: argparse.Namespace) -> None:
         return
     if validation is not None:
         report["validation"], _ = evaluate_segmentation(pipe, validation)
+        split = args.validation_split or args.split
+        report["validation"]["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, split)
         print(format_metrics(report["validation"]))
     # The U-Net is saved as it was, not in the arithmetic that it ran in.
     original = DiffuseSegPipeline.from_pretrained(args.model, revision=args.revision, segmentation_head=None)
@@ -113,7 +125,11 @@ def main(args: argparse.Namespace) -> None:
     with output_folder(args.output_dir, args.overwrite) as folder:
         original.save_pretrained(folder)
         write_json(folder / "head_training.json", report)
+        trained = Path(args.model) / "training_state.json"  # how the U-Net was trained belongs to what it became
+        if trained.is_file():
+            shutil.copy(trained, folder)
     print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {args.output_dir}.")
+    finish_push(args)
 
 
 if __name__ == "__main__":
