@@ -162,7 +162,10 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
         help="What `diffuseseg evaluate` wrote, for the card of a pipeline.",
     )
     parser.add_argument(
-        "--num_samples", type=int, default=8, help="Images to generate for the card of a pipeline; 0: none (default: 8)."
+        "--num_samples",
+        type=int,
+        default=8,
+        help="Images to generate for the card of a pipeline; 0: none (default: 8).",
     )
 
 

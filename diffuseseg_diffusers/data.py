@@ -267,12 +267,14 @@ def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Data
         return load_dataset(name, config_name, split=split, **kwargs)
     except Exception as error:
         reason = None if local else explain_hub_error(error)
+        if reason is None and not local and isinstance(error, DatasetNotFoundError):
+            reason = f"{str(error).splitlines()[0].rstrip('.')}; to see private and gated ones, {LOG_IN}"
         if reason is None and not isinstance(error, (ValueError, OSError)):
             raise
-        if reason is None and not local and isinstance(error, DatasetNotFoundError):
-            reason = "the Hub has none of that name that you may see; for a private one, " + LOG_IN
         where = "" if local else f"There is no folder {name}, and "
-        raise ValueError(f"{where}{'T' if local else 't'}he dataset {name} cannot be loaded: {reason or error}.") from error
+        raise ValueError(
+            f"{where}{'T' if local else 't'}he dataset {name} cannot be loaded: {reason or error}."
+        ) from error
 
 
 def describe_dataset(name: str, config_name: str | None, split: str | None) -> dict:

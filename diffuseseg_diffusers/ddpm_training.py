@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from .commands import write_json
 from .features import check_image_size
+from .hub_errors import explain_hub_error
 from .unlabeled_data import mixed_seed
 
 
@@ -92,7 +93,15 @@ def read_model_config(name: str) -> dict:
     """
     path = Path(name)
     if path.is_file():
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        text = path.read_text(encoding="utf-8")
+        try:
+            config = json.loads(text)
+        except json.JSONDecodeError:
+            config = yaml.safe_load(text)
+            # To PyYAML, 1e-5 without a point is a word.
+            for key, value in config.items() if isinstance(config, dict) else ():
+                if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
+                    config[key] = float(value)
     else:
         config = None
         for subfolder in ("unet", None):  # of a pipeline, or of a model
@@ -100,7 +109,7 @@ def read_model_config(name: str) -> dict:
                 config = UNet2DModel.load_config(name, subfolder=subfolder)
                 break
             except OSError as error:
-                reason = str(error).splitlines()[0]
+                reason = explain_hub_error(error) or str(error).splitlines()[0]
         if config is None:
             raise ValueError(f"{name} is no file, and neither a folder nor a Hub repository with a U-Net: {reason}")
     if not isinstance(config, dict):

@@ -17,7 +17,15 @@ import PIL.Image
 import torch
 from diffusers import DDIMScheduler
 from diffusers.utils import make_image_grid
-from huggingface_hub import CommitOperationAdd, DatasetCard, DatasetCardData, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import (
+    CommitOperationAdd,
+    DatasetCard,
+    DatasetCardData,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+)
 from huggingface_hub.errors import HfHubHTTPError
 
 from .data import IMAGE_COLUMNS, MASK_COLUMNS, as_parquet, decode_picture, open_streams, read_label_file
@@ -331,9 +339,8 @@ def _facts(pipe: DiffuseSegPipeline, training: Mapping, fitting: Mapping) -> Ite
             f"{', '.join(map(str, config.timesteps))}"
         )
         if "seconds" in fitting:
-            rows["fitting of the head"] = (
-                f"{minutes(fitting['seconds'])}, recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
-            )
+            how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
+            rows["fitting of the head"] = f"{minutes(fitting['seconds'])}, {how}"
             rows["hardware for fitting"] = machine(fitting)
     yield from ((name, value) for name, value in rows.items() if value)
 

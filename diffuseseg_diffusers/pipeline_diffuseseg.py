@@ -91,7 +91,7 @@ class DiffuseSegPipeline(DiffusionPipeline):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
-        """Reads `model_index.json` as if it carried no code: before the download, where diffusers calls this, and after."""
+        """Reads `model_index.json` as if it named no code; diffusers calls this before the download and after it."""
         index = super()._dict_from_json_file(json_file)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][-1]
@@ -107,6 +107,29 @@ class DiffuseSegPipeline(DiffusionPipeline):
         if (index.get("segmentation_head") or [None])[0] is not None:
             index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
         return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str | os.PathLike:
+        """As in diffusers; but weights in the safetensors format only, unless it is a plain DDPM from before there was.
+
+        Raises:
+            ValueError: The repository has a segmentation head, and not all its weights are in that format.
+        """
+        if kwargs.get("use_safetensors") is not None:
+            return super().download(pretrained_model_name, **kwargs)
+        try:
+            return super().download(pretrained_model_name, **{**kwargs, "use_safetensors": True})
+        except OSError as error:
+            if "necessary `safetensors` weights" not in str(error):
+                raise
+            where = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            index = cls.load_config(pretrained_model_name, **{k: kwargs[k] for k in where if k in kwargs})
+            if (index.get("segmentation_head") or [None])[0] is not None and "segmentation_head" not in kwargs:
+                raise ValueError(
+                    f"{pretrained_model_name} has weights that are not in the safetensors format; pickled ones (.bin) "
+                    f"are not loaded beside a segmentation head, because they can run code."
+                ) from error
+            return super().download(pretrained_model_name, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Saves the pipeline, with the code that loads it where this package is not installed.

@@ -1,10 +1,32 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Small models with random weights, drawn images, and the shared material where it is at hand."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from .hub_server import LocalHub
+
+
+# ruff: noqa: E402
+# The Hub of the tests is on this machine. The libraries read its address, and where their caches are, when they are
+# imported; large files go by HTTP, because this Hub does not speak Xet.
+HUB_FOLDER = tempfile.TemporaryDirectory(prefix="diffuseseg-tests-")
+TOKENS = {"alice": "hf_AliceSecretToken", "bob": "hf_BobSecretToken"}
+HUB = LocalHub(Path(HUB_FOLDER.name) / "hub", {token: name for name, token in TOKENS.items()}).__enter__()
+os.environ.update(
+    HF_ENDPOINT=HUB.url,
+    HF_HOME=str(Path(HUB_FOLDER.name) / "home"),
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+)
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+    os.environ.pop(name, None)
 
 import numpy as np
 import pytest
@@ -22,6 +44,39 @@ from diffuseseg_diffusers.head_training import Recipe
 ROOT = Path(__file__).parent.parent
 QUICK = Recipe(batch_size=64, learning_rate=5e-3, max_epochs=20, max_steps=60, one_cycle=True, standardize=True)
 SHARED = Path(os.environ.get("DIFFUSESEG_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture
+def hub(monkeypatch) -> LocalHub:
+    """The Hub on this machine, logged in as alice."""
+    HUB.failures.clear()
+    HUB.requests.clear()
+    monkeypatch.setenv("HF_TOKEN", TOKENS["alice"])
+    return HUB
+
+
+def clean_environment(folder: Path) -> dict[str, str]:
+    """Environment variables under which Python finds diffusers, torch and what they need, and nothing else.
+
+    To be used with `python -S`, from another folder than the project's.
+    """
+    wanted, seen = ["diffusers", "torch"], set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # needed on other machines
+        for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            link = folder / top
+            if not link.exists():
+                link.symlink_to(Path(distribution.locate_file(top)))
+        requirements = [Requirement(text) for text in distribution.requires or ()]
+        wanted += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return {"PYTHONPATH": str(folder)}
 
 
 def shared(path: str) -> Path:

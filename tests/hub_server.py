@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +34,7 @@ class Failure:
         method (`str`), path (`str`): Which requests; `path` is searched for as a regular expression.
         status (`int`, *optional*): Answer with this, or
         cut (`bool`): send the headers and half of the answer (or read half of what is uploaded), then hang up.
+        call (`Callable`, *optional*): Called before that.
     """
 
     method: str
@@ -40,6 +42,7 @@ class Failure:
     status: int | None = None
     headers: dict = field(default_factory=dict)
     cut: bool = False
+    call: Callable | None = None
     times: int = 1
 
 
@@ -213,6 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
                 )
                 if self.failure:
                     self.failure.times -= 1
+            if self.failure and self.failure.call:
+                self.failure.call()
             if self.failure and self.failure.status:
                 self.read()
                 return self.send(self.failure.status, b'{"error": "told to fail"}', self.failure.headers)
@@ -299,8 +304,6 @@ class _Handler(BaseHTTPRequestHandler):
         owner = name.split("/")[0]
         if settings["private"] and self.user != owner:
             raise _Error(401 if self.user is None else 404, "Repository not found", "RepoNotFound")
-        if settings["gated"] and self.user != owner:
-            raise _Error(401 if self.user is None else 403, f"Access to {name} is restricted.", "GatedRepo")
         if write and self.user is None:
             raise _Error(401, "Invalid username or password.")
         if write and self.user != owner:
@@ -328,11 +331,11 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{owner}/{given['name']}"
         if owner != self.user:
             raise _Error(403, f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{owner}"')
+        url = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{name}"
         if (self.hub.repo(kind, name) / "settings.json").exists():
-            return self.answer({"error": "You already created this repo"}, 409)
+            return self.answer({"error": "You already created this repo", "url": url}, 409)
         self.hub.create(kind, name, private=given.get("visibility") == "private" or bool(given.get("private")))
-        prefix = "" if kind == "models" else f"{kind}/"
-        self.answer({"url": f"{self.hub.url}/{prefix}{name}", "name": name, "id": name})
+        self.answer({"url": url, "name": name, "id": name})
 
     def validate_yaml(self) -> None:
         given = self.json()
@@ -489,6 +492,8 @@ class _Handler(BaseHTTPRequestHandler):
     def get_file(self, prefix: str | None, name: str, revision: str, path: str) -> None:
         kind = "datasets" if prefix else "models"
         self.check_repo(kind, name)
+        if self.hub.settings(kind, name)["gated"] and self.user != name.split("/")[0]:
+            raise _Error(401 if self.user is None else 403, f"Access to {name} is restricted.", "GatedRepo")
         sha = self.sha(kind, name, revision)
         entry = self.hub.tree(kind, name, sha).get(path)
         if entry is None:

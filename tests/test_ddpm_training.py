@@ -65,9 +65,11 @@ def test_configs_that_make_no_unet_are_told():
 
 
 def test_model_configs_are_read_from_files_and_folders(tmp_path):
-    (tmp_path / "a.yaml").write_text("block_out_channels: [8, 16]\nnorm_num_groups: 4\n")
-    (tmp_path / "a.json").write_text('{"block_out_channels": [8, 16], "norm_num_groups": 4, "_class_name": "x"}')
-    expected = {"block_out_channels": [8, 16], "norm_num_groups": 4}
+    (tmp_path / "a.yaml").write_text("block_out_channels: [8, 16]\nnorm_num_groups: 4\nnorm_eps: 1e-5\n")
+    (tmp_path / "a.json").write_text(
+        '{"block_out_channels": [8, 16], "norm_num_groups": 4, "norm_eps": 1e-05, "_class_name": "x"}'
+    )
+    expected = {"block_out_channels": [8, 16], "norm_num_groups": 4, "norm_eps": 1e-5}
     assert read_model_config(tmp_path / "a.yaml") == read_model_config(tmp_path / "a.json") == expected
     unet = make_test_unet()
     unet.save_pretrained(tmp_path / "unet")
