@@ -28,6 +28,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 
+from .commands import load_pipeline
 from .data import IMAGE_COLUMNS, MASK_COLUMNS, as_parquet, decode_picture, open_streams, read_label_file
 from .features import image_size
 from .hub_errors import explain_hub_error
@@ -122,7 +123,7 @@ def push_folder(
         if is_model:
             files = model_files(folder)
             if pipe is None:
-                pipe = DiffuseSegPipeline.from_pretrained(folder)  # what cannot be loaded is not pushed
+                pipe = load_pipeline(os.fspath(folder))  # what cannot be loaded is not pushed
             if num_samples > 0 and SAMPLES not in files:
                 files[SAMPLES] = _png(sample_sheet(pipe, num_samples))
             records = {name: _read_json(folder / name) for name in RECORDS if (folder / name).is_file()}

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -40,11 +40,12 @@ def explain_hub_error(error: BaseException) -> str | None:
         (GatedRepoError, f"it is gated: ask for access on its page, then {LOG_IN}"),
         (RevisionNotFoundError, "the Hub has no such revision of it"),
         (RepositoryNotFoundError, f"the Hub has none of that name that you may see; for a private one, {LOG_IN}"),
-        (RemoteEntryNotFoundError, "a file of it is not on the Hub"),
         (LocalTokenNotFoundError, f"that needs a token: {LOG_IN}"),
     ):
         if any(isinstance(e, kind) for e in found):
             return meaning
+    if any(isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError) for e in found):
+        return "a file of it is not on the Hub"
     for e in found:
         status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else None
         if status == 401:
@@ -56,7 +57,7 @@ def explain_hub_error(error: BaseException) -> str | None:
         if status is not None:
             return f"the Hub answered with error {status}: try again later"
     if any(isinstance(e, OfflineModeIsEnabled) for e in found) or constants.HF_HUB_OFFLINE:
-        return "offline mode is on (HF_HUB_OFFLINE), and it was not downloaded before"
+        return "offline mode is on (HF_HUB_OFFLINE=1), where only what was downloaded before can be had"
     if any(_is_network_error(e) for e in found):
         return f"the Hub cannot be reached at {constants.ENDPOINT}: {OFFLINE}"
     if any(isinstance(e, LocalEntryNotFoundError) for e in found):

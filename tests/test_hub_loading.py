@@ -88,15 +88,9 @@ def python(code: str, folder, expect: int = 0, **env: str) -> subprocess.Complet
 
 
 OUTPUTS = """
-import sys, torch
+import importlib.util, shutil, sys, torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-
-try:
-    import diffuseseg_diffusers
-    raise SystemExit("the package is there")
-except ModuleNotFoundError:
-    pass
 
 def outputs(pipe):
     pipe.set_progress_bar_config(disable=True)
@@ -105,6 +99,9 @@ def outputs(pipe):
     return {"images": generated.images, "masks": generated.masks, "uncertainty": generated.uncertainty,
             "segmented": segmented.masks[0]}
 """
+
+
+WITHOUT_THE_PACKAGE = OUTPUTS + "assert importlib.util.find_spec('diffuseseg_diffusers') is None\n"
 
 
 def test_with_the_package_the_round_trip_is_exact_and_no_code_is_fetched(hub, tmp_path):
@@ -123,6 +120,14 @@ def test_with_the_package_the_round_trip_is_exact_and_no_code_is_fetched(hub, tm
     assert not hub.asked("GET", "/cdn/|/resolve/")
     pipe.save_pretrained(tmp_path / "folder")
     assert same(outputs(DiffuseSegPipeline.from_pretrained(tmp_path / "folder")), expected)
+    # In a fresh process, with nothing in any cache.
+    save_file({"picture": picture()}, tmp_path / "picture.safetensors")
+    code = f"import os; os.chdir({str(tmp_path)!r})\n" + OUTPUTS
+    code += "from diffuseseg_diffusers import DiffuseSegPipeline\n"
+    code += "save_file(outputs(DiffuseSegPipeline.from_pretrained('alice/round-trip')), 'out.safetensors')\n"
+    env = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    run("python", "-c", code, **env)
+    assert same(load_file(tmp_path / "out.safetensors"), expected)
 
 
 def test_a_saved_pipeline_without_a_head_and_one_of_an_older_layout_load(hub, tmp_path):
@@ -182,7 +187,8 @@ def test_without_the_package_the_round_trip_is_exact(hub, tmp_path):
     push("alice/stand-alone", pipe, private=True)
     pipe.save_pretrained(tmp_path / "folder")
     save_file({"picture": picture()}, tmp_path / "picture.safetensors")
-    code = OUTPUTS + (
+    (tmp_path / "broken.bin").write_bytes((tmp_path / "folder" / HEAD_WEIGHTS).read_bytes()[:-50])
+    code = WITHOUT_THE_PACKAGE + (
         'for i, name in enumerate(("alice/stand-alone", "alice/stand-alone", "folder")):\n'
         "    pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)\n"
         "    save_file(outputs(pipe), f'{i}.safetensors')\n"
@@ -197,6 +203,14 @@ def test_without_the_package_the_round_trip_is_exact(hub, tmp_path):
         "        assert 'trust_remote_code=True' in str(error), error\n"
         "    else:\n"
         "        raise SystemExit('code was run without a word')\n"
+        "pipe.push_to_hub('alice/pushed-without')\n"
+        f"shutil.copytree('folder', 'broken'); shutil.copy('broken.bin', 'broken/{HEAD_WEIGHTS}')\n"
+        "try:\n"
+        "    DiffusionPipeline.from_pretrained('broken', trust_remote_code=True)\n"
+        "except ValueError as error:\n"
+        "    assert 'not a whole safetensors file' in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit('a broken head was loaded')\n"
     )
     home = {"HF_HOME": str(tmp_path / "home")}
     result = python(code, tmp_path, HF_TOKEN=TOKENS["alice"], **home)
@@ -206,8 +220,10 @@ def test_without_the_package_the_round_trip_is_exact(hub, tmp_path):
         assert same(load_file(tmp_path / f"{i}.safetensors"), expected), i
     for name in ("pipeline_diffuseseg.py", "model_index.json"):  # its code makes the same code
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
+    pushed = DiffuseSegPipeline.from_pretrained("alice/pushed-without", cache_dir=tmp_path / "cache")
+    assert same(outputs(pushed), expected)
     # Offline, from what is in the cache.
-    code = OUTPUTS + (
+    code = WITHOUT_THE_PACKAGE + (
         "import os.path, huggingface_hub\n"
         "folder = os.path.dirname(huggingface_hub.hf_hub_download('alice/stand-alone', 'model_index.json'))\n"
         "save_file(outputs(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)), '5.safetensors')\n"
