@@ -37,7 +37,7 @@ from .pipeline_diffuseseg import DiffuseSegPipeline, code_files
 from .visualization import samples_page
 
 
-SAMPLES = "samples.png"
+SAMPLES, CURVES = "samples.png", "training_curves.png"
 MARK = "<!-- Written by diffuseseg-diffusers."  # in cards that a push may replace
 TAGS = ["diffuseseg", "ddpm", "label-efficient-segmentation"]
 # What describes the training of a pipeline, in the folder that `fit` and `train-ddpm` leave.
@@ -216,7 +216,7 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
         for path in found:
             name = path.relative_to(folder).as_posix()
             files[name] = _without_local_path(path) if path.suffix == ".json" else path
-    for picture in (SAMPLES, "training_curves.png"):
+    for picture in (SAMPLES, CURVES):
         if (folder / picture).is_file():
             files[picture] = folder / picture
     if is_ours:
@@ -262,27 +262,19 @@ def model_card(
     height, width = image_size(pipe.unet)
     kind = "grey-scale images" if pipe.unet.config.in_channels == 1 else "colour images"
     used = [d for d in (training.get("dataset"), fitting.get("dataset"), *[e.get("dataset") for e in evaluations]) if d]
-    base = fitting.get("model_on_hub")
-    card_data = ModelCardData(
-        **(own.data.to_dict() if own else {})
-        | {
-            name: value
-            for name, value in {
-                "license": license or (own and own.data.license) or "unknown",
-                "library_name": "diffusers",
-                "pipeline_tag": "image-segmentation" if head else "unconditional-image-generation",
-                "tags": [*TAGS, *(["semantic-segmentation"] if head else ["unconditional-image-generation"])],
-                "datasets": list(dict.fromkeys(d["name"] for d in used if d.get("on_hub"))) or None,
-                "base_model": base,
-                "metrics": ["mean_iou", "accuracy"] if evaluations else None,
-                "model_name": repo_id.split("/")[-1],
-                "eval_results": _eval_results(evaluations) or None,
-            }.items()
-            if value is not None and not (own and getattr(own.data, name, None) and name != "license")
-        }
-    )
+    data = {
+        "license": "unknown",
+        "library_name": "diffusers",
+        "pipeline_tag": "image-segmentation" if head else "unconditional-image-generation",
+        "tags": [*TAGS, "semantic-segmentation" if head else "unconditional-image-generation"],
+        "datasets": list(dict.fromkeys(d["name"] for d in used if d.get("on_hub"))) or None,
+        "base_model": fitting.get("model_on_hub"),
+        "metrics": ["mean_iou", "accuracy"] if evaluations else None,
+        "model_name": repo_id.split("/")[-1],
+        "eval_results": _eval_results(evaluations) or None,
+    }
     return ModelCard.from_template(
-        card_data,
+        ModelCardData(**_with_own(data, own, license)),
         template_str=_template("model_card.md"),
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
@@ -293,6 +285,7 @@ def model_card(
         classes=list(zip(pipe.label_names, map(_hex, pipe.palette))) if head else [],
         samples=SAMPLES if SAMPLES in files else None,
         samples_made="50 steps of DDIM, seed 0",
+        curves=CURVES if CURVES in files else None,
         evaluations=evaluations,
         facts=list(_facts(pipe, training, fitting)),
     )
@@ -406,11 +399,11 @@ def dataset_card(
             continue
         size = " × ".join(_range(values) for values in zip(*sizes))
         parts.append({"config": config, "split": split, "num_images": count, "size": size, "columns": columns})
-        if masks and all(m.ndim == 2 for m in masks):
+        if masks and all(m.ndim == 2 and m.dtype == np.uint8 for m in masks):
             labeled = parts[-1]
             names_file = folder / "id2label.json"
             counts = sum(np.bincount(m.ravel(), minlength=256) for m in masks)[:255]
-            number = int(np.flatnonzero(counts).max()) + 1
+            number = int(np.flatnonzero(counts).max(initial=0)) + 1
             names = read_label_file(names_file) if names_file.is_file() else [f"class {i}" for i in range(number)]
             palette = default_palette(len(names))
             shares = counts[: len(names)] / counts.sum()
@@ -426,20 +419,15 @@ def dataset_card(
         files[SAMPLES] = _png(make_image_grid(pictures, rows=1, cols=len(pictures)))
 
     total = sum(p["num_images"] for p in parts)
-    given = own.data.to_dict() if own else {}
-    card_data = DatasetCardData(
-        **{
-            "license": license or "unknown",
-            "pretty_name": repo_id.split("/")[-1],
-            "tags": ["diffuseseg", *(["semantic-segmentation"] if labeled else [])],
-            "task_categories": ["image-segmentation" if labeled else "unconditional-image-generation"],
-            "size_categories": [_size_category(total)],
-        }
-        | given
-        | ({"license": license} if license else {})
-    )
+    data = {
+        "license": "unknown",
+        "pretty_name": repo_id.split("/")[-1],
+        "tags": ["diffuseseg", *(["semantic-segmentation"] if labeled else [])],
+        "task_categories": ["image-segmentation" if labeled else "unconditional-image-generation"],
+        "size_categories": [_size_category(total)],
+    }
     return DatasetCard.from_template(
-        card_data,
+        DatasetCardData(**_with_own(data, own, license)),
         template_str=_template("dataset_card.md"),
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
@@ -458,6 +446,12 @@ def _own_text(folder: Path, kind: type) -> ModelCard | DatasetCard | None:
     if not path.is_file() or MARK in path.read_text(encoding="utf-8"):
         return None
     return kind.load(path)
+
+
+def _with_own(data: Mapping, own: ModelCard | DatasetCard | None, license: str | None) -> dict:
+    """Metadata of a card; the user's own wins, and a licence that was asked for now over both."""
+    data = {**data, **(own.data.to_dict() if own else {}), **({"license": license} if license else {})}
+    return {name: value for name, value in data.items() if value is not None}
 
 
 def _template(name: str) -> str:

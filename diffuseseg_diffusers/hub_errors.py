@@ -56,7 +56,8 @@ def explain_hub_error(error: BaseException) -> str | None:
             return "the Hub takes no more requests for now: try again in a few minutes"
         if status is not None:
             return f"the Hub answered with error {status}: try again later"
-    if any(isinstance(e, OfflineModeIsEnabled) for e in found) or constants.HF_HUB_OFFLINE:
+    missing = any(isinstance(e, (FileNotFoundError, ConnectionError)) for e in found)
+    if any(isinstance(e, OfflineModeIsEnabled) for e in found) or (missing and constants.HF_HUB_OFFLINE):
         return "offline mode is on (HF_HUB_OFFLINE=1), where only what was downloaded before can be had"
     if any(_is_network_error(e) for e in found):
         return f"the Hub cannot be reached at {constants.ENDPOINT}: {OFFLINE}"

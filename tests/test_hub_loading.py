@@ -365,7 +365,15 @@ def test_a_head_that_is_broken_newer_or_pickled_is_refused_and_nothing_is_run(hu
         with pytest.raises((ValueError, OSError), match=reason):
             PixelClassifierEnsemble.from_pretrained(folder, subfolder="segmentation_head")
         assert not tripped.exists(), reason
-    change(hub, "alice/broken", **{head_file: good[HEAD_WEIGHTS], pickled: None})
+    index = json.loads(good["model_index.json"])
+    for part in ("unet", "scheduler"):  # a part that says it is code of the repository
+        change(hub, "alice/broken", **{head_file: good[HEAD_WEIGHTS], pickled: None, f"{part}__trap_DOT_py": trap})
+        changed = json.dumps(index | {part: ["trap", "Trap"]}).encode()
+        change(hub, "alice/broken", model_index_DOT_json=changed)
+        with pytest.raises(ValueError, match="contains custom code"):
+            DiffuseSegPipeline.from_pretrained("alice/broken", cache_dir=tmp_path / "cache")
+    assert not tripped.exists()
+    change(hub, "alice/broken", model_index_DOT_json=good["model_index.json"])
     assert same(outputs(DiffuseSegPipeline.from_pretrained("alice/broken", cache_dir=tmp_path)), outputs(made()))
     assert not tripped.exists()
 
