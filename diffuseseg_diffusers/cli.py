@@ -5,43 +5,20 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
-def _train_ddpm_arguments(parser: argparse.ArgumentParser) -> None:
-    from .training import train_ddpm
+def _of(module: str) -> tuple[Callable, Callable]:
+    """`add_arguments` and `main` of a module, which is imported when they are called."""
 
-    train_ddpm.add_arguments(parser)
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        importlib.import_module(module, __package__).add_arguments(parser)
 
+    def main(args: argparse.Namespace) -> int | None:
+        return importlib.import_module(module, __package__).main(args)
 
-def _train_ddpm(args: argparse.Namespace) -> int | None:
-    from .training import train_ddpm
-
-    return train_ddpm.main(args)
-
-
-def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    from . import demo
-
-    demo.add_arguments(parser)
-
-
-def _demo(args: argparse.Namespace) -> None:
-    from . import demo
-
-    demo.main(args)
-
-
-def _fit_arguments(parser: argparse.ArgumentParser) -> None:
-    from .training import train_segmentation_head
-
-    train_segmentation_head.add_arguments(parser)
-
-
-def _fit(args: argparse.Namespace) -> None:
-    from .training import train_segmentation_head
-
-    train_segmentation_head.main(args)
+    return add_arguments, main
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +123,35 @@ def _segment(args: argparse.Namespace) -> int:
     return 1 if unreadable else 0
 
 
+def _export_onnx_arguments(parser: argparse.ArgumentParser) -> None:
+    from . import student  # noqa: F401 (if the extra `train` is missing, that is said now)
+
+    parser.add_argument("model", type=Path, metavar="FOLDER", help="What `train-student` left.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="ONNX file to write.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the file if there is one.")
+
+
+def _export_onnx(args: argparse.Namespace) -> None:
+    from transformers import AutoModelForSemanticSegmentation
+
+    from .student import StudentSegmenter, export_onnx, make_processor
+
+    if args.file.exists() and not args.overwrite:
+        raise FileExistsError(f"{args.file} exists and is kept; choose another name, or pass --overwrite.")
+    if not (args.model / "config.json").is_file():
+        raise ValueError(f"The folder {args.model} holds no student: it has no config.json.")
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model)
+    segmenter = StudentSegmenter(model, make_processor(str(args.model)))
+    try:
+        export_onnx(segmenter, args.file)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; run `pip install diffuseseg-diffusers[onnx]`.") from error
+    print(f"Written to {args.file}: pixels [N, 3, {segmenter.size[0]}, {segmenter.size[1]}] in [0, 1] to masks.")
+
+
 def _push_arguments(parser: argparse.ArgumentParser) -> None:
+    from . import hub  # noqa: F401 (if the extra `train` is missing, that is said now)
+
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="With a pipeline, or a dataset.")
     parser.add_argument("repo_id", metavar="REPO", help="Repository on the Hub, user/name; made if it is not there.")
     parser.add_argument("--private", action="store_true", help="Make a new repository private.")
@@ -219,11 +224,14 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 COMMANDS = {
-    "demo": ("Show the whole idea on drawn faces.", _demo_arguments, _demo),
-    "train-ddpm": ("Train a diffusion model on unlabelled images.", _train_ddpm_arguments, _train_ddpm),
-    "fit": ("Fit a segmentation head on a few labelled images.", _fit_arguments, _fit),
+    "demo": ("Show the whole idea on drawn faces.", *_of(".demo")),
+    "train-ddpm": ("Train a diffusion model on unlabelled images.", *_of(".training.train_ddpm")),
+    "fit": ("Fit a segmentation head on a few labelled images.", *_of(".training.train_segmentation_head")),
     "evaluate": ("Measure a fitted model on labelled images.", _evaluate_arguments, _evaluate),
     "segment": ("Segment pictures.", _segment_arguments, _segment),
+    "generate": ("Generate a dataset of images with masks.", *_of(".training.generate_dataset")),
+    "train-student": ("Train a fast network on images and masks.", *_of(".training.train_student")),
+    "export-onnx": ("Write such a network as an ONNX file.", _export_onnx_arguments, _export_onnx),
     "push": ("Upload a pipeline or a dataset to the Hub, with its card.", _push_arguments, _push),
 }
 
@@ -247,7 +255,7 @@ def _or_say_what_to_install(add_arguments, command) -> None:
     try:
         add_arguments(command)
     except ModuleNotFoundError as error:
-        if error.name not in ("datasets", "evaluate", "matplotlib"):
+        if error.name not in ("datasets", "evaluate", "matplotlib", "transformers"):
             raise
         sys.exit(f"error: {error.name} is not installed; run `pip install diffuseseg-diffusers[train]`.")
 

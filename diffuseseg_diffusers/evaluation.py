@@ -3,6 +3,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import evaluate
 import numpy as np
@@ -12,6 +13,10 @@ from tqdm.auto import tqdm
 from .data import LabeledImages
 from .metrics import MEAN_IOU
 from .pipeline_diffuseseg import DiffuseSegPipeline
+
+
+if TYPE_CHECKING:
+    from .student import StudentSegmenter
 
 
 @dataclass
@@ -25,7 +30,7 @@ class Example:
 
 
 def evaluate_segmentation(
-    pipe: DiffuseSegPipeline,
+    pipe: "DiffuseSegPipeline | StudentSegmenter",
     dataset: LabeledImages,
     batch_size: int = 8,
     absent_as_zero: bool = False,
@@ -35,7 +40,7 @@ def evaluate_segmentation(
     """Segments labelled images at their own size and compares.
 
     Args:
-        pipe ([`DiffuseSegPipeline`]): With a segmentation head.
+        pipe ([`DiffuseSegPipeline`] or [`StudentSegmenter`]): With a segmentation head, if it is a pipeline.
         dataset ([`LabeledImages`]): What to measure on; its classes are the head's.
         batch_size (`int`, defaults to 8): Images in a pass of the U-Net.
         absent_as_zero (`bool`, defaults to `False`): Count classes that are absent from the set as 0, not NaN.
@@ -61,7 +66,7 @@ def evaluate_segmentation(
                 seconds += time.perf_counter() - began
                 timed += len(rows)
             metric.add_batch(predictions=output.masks, references=[r.mask for r in rows])
-            for row, prediction, uncertainty in zip(rows, output.masks, output.uncertainty):
+            for row, prediction, uncertainty in zip(rows, output.masks, output.uncertainty or [None] * len(rows)):
                 if len(examples) < num_examples:
                     examples.append(Example(row.image, row.mask, prediction, uncertainty))
             bar.update(len(rows))

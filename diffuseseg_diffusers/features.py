@@ -6,8 +6,8 @@ noised to a few late timesteps, one U-Net pass per timestep predicts the noise, 
 blocks are the representation of its pixels.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -222,14 +222,10 @@ class DecoderFeatureExtractor:
             class_labels = class_labels.to(device).repeat(steps, *[1] * (class_labels.ndim - 1))  # [T*N]
 
         # 2. One pass that ends at the last tapped block.
-        tapped: dict[int, torch.Tensor] = {}
         was_training = self.unet.training
         self.unet.eval()
         try:
-            with ExitStack() as hooks:
-                for block in self.blocks:
-                    hook = self._tap(tapped, block)
-                    hooks.callback(self._module(block).register_forward_hook(hook).remove)
+            with self.tapped(stop_early=True) as tapped:
                 self.unet(noisy, timesteps, class_labels=class_labels)
         except _LastBlockReached:
             pass
@@ -240,6 +236,21 @@ class DecoderFeatureExtractor:
         activations = [tapped[i.block].unflatten(0, (steps, n))[self.timesteps.index(i.timestep)] for i in info]
         self._check_finite(tapped)
         return DecoderFeatures(activations=activations, info=info)
+
+    @contextmanager
+    def tapped(self, stop_early: bool = False) -> Iterator[dict[int, torch.Tensor]]:
+        """Yields a dict that every pass of the U-Net within the context fills: block to `[N, channels, h, w]`.
+
+        Args:
+            stop_early (`bool`, defaults to `False`): End the pass after the last block, with an exception that the
+                caller has to catch.
+        """
+        tapped: dict[int, torch.Tensor] = {}
+        with ExitStack() as hooks:
+            for block in self.blocks:
+                hook = self._tap(tapped, block, stop_early and block == self.blocks[-1])
+                hooks.callback(self._module(block).register_forward_hook(hook).remove)
+            yield tapped
 
     def _noise(self, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         n, *shape = images.shape
@@ -263,10 +274,11 @@ class DecoderFeatureExtractor:
         attentions = getattr(up_block, "attentions", None)
         return attentions[layer] if attentions and len(attentions) == len(up_block.resnets) else up_block.resnets[layer]
 
-    def _tap(self, tapped: dict[int, torch.Tensor], block: int):
+    @staticmethod
+    def _tap(tapped: dict[int, torch.Tensor], block: int, stop: bool):
         def hook(module, args, output):
             tapped[block] = output[0] if isinstance(output, tuple) else output
-            if block == self.blocks[-1]:
+            if stop:
                 raise _LastBlockReached
 
         return hook

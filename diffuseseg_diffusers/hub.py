@@ -38,36 +38,21 @@ from .visualization import samples_page
 
 
 SAMPLES, CURVES = "samples.png", "training_curves.png"
+GENERATION = "generation.json"  # how a synthetic dataset was made
 MARK = "<!-- Written by diffuseseg-diffusers."  # in cards that a push may replace
 TAGS = ["diffuseseg", "ddpm", "label-efficient-segmentation"]
 # What describes the training of a pipeline, in the folder that `fit` and `train-ddpm` leave.
 RECORDS = ("training_state.json", "head_training.json")
 
 
-def push_pipeline(
-    pipe: DiffuseSegPipeline,
-    repo_id: str,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
-    license: str | None = None,
-    evaluations: Sequence[Mapping] = (),
-    num_samples: int = 8,
-    **save_kwargs,
-) -> str:
+def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = None, **kwargs) -> str:
     """Uploads a pipeline with its card in one commit; what [`DiffuseSegPipeline.push_to_hub`] calls.
 
     Args:
         pipe ([`DiffuseSegPipeline`]): With or without a head.
         repo_id (`str`): Repository, `user/name`; made if it is not there.
-        commit_message (`str`, *optional*), create_pr (`bool`, defaults to `False`): As in `HfApi.create_commit`.
-        private (`bool`, *optional*): Whether a new repository is private; the account's default if not given.
-        token (`str`, *optional*): The one that you logged in with if not given.
-        license (`str`, *optional*): The Hub's identifier of the licence of the weights; "unknown" if not given.
-        evaluations (sequence of `dict`): Metrics from [`evaluate_segmentation`], for the card.
-        num_samples (`int`, defaults to 8): Images to generate for the card, in 50 steps of DDIM; 0 for none.
-        **save_kwargs: As in [`DiffuseSegPipeline.save_pretrained`].
+        variant (`str`, *optional*): As in [`DiffuseSegPipeline.save_pretrained`].
+        **kwargs: As in [`push_folder`].
 
     Returns:
         `str`: The address of the commit.
@@ -76,10 +61,8 @@ def push_pipeline(
         ValueError: The Hub does not take it; says why. The repository is then as it was.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pipe.save_pretrained(folder, **save_kwargs)
-        return push_folder(
-            folder, repo_id, commit_message, private, token, create_pr, license, evaluations, num_samples, pipe
-        )
+        pipe.save_pretrained(folder, variant=variant)
+        return push_folder(folder, repo_id, pipe=pipe, **kwargs)
 
 
 def push_folder(
@@ -102,9 +85,15 @@ def push_folder(
     Args:
         folder (`str` or path): Saved by [`DiffuseSegPipeline.save_pretrained`], `diffuseseg fit` or `train-ddpm`; or
             anything that [`load_labeled_images`] or `datasets` reads; layouts that only the former knows go as Parquet.
+        repo_id (`str`): Repository, `user/name`; made if it is not there.
+        commit_message (`str`, *optional*), create_pr (`bool`, defaults to `False`): As in `HfApi.create_commit`.
+        private (`bool`, *optional*): Whether a new repository is private; the account's default if not given.
+        token (`str`, *optional*): The one that you logged in with if not given.
+        license (`str`, *optional*): The Hub's identifier of the licence; that of the folder's own README.md or
+            "unknown" if not given.
+        evaluations (sequence of `dict`): Of a pipeline, metrics that `diffuseseg evaluate` wrote, for the card.
+        num_samples (`int`, defaults to 8): Of a pipeline, images to generate for the card, in 50 steps of DDIM.
         pipe ([`DiffuseSegPipeline`], *optional*): What is in the folder, if it is loaded already.
-        repo_id, commit_message, private, token, create_pr, license, evaluations, num_samples:
-            See [`push_pipeline`].
 
     Returns:
         `str`: The address of the commit.
@@ -163,21 +152,24 @@ def hub_refusals(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {reason}.") from error
 
 
-def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+def add_hub_arguments(parser: argparse.ArgumentParser, repo_type: str = "model") -> None:
     """`--push_to_hub` and what goes with it, for the training scripts."""
+    what = "pipeline" if repo_type == "model" else repo_type
     group = parser.add_argument_group("Hub")
-    group.add_argument("--push_to_hub", action="store_true", help="Upload the pipeline in the end.")
-    group.add_argument("--hub_model_id", help="Repository, user/name (default: the name of the output folder).")
+    group.add_argument("--push_to_hub", action="store_true", help=f"Upload the {what} in the end.")
+    group.add_argument(
+        f"--hub_{repo_type}_id", dest="hub_id", help="Repository, user/name (default: the name of the output folder)."
+    )
     group.add_argument("--hub_private_repo", action="store_true", help="Make a new repository private.")
-    group.add_argument("--license", help="The Hub's identifier of the weights' licence (default: unknown).")
+    group.add_argument("--license", help="The Hub's identifier of the licence (default: unknown).")
 
 
-def prepare_push(args: argparse.Namespace) -> None:
+def prepare_push(args: argparse.Namespace, repo_type: str = "model") -> None:
     """Makes the repository before the long work, so that a wrong name or token shows now and not after it."""
     if args.push_to_hub:
-        name = args.hub_model_id or args.output_dir.name
+        name = args.hub_id or args.output_dir.name
         with hub_refusals(f"{name} cannot be pushed to"):
-            args.hub_model_id = create_repository(name, args.hub_private_repo or None)
+            args.hub_id = create_repository(name, args.hub_private_repo or None, repo_type=repo_type)
 
 
 def finish_push(args: argparse.Namespace) -> None:
@@ -185,10 +177,10 @@ def finish_push(args: argparse.Namespace) -> None:
     if not args.push_to_hub:
         return
     try:
-        url = push_folder(args.output_dir, args.hub_model_id, license=args.license)
+        url = push_folder(args.output_dir, args.hub_id, license=args.license)
     except ValueError as error:
         raise ValueError(
-            f"{error} Nothing is lost: when it can be reached, `diffuseseg push {args.output_dir} {args.hub_model_id}`."
+            f"{error} Nothing is lost: when it can be reached, `diffuseseg push {args.output_dir} {args.hub_id}`."
         ) from error
     print(f"Pushed: {url}")
 
@@ -249,7 +241,7 @@ def model_card(
     Args:
         pipe ([`DiffuseSegPipeline`]), repo_id (`str`): What is described, and where it will be.
         files (mapping): What goes with it, see [`model_files`].
-        license (`str`, *optional*), evaluations (sequence of `dict`): See [`push_pipeline`].
+        license (`str`, *optional*), evaluations (sequence of `dict`): See [`push_folder`].
         records (mapping, *optional*): Content of `training_state.json` and `head_training.json`, by name.
         own (`ModelCard`, *optional*): What the user wrote; its metadata wins, and its text stands at the top.
     """
@@ -419,10 +411,11 @@ def dataset_card(
         files[SAMPLES] = _png(make_image_grid(pictures, rows=1, cols=len(pictures)))
 
     total = sum(p["num_images"] for p in parts)
+    made = _read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     data = {
         "license": "unknown",
         "pretty_name": repo_id.split("/")[-1],
-        "tags": ["diffuseseg", *(["semantic-segmentation"] if labeled else [])],
+        "tags": ["diffuseseg", *(["semantic-segmentation"] if labeled else []), *(["synthetic"] if made else [])],
         "task_categories": ["image-segmentation" if labeled else "unconditional-image-generation"],
         "size_categories": [_size_category(total)],
     }
@@ -437,7 +430,32 @@ def dataset_card(
         classes=classes,
         shares_of=shares_of,
         labeled_part=labeled,
+        made=made.get("result"),
+        facts=list(_generation_facts(**made)) if made.get("result") else [],
     )
+
+
+def _generation_facts(settings: Mapping, result: Mapping) -> Iterator[tuple[str, str]]:
+    """Rows of the table of how a synthetic dataset was made."""
+    model = result["model"]
+    yield "model", f"[{model['name']}](https://huggingface.co/{model['name']})" if model["on_hub"] else model["name"]
+    yield "sampler", f"{settings['scheduler']}, {settings['num_inference_steps']} steps, {settings['dtype']}"
+    yield (
+        "masks",
+        "from the denoising steps" if settings["masks_while_sampling"] else "from the finished images, noised again",
+    )
+    yield "seed", str(settings["seed"])
+    yield "generated", f"{settings['num_samples']:,} images, of which {result['num_kept']:,} are kept"
+    yield "most uncertain left out", f"{settings['drop_uncertain']:.0%}"
+    if settings["drop_common"]:
+        yield "least of rare classes left out", f"{settings['drop_common']:.0%}"
+    if settings["min_distance"]:
+        yield "nearer than this left out", str(settings["min_distance"])
+    for name, d in result["nearest_neighbours"].items():
+        yield f"distance to the nearest, {name}", f"median {d['median']:.3f}, least {d['least']:.3f}"
+    if result["seconds_per_image"]:
+        yield "time", f"{result['seconds_per_image']:.3f} s an image and process"
+    yield "hardware", f"{result['hardware']}, {result['num_processes']} processes"
 
 
 def _own_text(folder: Path, kind: type) -> ModelCard | DatasetCard | None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What the Hub's errors mean, in a sentence that says what to do."""
 
+import re
 from collections.abc import Iterator
 
 from huggingface_hub import constants
@@ -44,8 +45,10 @@ def explain_hub_error(error: BaseException) -> str | None:
     ):
         if any(isinstance(e, kind) for e in found):
             return meaning
-    if any(isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError) for e in found):
-        return "a file of it is not on the Hub"
+    for e in found:
+        if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+            file = re.search(r"/resolve/[^/\s]+/([^\s?]*[^\s?.])", str(e))
+            return f"it has no file {file[1]} on the Hub" if file else "a file of it is not on the Hub"
     for e in found:
         status = e.response.status_code if isinstance(e, HfHubHTTPError) and e.response is not None else None
         if status == 401:

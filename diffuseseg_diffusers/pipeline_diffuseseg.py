@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,7 @@ class DiffuseSegPipeline(DiffusionPipeline):
         num_inference_steps: int = 1000,
         generator: torch.Generator | list[torch.Generator] | None = None,
         class_labels: torch.Tensor | Sequence[int] | int | None = None,
+        masks_while_sampling: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
@@ -211,6 +213,9 @@ class DiffuseSegPipeline(DiffusionPipeline):
             class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
                 Class of each image for a class-conditional U-Net; class 0 if not given. Features for the mask always
                 use the default class, as they did when the head was fitted.
+            masks_while_sampling (`bool`, defaults to `False`):
+                Take the activations for the masks from the denoising steps nearest to the head's timesteps, which
+                costs no pass of the U-Net, instead of from the finished image, noised anew to each of them.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
             callback_on_step_end (`Callable`, *optional*):
@@ -240,13 +245,17 @@ class DiffuseSegPipeline(DiffusionPipeline):
         shape = (batch_size, channels, *image_size(self.unet))
         sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)  # [N,C,H,W]
         sample = sample * self.scheduler.init_noise_sigma
+        taps = self._steps_to_tap(extractor) if masks_while_sampling and extractor is not None else []
 
         # 2. Denoise.
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
+        tapped: dict[int, dict[int, torch.Tensor]] = {}  # by step, then by block
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_input = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)
-            prediction = self.unet(model_input, t, class_labels=class_labels).sample.float()  # [N,C,H,W] or [N,2C,H,W]
+            with extractor.tapped() if i in taps else nullcontext() as tapped[i]:
+                prediction = self.unet(model_input, t, class_labels=class_labels).sample  # [N,C,H,W] or [N,2C,H,W]
+            prediction = prediction.float()
             if not self._scheduler_uses_variance():
                 prediction = prediction[:, :channels]
             sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample  # [N,C,H,W]
@@ -258,7 +267,9 @@ class DiffuseSegPipeline(DiffusionPipeline):
         sample = sample.clamp(-1, 1)
         masks = uncertainty = None
         if extractor is not None:
-            masks, uncertainty = self._predict(extractor, sample, [tuple(sample.shape[-2:])] * batch_size)
+            sizes = [tuple(sample.shape[-2:])] * batch_size
+            activations = [tapped[i][block] for i in taps for block in extractor.blocks]
+            masks, uncertainty = self._predict(activations or extractor(sample).activations, sizes)
             masks, uncertainty = torch.stack(masks), torch.stack(uncertainty)  # [N,H,W] each
 
         # 4. Convert.
@@ -322,7 +333,7 @@ class DiffuseSegPipeline(DiffusionPipeline):
             sizes = [tuple(mask_size)] * len(batch) if mask_size else processor.sizes(batch)
             labels = None if class_labels is None else class_labels[start : start + batch_size]
             pixels = processor.preprocess(batch, height, width)  # [N,C,H,W]
-            batch_masks, batch_uncertainty = self._predict(extractor, pixels, sizes, labels, generator)
+            batch_masks, batch_uncertainty = self._predict(extractor(pixels, labels, generator).activations, sizes)
             masks += batch_masks
             uncertainty += batch_uncertainty
 
@@ -339,15 +350,9 @@ class DiffuseSegPipeline(DiffusionPipeline):
         return DiffuseSegPipelineOutput(images=outputs, masks=masks, uncertainty=uncertainty)
 
     def _predict(
-        self,
-        extractor: DecoderFeatureExtractor,
-        pixels: torch.Tensor,
-        sizes: Sequence[tuple[int, int]],
-        class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, activations: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Masks and uncertainties of `[N, C, H, W]` pixels in [-1, 1], each of the size asked for, on the CPU."""
-        activations = extractor(pixels, class_labels, generator).activations
+        """Masks and uncertainties from `[N, channels, h, w]` activations, each of the size asked for, on the CPU."""
         masks: list = [None] * len(sizes)
         uncertainty: list = [None] * len(sizes)
         for size in dict.fromkeys(sizes):  # images of one size go together
@@ -357,6 +362,20 @@ class DiffuseSegPipeline(DiffusionPipeline):
             for i, mask, u in zip(same, output.labels.cpu(), output.uncertainty.cpu()):
                 masks[i], uncertainty[i] = mask, u
         return masks, uncertainty
+
+    def _steps_to_tap(self, extractor: DecoderFeatureExtractor) -> list[int]:
+        """The denoising step that is nearest to each of the head's timesteps.
+
+        Raises:
+            ValueError: The scheduler's samples are not on the scale of the noised images that the head was fitted on.
+        """
+        if float(self.scheduler.init_noise_sigma) != 1:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} scales samples in its own way; masks while sampling need DDPM, DDIM "
+                f"or DPM-Solver++."
+            )
+        timesteps = self.scheduler.timesteps.cpu().float()
+        return [int((timesteps - t).abs().argmin()) for t in extractor.timesteps]
 
     def _scheduler_uses_variance(self) -> bool:
         """Whether the scheduler takes a predicted variance, `[N, 2C, H, W]`; the other schedulers want it cut off."""

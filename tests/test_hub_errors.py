@@ -22,7 +22,7 @@ def test_what_the_hub_answers_becomes_a_clause_that_says_what_to_do(hub, tmp_pat
     cases = [
         (error_of(api.model_info, "alice/not-there"), "HF_TOKEN"),
         (error_of(api.model_info, "alice/there", revision="v9"), "no such revision"),
-        (error_of(hf_hub_download, "alice/there", "x.json", **into), "a file of it is not on the Hub"),
+        (error_of(hf_hub_download, "alice/there", "x.json", **into), "it has no file x.json on the Hub"),
         (
             error_of(bob.hf_hub_download, "alice/gated", ".gitattributes", repo_type="dataset", **into),
             "gated: ask for access",

@@ -1,0 +1,67 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Seconds an image: the diffusion model with its head against a student, in PyTorch and as an ONNX file.
+
+    python benchmarks/bench_student.py --model MODEL --student STUDENT --dataset_name DATA [--onnx student.onnx]
+
+All segment the same pictures in batches of the same size, in turn, from the decoded picture to the mask at its size
+(the ONNX file: at the student's size); medians over rounds.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from transformers import AutoModelForSemanticSegmentation
+
+from diffuseseg_diffusers import load_labeled_images
+from diffuseseg_diffusers.commands import load_pipeline
+from diffuseseg_diffusers.student import StudentSegmenter, make_processor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--onnx")
+    parser.add_argument("--dataset_name", required=True)
+    parser.add_argument("--dataset_config_name")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    data = load_labeled_images(args.dataset_name, args.dataset_config_name, args.split)
+    pictures = [data[i].image for i in range(args.batch_size)]
+    pipe = load_pipeline(args.model)
+    student = StudentSegmenter(
+        AutoModelForSemanticSegmentation.from_pretrained(args.student), make_processor(args.student)
+    )
+    sides = {
+        f"head ({pipe.unet.dtype})": lambda: pipe.segment(pictures, args.batch_size, output_type="np"),
+        "student": lambda: student.segment(pictures, args.batch_size),
+    }
+    if args.onnx:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(args.onnx, providers=["CPUExecutionProvider"])
+
+        def run_onnx() -> None:
+            pixels = student.images.preprocess(student.images.load(pictures), *student.size) / 2 + 0.5
+            session.run(["masks"], {"pixels": pixels.numpy()})
+
+        sides["student, ONNX"] = run_onnx
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for round_number in range(args.rounds + 1):  # the first one warms up
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side()
+            if round_number:
+                seconds[name].append((time.perf_counter() - began) / len(pictures))
+    first = np.median(next(iter(seconds.values())))
+    print(f"{torch.get_num_threads()} threads, batches of {args.batch_size}, {args.rounds} rounds")
+    for name, values in seconds.items():
+        print(f"{name:<24} {1000 * np.median(values):8.2f} ms an image  {first / np.median(values):6.1f}×")
+
+
+if __name__ == "__main__":
+    main()
