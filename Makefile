@@ -1,4 +1,5 @@
-# From a fresh clone, each target makes .venv, installs with the tested versions, and runs.
+# From a fresh clone, each target makes .venv, installs with the tested versions, and runs. Two tests run at a time, with
+# a thread each: processes of PyTorch that share cores slow each other down many times over.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out/demo
@@ -6,7 +7,7 @@ OUT ?= out/demo
 .PHONY: test lint demo
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 lint: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet -c constraints.txt ruff

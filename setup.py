@@ -11,7 +11,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "diffuseseg_diffusers" / "_
 # `train` is what reads datasets, measures and draws; generating and segmenting need none of it.
 train = ["datasets>=4.0", "evaluate>=0.4.6", "matplotlib>=3.9", "transformers>=5.0"]
 onnx = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-test = [*train, *onnx, "pytest>=8.0", "hypothesis>=6.100", "tensorboard>=2.15"]
+test = [*train, *onnx, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboard>=2.15"]
 
 setup(
     name="diffuseseg-diffusers",

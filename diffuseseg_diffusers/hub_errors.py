@@ -61,7 +61,7 @@ def explain_hub_error(error: BaseException) -> str | None:
             return f"the Hub answered with error {status}: try again later"
     missing = any(isinstance(e, (FileNotFoundError, ConnectionError)) for e in found)
     if any(isinstance(e, OfflineModeIsEnabled) for e in found) or (missing and constants.HF_HUB_OFFLINE):
-        return "offline mode is on (HF_HUB_OFFLINE=1), where only what was downloaded before can be had"
+        return "offline mode is on (HF_HUB_OFFLINE=1), and it was not downloaded before: give a local folder"
     if any(_is_network_error(e) for e in found):
         return f"the Hub cannot be reached at {constants.ENDPOINT}: {OFFLINE}"
     if any(isinstance(e, LocalEntryNotFoundError) for e in found):

@@ -194,8 +194,11 @@ def test_a_folder_that_fails_while_it_is_written_leaves_the_old_one(tmp_path):
         (("--split", "validation"), None),
         (("--mask_column", "depth"), "no column 'depth'; it has 'image', 'mask'"),
         (("--model", "nowhere/at/all"), "There is no folder nowhere/at/all."),
-        (("--model", "nobody/nothing"), "There is no folder nobody/nothing, and the Hub gave no pipeline"),
-        (("--dataset_name", "nobody/nothing"), "Without a connection to the Hub, give a local folder."),
+        (
+            ("--model", "nobody/nothing"),
+            "the pipeline nobody/nothing cannot be loaded: offline mode is on",
+        ),
+        (("--dataset_name", "nobody/nothing"), "the dataset nobody/nothing cannot be loaded: offline mode is on"),
         (("--dataset_name", "./nowhere"), "There is no folder ./nowhere."),
     ],
 )
