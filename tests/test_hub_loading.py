@@ -307,6 +307,22 @@ def test_a_plain_ddpm_repository_loads(hub, tmp_path, flat):
     assert all(torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), unet.parameters()))
 
 
+def test_a_plain_ddpm_from_before_safetensors_loads_but_not_beside_a_head(hub, tmp_path):
+    unet = make_unet()
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm", safe_serialization=False)
+    assert list((tmp_path / "ddpm" / "unet").glob("*.bin"))
+    HfApi().create_repo("alice/pickled")
+    HfApi().upload_folder(repo_id="alice/pickled", folder_path=tmp_path / "ddpm")
+    pipe = DiffuseSegPipeline.from_pretrained("alice/pickled", cache_dir=tmp_path / "cache")
+    assert all(torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), unet.parameters()))
+    push("alice/half-pickled", made())
+    safe = ["unet/diffusion_pytorch_model.safetensors"]
+    pickled = (tmp_path / "ddpm" / "unet" / "diffusion_pytorch_model.bin").read_bytes()
+    hub.commit("models", "alice/half-pickled", "main", "pickled", {"unet/diffusion_pytorch_model.bin": pickled}, safe)
+    with pytest.raises(ValueError, match="not loaded beside a segmentation head"):
+        DiffuseSegPipeline.from_pretrained("alice/half-pickled", cache_dir=tmp_path / "cache")
+
+
 def test_a_head_alone_loads_onto_any_unet_that_fits(hub, tmp_path):
     pipe = made()
     push("alice/head", pipe)
