@@ -22,7 +22,9 @@ import yaml
 from accelerate import Accelerator
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .commands import write_json
 from .features import check_image_size
@@ -410,10 +412,12 @@ def load_checkpoint(
     accelerator.load_state(str(folder))
     accelerator.step = 0
     if ema is not None:
-        saved = EMAModel.from_pretrained(folder / "unet_ema", UNet2DModel)
-        for average, value in zip(ema.shadow_params, saved.shadow_params):
-            average.copy_(value)  # in place, to stay on the device and in channels-last order
-        ema.load_state_dict({k: v for k, v in saved.state_dict().items() if k != "shadow_params"})
+        # `EMAModel.from_pretrained` warns of what it wrote into the config itself.
+        saved = load_file(folder / "unet_ema" / SAFETENSORS_WEIGHTS_NAME)
+        for average, (name, _) in zip(ema.shadow_params, unet.named_parameters()):
+            average.copy_(saved[name])  # in place, to stay on the device and in channels-last order
+        config = json.loads((folder / "unet_ema" / "config.json").read_text(encoding="utf-8"))
+        ema.load_state_dict({k: config[k] for k in ema.state_dict() if k in config})
     return run
 
 
