@@ -55,6 +55,15 @@ def hub(monkeypatch) -> LocalHub:
     return HUB
 
 
+@pytest.fixture
+def one_thread():
+    """One thread, as the processes have that tests start: another number changes roundings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def clean_environment(folder: Path) -> dict[str, str]:
     """Environment variables under which Python finds diffusers, torch and what they need, and nothing else.
 

@@ -25,13 +25,8 @@ from .conftest import TOKENS, clean_environment, draw, make_head, make_pipeline,
 HEAD_WEIGHTS = "segmentation_head/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bits are compared with those of other processes, which run with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Bits are compared with those of other processes, which run with one thread.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(seed: int = 0) -> DiffuseSegPipeline:

@@ -64,13 +64,8 @@ def drawn(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the processes that are started here: the number of threads changes roundings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Bits are compared with those of other processes, which run with one thread.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arguments(drawn: Path, out: Path, *more, steps=6) -> list[str]:

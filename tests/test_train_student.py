@@ -18,13 +18,8 @@ from .conftest import dataset_of, draw, run
 from .test_student import NAMES, write_config
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bits are compared with those of other processes, which run with one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Bits are compared with those of other processes, which run with one thread.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
