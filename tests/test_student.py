@@ -130,9 +130,7 @@ def test_an_epoch_mixes_at_the_given_share_and_shows_all_before_any_again(main, 
     assert len(order) == count and 0 <= order.min() and order.max() < main + real
     of_real = (order >= main).sum()
     assert of_real == (round(share * count) if real else 0)
-    for part, size in ((order[order < main], main), (order[order >= main], real)):
-        if len(part):
-            times = np.bincount(part - part.min() if size == 0 else part % (main + real), minlength=1)
-            times = times[times > 0] if len(part) >= size else times
-            assert times.max() - times[times > 0].min() <= 1
+    for part, size in ((order[order < main], main), (order[order >= main] - main, real)):
+        times = np.bincount(part, minlength=size)  # also of those that were not shown at all
+        assert size == 0 or times.max() - times.min() <= 1
     assert (epoch_order(main, real, share, count, seed) == order).all()
