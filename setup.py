@@ -10,8 +10,9 @@ version = re.search(r'__version__ = "(.+)"', (here / "diffuseseg_diffusers" / "_
 
 # `train` is what reads datasets, measures and draws; generating and segmenting need none of it.
 train = ["datasets>=4.0", "evaluate>=0.4.6", "matplotlib>=3.9", "transformers>=5.0"]
+analysis = [*train, "scikit-learn>=1.4", "imagecorruptions-imaug>=1.1.5"]
 onnx = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-test = [*train, *onnx, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboard>=2.15"]
+test = [*analysis, *onnx, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboard>=2.15"]
 
 setup(
     name="diffuseseg-diffusers",
@@ -49,7 +50,7 @@ setup(
         "safetensors>=0.4.3",
         "tqdm>=4.60",
     ],
-    extras_require={"train": train, "onnx": onnx, "test": test, "dev": [*test, "ruff>=0.9"]},
+    extras_require={"train": train, "analysis": analysis, "onnx": onnx, "test": test, "dev": [*test, "ruff>=0.9"]},
     entry_points={"console_scripts": ["diffuseseg=diffuseseg_diffusers.cli:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

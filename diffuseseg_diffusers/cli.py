@@ -229,6 +229,7 @@ COMMANDS = {
     "fit": ("Fit a segmentation head on a few labelled images.", *_of(".training.train_segmentation_head")),
     "evaluate": ("Measure a fitted model on labelled images.", _evaluate_arguments, _evaluate),
     "segment": ("Segment pictures.", _segment_arguments, _segment),
+    "analyze": ("Show which features tell the classes apart.", *_of(".training.analyze_features")),
     "generate": ("Generate a dataset of images with masks.", *_of(".training.generate_dataset")),
     "train-student": ("Train a fast network on images and masks.", *_of(".training.train_student")),
     "export-onnx": ("Write such a network as an ONNX file.", _export_onnx_arguments, _export_onnx),
@@ -255,6 +256,8 @@ def _or_say_what_to_install(add_arguments, command) -> None:
     try:
         add_arguments(command)
     except ModuleNotFoundError as error:
+        if error.name in ("scipy", "sklearn"):
+            sys.exit(f"error: {error.name} is not installed; run `pip install diffuseseg-diffusers[analysis]`.")
         if error.name not in ("datasets", "evaluate", "matplotlib", "transformers"):
             raise
         sys.exit(f"error: {error.name} is not installed; run `pip install diffuseseg-diffusers[train]`.")

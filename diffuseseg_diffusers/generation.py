@@ -9,7 +9,8 @@ there, so that it does not matter who generates which, or when.
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -127,15 +128,31 @@ def generate_batch(
     return pa.table(columns, schema=FEATURES.arrow_schema.append(pa.field("pixels", pa.list_(pa.int64()))))
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a Parquet file that is whole or not there."""
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Gives a temporary name, and renames what was written to it once the block ends well.
+
+    Raises:
+        OSError: It could not be written, as on a full disk; the other files stay.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        pq.write_table(table, partial)
+        yield partial
         partial.replace(path)
+    except OSError as error:
+        raise OSError(
+            f"{path.name} could not be written: {error}. The other files are kept; when there is room, the same "
+            f"command line goes on."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a Parquet file that is whole or not there."""
+    with whole_or_nothing(path) as partial:
+        pq.write_table(table, partial)
 
 
 class Samples:
@@ -270,17 +287,14 @@ def write_shards(folder: Path, samples: Samples, kept: np.ndarray, shard_bytes: 
     """
     shard_of = np.cumsum(samples.picture_bytes()[kept]) // shard_bytes  # [n]
     parts = [kept[shard_of == shard] for shard in np.unique(shard_of)]
-    (folder / "data").mkdir(exist_ok=True)
     shards = []
     for number, indices in enumerate(parts):
         path = folder / "data" / f"train-{number:05d}-of-{len(parts):05d}.parquet"
         if not path.is_file():
-            partial = path.with_name(path.name + ".partial")
-            with pq.ParquetWriter(partial, FEATURES.arrow_schema) as writer:
+            with whole_or_nothing(path) as partial, pq.ParquetWriter(partial, FEATURES.arrow_schema) as writer:
                 for start in range(0, len(indices), ROWS_PER_GROUP):
                     group = samples.rows(indices[start : start + ROWS_PER_GROUP], list(FEATURES))
                     writer.write_table(group.cast(FEATURES.arrow_schema))
-            partial.replace(path)
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(2**20):

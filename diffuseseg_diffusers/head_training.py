@@ -134,6 +134,32 @@ class ActivationTable:
                 start += f.channels
         self.labels[image] = labels
 
+    def select(self, entries: Sequence[int]) -> "ActivationTable":
+        """A table of some of the activations, positions in `info`, for the same images and labels; a copy."""
+        height, width = self.size
+        chosen = ActivationTable([self.info[i] for i in entries], len(self.labels), (height, width), self.dtype)
+        for (h, w), own in chosen.entries.items():
+            columns = torch.cat([self._columns(entries[i]) for i in own])
+            torch.index_select(self.tables[h, w], 1, columns, out=chosen.tables[h, w])
+        chosen.labels = self.labels
+        return chosen
+
+    def image(self, image: int, entries: Sequence[int]) -> list[torch.Tensor]:
+        """Some activations of an image, `[1, channels, h, w]` each; in float32, if they are not in bfloat16."""
+        activations = []
+        for i in entries:
+            h, w = self.info[i].height, self.info[i].width
+            rows = self.tables[h, w][image * h * w : (image + 1) * h * w]  # [h*w,c]
+            activation = rows[:, self._columns(i)].T.unflatten(1, (h, w))[None]
+            activations.append(activation if self.dtype == torch.bfloat16 else activation.float())
+        return activations
+
+    def _columns(self, entry: int) -> torch.Tensor:
+        """Where an activation's channels stand in the table of its resolution."""
+        f = self.info[entry]
+        start = sum(self.info[i].channels for i in self.entries[f.height, f.width] if i < entry)
+        return torch.arange(start, start + f.channels)
+
     def standardize(self) -> None:
         """Gives every channel zero mean and unit variance (or 0, if it is constant) over all images, in place."""
         start = 0
@@ -387,6 +413,7 @@ def fit_members(
     members: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
+    images: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Trains members of a head on labelled pixels, all at once, each stopping on its own; writes them to the head.
 
@@ -398,6 +425,9 @@ def fit_members(
         members (sequence of `int`, *optional*): Which members to train; all if not given.
         device: Where to train.
         show_progress (`bool`): Whether to show a progress bar.
+        images (sequence of sequences of `int`, *optional*):
+            For each of `members`, the images that it learns from; all of them for every member if not given. An epoch
+            is then as long as the smallest share.
 
     Raises:
         ValueError: There are fewer than two labelled pixels.
@@ -406,12 +436,15 @@ def fit_members(
     members = list(range(head.config.num_members) if members is None else members)
     labels = table.labels.view(-1)
     pool = (labels != head.config.ignore_index).nonzero().view(-1).to("cpu", torch.int32)  # [P]
-    if len(pool) < 2:
+    of_image = pool // (table.size[0] * table.size[1])  # [P]
+    pools = [pool if images is None else pool[torch.isin(of_image, torch.tensor(i))] for i in images or members]
+    smallest = min(map(len, pools))
+    if smallest < 2:
         raise ValueError("The masks have no labelled pixels: all are ignored or belong to classes that are too small.")
     if recipe.standardize:
         table.standardize()
-    batch_size = min(recipe.batch_size, len(pool))
-    epoch_steps = len(pool) // batch_size
+    batch_size = min(recipe.batch_size, smallest)
+    epoch_steps = smallest // batch_size
     total = min(epoch_steps * recipe.max_epochs, recipe.max_steps or math.inf)
     training = _MemberTraining(head, members, table, recipe, total, seed, device)
     buffer = torch.empty(len(members) * batch_size, len(table.channel_order), dtype=training.dtype, device=table.device)
@@ -426,8 +459,9 @@ def fit_members(
         for step in range(total):
             epoch, i = divmod(step, epoch_steps)
             if i == 0:  # every member passes over all labelled pixels in an order of its own, the odd ones left over
-                order = torch.stack([pool[torch.randperm(len(pool), generator=g)] for g in training.generators])
-                order = order[:, : epoch_steps * batch_size].unflatten(1, (-1, batch_size)).to(table.device)  # [K,S,B]
+                shuffled = [p[torch.randperm(len(p), generator=g)] for p, g in zip(pools, training.generators)]
+                order = torch.stack([p[: epoch_steps * batch_size] for p in shuffled])
+                order = order.unflatten(1, (-1, batch_size)).to(table.device)  # [K,S,B]
                 plan = []
             if not plan:  # many small operations, done for several steps at once
                 ahead = order[:, i : i + PLANNED_STEPS].transpose(0, 1).flatten(1).long()  # [S,K*B]
@@ -446,6 +480,7 @@ def fit_members(
                 if (stale > recipe.patience).any():
                     going = stale <= recipe.patience  # [K]
                     training.finish(~going)
+                    pools = [p for p, goes in zip(pools, going.tolist()) if goes]
                     best, stale, order, plan = best[going], stale[going], order[going.to(order.device)], []
                     if not len(best):
                         break

@@ -43,6 +43,8 @@ MARK = "<!-- Written by diffuseseg-diffusers."  # in cards that a push may repla
 TAGS = ["diffuseseg", "ddpm", "label-efficient-segmentation"]
 # What describes the training of a pipeline, in the folder that `fit` and `train-ddpm` leave.
 RECORDS = ("training_state.json", "head_training.json")
+STUDENT_RECORD = "student_training.json"  # the mark of a folder that `train-student` left
+STUDENT_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
 def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = None, **kwargs) -> str:
@@ -77,14 +79,16 @@ def push_folder(
     num_samples: int = 8,
     pipe: DiffuseSegPipeline | None = None,
 ) -> str:
-    """Uploads a folder with a pipeline, or with a dataset, and its card in one commit.
+    """Uploads a folder with a pipeline, a student or a dataset, and its card in one commit.
 
     Of a pipeline's folder go its weights, configs and the code for them, and nothing else; local paths are taken out.
-    Of a dataset's folder goes everything. What a push that was cut off had uploaded is not uploaded again.
+    Of a student's folder go weights and configs; of a dataset's folder goes everything. What a push that was cut off
+    had uploaded is not uploaded again.
 
     Args:
-        folder (`str` or path): Saved by [`DiffuseSegPipeline.save_pretrained`], `diffuseseg fit` or `train-ddpm`; or
-            anything that [`load_labeled_images`] or `datasets` reads; layouts that only the former knows go as Parquet.
+        folder (`str` or path): Saved by [`DiffuseSegPipeline.save_pretrained`], `diffuseseg fit`, `train-ddpm` or
+            `train-student`; or anything that [`load_labeled_images`] or `datasets` reads; layouts that only the former
+            knows go as Parquet.
         repo_id (`str`): Repository, `user/name`; made if it is not there.
         commit_message (`str`, *optional*), create_pr (`bool`, defaults to `False`): As in `HfApi.create_commit`.
         private (`bool`, *optional*): Whether a new repository is private; the account's default if not given.
@@ -104,12 +108,12 @@ def push_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
-    is_model = (folder / "model_index.json").is_file()
-    repo_type = "model" if is_model else "dataset"
+    is_pipeline, is_student = (folder / "model_index.json").is_file(), (folder / STUDENT_RECORD).is_file()
+    repo_type = "model" if is_pipeline or is_student else "dataset"
     with hub_refusals(f"{folder} cannot be pushed to {repo_id}"), tempfile.TemporaryDirectory() as scratch:
         api = HfApi(token=token)
         repo_id = create_repository(repo_id, private, token, repo_type)
-        if is_model:
+        if is_pipeline:
             files = model_files(folder)
             if pipe is None:
                 pipe = load_pipeline(os.fspath(folder))  # what cannot be loaded is not pushed
@@ -117,6 +121,10 @@ def push_folder(
                 files[SAMPLES] = _png(sample_sheet(pipe, num_samples))
             records = {name: _read_json(folder / name) for name in RECORDS if (folder / name).is_file()}
             card = model_card(pipe, repo_id, files, license, evaluations, records, _own_text(folder, ModelCard))
+        elif is_student:
+            files = {name: _without_local_path(folder / name) for name in STUDENT_FILES if name.endswith(".json")}
+            files |= {name: folder / name for name in STUDENT_FILES if not name.endswith(".json")}
+            card = student_card(folder, repo_id, license, _own_text(folder, ModelCard))
         else:
             own = _own_text(folder, DatasetCard)
             folder = as_parquet(folder, Path(scratch)) or folder
@@ -126,7 +134,8 @@ def push_folder(
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, content) for name, content in sorted(files.items())],
-            commit_message=commit_message or f"Upload {'pipeline' if is_model else 'dataset'}",
+            commit_message=commit_message
+            or f"Upload {'pipeline' if is_pipeline else 'student' if is_student else 'dataset'}",
             repo_type=repo_type,
             create_pr=create_pr,
         )
@@ -154,9 +163,8 @@ def hub_refusals(what: str) -> Iterator[None]:
 
 def add_hub_arguments(parser: argparse.ArgumentParser, repo_type: str = "model") -> None:
     """`--push_to_hub` and what goes with it, for the training scripts."""
-    what = "pipeline" if repo_type == "model" else repo_type
     group = parser.add_argument_group("Hub")
-    group.add_argument("--push_to_hub", action="store_true", help=f"Upload the {what} in the end.")
+    group.add_argument("--push_to_hub", action="store_true", help=f"Upload the {repo_type} in the end.")
     group.add_argument(
         f"--hub_{repo_type}_id", dest="hub_id", help="Repository, user/name (default: the name of the output folder)."
     )
@@ -283,51 +291,99 @@ def model_card(
     )
 
 
+def student_card(folder: Path, repo_id: str, license: str | None = None, own: ModelCard | None = None) -> ModelCard:
+    """The card of a student that `train-student` left in a folder; the other arguments as in [`model_card`].
+
+    Raises:
+        ValueError: A file of the student is not there.
+    """
+    missing = [name for name in STUDENT_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"The student in {folder} is not whole: {', '.join(missing)} is not there.")
+    record, config = _read_json(folder / STUDENT_RECORD), _read_json(folder / "config.json")
+    evaluation, dataset = record.get("evaluation"), record["train_dataset"]
+    used = [d for d in (dataset, record.get("real_dataset"), (evaluation or {}).get("dataset")) if d]
+    data = {
+        "license": "unknown",
+        "library_name": "transformers",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["diffuseseg", "semantic-segmentation"],
+        "datasets": list(dict.fromkeys(d["name"] for d in used if d.get("on_hub"))) or None,
+        "base_model": record.get("model_on_hub"),
+        "metrics": ["mean_iou", "accuracy"] if evaluation else None,
+        "model_name": repo_id.split("/")[-1],
+        "eval_results": _eval_results([evaluation] if evaluation else []) or None,
+    }
+    facts = {
+        "network": f"{config['architectures'][0]}, {record['parameters'] / 1e6:.1f} million parameters",
+        "weights at the start": record["start"],
+        "images with masks": _described(dataset, record["num_images"]),
+        "and real ones": _described(record.get("real_dataset"), record.get("num_real_images")),
+        "training": f"{len(record['epochs'])} epochs in {_duration(record['seconds'])}",
+        "mean IoU on held-out training data": f"{record['validation_mean_iou']:.4f}",
+        "hardware": _machine(record),
+    }
+    return ModelCard.from_template(
+        ModelCardData(**_with_own(data, own, license)),
+        template_str=_template("student_card.md"),
+        repo_id=repo_id,
+        title=repo_id.split("/")[-1],
+        description=own.text.strip() if own else None,
+        model_type=config["model_type"],
+        classes=[config["id2label"][str(i)] for i in range(len(config["id2label"]))],
+        synthetic=record["synthetic"],
+        evaluation=evaluation,
+        facts=[(name, value) for name, value in facts.items() if value],
+    )
+
+
+def _described(dataset: Mapping | None, count: int | None) -> str | None:
+    if not dataset:
+        return f"{count:,} images" if count else None
+    where = f"[{dataset['name']}](https://huggingface.co/datasets/{dataset['name']})"
+    where = where if dataset.get("on_hub") else f"{dataset['name']} (not on the Hub)"
+    split = f", split `{dataset['split']}`" if dataset.get("split") else ""
+    return (f"{count:,} of " if count else "") + where + split
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def _machine(record: Mapping) -> str | None:
+    parts = [record.get("hardware"), record.get("num_processes", 1) > 1 and f"{record['num_processes']} processes"]
+    return ", ".join(p for p in parts if p) or None
+
+
 def _facts(pipe: DiffuseSegPipeline, training: Mapping, fitting: Mapping) -> Iterator[tuple[str, str]]:
     """Rows of the table of data and training: what is known, in words."""
-
-    def of(dataset: Mapping | None, count: int | None) -> str | None:
-        if not dataset:
-            return f"{count:,} images" if count else None
-        where = f"[{dataset['name']}](https://huggingface.co/datasets/{dataset['name']})"
-        where = where if dataset.get("on_hub") else f"{dataset['name']} (not on the Hub)"
-        split = f", split `{dataset['split']}`" if dataset.get("split") else ""
-        return (f"{count:,} of " if count else "") + where + split
-
-    def minutes(seconds: float) -> str:
-        return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-
-    def machine(record: Mapping) -> str | None:
-        parts = [record.get("hardware"), record.get("num_processes", 1) > 1 and f"{record['num_processes']} processes"]
-        return ", ".join(p for p in parts if p) or None
-
     unet, head = pipe.unet, pipe.segmentation_head
     rows = {
         "U-Net": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} million parameters, "
         f"{len(unet.config.block_out_channels)} levels",
         "noise schedule": f"{pipe.scheduler.config.num_train_timesteps} timesteps, "
         f"{pipe.scheduler.config.beta_schedule}, predicts {pipe.scheduler.config.prediction_type}",
-        "unlabelled images": of(training.get("dataset"), None),
+        "unlabelled images": _described(training.get("dataset"), None),
     }
     if training:
         rows["training of the U-Net"] = (
-            f"{training['step']:,} steps, {training['images_seen']:,} images in {minutes(training['seconds'])}"
+            f"{training['step']:,} steps, {training['images_seen']:,} images in {_duration(training['seconds'])}"
             + (f", mixed precision {training['mixed_precision']}" if training["mixed_precision"] != "no" else "")
         )
-        rows["hardware for that"] = machine(training)
+        rows["hardware for that"] = _machine(training)
     if fitting.get("model_on_hub"):
         rows["U-Net from"] = f"[{fitting['model_on_hub']}](https://huggingface.co/{fitting['model_on_hub']})"
     if head is not None:
         config = head.config
-        rows["labelled images"] = of(fitting.get("dataset"), fitting.get("num_images"))
+        rows["labelled images"] = _described(fitting.get("dataset"), fitting.get("num_images"))
         rows["segmentation head"] = (
             f"{config.num_members} members on decoder blocks {', '.join(map(str, config.blocks))} at timesteps "
             f"{', '.join(map(str, config.timesteps))}"
         )
         if "seconds" in fitting:
             how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
-            rows["fitting of the head"] = f"{minutes(fitting['seconds'])}, {how}"
-            rows["hardware for fitting"] = machine(fitting)
+            rows["fitting of the head"] = f"{_duration(fitting['seconds'])}, {how}"
+            rows["hardware for fitting"] = _machine(fitting)
     yield from ((name, value) for name, value in rows.items() if value)
 
 
@@ -406,7 +462,9 @@ def dataset_card(
         elif shown and not pictures:
             pictures = [to_eight_bit(p).convert("RGB").resize(shown[0].size) for p in shown]
     if not parts:
-        raise ValueError(f"The folder {folder} holds neither a pipeline (model_index.json) nor a dataset.")
+        raise ValueError(
+            f"The folder {folder} holds no pipeline (model_index.json), no student ({STUDENT_RECORD}) and no dataset."
+        )
     if pictures and SAMPLES not in files:
         files[SAMPLES] = _png(make_image_grid(pictures, rows=1, cols=len(pictures)))
 

@@ -59,6 +59,8 @@ def make_student(name: str, label_names: Sequence[str], from_scratch: bool = Fal
         except Exception as error:  # each kind of config checks in its own way
             raise ValueError(f"transformers does not take the config {name}: {error}") from error
         return _from_config(config, name)
+    if from_scratch and name == DEFAULT_STUDENT:
+        return _from_config(SegformerConfig(**labels), name)  # its defaults are B0, and the Hub need not be asked
     try:
         if from_scratch:
             return _from_config(AutoConfig.from_pretrained(name, **labels), name)
@@ -68,7 +70,7 @@ def make_student(name: str, label_names: Sequence[str], from_scratch: bool = Fal
         if name != DEFAULT_STUDENT or os.path.isdir(name):
             raise ValueError(f"{name} cannot be loaded: {reason or error}.") from error
         logger.warning(f"{name} cannot be loaded: {reason or error}. The same network is trained from scratch.")
-        return _from_config(SegformerConfig(**labels), name)  # its defaults are B0
+        return make_student(name, label_names, from_scratch=True)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -83,15 +85,17 @@ def _from_config(config, name: str) -> PreTrainedModel:
 
 
 def make_processor(name: str, size: tuple[int, int] | None = None):
-    """The image processor of a student; SegFormer's where it has none.
+    """The image processor of a student; SegFormer's for the default and where it has none.
 
     Args:
         name (`str`): Hub name or folder of the student.
         size (two `int`, *optional*): Height and width of images; the processor's own if not given.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = None if name == DEFAULT_STUDENT else AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
+        processor = None
+    if processor is None:
         from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
         processor = SegformerImageProcessorPil()

@@ -1,10 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Pages of pictures to look at."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import PIL.Image
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -212,3 +213,129 @@ def _grid(figure, columns, titles, top=None, shown=None) -> None:
 def _legend(figure, label_names, palette, columns) -> None:
     patches = [Patch(facecolor=np.asarray(c) / 255, edgecolor="0.5", label=n) for n, c in zip(label_names, palette)]
     figure.legend(handles=patches, loc="lower center", ncols=min(len(patches), columns), fontsize=7, frameon=False)
+
+
+# Figures of studies, in colours that colour-blind readers tell apart (Okabe and Ito; viridis).
+
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
+
+
+def block_curves(rows: Sequence[dict]) -> Figure:
+    """Mean IoU over timesteps, a curve for each decoder block: of all classes, of small and of large ones.
+
+    Args:
+        rows (sequence of `dict`): `block`, `timestep`, `mean_iou`, `small_mean_iou` and `large_mean_iou` (0 to 1).
+    """
+    figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
+    blocks = sorted({r["block"] for r in rows})
+    kinds = {"mean_iou": "all classes", "small_mean_iou": "small classes", "large_mean_iou": "large classes"}
+    axes = figure.subplots(1, len(kinds))
+    colors = colormaps["viridis"](np.linspace(0, 0.95, len(blocks)))
+    for axis, (key, title) in zip(axes, kinds.items()):
+        for block, color in zip(blocks, colors):
+            own = sorted((r["timestep"], r[key]) for r in rows if r["block"] == block)
+            axis.plot(*zip(*own), "o-", color=color, markersize=3, linewidth=1, label=f"block {block}")
+        axis.set(xlabel="diffusion timestep", title=title)
+        axis.grid(alpha=0.3, linewidth=0.4)
+    axes[0].set_ylabel("mean IoU, cross-validated")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+    return figure
+
+
+def block_heat_map(rows: Sequence[dict]) -> Figure:
+    """Mean IoU of every decoder block at every timestep, with its value in percent; `rows` as in [`block_curves`]."""
+    blocks, steps = (sorted({r[key] for r in rows}) for key in ("block", "timestep"))
+    values = np.full((len(blocks), len(steps)), np.nan)
+    for r in rows:
+        values[blocks.index(r["block"]), steps.index(r["timestep"])] = r["mean_iou"]
+    figure = Figure(figsize=(0.55 * len(steps) + 2, 0.36 * len(blocks) + 1.2), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    shown = axis.imshow(values, cmap="viridis", aspect="auto")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="wk"[int(value > middle)])
+    axis.set_xticks(range(len(steps)), steps, fontsize=8)
+    axis.set_yticks(range(len(blocks)), blocks, fontsize=8)
+    axis.set(xlabel="diffusion timestep", ylabel="decoder block (0: the deepest)")
+    figure.colorbar(shown, label="mean IoU, cross-validated")
+    return figure
+
+
+def cluster_page(
+    images: Sequence[PIL.Image.Image], maps: Mapping[tuple[int, int], Sequence[np.ndarray]], num_clusters: int
+) -> Figure:
+    """k-means clusters of images: for each image, a row for every block and a column for every timestep.
+
+    Args:
+        images (sequence of `PIL.Image.Image`): The pictures.
+        maps (mapping): Cluster ids `[h, w]` of each image, by (block, timestep).
+        num_clusters (`int`): k.
+    """
+    blocks, steps = (sorted({key[i] for key in maps}) for i in (0, 1))
+    figure = Figure(
+        figsize=(0.9 * (len(steps) + 1) * len(images) + 0.6, 0.9 * len(blocks) + 0.6), dpi=150, layout="constrained"
+    )
+    colors = (255 * colormaps["viridis"](np.linspace(0, 1, num_clusters))[:, :3]).astype(np.uint8)
+    if num_clusters <= len(PALETTE):
+        colors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in PALETTE[:num_clusters]], np.uint8)
+    for number, (part, picture) in enumerate(zip(figure.subfigures(1, len(images), squeeze=False)[0], images)):
+        axes = part.subplots(len(blocks), len(steps) + 1, squeeze=False)
+        for i, block in enumerate(blocks):
+            if i == 0:
+                axes[i, 0].imshow(np.asarray(to_eight_bit(picture)), cmap="gray")
+            else:
+                axes[i, 0].axis("off")
+            if number == 0:
+                axes[i, 1].set_ylabel(f"block {block}", fontsize=7)
+            for j, t in enumerate(steps):
+                axes[i, j + 1].imshow(colors[maps[block, t][number]], interpolation="nearest")
+                if i == 0:
+                    axes[i, j + 1].set_title(f"t = {t}", fontsize=7, pad=2)
+        for axis in axes.flat:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return figure
+
+
+def label_curves(methods: Mapping[str, Sequence[dict]]) -> Figure:
+    """Mean IoU over the number of labelled images, with the spread over draws; a curve for each method.
+
+    Args:
+        methods (mapping): Name to rows of `labelled_images`, `mean`, `least` and `most` (0 to 1).
+    """
+    figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for (name, rows), color, marker in zip(methods.items(), PALETTE, "osD^v"):
+        counts, mean, least, most = (
+            np.array([r[k] for r in rows]) for k in ("labelled_images", "mean", "least", "most")
+        )
+        axis.fill_between(counts, least, most, color=color, alpha=0.15, linewidth=0)
+        axis.plot(counts, mean, f"{marker}-", color=color, markersize=4, label=name)
+    axis.set(xlabel="labelled images", ylabel="mean IoU on test images", xscale="log")
+    axis.set_xticks(counts, counts)
+    axis.minorticks_off()
+    axis.grid(alpha=0.3, linewidth=0.4)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def corruption_curves(rows: Sequence[dict], clean: float) -> Figure:
+    """Mean IoU over the severity of each corruption, a panel for each group of them.
+
+    Args:
+        rows (sequence of `dict`): `corruption`, `severity` (1 to 5) and `mean_iou` (0 to 1).
+        clean (`float`): Mean IoU of the images as they are.
+    """
+    names = list(dict.fromkeys(r["corruption"] for r in rows))
+    groups = [names[i : i + 4] for i in range(0, len(names), 4)]
+    figure = Figure(figsize=(2.9 * len(groups), 3.2), dpi=150, layout="constrained")
+    for axis, group in zip(figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups):
+        for name, color, marker in zip(group, PALETTE, "osD^"):
+            own = [(0, clean), *sorted((r["severity"], r["mean_iou"]) for r in rows if r["corruption"] == name)]
+            axis.plot(*zip(*own), f"{marker}-", color=color, markersize=3, linewidth=1, label=name.replace("_", " "))
+        axis.set(xlabel="severity (0: clean)", xticks=range(6))
+        axis.grid(alpha=0.3, linewidth=0.4)
+        axis.legend(frameon=False, fontsize=7)
+    figure.axes[0].set_ylabel("mean IoU on test images")
+    return figure

@@ -4,10 +4,12 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,24 @@ def test_killed_four_times_it_ends_with_the_same_bytes(model, alone, tmp_path):
     run("diffuseseg", "generate", "--model", model, *ARGUMENTS, "--output_dir", tmp_path / "out", **ONE_THREAD)
     assert shards(tmp_path / "out") == shards(alone)
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_shard_costs_nothing(model, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = ("diffuseseg", "generate", "--model", model, *ARGUMENTS)
+    command += ("--num_samples", "60", "--batch_size", "1", "--shard_mb", "500")
+    run(*command, "--output_dir", whole, **ONE_THREAD)
+    (shard,) = shards(whole).values()
+    # The kernel refuses to let files grow further, as it does on a full disk: batches fit, half a shard does.
+    limit = f"ulimit -f {len(shard) // 2048}; trap '' XFSZ; exec " + shlex.join(
+        [str(Path(sys.executable).parent / command[0]), *map(str, command[1:])]
+    )
+    said = run("bash", "-c", f"{limit} --output_dir {cut}", expect=1, **ONE_THREAD)
+    assert "train-00000-of-00001.parquet could not be written" in said.stderr
+    assert "the same command line goes on" in said.stderr and "Traceback" not in said.stderr
+    assert not shards(cut) and len(list((cut / ".parts").iterdir())) == 60
+    run(*command, "--output_dir", cut, **ONE_THREAD)
+    assert shards(cut) == shards(whole)
 
 
 def test_what_cannot_be_generated_is_a_sentence(model, tmp_path):

@@ -40,7 +40,7 @@ def test_imports_run_down_the_ladder_only():
         {"head_training", "unlabeled_data", "student"},
         {"evaluation"},
         {"visualization", "commands"},
-        {"ddpm_training", "hub", "generation"},
+        {"ddpm_training", "hub", "generation", "analysis"},
         {"training"},
         {"demo"},
         {"cli"},

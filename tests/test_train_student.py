@@ -49,13 +49,15 @@ def train(*given) -> dict:
     return json.loads((args.output_dir / "student_training.json").read_text())
 
 
-def test_a_student_learns_and_transformers_loads_the_folder(drawn, tmp_path):
-    run(
+def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path):
+    said = run(
         *("diffuseseg", "train-student"),
         *options(drawn, tmp_path / "out", "--num_epochs", "6", "--real_dataset_name", drawn),
-        *("--images_per_epoch", "400"),
+        *("--images_per_epoch", "400", "--push_to_hub", "--hub_model_id", "alice/student"),
+        HF_HUB_OFFLINE="0",
         OMP_NUM_THREADS="1",
     )
+    assert "Pushed: " in said.stdout
     report = json.loads((tmp_path / "out" / "student_training.json").read_text())
     assert report["evaluation"]["mean_iou"] > 0.5
     assert report["epochs"][-1]["loss"] < 0.7 * report["epochs"][0]["loss"]
@@ -71,6 +73,17 @@ def test_a_student_learns_and_transformers_loads_the_folder(drawn, tmp_path):
     assert {f["label"] for f in found} <= set(NAMES)
     disc = next(np.asarray(f["mask"]) > 0 for f in found if f["label"] == "disc")
     assert (disc & (mask == 1)).sum() / (disc | (mask == 1)).sum() > 0.4
+
+    files = hub.files("models", "alice/student")
+    weights = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert set(files) - {".gitattributes"} == weights | {"README.md"}
+    card = files["README.md"].decode()
+    assert f"| **mean IoU** | **{report['evaluation']['mean_iou']:.4f}** |" in card
+    for what in ("library_name: transformers", 'model="alice/student"', "| 1 | disc |", "20 of drawn", "random"):
+        assert what in card, what
+    assert str(tmp_path) not in card and "generated and labelled" not in card
+    pushed = pipeline("image-segmentation", model="alice/student")(Image.fromarray(picture).convert("RGB"))
+    assert all(np.array_equal(a["mask"], b["mask"]) for a, b in zip(pushed, found, strict=True))
 
 
 def test_the_onnx_file_gives_the_masks_that_pytorch_gives(drawn, tmp_path):

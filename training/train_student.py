@@ -10,6 +10,7 @@ epoch.
 
 import argparse
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from diffuseseg_diffusers.commands import (
     write_json,
 )
 from diffuseseg_diffusers.data import describe_dataset
+from diffuseseg_diffusers.hub import STUDENT_RECORD, add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.student import (
     DEFAULT_STUDENT,
     IGNORED,
@@ -48,6 +50,7 @@ from diffuseseg_diffusers.unlabeled_data import mixed_seed, to_pixels
 
 CHECKPOINT = "checkpoint"
 BEST = "best"
+GENERATED = {"seed", "uncertainty"}  # columns of what `diffuseseg generate` makes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, required=True, help="For the model, a plain transformers folder.")
     group.add_argument("--overwrite", action="store_true", help="Replace what is in the output folder.")
+    add_hub_arguments(parser)
 
 
 class Pairs(Dataset):
@@ -111,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
     # 1. Data and model.
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=default_device().type == "cpu")
     if accelerator.is_main_process:
+        prepare_push(args)
         if args.overwrite:
             shutil.rmtree(args.output_dir, ignore_errors=True)
         old = args.output_dir / f".{CHECKPOINT}.old"
@@ -128,6 +133,7 @@ def main(args: argparse.Namespace) -> None:
     names = train.label_names or [f"class {i}" for i in range(train.num_classes)]
     set_seed(args.seed)
     model = make_student(args.model, names, args.from_scratch)
+    start = model.name_or_path  # empty where weights are fresh
     processor = make_processor(args.model, size)
     segmenter = StudentSegmenter(model, processor)
 
@@ -209,11 +215,16 @@ def main(args: argparse.Namespace) -> None:
     for path in (args.output_dir / BEST).iterdir():
         shutil.copy(path, args.output_dir)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.output_dir).to(accelerator.device)
+    on_hub = start if start and not os.path.isdir(start) else None
     report = {
-        "model": args.model,
+        "start": (on_hub or os.path.basename(os.path.abspath(start))) if start else "random",
+        "model_on_hub": on_hub,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "train_dataset": describe_dataset(args.train_dataset_name, args.train_dataset_config_name, args.train_split),
+        "train_dataset": describe_part(args, "train"),
         "num_images": len(train),
+        "synthetic": GENERATED <= set(train.dataset.column_names),
+        "real_dataset": describe_part(args, "real") if real else None,
+        "num_real_images": len(real or ()),
         "seconds": round(run["seconds"], 2),
         "hardware": hardware(accelerator.device),
         "num_processes": accelerator.num_processes,
@@ -223,19 +234,25 @@ def main(args: argparse.Namespace) -> None:
     if evaluation is not None:
         segmenter = StudentSegmenter(model, AutoImageProcessor.from_pretrained(args.output_dir))
         report["evaluation"], _ = evaluate_segmentation(segmenter, evaluation)
-        report["evaluation"]["dataset"] = describe_dataset(
-            args.eval_dataset_name, args.eval_dataset_config_name, args.eval_split
-        )
+        report["evaluation"]["dataset"] = describe_part(args, "eval")
         print(format_metrics(report["evaluation"]))
-    write_json(args.output_dir / "student_training.json", report)
+    write_json(args.output_dir / STUDENT_RECORD, report)
     shutil.rmtree(args.output_dir / BEST)
     shutil.rmtree(args.output_dir / CHECKPOINT)
     print(f"Trained in {run['seconds']:.0f} s; the model is in {args.output_dir}.")
+    finish_push(args)
+
+
+def part_of(args: argparse.Namespace, part: str) -> tuple[str, str | None, str]:
+    return tuple(getattr(args, f"{part}_{x}") for x in ("dataset_name", "dataset_config_name", "split"))
 
 
 def load_part(args: argparse.Namespace, part: str, **kwargs) -> LabeledImages:
-    name, config, split = (getattr(args, f"{part}_{x}") for x in ("dataset_name", "dataset_config_name", "split"))
-    return load_labeled_images(name, config, split, cache_dir=args.cache_dir, **kwargs)
+    return load_labeled_images(*part_of(args, part), cache_dir=args.cache_dir, **kwargs)
+
+
+def describe_part(args: argparse.Namespace, part: str) -> dict:
+    return describe_dataset(*part_of(args, part))
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, run: dict) -> None:
