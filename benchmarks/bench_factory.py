@@ -1,16 +1,17 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What the labels become: the head itself, a student of its synthetic data, a student of the same labels alone.
+"""What the labels become: the head itself, students of its synthetic data, students of the same labels alone.
 
     python benchmarks/bench_factory.py --model MODEL --dataset_name DATA --work_dir out/factory
 
-For every seed, a head is fitted on the training split, a dataset is generated with it, and two students of the same
-kind are trained alike, one on that dataset and one on the training split; all are measured on the test split (the
-protocol of DatasetDDPM, Baranchuk et al., ICLR 2022, section 4.2). Everything runs through the commands of the package;
-what is in the working folder already is not made again.
+For every seed, a head is fitted on the training split, a dataset is generated with it, and students of the same kind
+are trained alike, on that dataset, on the training split, and on both; all are measured on the test split (the protocol
+of DatasetDDPM, Baranchuk et al., ICLR 2022, section 4.2). Everything runs through the commands of the package; what is
+in the working folder already is not made again.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,16 +28,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--sampler", nargs="+", default=["ddim", "50"], help="Name, steps, and 'while' or nothing.")
+    parser.add_argument("--synthetic_only", action="store_true", help="Of the students, that one alone.")
     parser.add_argument("--student", nargs=argparse.REMAINDER, default=[], help="Further options of train-student.")
     args = parser.parse_args()
     real = ["--dataset_name", args.dataset_name]
     real += ["--dataset_config_name", args.dataset_config_name] if args.dataset_config_name else []
     scheduler, steps, *way = args.sampler
-    label = "-".join(args.sampler)
+    label = f"{args.num_samples} synthetic images ({' '.join(args.sampler)})"
 
     results: dict[str, list[float]] = {}
     for seed in args.seeds:
-        head, synthetic = args.work_dir / f"head-{seed}", args.work_dir / f"{label}-{seed}"
+        head, synthetic = (
+            args.work_dir / f"head-{seed}",
+            args.work_dir / f"{args.num_samples}-{'-'.join(args.sampler)}-{seed}",
+        )
         run(head / "head_training.json", "fit", "--model", args.model, *real, "--seed", seed, "--output_dir", head)
         measured = args.work_dir / f"head-{seed}-test"
         run(measured / "metrics.json", "evaluate", "--model", head, *real, "--output_dir", measured)
@@ -47,21 +52,28 @@ def main() -> None:
             *("--num_inference_steps", steps, "--seed", seed, "--output_dir", synthetic),
             *(["--masks_while_sampling"] if way else []),
         )
-        eval_ = [option.replace("--", "--eval_") for option in real]
-        for name, train in (
-            (
-                f"student on {args.num_samples} synthetic images, {' '.join(args.sampler)}",
-                ["--train_dataset_name", synthetic],
-            ),
-            ("student on the labelled images alone", [option.replace("--", "--train_") for option in real]),
-        ):
-            student = args.work_dir / (f"student-{label}-{seed}" if synthetic in train else f"student-real-{seed}")
-            command = ("train-student", *train, *eval_, "--seed", seed, "--output_dir", student, *args.student)
+        measured_on = [option.replace("--", "--eval_") for option in real]
+        labelled = [option.replace("--", "--train_") for option in real]
+        trainings = {
+            label: ["--train_dataset_name", synthetic],
+            "the labelled images alone": labelled,
+            f"{label}, then the labelled ones": [*labelled, "--model", args.work_dir / folder_name(label, seed)],
+            f"{label}, not augmented": ["--train_dataset_name", synthetic, "--no_augmentation"],
+            "the labelled images alone, not augmented": [*labelled, "--no_augmentation"],
+        }
+        for name, train in list(trainings.items())[: 1 if args.synthetic_only else None]:
+            student = args.work_dir / folder_name(name, seed)
+            command = ("train-student", *args.student, *train, *measured_on, "--seed", seed, "--output_dir", student)
             run(student / "student_training.json", *command)
-            results.setdefault(name, []).append(read(student / "student_training.json")["evaluation"]["mean_iou"])
+            score = read(student / "student_training.json")["evaluation"]["mean_iou"]
+            results.setdefault(f"student on {name}", []).append(score)
     print(f"\n{'mean IoU on the test split':<60} {'mean':>7}  by seed")
     for name, values in results.items():
         print(f"{name:<60} {np.mean(values):>7.4f}  {' '.join(f'{v:.4f}' for v in values)}")
+
+
+def folder_name(name: str, seed: int) -> str:
+    return re.sub(r"[^a-z0-9+]+", "-", f"student on {name} {seed}")
 
 
 def run(result: Path, *command) -> None:

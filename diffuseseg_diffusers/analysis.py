@@ -7,6 +7,7 @@ members of one ensemble and train side by side.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +17,12 @@ import evaluate
 import numpy as np
 import PIL.Image
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
+from tqdm.auto import tqdm
 
 from .data import LabeledImage, LabeledImages
 from .evaluation import evaluate_segmentation
-from .features import DecoderFeatureExtractor, DecoderFeatures
-from .head_training import RECIPES, ActivationTable, Recipe, fit_members
+from .features import PAPER_TIMESTEPS, DecoderFeatureExtractor, DecoderFeatures, num_decoder_blocks
+from .head_training import RECIPES, ActivationTable, Recipe, default_blocks, extract_activations, fit_members
 from .image_processor import to_eight_bit
 from .metrics import MEAN_IOU
 from .pipeline_diffuseseg import DiffuseSegPipeline
@@ -222,7 +222,7 @@ def class_sizes(labels: torch.Tensor, classes: Classes) -> tuple[list[float], li
     """
     counts = torch.bincount(labels.flatten().long(), minlength=256)[: classes.number].double()
     shares = counts / counts.sum()
-    return shares.tolist(), (shares < shares.median().clamp(min=1e-12)).tolist()
+    return shares.tolist(), (shares < shares.quantile(0.5)).tolist()
 
 
 # Which blocks and timesteps
@@ -294,23 +294,25 @@ def select_features(
     blocks: Sequence[int],
     timesteps: Sequence[int],
     budget: Budget,
-    start: tuple[Sequence[int], Sequence[int]] | None = None,
+    rival: tuple[Sequence[int], Sequence[int]] | None = None,
+    choose: Sequence[str] = ("blocks", "timesteps"),
 ) -> list[dict]:
-    """Greedy forward selection: the best cell, then one block or timestep more as long as that helps.
+    """Greedy forward selection: the best single cell, then one block or timestep more as long as that helps.
 
     Args:
         scored (`Callable`): Cross-validated mean IoU of blocks × timesteps.
         cost (`Callable`): See [`cost_of`].
         blocks (sequence of `int`), timesteps (sequence of `int`): What there is to choose from.
         budget ([`Budget`]): What may not be exceeded.
-        start (two sequences of `int`, *optional*): A choice that competes with what is found, if the budget allows it.
+        rival (two sequences of `int`, *optional*): A choice that competes with what is found, if the budget allows it.
+        choose (sequence of `str`): Without `"blocks"` or `"timesteps"`, all of those are taken.
 
     Returns:
         `list[dict]`: Every choice that was scored, the best first: `blocks`, `timesteps`, `mean_iou`, `step` (1 for
-        single cells, 0 for `start`) and the cost.
+        single cells, 0 for the rival) and the cost.
 
     Raises:
-        ValueError: The budget allows no single cell.
+        ValueError: The budget allows not even the smallest choice.
     """
     tried: dict[tuple, dict] = {}
 
@@ -320,26 +322,97 @@ def select_features(
         if key not in tried and budget.allows(price):
             tried[key] = {"blocks": key[0], "timesteps": key[1], "mean_iou": scored(*key), "step": step, **price}
 
-    for b in blocks:
-        for t in timesteps:
-            attempt([b], [t], 1)
+    def best() -> dict:
+        return max(tried.values(), key=lambda c: c["mean_iou"])
+
+    for b in [[b] for b in blocks] if "blocks" in choose else [blocks]:
+        for t in [[t] for t in timesteps] if "timesteps" in choose else [timesteps]:
+            attempt(b, t, 1)
     if not tried:
-        raise ValueError(f"No single block at a single timestep stays within the budget {asdict(budget)}; raise it.")
-    best = max(tried.values(), key=lambda c: c["mean_iou"])
-    step = 1
-    while True:
-        step += 1
-        for b in set(blocks) - set(best["blocks"]):
-            attempt([*best["blocks"], b], best["timesteps"], step)
-        for t in set(timesteps) - set(best["timesteps"]):
-            attempt(best["blocks"], [*best["timesteps"], t], step)
-        now = max(tried.values(), key=lambda c: c["mean_iou"])
-        if now is best:
-            break
-        best = now
-    if start is not None:
-        attempt(*start, 0)
+        raise ValueError(
+            f"Not even the smallest choice of features stays within the budget {asdict(budget)}; raise it."
+        )
+    now, step = None, 1
+    while now is not best():
+        now, step = best(), step + 1
+        for b in sorted(set(blocks) - set(now["blocks"])):
+            attempt([*now["blocks"], b], now["timesteps"], step)
+        for t in sorted(set(timesteps) - set(now["timesteps"])):
+            attempt(now["blocks"], [*now["timesteps"], t], step)
+    if rival is not None:
+        attempt(*rival, 0)
     return sorted(tried.values(), key=lambda c: -c["mean_iou"])
+
+
+def choose_features(
+    pipe: DiffuseSegPipeline,
+    dataset: LabeledImages,
+    blocks: Sequence[int] | None = None,
+    timesteps: Sequence[int] | None = None,
+    budget: Budget | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    batch_size: int = 4,
+    cache_dir: str | os.PathLike | None = None,
+    show_progress: bool = True,
+) -> list[dict]:
+    """Chooses decoder blocks and timesteps by cross-validation on the labelled images.
+
+    Args:
+        pipe ([`DiffuseSegPipeline`]), dataset ([`LabeledImages`]): The U-Net, and the images to fit on.
+        blocks (sequence of `int`, *optional*), timesteps (sequence of `int`, *optional*):
+            Taken as they are if given, else chosen.
+        budget ([`Budget`], *optional*): As many dimensions as the default choice has, if not given.
+        folds (`int`, defaults to 5): As many as there are images, at most.
+        seed (`int`): Of noise, folds and classifiers.
+        batch_size (`int`): Images in a pass.
+        cache_dir (path, *optional*): See [`ActivationTable`].
+        show_progress (`bool`): Whether to show progress bars.
+
+    Returns:
+        `list[dict]`: As [`select_features`]; the first is the choice.
+
+    Raises:
+        ValueError: There is one image only, or the budget is too small.
+    """
+    unet, steps = pipe.unet, pipe.scheduler.config.num_train_timesteps
+    usual = (
+        tuple(blocks or default_blocks(unet)),
+        tuple(timesteps or [t for t in PAPER_TIMESTEPS if t < steps] or [steps // 10]),
+    )
+    choose = [name for name, given in (("blocks", blocks), ("timesteps", timesteps)) if given is None]
+    candidates = (
+        sorted({*(blocks or range(num_decoder_blocks(unet)))}),
+        sorted({*(timesteps or [*study_timesteps(steps), *usual[1]])}),
+    )
+    held_out = folds_of(len(dataset), min(folds, len(dataset)), seed)
+    extractor = DecoderFeatureExtractor(unet, pipe.scheduler, *candidates, noise_seed=seed)
+    table = extract_activations(
+        extractor, dataset, seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
+    ).to(unet.device)
+    height, width = table.size
+    passes = time_passes(extractor, torch.zeros(1, unet.config.in_channels, height, width, device=unet.device))
+    budget = budget or Budget(dimensions=cost_of(table, *usual, passes)["dimensions"])
+    classes = classes_of(dataset)
+    with tqdm(desc="Choosing features", unit="choice", disable=not show_progress) as bar:
+
+        def scored(b: Sequence[int], t: Sequence[int]) -> float:
+            bar.update()
+            return cross_validated(table, b, t, classes, held_out, seed=seed)["mean_iou"]
+
+        return select_features(scored, lambda b, t: cost_of(table, b, t, passes), *candidates, budget, usual, choose)
+
+
+def classes_of(dataset: LabeledImages) -> Classes:
+    """The classes of labelled images; numbered where they have no names."""
+    names = dataset.label_names or [f"class {c}" for c in range(dataset.num_classes)]
+    return Classes(dataset.num_classes, tuple(names), dataset.ignore_index)
+
+
+def study_timesteps(num_train_timesteps: int) -> list[int]:
+    """Ten timesteps, denser where images are less noisy, as the informative ones are."""
+    parts = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
+    return sorted({int(p * num_train_timesteps) for p in parts})
 
 
 # Clusters
@@ -359,6 +432,8 @@ def cluster_maps(activations: Sequence[torch.Tensor], num_clusters: int = 5, see
     Raises:
         ValueError: There are fewer pixels than clusters.
     """
+    from sklearn.cluster import KMeans  # of the extra `analysis`, which choosing features does without
+
     pixels = np.concatenate([a.flatten(1).T.float().cpu().numpy() for a in activations])  # [n*h*w,c]
     if len(pixels) < num_clusters:
         raise ValueError(f"{num_clusters} clusters need as many pixels, but there are {len(pixels)}.")
@@ -375,6 +450,8 @@ def matched(maps: Sequence[np.ndarray], neighbours: Sequence[np.ndarray], num_cl
             Cluster ids of the same images, `[h, w]`; resolutions may differ.
         num_clusters (`int`): Of both.
     """
+    from scipy.optimize import linear_sum_assignment
+
     overlap = np.zeros((num_clusters, num_clusters), dtype=np.int64)
     for a, b in zip(maps, neighbours):
         size = tuple(max(x, y) for x, y in zip(a.shape, b.shape))

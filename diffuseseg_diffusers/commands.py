@@ -20,16 +20,22 @@ from .pipeline_diffuseseg import DiffuseSegPipeline
 
 
 if TYPE_CHECKING:
+    from .backbone import BackbonePipeline
     from .data import LabeledImages
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--device`, `--dtype`, and where it comes from."""
+def add_model_arguments(parser: argparse.ArgumentParser, backbone: bool = False) -> None:
+    """`--model`, `--device`, `--dtype`, and where it comes from; `--backbone` in place of the former, if it may be."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, help="Pipeline: a local folder or a Hub name.")
+    which = group.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help="Pipeline: a local folder or a Hub name.")
+    if backbone:
+        which.add_argument(
+            "--backbone", help="Vision model of transformers in its place: a local folder or a Hub name."
+        )
     group.add_argument("--revision", help="Branch, tag or commit of a pipeline on the Hub.")
     group.add_argument("--device", help="Where to run, such as cuda:1 (default: a GPU if there is one).")
     group.add_argument(
@@ -109,11 +115,11 @@ def hardware(device: torch.device) -> str:
 
 def load_pipeline(
     name: str, revision: str | None = None, device: str | torch.device | None = None, dtype: str = "auto"
-) -> DiffuseSegPipeline:
+) -> "DiffuseSegPipeline | BackbonePipeline":
     """Loads a pipeline, with or without a head, ready to run.
 
     Args:
-        name (`str`): Local folder or Hub name; a plain `DDPMPipeline` does.
+        name (`str`): Local folder or Hub name; a plain `DDPMPipeline` does. A folder may hold a [`BackbonePipeline`].
         revision (`str`, *optional*): Of a pipeline on the Hub.
         device (`str` or `torch.device`, *optional*): See [`default_device`].
         dtype (`str`, defaults to `"auto"`): A key of `DTYPES`, or see [`default_dtype`].
@@ -128,6 +134,13 @@ def load_pipeline(
         raise ValueError(f"There is no folder {name}.")
     arithmetic = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
     # The head computes in the dtype of the activations whatever its own is, so its weights keep all their digits.
+    index = Path(name, "model_index.json")
+    if index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("_class_name") == "BackbonePipeline":
+        from .backbone import BackbonePipeline
+
+        return BackbonePipeline.from_pretrained(name, dtype={"backbone": arithmetic, "default": torch.float32}).to(
+            device
+        )
     try:
         pipe = DiffuseSegPipeline.from_pretrained(
             name, revision=revision, dtype={"unet": arithmetic, "default": torch.float32}

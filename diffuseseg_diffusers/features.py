@@ -154,6 +154,26 @@ class DecoderFeatureExtractor:
         self.share_noise = share_noise
         self.noise_seed = noise_seed
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels at which images are read."""
+        return image_size(self.unet)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.unet.config.in_channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the activations."""
+        return self.unet.device
+
     def feature_info(self, height: int | None = None, width: int | None = None) -> list[FeatureInfo]:
         """Describes the activations of a `height` × `width` image without running the U-Net.
 

@@ -25,7 +25,6 @@ from .features import (
     PAPER_TIMESTEPS,
     DecoderFeatureExtractor,
     FeatureInfo,
-    image_size,
     num_decoder_blocks,
     up_block_outputs,
 )
@@ -280,11 +279,12 @@ def fit_segmentation_head(
     """Fits a segmentation head for a pipeline's U-Net on a few labelled images (paper, section 4).
 
     Args:
-        pipe ([`DiffuseSegPipeline`]): The frozen diffusion model; set `pipe.segmentation_head` to the result.
+        pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]):
+            The frozen diffusion model, or another representation; set `pipe.segmentation_head` to the result.
         dataset ([`LabeledImages`] or `datasets.Dataset`): Images with masks; a dataset is wrapped with its defaults.
         blocks (sequence of `int`, *optional*):
             Decoder blocks in the paper's numbering; 5, 6, 7, 8, 12 for a U-Net with the paper's 18 blocks, else the
-            outputs of all up-blocks.
+            outputs of all up-blocks. Of a backbone: hidden states; the other choices of features do not apply to it.
         timesteps (sequence of `int`, defaults to `(50, 150, 250)`): Diffusion timesteps.
         up_blocks (sequence of `int`, *optional*): Outputs of whole up-blocks, in place of `blocks`.
         num_members (`int`, defaults to 10): Members of the ensemble.
@@ -316,15 +316,16 @@ def fit_segmentation_head(
         recipe = RECIPES[recipe]
     if blocks is not None and up_blocks is not None:
         raise ValueError("Give `blocks` or `up_blocks`, not both.")
-    unet = pipe.unet
     if not isinstance(dataset, LabeledImages):
         dataset = LabeledImages(dataset, label_names=label_names)
     label_names = label_names or dataset.label_names
-    if up_blocks is None and blocks is None:
-        blocks = default_blocks(unet)
-    extractor = DecoderFeatureExtractor(unet, pipe.scheduler, blocks, timesteps, up_blocks, share_noise, seed)
-    size = image_size(unet)
-    info = extractor.feature_info(*size)
+    if hasattr(pipe, "backbone"):
+        extractor = pipe.feature_extractor(blocks)
+    else:
+        if up_blocks is None and blocks is None:
+            blocks = default_blocks(pipe.unet)
+        extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, blocks, timesteps, up_blocks, share_noise, seed)
+    info = extractor.feature_info()
     show = accelerator is None or accelerator.is_local_main_process
 
     # 1. Activations and labels of all images.
@@ -338,8 +339,8 @@ def fit_segmentation_head(
         blocks=list(extractor.blocks),
         timesteps=list(extractor.timesteps),
         num_members=num_members,
-        image_size=list(size),
-        in_channels=unet.config.in_channels,
+        image_size=list(extractor.size),
+        in_channels=extractor.in_channels,
         share_noise=share_noise,
         noise_seed=seed,
         label_names=list(label_names) if label_names else None,
@@ -349,13 +350,13 @@ def fit_segmentation_head(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     members = list(range(rank, num_members, world))
     if members:
-        fit_members(head, table.to(unet.device), recipe, seed, members, unet.device, show)
+        fit_members(head, table.to(extractor.device), recipe, seed, members, extractor.device, show)
     if world > 1:
         mine = {name: tensor[members] for name, tensor in head.state_dict().items()}
         for theirs, state in gather_object([(members, mine)]):
             for name, tensor in head.state_dict().items():
                 tensor[theirs] = state[name]
-    return head.to(unet.device).eval()
+    return head.to(extractor.device).eval()
 
 
 def extract_activations(
@@ -380,10 +381,10 @@ def extract_activations(
     Returns:
         [`ActivationTable`]
     """
-    height, width = size = image_size(extractor.unet)
-    dtype = torch.bfloat16 if extractor.unet.dtype == torch.bfloat16 else torch.float16
-    table = ActivationTable(extractor.feature_info(*size), len(dataset), size, dtype, cache_dir)
-    processor = DiffuseSegImageProcessor(extractor.unet.config.in_channels)
+    height, width = size = extractor.size
+    dtype = torch.bfloat16 if extractor.dtype == torch.bfloat16 else torch.float16
+    table = ActivationTable(extractor.feature_info(), len(dataset), size, dtype, cache_dir)
+    processor = DiffuseSegImageProcessor(extractor.in_channels)
     generator = torch.Generator().manual_seed(seed)
     with tqdm(total=len(dataset), desc="Extracting features", unit="image", disable=not show_progress) as bar:
         for start in range(0, len(dataset), batch_size):

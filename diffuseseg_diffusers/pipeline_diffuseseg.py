@@ -269,7 +269,9 @@ class DiffuseSegPipeline(DiffusionPipeline):
         if extractor is not None:
             sizes = [tuple(sample.shape[-2:])] * batch_size
             activations = [tapped[i][block] for i in taps for block in extractor.blocks]
-            masks, uncertainty = self._predict(activations or extractor(sample).activations, sizes)
+            masks, uncertainty = predict_masks(
+                self.segmentation_head, activations or extractor(sample).activations, sizes
+            )
             masks, uncertainty = torch.stack(masks), torch.stack(uncertainty)  # [N,H,W] each
 
         # 4. Convert.
@@ -333,7 +335,9 @@ class DiffuseSegPipeline(DiffusionPipeline):
             sizes = [tuple(mask_size)] * len(batch) if mask_size else processor.sizes(batch)
             labels = None if class_labels is None else class_labels[start : start + batch_size]
             pixels = processor.preprocess(batch, height, width)  # [N,C,H,W]
-            batch_masks, batch_uncertainty = self._predict(extractor(pixels, labels, generator).activations, sizes)
+            batch_masks, batch_uncertainty = predict_masks(
+                self.segmentation_head, extractor(pixels, labels, generator).activations, sizes
+            )
             masks += batch_masks
             uncertainty += batch_uncertainty
 
@@ -348,20 +352,6 @@ class DiffuseSegPipeline(DiffusionPipeline):
         if not return_dict:
             return outputs, masks, uncertainty
         return DiffuseSegPipelineOutput(images=outputs, masks=masks, uncertainty=uncertainty)
-
-    def _predict(
-        self, activations: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Masks and uncertainties from `[N, channels, h, w]` activations, each of the size asked for, on the CPU."""
-        masks: list = [None] * len(sizes)
-        uncertainty: list = [None] * len(sizes)
-        for size in dict.fromkeys(sizes):  # images of one size go together
-            same = [i for i, s in enumerate(sizes) if s == size]
-            chosen = activations if len(same) == len(sizes) else [a[same] for a in activations]
-            output = self.segmentation_head.predict(chosen, size)
-            for i, mask, u in zip(same, output.labels.cpu(), output.uncertainty.cpu()):
-                masks[i], uncertainty[i] = mask, u
-        return masks, uncertainty
 
     def _steps_to_tap(self, extractor: DecoderFeatureExtractor) -> list[int]:
         """The denoising step that is nearest to each of the head's timesteps.
@@ -408,6 +398,30 @@ class DiffuseSegPipeline(DiffusionPipeline):
             return image
         array = processor.pt_to_numpy(image[None])  # [1,H,W,C]
         return processor.numpy_to_pil(array)[0] if output_type == "pil" else array[0]
+
+
+def predict_masks(
+    head: PixelClassifierEnsemble, activations: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Masks and uncertainties of a batch, each image's at a size of its own, on the CPU.
+
+    Args:
+        head ([`PixelClassifierEnsemble`]): The classifiers.
+        activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each.
+        sizes (sequence of `(height, width)`): For each image.
+
+    Returns:
+        `[H, W]` uint8 and `[H, W]` float32 in nats, for each image.
+    """
+    masks: list = [None] * len(sizes)
+    uncertainty: list = [None] * len(sizes)
+    for size in dict.fromkeys(sizes):  # images of one size go together
+        same = [i for i, s in enumerate(sizes) if s == size]
+        chosen = activations if len(same) == len(sizes) else [a[same] for a in activations]
+        output = head.predict(chosen, size)
+        for i, mask, u in zip(same, output.labels.cpu(), output.uncertainty.cpu()):
+            masks[i], uncertainty[i] = mask, u
+    return masks, uncertainty
 
 
 def code_files(index: dict) -> dict[str, str]:

@@ -16,6 +16,7 @@ from diffuseseg_diffusers.analysis import (
     Classes,
     Corrupted,
     NoiseVariant,
+    choose_features,
     class_sizes,
     cluster_maps,
     corruption_names,
@@ -159,8 +160,10 @@ def test_selection_adds_what_helps_until_nothing_does_and_stays_within_the_budge
     tight = select_features(scored, cost, [1, 2, 3], [50, 150], Budget(dimensions=20))
     assert (tight[0]["blocks"], tight[0]["timesteps"]) == ((1, 2), (50,))
     assert all(c["dimensions"] <= 20 for c in tight)
-    rival = select_features(scored, cost, [1], [50], Budget(), start=((1, 2, 3), (50,)))
+    rival = select_features(scored, cost, [1], [50], Budget(), rival=((1, 2, 3), (50,)))
     assert rival[0]["step"] == 0 and rival[0]["blocks"] == (1, 2, 3)
+    all_steps = select_features(scored, cost, [1, 2, 3], [50, 150], Budget(), choose=["blocks"])
+    assert {c["timesteps"] for c in all_steps} == {(50, 150)} and all_steps[0]["blocks"] == (1, 2, 3)
     with pytest.raises(ValueError, match="raise it"):
         select_features(scored, cost, [1], [50], Budget(dimensions=5))
 
@@ -177,6 +180,15 @@ def test_costs_are_those_of_the_activations(pipe, table):
         "bytes": 2 * 2 * floats,
         "milliseconds": 2 * passes[5],
     }
+
+
+def test_features_are_chosen_on_the_labelled_images_alone_with_no_more_dimensions_than_the_default(pipe):
+    tried = choose_features(pipe, drawn_dataset(4), show_progress=False)
+    default = next(c for c in tried if c["blocks"] == (1, 3, 5) and c["timesteps"] == (50, 150, 250))
+    assert tried[0]["mean_iou"] == max(c["mean_iou"] for c in tried)
+    assert all(c["dimensions"] <= default["dimensions"] for c in tried)
+    with pytest.raises(ValueError, match="label more"):
+        choose_features(pipe, drawn_dataset(1), show_progress=False)
 
 
 # Clusters
@@ -310,3 +322,18 @@ def test_what_cannot_be_studied_is_a_sentence(folders, tmp_path):
     (tmp_path / "c" / "mine.txt").write_text("x")
     said = analyze(folders, "--output_dir", tmp_path / "c", expect=1)
     assert "exists and is kept" in said.stderr
+
+
+def test_fit_chooses_blocks_and_timesteps_and_says_what_it_chose(folders, tmp_path):
+    given = ("--model", folders / "model", "--dataset_name", folders / "drawn", "--cache_dir", folders / "cache")
+    auto = ("diffuseseg", "fit", *given, "--blocks", "auto", "--timesteps", "auto", "--num_members", "2")
+    said = run(*auto, "--max_bytes", "20000", "--output_dir", tmp_path / "out", OMP_NUM_THREADS="1")
+    assert "the first is taken" in said.stdout
+    report = json.loads((tmp_path / "out" / "head_training.json").read_text())["selection"]
+    config = json.loads((tmp_path / "out" / "segmentation_head" / "config.json").read_text())
+    assert [config["blocks"], config["timesteps"]] == [report[0]["blocks"], report[0]["timesteps"]]
+    assert len(report) > 1 and all(c["bytes"] <= 20000 for c in report)
+    said = run(*auto[:-2], "--max_bytes", "1", "--output_dir", tmp_path / "none", expect=1)
+    assert "stays within the budget" in said.stderr
+    said = run("diffuseseg", "fit", *given, "--max_bytes", "1", "--output_dir", tmp_path / "none", expect=1)
+    assert "are for --blocks or --timesteps auto" in said.stderr

@@ -37,7 +37,7 @@ def test_imports_run_down_the_ladder_only():
     ladder = [
         {"features", "segmentation_head", "image_processor", "metrics", "hub_errors"},
         {"pipeline_diffuseseg", "data", "drawn_faces"},
-        {"head_training", "unlabeled_data", "student"},
+        {"head_training", "unlabeled_data", "student", "backbone"},
         {"evaluation"},
         {"visualization", "commands"},
         {"ddpm_training", "hub", "generation", "analysis"},

@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 from diffuseseg_diffusers.analysis import (
     NOISES,
     Cells,
-    Classes,
     NoiseVariant,
     class_sizes,
+    classes_of,
     cluster_maps,
     corruption_names,
     cross_validated,
@@ -34,6 +34,7 @@ from diffuseseg_diffusers.analysis import (
     others,
     robustness,
     score,
+    study_timesteps,
 )
 from diffuseseg_diffusers.commands import (
     add_data_arguments,
@@ -86,12 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", type=Path, required=True, help="For tables and figures.")
     group.add_argument("--overwrite", action="store_true", help="Replace what is in the output folder.")
-
-
-def study_timesteps(num_train_timesteps: int) -> list[int]:
-    """Ten timesteps, denser where images are less noisy, as the informative ones are."""
-    parts = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
-    return sorted({int(p * num_train_timesteps) for p in parts})
 
 
 class Study:
@@ -329,11 +324,6 @@ def measured_clean(pipe: DiffuseSegPipeline, test: LabeledImages) -> dict:
 def test_data(study: Study) -> LabeledImages:
     names, number = study.dataset.label_names, study.dataset.num_classes
     return load_data(study.args, study.args.test_split, label_names=names, num_classes=number)
-
-
-def classes_of(dataset: LabeledImages) -> Classes:
-    names = dataset.label_names or [f"class {c}" for c in range(dataset.num_classes)]
-    return Classes(dataset.num_classes, tuple(names), dataset.ignore_index)
 
 
 STUDIES = {

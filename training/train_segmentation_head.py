@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from diffuseseg_diffusers import DiffuseSegPipeline, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers.analysis import Budget, choose_features
+from diffuseseg_diffusers.backbone import load_backbone
 from diffuseseg_diffusers.commands import (
     add_data_arguments,
     add_model_arguments,
@@ -30,13 +33,16 @@ from diffuseseg_diffusers.commands import (
     write_json,
 )
 from diffuseseg_diffusers.data import describe_dataset
-from diffuseseg_diffusers.features import PAPER_TIMESTEPS
-from diffuseseg_diffusers.head_training import RECIPES
+from diffuseseg_diffusers.features import PAPER_TIMESTEPS, up_block_outputs
+from diffuseseg_diffusers.head_training import RECIPES, default_blocks
 from diffuseseg_diffusers.hub import add_hub_arguments, finish_push, prepare_push
 
 
+AUTO = "auto"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
+    add_model_arguments(parser, backbone=True)
     add_data_arguments(parser, split="train")
     group = parser.add_argument_group("validation")
     held_out = group.add_mutually_exclusive_group()
@@ -45,10 +51,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("features")
     which = group.add_mutually_exclusive_group()
     which.add_argument(
-        "--blocks", type=int, nargs="+", help="Decoder blocks, the deepest is 0 (default: the paper's, or up-blocks)."
+        "--blocks",
+        type=number_or_auto,
+        nargs="+",
+        help="Decoder blocks, the deepest is 0 (default: the paper's, or up-blocks); auto: chosen on these images.",
     )
     which.add_argument("--up_blocks", type=int, nargs="+", help="Outputs of whole up-blocks, the deepest is 0.")
-    group.add_argument("--timesteps", type=int, nargs="+", default=list(PAPER_TIMESTEPS), help="Diffusion timesteps.")
+    group.add_argument(
+        "--timesteps",
+        type=number_or_auto,
+        nargs="+",
+        default=list(PAPER_TIMESTEPS),
+        help="Diffusion timesteps (default: 50 150 250); auto: chosen on these images.",
+    )
+    group.add_argument(
+        "--max_dimensions", type=int, help="Of a feature vector, for auto (default: as the default choice has)."
+    )
+    group.add_argument("--max_bytes", type=int, help="Of an image's activations in half precision, for auto.")
+    group.add_argument("--max_milliseconds", type=float, help="Of the U-Net's passes for an image, for auto.")
     group.add_argument("--fresh_noise", action="store_true", help="Noise of its own for every image and timestep.")
     group = parser.add_argument_group("training")
     group.add_argument("--recipe", choices=list(RECIPES), default="fast", help="Training procedure (default: fast).")
@@ -68,21 +88,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_hub_arguments(parser)
 
 
+def number_or_auto(text: str) -> int | str:
+    return text if text == AUTO else int(text)
+
+
+def chosen_features(args: argparse.Namespace, pipe: DiffuseSegPipeline, dataset: LabeledImages, accelerator) -> list:
+    """Puts blocks and timesteps in place of `auto`; returns all choices that were tried, the best first."""
+    limits = (args.max_dimensions, args.max_bytes, args.max_milliseconds)
+    auto = [name for name in ("blocks", "timesteps") if AUTO in (getattr(args, name) or ())]
+    for name in auto:
+        if getattr(args, name) != [AUTO]:
+            raise ValueError(f"--{name} takes numbers or auto, got both: {getattr(args, name)}.")
+    if not auto:
+        if any(limits):
+            raise ValueError(
+                "--max_dimensions, --max_bytes and --max_milliseconds are for --blocks or --timesteps auto."
+            )
+        return []
+    if "blocks" not in auto and args.up_blocks is not None:
+        args.blocks = list(up_block_outputs(pipe.unet, args.up_blocks))
+        args.up_blocks = None
+    elif "blocks" not in auto and args.blocks is None:
+        args.blocks = list(default_blocks(pipe.unet))
+    tried = [None]
+    if accelerator.is_main_process:  # the others would come to the same, but for what they measure of time
+        tried[0] = choose_features(
+            pipe,
+            dataset,
+            None if "blocks" in auto else args.blocks,
+            None if "timesteps" in auto else args.timesteps,
+            Budget(*limits) if any(limits) else None,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            cache_dir=args.activation_dir,
+        )
+    broadcast_object_list(tried)
+    best = tried[0][0]
+    args.blocks, args.timesteps = list(best["blocks"]), list(best["timesteps"])
+    if accelerator.is_main_process:
+        print(f"{'mean IoU':>8}  {'dimensions':>10}  {'MB':>6}  {'ms':>6}  blocks; timesteps")
+        for c in tried[0][:5]:
+            where = f"{' '.join(map(str, c['blocks']))}; {' '.join(map(str, c['timesteps']))}"
+            costs = f"{c['dimensions']:>10}  {c['bytes'] / 1e6:>6.2f}  {c['milliseconds']:>6.1f}"
+            print(f"{c['mean_iou']:>8.4f}  {costs}  {where}{'; the default' if c['step'] == 0 else ''}")
+        print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")
+    return tried[0]
+
+
 def main(args: argparse.Namespace) -> None:
     check_output_folder(args.output_dir, args.overwrite)
     device = torch.device(args.device or default_device())
     accelerator = Accelerator(cpu=device.type == "cpu")
     if accelerator.is_main_process:
         prepare_push(args)
+    if args.backbone and (args.push_to_hub or AUTO in [*(args.blocks or ()), *args.timesteps]):
+        raise ValueError("With --backbone, neither --push_to_hub nor auto is possible; give --blocks as numbers.")
     dataset = load_data(args)
     validation = None
     if args.validation_fraction is not None:
         dataset, validation = dataset.split(args.validation_fraction, args.seed)
     elif args.validation_split:
         validation = load_data(args, args.validation_split, num_classes=dataset.num_classes)
-    pipe = load_pipeline(args.model, args.revision, args.device or accelerator.device, args.dtype)
-    pipe.segmentation_head = None  # a head that is there already is replaced
+    device = args.device or accelerator.device
+    if args.backbone:
+        pipe = load_backbone(args.backbone, device)
+    else:
+        pipe = load_pipeline(args.model, args.revision, device, args.dtype)
+        pipe.segmentation_head = None  # a head that is there already is replaced
 
+    tried = chosen_features(args, pipe, dataset, accelerator)
     began = time.perf_counter()
     pipe.segmentation_head = fit_segmentation_head(
         pipe,
@@ -99,19 +173,22 @@ def main(args: argparse.Namespace) -> None:
         cache_dir=args.activation_dir,
         accelerator=accelerator,
     )
+    name, network = args.model or args.backbone, getattr(pipe, "unet", None) or pipe.backbone
     report = {
-        "model": args.model,
-        "model_on_hub": None if os.path.isdir(args.model) else args.model,
+        "model": name,
+        "model_on_hub": None if os.path.isdir(name) else name,
         "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
         "num_images": len(dataset),
         "recipe": args.recipe,
         "seed": args.seed,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
-        "device": str(pipe.unet.device),
-        "hardware": hardware(pipe.unet.device),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": str(network.device),
+        "hardware": hardware(network.device),
         "num_processes": accelerator.num_processes,
         "seconds": round(time.perf_counter() - began, 2),
     }
+    if tried:
+        report["selection"] = tried[:10]
     if not accelerator.is_main_process:
         return
     if validation is not None:
@@ -119,13 +196,14 @@ def main(args: argparse.Namespace) -> None:
         split = args.validation_split or args.split
         report["validation"]["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, split)
         print(format_metrics(report["validation"]))
-    # The U-Net is saved as it was, not in the arithmetic that it ran in.
-    original = DiffuseSegPipeline.from_pretrained(args.model, revision=args.revision, segmentation_head=None)
-    original.segmentation_head = pipe.segmentation_head
+    original = pipe
+    if not args.backbone:  # the U-Net is saved as it was, not in the arithmetic that it ran in
+        original = DiffuseSegPipeline.from_pretrained(args.model, revision=args.revision, segmentation_head=None)
+        original.segmentation_head = pipe.segmentation_head
     with output_folder(args.output_dir, args.overwrite) as folder:
         original.save_pretrained(folder)
         write_json(folder / "head_training.json", report)
-        trained = Path(args.model) / "training_state.json"  # how the U-Net was trained belongs to what it became
+        trained = Path(name) / "training_state.json"  # how the U-Net was trained belongs to what it became
         if trained.is_file():
             shutil.copy(trained, folder)
     print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {args.output_dir}.")
