@@ -508,6 +508,12 @@ class NoiseVariant(DecoderFeatureExtractor):
 # Numbers of labels
 
 
+def label_draws(num_images: int, count: int, draws: int, seed: int = 0) -> list[list[int]]:
+    """Which images several draws of `count` labelled ones hold."""
+    rng = np.random.default_rng([seed, count])
+    return [sorted(rng.permutation(num_images)[:count].tolist()) for _ in range(draws)]
+
+
 def label_efficiency(
     train: ActivationTable,
     test: ActivationTable,
@@ -533,8 +539,7 @@ def label_efficiency(
     Returns:
         `dict`: `mean_iou`, a list with that of each draw; `images`, what was drawn.
     """
-    rng = np.random.default_rng([seed, count])
-    images = [sorted(rng.permutation(len(train.labels))[:count].tolist()) for _ in range(draws)]
+    images = label_draws(len(train.labels), count, draws, seed)
     heads = fit_groups(train, blocks, timesteps, classes, images, num_members, RECIPES["fast"], seed)
     everything = [range(len(test.labels))]
     return {"mean_iou": [score([h], test, everything, classes)["mean_iou"] for h in heads], "images": images}

@@ -152,10 +152,10 @@ def _export_onnx(args: argparse.Namespace) -> None:
 def _push_arguments(parser: argparse.ArgumentParser) -> None:
     from . import hub  # noqa: F401 (if the extra `train` is missing, that is said now)
 
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="With a pipeline, or a dataset.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="With a pipeline, a student or a dataset.")
     parser.add_argument("repo_id", metavar="REPO", help="Repository on the Hub, user/name; made if it is not there.")
     parser.add_argument("--private", action="store_true", help="Make a new repository private.")
-    parser.add_argument("--commit_message", help="(default: Upload pipeline, or Upload dataset)")
+    parser.add_argument("--commit_message", help="(default: Upload pipeline, student or dataset)")
     parser.add_argument("--create_pr", action="store_true", help="As a pull request, to look at before it is merged.")
     parser.add_argument("--license", help="The Hub's identifier of the licence, such as cc-by-4.0 (default: unknown).")
     parser.add_argument(
@@ -165,6 +165,9 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         help="What `diffuseseg evaluate` wrote, for the card of a pipeline.",
+    )
+    parser.add_argument(
+        "--analysis", type=Path, metavar="DIR", help="What `diffuseseg analyze` wrote, for the card of a pipeline."
     )
     parser.add_argument(
         "--num_samples",
@@ -187,6 +190,7 @@ def _push(args: argparse.Namespace) -> None:
         license=args.license,
         evaluations=evaluations,
         num_samples=args.num_samples,
+        analysis=args.analysis,
     )
     print(f"Pushed: {url}")
 
@@ -233,7 +237,7 @@ COMMANDS = {
     "generate": ("Generate a dataset of images with masks.", *_of(".training.generate_dataset")),
     "train-student": ("Train a fast network on images and masks.", *_of(".training.train_student")),
     "export-onnx": ("Write such a network as an ONNX file.", _export_onnx_arguments, _export_onnx),
-    "push": ("Upload a pipeline or a dataset to the Hub, with its card.", _push_arguments, _push),
+    "push": ("Upload a pipeline, a student or a dataset to the Hub, with its card.", _push_arguments, _push),
 }
 
 

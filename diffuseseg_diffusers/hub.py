@@ -78,6 +78,7 @@ def push_folder(
     evaluations: Sequence[Mapping] = (),
     num_samples: int = 8,
     pipe: DiffuseSegPipeline | None = None,
+    analysis: str | os.PathLike | None = None,
 ) -> str:
     """Uploads a folder with a pipeline, a student or a dataset, and its card in one commit.
 
@@ -98,6 +99,7 @@ def push_folder(
         evaluations (sequence of `dict`): Of a pipeline, metrics that `diffuseseg evaluate` wrote, for the card.
         num_samples (`int`, defaults to 8): Of a pipeline, images to generate for the card, in 50 steps of DDIM.
         pipe ([`DiffuseSegPipeline`], *optional*): What is in the folder, if it is loaded already.
+        analysis (`str` or path, *optional*): Of a pipeline, what `diffuseseg analyze` left; the card shows its figures.
 
     Returns:
         `str`: The address of the commit.
@@ -108,13 +110,16 @@ def push_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
+    figures = sorted(Path(analysis).glob("*.png")) if analysis else []
+    if analysis and not figures:
+        raise ValueError(f"There are no figures in {analysis}; `diffuseseg analyze` leaves them in its --output_dir.")
     is_pipeline, is_student = (folder / "model_index.json").is_file(), (folder / STUDENT_RECORD).is_file()
     repo_type = "model" if is_pipeline or is_student else "dataset"
     with hub_refusals(f"{folder} cannot be pushed to {repo_id}"), tempfile.TemporaryDirectory() as scratch:
         api = HfApi(token=token)
         repo_id = create_repository(repo_id, private, token, repo_type)
         if is_pipeline:
-            files = model_files(folder)
+            files = model_files(folder) | {f"analysis/{path.name}": path for path in figures}
             if pipe is None:
                 pipe = load_pipeline(os.fspath(folder))  # what cannot be loaded is not pushed
             if num_samples > 0 and SAMPLES not in files:
@@ -286,6 +291,7 @@ def model_card(
         samples=SAMPLES if SAMPLES in files else None,
         samples_made="50 steps of DDIM, seed 0",
         curves=CURVES if CURVES in files else None,
+        figures=[(Path(name).stem.replace("-", " "), name) for name in files if name.startswith("analysis/")],
         evaluations=evaluations,
         facts=list(_facts(pipe, training, fitting)),
     )

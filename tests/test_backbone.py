@@ -12,6 +12,8 @@ from transformers import (
     ConvNextModel,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    LevitConfig,
+    LevitModel,
     ResNetConfig,
     ResNetModel,
     SwinConfig,
@@ -97,6 +99,9 @@ def test_models_without_a_place_in_the_image_are_refused(tmp_path):
     bert = BertModel(BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
     with pytest.raises(ValueError, match="BertModel takes no images"):
         BackboneExtractor(bert, processor)
+    mixed = LevitConfig(image_size=32, hidden_sizes=[16, 32, 48], num_attention_heads=[1, 2, 3], depths=[1, 1, 1])
+    with pytest.raises(ValueError, match="which has no place in the image"):  # it gives tokens of changing grids
+        BackboneExtractor(LevitModel(mixed), processor)
     with pytest.raises(ValueError, match="The backbone .* cannot be loaded"):
         load_backbone(str(tmp_path))
 

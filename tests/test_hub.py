@@ -224,7 +224,10 @@ def test_a_card_says_what_is_known_and_is_valid(hub, tmp_path):
     }
     write_json(folder / "training_state.json", training)
     write_json(folder / "head_training.json", fitting)
-    push_folder(folder, "alice/card", license="mit", evaluations=[METRICS], num_samples=2)
+    (tmp_path / "analysis").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "analysis" / "blocks-timesteps.png")
+    more = {"evaluations": [METRICS], "analysis": tmp_path / "analysis"}
+    push_folder(folder, "alice/card", license="mit", num_samples=2, **more)
     files = hub.files("models", "alice/card")
     text = files["README.md"].decode()
     assert validate_card(text, "model") == []
@@ -251,11 +254,15 @@ def test_a_card_says_what_is_known_and_is_valid(hub, tmp_path):
         'DiffuseSegPipeline.from_pretrained("alice/card")',
         'DiffusionPipeline.from_pretrained("alice/card", trust_remote_code=True)',
         "](samples.png)",
+        "![blocks timesteps](analysis/blocks-timesteps.png)",
         "@inproceedings{baranchuk2022labelefficient",
     ):
         assert said in text, said
     with Image.open(io.BytesIO(files["samples.png"])) as page:
         assert len(page.convert("L").getcolors(2**16)) > 10
+    assert "analysis/blocks-timesteps.png" in files
+    with pytest.raises(ValueError, match="There are no figures in"):
+        push_folder(folder, "alice/card", analysis=folder)
 
 
 def test_what_was_not_measured_is_absent(hub, tmp_path):
@@ -434,4 +441,4 @@ def test_the_templates_are_part_of_the_installed_package():
     code = "from importlib import resources; f = resources.files('diffuseseg_diffusers.hub_cards')\n"
     code += "print(*sorted(p.name for p in f.iterdir() if p.suffix == '.md'))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
-    assert result.stdout.split() == ["dataset_card.md", "model_card.md"], result.stderr
+    assert result.stdout.split() == ["dataset_card.md", "model_card.md", "student_card.md"], result.stderr

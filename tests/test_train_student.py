@@ -15,6 +15,7 @@ from diffuseseg_diffusers.student import StudentSegmenter, make_processor
 from diffuseseg_diffusers.training import train_student
 
 from .conftest import dataset_of, draw, run
+from .hub_server import validate_card
 from .test_student import NAMES, write_config
 
 
@@ -78,6 +79,7 @@ def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path
     weights = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert set(files) - {".gitattributes"} == weights | {"README.md"}
     card = files["README.md"].decode()
+    assert validate_card(card, "model") == []
     assert f"| **mean IoU** | **{report['evaluation']['mean_iou']:.4f}** |" in card
     for what in ("library_name: transformers", 'model="alice/student"', "| 1 | disc |", "20 of drawn", "random"):
         assert what in card, what
