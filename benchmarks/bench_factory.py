@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--sampler", nargs="+", default=["ddim", "50"], help="Name, steps, and 'while' or nothing.")
     parser.add_argument("--synthetic_only", action="store_true", help="Of the students, that one alone.")
+    parser.add_argument("--unaugmented", action="store_true", help="Also students that see images as they are.")
     parser.add_argument("--student", nargs=argparse.REMAINDER, default=[], help="Further options of train-student.")
     args = parser.parse_args()
     real = ["--dataset_name", args.dataset_name]
@@ -58,9 +59,11 @@ def main() -> None:
             label: ["--train_dataset_name", synthetic],
             "the labelled images alone": labelled,
             f"{label}, then the labelled ones": [*labelled, "--model", args.work_dir / folder_name(label, seed)],
-            f"{label}, not augmented": ["--train_dataset_name", synthetic, "--no_augmentation"],
-            "the labelled images alone, not augmented": [*labelled, "--no_augmentation"],
         }
+        if args.unaugmented:
+            trainings |= {
+                f"{name}, not augmented": [*trainings[name], "--no_augmentation"] for name in list(trainings)[:2]
+            }
         for name, train in list(trainings.items())[: 1 if args.synthetic_only else None]:
             student = args.work_dir / folder_name(name, seed)
             command = ("train-student", *args.student, *train, *measured_on, "--seed", seed, "--output_dir", student)

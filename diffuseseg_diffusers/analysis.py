@@ -20,7 +20,6 @@ import torch
 from tqdm.auto import tqdm
 
 from .data import LabeledImage, LabeledImages
-from .evaluation import evaluate_segmentation
 from .features import PAPER_TIMESTEPS, DecoderFeatureExtractor, DecoderFeatures, num_decoder_blocks
 from .head_training import RECIPES, ActivationTable, Recipe, default_blocks, extract_activations, fit_members
 from .image_processor import to_eight_bit
@@ -71,20 +70,22 @@ class Cells:
                     continue
                 self.results[cell["key"]] = cell["result"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._append({"settings": settings}, "w")
-        for key, result in self.results.items():
-            self._append({"key": key, "result": result})
+        known = [{"settings": settings}, *({"key": key, "result": result} for key, result in self.results.items())]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(map(self._line, known)), encoding="utf-8")
+        partial.replace(path)
 
     def get(self, key: str, compute: Callable[[], dict]) -> dict:
         """The result of that key: the one that is there, or a new one."""
         if key not in self.results:
             self.results[key] = compute()
-            self._append({"key": key, "result": self.results[key]})
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self._line({"key": key, "result": self.results[key]}))
         return self.results[key]
 
-    def _append(self, line: dict, mode: str = "a") -> None:
-        with open(self.path, mode, encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    @staticmethod
+    def _line(content: dict) -> str:
+        return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def folds_of(num_images: int, num_folds: int, seed: int = 0) -> list[list[int]]:
@@ -585,9 +586,3 @@ def corruption_names() -> list[str]:
     from imagecorruptions import get_corruption_names
 
     return get_corruption_names("common")
-
-
-def robustness(pipe: DiffuseSegPipeline, dataset: LabeledImages, corruption: str, severity: int) -> dict:
-    """Mean IoU of a fitted pipeline on corrupted images, as [`evaluate_segmentation`] measures it."""
-    metrics, _ = evaluate_segmentation(pipe, Corrupted(dataset, corruption, severity), show_progress=False)
-    return {"mean_iou": metrics["mean_iou"]}

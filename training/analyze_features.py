@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, evaluate_segmentation
 from diffuseseg_diffusers.analysis import (
     NOISES,
     Cells,
+    Corrupted,
     NoiseVariant,
     class_sizes,
     classes_of,
@@ -32,7 +34,6 @@ from diffuseseg_diffusers.analysis import (
     matched,
     missing_classes,
     others,
-    robustness,
     score,
     study_timesteps,
 )
@@ -45,7 +46,6 @@ from diffuseseg_diffusers.commands import (
     run_command,
     write_json,
 )
-from diffuseseg_diffusers.data import LabeledImages
 from diffuseseg_diffusers.features import PAPER_TIMESTEPS, DecoderFeatureExtractor, num_decoder_blocks
 from diffuseseg_diffusers.generation import fingerprint
 from diffuseseg_diffusers.head_training import (
@@ -54,7 +54,6 @@ from diffuseseg_diffusers.head_training import (
     extract_activations,
     fit_segmentation_head,
 )
-from diffuseseg_diffusers.pipeline_diffuseseg import DiffuseSegPipeline
 from diffuseseg_diffusers.visualization import (
     block_curves,
     block_heat_map,
@@ -297,10 +296,10 @@ def corruptions(study: Study) -> None:
         pipe.segmentation_head = fit_segmentation_head(
             pipe, study.dataset, study.blocks, study.timesteps, seed=args.seed, batch_size=args.batch_size
         )
-    clean = cells.get("clean", lambda: measured_clean(pipe, test))["mean_iou"]
+    clean = cells.get("clean", lambda: measured(pipe, test))["mean_iou"]
     rows = []
     for name, severity in tqdm(pairs, "Corruptions", unit="cell"):
-        result = cells.get(f"{name} {severity}", lambda n=name, s=severity: robustness(pipe, test, n, s))
+        result = cells.get(f"{name} {severity}", lambda n=name, s=severity: measured(pipe, Corrupted(test, n, s)))
         rows.append(
             {
                 "corruption": name,
@@ -315,10 +314,8 @@ def corruptions(study: Study) -> None:
     study.write("corruptions", rows, {"corruptions": corruption_curves(rows, clean)})
 
 
-def measured_clean(pipe: DiffuseSegPipeline, test: LabeledImages) -> dict:
-    from diffuseseg_diffusers import evaluate_segmentation
-
-    return {"mean_iou": evaluate_segmentation(pipe, test, show_progress=False)[0]["mean_iou"]}
+def measured(pipe: DiffuseSegPipeline, dataset: LabeledImages) -> dict:
+    return {"mean_iou": evaluate_segmentation(pipe, dataset, show_progress=False)[0]["mean_iou"]}
 
 
 def test_data(study: Study) -> LabeledImages:
