@@ -581,7 +581,7 @@ def corruption_names() -> list[str]:
     """The fifteen common corruptions.
 
     Raises:
-        ModuleNotFoundError: `imagecorruptions` is not installed.
+        ImportError: `imagecorruptions` is not installed, or a library that it needs.
     """
     from imagecorruptions import get_corruption_names
 

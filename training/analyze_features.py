@@ -287,8 +287,10 @@ def corruptions(study: Study) -> None:
     args, pipe = study.args, study.pipe
     try:
         names = corruption_names()
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install diffuseseg-diffusers[analysis]`.") from error
+    except ImportError as error:  # also where a library of the system is missing that OpenCV wants
+        raise ValueError(
+            f"`imagecorruptions` cannot be used: {error}; run `pip install diffuseseg-diffusers[analysis]`."
+        ) from error
     cells = study.cells("corruptions", blocks=study.blocks, timesteps=study.timesteps, test_split=args.test_split)
     pairs = [(name, severity) for name in names for severity in range(1, 6)]
     test = test_data(study)
