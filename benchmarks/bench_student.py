@@ -28,17 +28,18 @@ def main() -> None:
     parser.add_argument("--dataset_config_name")
     parser.add_argument("--split", default="test")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     data = load_labeled_images(args.dataset_name, args.dataset_config_name, args.split)
     pictures = [data[i].image for i in range(args.batch_size)]
-    pipe = load_pipeline(args.model)
-    student = StudentSegmenter(
-        AutoModelForSemanticSegmentation.from_pretrained(args.student), make_processor(args.student)
-    )
+    pipe = load_pipeline(args.model, dtype=args.dtype)
+    network = AutoModelForSemanticSegmentation.from_pretrained(args.student, dtype=pipe.unet.dtype).to(pipe.device)
+    network.to(memory_format=torch.channels_last)
+    student = StudentSegmenter(network, make_processor(args.student))
     sides = {
         f"head ({pipe.unet.dtype})": lambda: pipe.segment(pictures, args.batch_size, output_type="np"),
-        "student": lambda: student.segment(pictures, args.batch_size),
+        f"student ({network.dtype})": lambda: student.segment(pictures, args.batch_size),
     }
     if args.onnx:
         import onnxruntime
@@ -49,7 +50,7 @@ def main() -> None:
             pixels = student.images.preprocess(student.images.load(pictures), *student.size) / 2 + 0.5
             session.run(["masks"], {"pixels": pixels.numpy()})
 
-        sides["student, ONNX"] = run_onnx
+        sides["student, ONNX (float32)"] = run_onnx
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(args.rounds + 1):  # the first one warms up
         for name, side in sides.items():
@@ -60,7 +61,7 @@ def main() -> None:
     first = np.median(next(iter(seconds.values())))
     print(f"{torch.get_num_threads()} threads, batches of {args.batch_size}, {args.rounds} rounds")
     for name, values in seconds.items():
-        print(f"{name:<24} {1000 * np.median(values):8.2f} ms an image  {first / np.median(values):6.1f}×")
+        print(f"{name:<26} {1000 * np.median(values):8.2f} ms an image  {first / np.median(values):6.1f}×")
 
 
 if __name__ == "__main__":

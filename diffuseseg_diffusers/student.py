@@ -109,7 +109,7 @@ class StudentSegmenter:
     """A student in the seat of [`DiffuseSegPipeline`]: `segment` gives masks at the size of each picture.
 
     Args:
-        model (`PreTrainedModel`): The student.
+        model (`PreTrainedModel`): The student; it computes in its own dtype.
         processor: Its image processor, which says at what size and how normalised it takes images.
     """
 
@@ -138,11 +138,18 @@ class StudentSegmenter:
         self.model.eval()
         for start in range(0, len(loaded), batch_size):
             batch = loaded[start : start + batch_size]
-            pixels = self.images.preprocess(batch, *self.size) / 2 + 0.5  # [N,3,H,W]
-            logits = self.model(self.normalize(pixels.to(self.model.device))).logits  # [N,C,h,w]
-            for one, size in zip(logits, self.images.sizes(batch)):
-                upsampled = F.interpolate(one[None].float(), size=size, mode="bilinear", align_corners=False)
-                masks.append(upsampled[0].max(dim=0).indices.to(torch.uint8).cpu().numpy())
+            pixels = self.images.preprocess(batch, *self.size).to(self.model.device) / 2 + 0.5  # [N,3,H,W]
+            pixels = self.normalize(pixels).to(self.model.dtype, memory_format=torch.channels_last)
+            logits = self.model(pixels).logits.float()  # [N,C,h,w]
+            sizes = self.images.sizes(batch)
+            found: list = [None] * len(batch)
+            for size in dict.fromkeys(sizes):  # images of one size go together
+                same = [i for i, s in enumerate(sizes) if s == size]
+                upsampled = F.interpolate(logits[same], size=size, mode="bilinear", align_corners=False)
+                ids = upsampled.max(dim=1).indices.to(torch.uint8).cpu().numpy()  # [n,H,W]
+                for i, mask in zip(same, ids):
+                    found[i] = mask
+            masks += found
         return DiffuseSegPipelineOutput(images=loaded, masks=masks)
 
 

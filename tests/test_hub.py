@@ -182,7 +182,7 @@ def test_what_is_not_whole_is_not_pushed(hub, tmp_path):
     with pytest.raises(ValueError, match="There is no folder"):
         push_folder(tmp_path / "nowhere", "alice/nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="neither a pipeline .* nor a dataset"):
+    with pytest.raises(ValueError, match="holds no pipeline .* and no dataset"):
         push_folder(tmp_path / "empty", "alice/nothing")
     folder = saved(tmp_path / "model")
     weights = folder / "segmentation_head" / "diffusion_pytorch_model.safetensors"
