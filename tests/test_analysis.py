@@ -309,7 +309,8 @@ def test_all_studies_run_and_leave_tables_and_figures(folders, tmp_path):
     rows = json.loads((out / "noise.json").read_text())["rows"]
     assert [(r["trained"], r["tested"]) for r in rows] == [(a, b) for a in NOISES for b in NOISES]
     times = {p.name: p.read_text() for p in out.glob("*.jsonl")}
-    analyze(folders, *command, "--output_dir", out)  # all of it is there
+    again = ("--study", "blocks-timesteps", *command[1 + len(studies) :])
+    analyze(folders, *again, "--output_dir", out)  # all of it is there
     assert {p.name: p.read_text() for p in out.glob("*.jsonl")} == times
 
 
@@ -326,7 +327,7 @@ def test_what_cannot_be_studied_is_a_sentence(folders, tmp_path):
 
 def test_fit_chooses_blocks_and_timesteps_and_says_what_it_chose(folders, tmp_path):
     given = ("--model", folders / "model", "--dataset_name", folders / "drawn", "--cache_dir", folders / "cache")
-    auto = ("diffuseseg", "fit", *given, "--blocks", "auto", "--timesteps", "auto", "--num_members", "2")
+    auto = ("diffuseseg", "fit", *given, "--blocks", "auto", "--timesteps", "50", "150", "--num_members", "2")
     said = run(*auto, "--max_bytes", "20000", "--output_dir", tmp_path / "out", OMP_NUM_THREADS="1")
     assert "the first is taken" in said.stdout
     report = json.loads((tmp_path / "out" / "head_training.json").read_text())["selection"]
