@@ -36,6 +36,7 @@ setup(
         "diffuseseg_diffusers": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
         "diffuseseg_diffusers.hub_cards": ["*.md"],
         "diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"],
+        "diffuseseg_diffusers.training": ["configs/*.json", "configs/benchmarks/*.json"],
     },
     install_requires=[
         "torch>=2.4",

@@ -109,13 +109,16 @@ def others(folds: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def missing_classes(labels: torch.Tensor, images: Sequence[Sequence[int]], classes: Classes) -> list[str]:
-    """Says which classes the images of which fold, or draw, do not show; a classifier cannot learn those."""
+    """Says, a sentence each, which classes the images of a fold do not show; a classifier cannot learn those."""
     said = []
     for number, own in enumerate(images):
         present = set(labels[list(own)].unique().tolist())
         missing = [classes.names[c] for c in range(classes.number) if c not in present]
         if missing:
-            said.append(f"fold {number + 1} of {len(images)} has no training pixel of {', '.join(missing)}")
+            said.append(
+                f"Mind that fold {number + 1} of {len(images)} has no training pixel of {', '.join(missing)}: "
+                f"counted as not found there."
+            )
     return said
 
 
@@ -395,6 +398,8 @@ def choose_features(
     passes = time_passes(extractor, torch.zeros(1, unet.config.in_channels, height, width, device=unet.device))
     budget = budget or Budget(dimensions=cost_of(table, *usual, passes)["dimensions"])
     classes = classes_of(dataset)
+    for what in missing_classes(table.labels, others(held_out), classes):
+        tqdm.write(what)
     with tqdm(desc="Choosing features", unit="choice", disable=not show_progress) as bar:
 
         def scored(b: Sequence[int], t: Sequence[int]) -> float:

@@ -28,6 +28,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_data_arguments(parser, split="test")
     parser.add_argument("--batch_size", type=int, default=8, help="Images in a pass of the U-Net (default: 8).")
     parser.add_argument("--absent_as_zero", action="store_true", help="Absent classes count as 0, as in the paper.")
+    parser.add_argument(
+        "--count_ignored", action="store_true", help="Predictions on ignored pixels are wrong, as in the paper."
+    )
     parser.add_argument("--num_examples", type=int, default=12, help="Images on the page of examples (default: 12).")
     parser.add_argument("--output_dir", type=Path, required=True, help="For metrics.json and examples.png.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the output folder if there is one.")
@@ -49,7 +52,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         num_classes=head.config.num_classes,
     )
     metrics, examples = evaluate_segmentation(
-        pipe, dataset, args.batch_size, args.absent_as_zero, num_examples=args.num_examples
+        pipe, dataset, args.batch_size, args.absent_as_zero, args.count_ignored, num_examples=args.num_examples
     )
     metrics["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, args.split)
     with commands.output_folder(args.output_dir, args.overwrite) as folder:
@@ -236,6 +239,8 @@ COMMANDS = {
     "analyze": ("Show which features tell the classes apart.", *_of(".training.analyze_features")),
     "generate": ("Generate a dataset of images with masks.", *_of(".training.generate_dataset")),
     "train-student": ("Train a fast network on images and masks.", *_of(".training.train_student")),
+    "convert": ("Make a pipeline of a guided-diffusion checkpoint.", *_of(".training.convert_guided_diffusion")),
+    "benchmark": ("Run a benchmark of the paper.", *_of(".training.run_benchmark")),
     "export-onnx": ("Write such a network as an ONNX file.", _export_onnx_arguments, _export_onnx),
     "push": ("Upload a pipeline, a student or a dataset to the Hub, with its card.", _push_arguments, _push),
 }
@@ -260,8 +265,6 @@ def _or_say_what_to_install(add_arguments, command) -> None:
     try:
         add_arguments(command)
     except ModuleNotFoundError as error:
-        if error.name in ("scipy", "sklearn"):
-            sys.exit(f"error: {error.name} is not installed; run `pip install diffuseseg-diffusers[analysis]`.")
         if error.name not in ("datasets", "evaluate", "matplotlib", "transformers"):
             raise
         sys.exit(f"error: {error.name} is not installed; run `pip install diffuseseg-diffusers[train]`.")

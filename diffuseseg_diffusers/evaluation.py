@@ -34,6 +34,7 @@ def evaluate_segmentation(
     dataset: LabeledImages,
     batch_size: int = 8,
     absent_as_zero: bool = False,
+    count_ignored: bool = False,
     num_examples: int = 0,
     show_progress: bool = True,
 ) -> tuple[dict, list[Example]]:
@@ -44,6 +45,7 @@ def evaluate_segmentation(
         dataset ([`LabeledImages`]): What to measure on; its classes are the head's.
         batch_size (`int`, defaults to 8): Images in a pass of the U-Net.
         absent_as_zero (`bool`, defaults to `False`): Count classes that are absent from the set as 0, not NaN.
+        count_ignored (`bool`, defaults to `False`): Count predictions on ignored pixels against their class.
         num_examples (`int`, defaults to 0): Keep the first few for a picture.
         show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
@@ -71,7 +73,10 @@ def evaluate_segmentation(
                     examples.append(Example(row.image, row.mask, prediction, uncertainty))
             bar.update(len(rows))
     result = metric.compute(
-        num_labels=dataset.num_classes, ignore_index=dataset.ignore_index, absent_as_zero=absent_as_zero
+        num_labels=dataset.num_classes,
+        ignore_index=dataset.ignore_index,
+        absent_as_zero=absent_as_zero,
+        count_ignored=count_ignored,
     )
     iou = [None if np.isnan(x) else float(x) for x in result["per_category_iou"]]
     metrics = {

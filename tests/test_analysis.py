@@ -1,6 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import csv
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +38,7 @@ from diffuseseg_diffusers.analysis import (
 )
 from diffuseseg_diffusers.features import DecoderFeatureExtractor
 from diffuseseg_diffusers.head_training import extract_activations
+from diffuseseg_diffusers.training.analyze_features import clusters
 
 from .conftest import QUICK, drawn_dataset, make_pipeline, run
 
@@ -130,7 +133,8 @@ def test_classes_that_no_image_of_a_fold_shows_are_told():
     labels = torch.zeros(4, 8, 8, dtype=torch.uint8)
     labels[0, :4] = 1
     labels[:, 0] = 2
-    assert missing_classes(labels, [[0, 1], [2, 3]], CLASSES) == ["fold 2 of 2 has no training pixel of disc"]
+    said = missing_classes(labels, [[0, 1], [2, 3]], CLASSES)
+    assert len(said) == 1 and "fold 2 of 2 has no training pixel of disc" in said[0]
     shares, small = class_sizes(labels, CLASSES)
     np.testing.assert_allclose(shares, [200 / 256, 24 / 256, 32 / 256])
     assert small == [False, True, False]
@@ -338,3 +342,9 @@ def test_fit_chooses_blocks_and_timesteps_and_says_what_it_chose(folders, tmp_pa
     assert "stays within the budget" in said.stderr
     said = run("diffuseseg", "fit", *given, "--max_bytes", "1", "--output_dir", tmp_path / "none", expect=1)
     assert "are for --blocks or --timesteps auto" in said.stderr
+
+
+def test_without_scikit_learn_clusters_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ValueError, match=r"pip install diffuseseg-diffusers\[analysis\]"):
+        clusters(SimpleNamespace(args=None))

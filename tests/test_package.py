@@ -38,7 +38,7 @@ def test_imports_run_down_the_ladder_only():
         {"features", "segmentation_head", "image_processor", "metrics", "hub_errors"},
         {"pipeline_diffuseseg", "data", "drawn_faces"},
         {"head_training", "unlabeled_data", "student", "backbone"},
-        {"evaluation"},
+        {"evaluation", "guided_diffusion"},
         {"visualization", "commands"},
         {"ddpm_training", "hub", "generation", "analysis"},
         {"training"},

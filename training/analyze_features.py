@@ -9,6 +9,7 @@ study was cut off.
 
 import argparse
 import csv
+import importlib.util
 import shutil
 import warnings
 from pathlib import Path
@@ -132,7 +133,7 @@ class Study:
     def folds(self, labels: torch.Tensor) -> list[list[int]]:
         folds = folds_of(len(self.dataset), self.args.folds, self.args.seed)
         for what in missing_classes(labels, others(folds), self.classes):
-            print(f"Mind that {what}: it counts as not found there.")
+            print(what)
         return folds
 
     def write(self, name: str, rows: list[dict], figures: dict) -> None:
@@ -183,6 +184,8 @@ def blocks_timesteps(study: Study) -> None:
 def clusters(study: Study) -> None:
     """k-means of the pixels of a few images for a grid of blocks and timesteps (paper, section 3, figure 4)."""
     args = study.args
+    if importlib.util.find_spec("sklearn") is None:
+        raise ValueError("scikit-learn is not installed; run `pip install diffuseseg-diffusers[analysis]`.")
     shown = study.dataset.select(range(min(args.num_images, len(study.dataset))))
     pictures = [shown[i].image for i in range(len(shown))]
     blocks = args.blocks or list(default_blocks(study.pipe.unet))
@@ -219,7 +222,7 @@ def noise(study: Study) -> None:
         )
         tables[kind] = study.table(extractor)
     rows = []
-    folds = folds_of(len(study.dataset), study.args.folds, study.args.seed)
+    folds = study.folds(tables["one"].labels) if missing else []
     for trained in tqdm(NOISES, "Noise", unit="row"):
         for tested in NOISES:
 

@@ -20,6 +20,8 @@ Args:
     absent_as_zero (`bool`, defaults to `False`):
         A class that neither predictions nor references hold has no IoU: NaN, and left out of the mean. With `True` it
         counts as 0 in the mean, as in the published figures of Baranchuk et al. (ICLR 2022).
+    count_ignored (`bool`, defaults to `False`):
+        What is predicted on ignored pixels counts against the class that was predicted, as in the published figures.
 
 Returns:
     `dict` with `mean_iou`, `mean_accuracy` and `overall_accuracy` (`float`, 0 to 1) and `per_category_iou` and
@@ -69,7 +71,16 @@ class MeanIoU(evaluate.Metric):
         for prediction, reference in zip(predictions, references):
             self.add(prediction=prediction, reference=reference)
 
-    def compute(self, *, predictions=None, references=None, num_labels=None, ignore_index=255, absent_as_zero=False):
+    def compute(
+        self,
+        *,
+        predictions=None,
+        references=None,
+        num_labels=None,
+        ignore_index=255,
+        absent_as_zero=False,
+        count_ignored=False,
+    ):
         """Computes the metric over everything added, and starts anew."""
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
@@ -83,8 +94,9 @@ class MeanIoU(evaluate.Metric):
             wrong = [i for i in counts.nonzero()[0].tolist() if i >= num_labels]
             if wrong:
                 raise ValueError(f"A {name} holds the class {wrong[0]}, but there are {num_labels} classes, from 0 on.")
+        predicted = (confusion if count_ignored else kept).sum(0)[:num_labels]
         kept = kept[:num_labels, :num_labels]
-        right, true, predicted = kept.diagonal(), kept.sum(1), kept.sum(0)
+        right, true = kept.diagonal(), kept.sum(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             iou = right / (true + predicted - right)  # NaN for absent classes
             accuracy = right / true
