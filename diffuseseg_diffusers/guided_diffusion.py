@@ -238,17 +238,8 @@ def convert_checkpoint(
     in_channels = state["input_blocks.0.0.weight"].shape[1]
     with torch.device("meta"):
         unet = UNet2DModel(**unet_config(flags, in_channels, num_classes))
-    wanted = unet.state_dict()
-    sources = {}  # where each of our parameters comes from: guided-diffusion's name, and which third of it
-    modules = {ours: theirs for theirs, ours in module_names(flags)}
-    for name in wanted:
-        module, _, kind = name.rpartition(".")
-        head, _, part = module.rpartition(".")
-        if part in ("to_q", "to_k", "to_v"):
-            sources[name] = (f"{modules[head]}.qkv.{kind}", ("to_q", "to_k", "to_v").index(part))
-        else:
-            sources[name] = (f"{modules[module]}.{kind}", None)
-    _check_shapes(state, {n: _their_shape(n, p.shape) for n, p in wanted.items()}, sources, flags, found)
+    wanted, sources = unet.state_dict(), _sources(unet, flags)
+    _check_shapes(state, {sources[n][0]: _their_shape(n, p.shape) for n, p in wanted.items()}, flags, found)
 
     heads = {c: c // unet.config.attention_head_dim for c in unet.config.block_out_channels}
     converted = {}
@@ -262,6 +253,14 @@ def convert_checkpoint(
             raise ValueError(f"{source} holds {tensor.abs().max():g}, which is too large for {dtype}; use float32.")
     unet.load_state_dict(converted, assign=True)
     return unet.requires_grad_(False).eval(), make_scheduler(flags)
+
+
+def checkpoint_shapes(flags: Flags, in_channels: int = 3, num_classes: int = 1000) -> dict[str, list[int]]:
+    """Names and shapes of the tensors of a guided-diffusion checkpoint with these flags."""
+    with torch.device("meta"):
+        unet = UNet2DModel(**unet_config(flags, in_channels, num_classes))
+    sources = _sources(unet, flags)
+    return {sources[name][0]: _their_shape(name, p.shape) for name, p in unet.state_dict().items()}
 
 
 def inspect_checkpoint(state: dict[str, torch.Tensor], image_size: int) -> dict:
@@ -338,6 +337,20 @@ def module_names(flags: Flags) -> Iterator[tuple[str, str]]:
             yield from _residual(theirs, ours)
 
 
+def _sources(unet: UNet2DModel, flags: Flags) -> dict[str, tuple[str, int | None]]:
+    """Where each parameter of ours comes from: its name in guided-diffusion, and which third of that tensor."""
+    modules = {ours: theirs for theirs, ours in module_names(flags)}
+    sources = {}
+    for name in unet.state_dict():
+        module, _, kind = name.rpartition(".")
+        attention, _, part = module.rpartition(".")
+        if part in ("to_q", "to_k", "to_v"):
+            sources[name] = (f"{modules[attention]}.qkv.{kind}", ("to_q", "to_k", "to_v").index(part))
+        else:
+            sources[name] = (f"{modules[module]}.{kind}", None)
+    return sources
+
+
 def _residual(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
     return ((f"{theirs}.{a}", f"{ours}.{b}") for a, b in RESIDUAL.items())
 
@@ -364,8 +377,7 @@ def _split_qkv(tensor: torch.Tensor, heads: int, new_order: bool) -> list[torch.
     return [part.flatten(0, 1) for part in tensor.unflatten(0, (heads, 3, -1)).unbind(1)]
 
 
-def _check_shapes(state: dict, wanted: dict[str, list[int]], sources: dict, flags: Flags, found: dict) -> None:
-    expected = {sources[name][0]: shape for name, shape in wanted.items()}
+def _check_shapes(state: dict, expected: dict[str, list[int]], flags: Flags, found: dict) -> None:
     odd = next((n for n, shape in expected.items() if n not in state or list(state[n].shape) != shape), None)
     odd = odd or next((n for n in state if n not in expected), None)
     if odd is None:

@@ -105,3 +105,24 @@ def test_what_cannot_be_counted_is_refused(metric, prediction, reference, messag
         metric.compute(predictions=[prediction], references=[reference], num_labels=3)
     with pytest.raises(ValueError, match="`num_labels`"):
         metric.compute(predictions=[reference * 0], references=[reference * 0])
+
+
+def test_predictions_on_ignored_pixels_count_if_asked_as_in_the_published_code():
+    rng, metric = np.random.default_rng(0), evaluate.load(MEAN_IOU)
+    for ignore_index in (255, 0):
+        references = [rng.choice([*range(4), ignore_index], (9, 7)).astype(np.uint8) for _ in range(3)]
+        predictions = [rng.integers(0, 4, (9, 7)).astype(np.uint8) for _ in range(3)]
+        got = metric.compute(
+            predictions=predictions,
+            references=references,
+            num_labels=4,
+            ignore_index=ignore_index,
+            absent_as_zero=True,
+            count_ignored=True,
+        )
+        wanted = []
+        for c in set(range(4)) - {ignore_index}:  # over all pixels, whatever their label
+            both = sum(((p == c) & (r == c)).sum() for p, r in zip(predictions, references))
+            either = sum(((p == c) | (r == c)).sum() for p, r in zip(predictions, references))
+            wanted.append(both / either)
+        assert got["mean_iou"] == pytest.approx(np.mean(wanted))
