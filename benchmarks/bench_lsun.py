@@ -3,11 +3,10 @@
 
     python benchmarks/bench_lsun.py --work_dir out/lsun
 
-Weights are random, and so is the head: ten members, 28 classes, blocks 5, 6, 7, 8, 12 at three timesteps, 8,448 features
-a pixel. The naive way is the published one: a whole pass of the U-Net for each timestep, all activations upsampled to
-the image's size and concatenated, one classifier after the other. Each side runs in a process of its own, so that peaks
-of memory do not mix; parts of the floor are timed in turn with the whole, in the same process.
-"""
+Weights are random, and so is the head: ten members, 28 classes, blocks 5, 6, 7, 8, 12 at three timesteps, 8,448
+features a pixel. The naive way is the published one: a whole pass of the U-Net for each timestep, all activations
+upsampled to the size of the image and concatenated, one classifier after the other. Each side runs in a process of its
+own, so that peaks of memory do not mix; parts of the floor are timed in turn with the whole, in the same process.
 
 import argparse
 import json
