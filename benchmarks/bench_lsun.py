@@ -7,6 +7,7 @@ Weights are random, and so is the head: ten members, 28 classes, blocks 5, 6, 7,
 features a pixel. The naive way is the published one: a whole pass of the U-Net for each timestep, all activations
 upsampled to the size of the image and concatenated, one classifier after the other. Each side runs in a process of its
 own, so that peaks of memory do not mix; parts of the floor are timed in turn with the whole, in the same process.
+"""
 
 import argparse
 import json
