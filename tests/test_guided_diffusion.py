@@ -174,6 +174,22 @@ def test_a_converted_model_generates_with_its_variance_and_without():
         assert drawn(4).shape == (1, 3, 16, 16) and drawn(4).isfinite().all()
 
 
+def test_a_step_takes_the_learned_variance_between_its_two_bounds():
+    scheduler, t = make_scheduler(TINY), 300
+    generator = torch.Generator().manual_seed(0)
+    x, prediction = 0.5 * torch.randn(1, 3, 4, 4, generator=generator), torch.randn(1, 6, 4, 4, generator=generator)
+    got = scheduler.step(prediction, t, x, generator=torch.Generator().manual_seed(1)).prev_sample
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    bar = (1 - betas).cumprod(0)
+    eps, v = prediction.double().chunk(2, 1)
+    start = ((x - (1 - bar[t]).sqrt() * eps) / bar[t].sqrt()).clamp(-1, 1)
+    mean = (bar[t - 1].sqrt() * betas[t] * start + (1 - betas[t]).sqrt() * (1 - bar[t - 1]) * x) / (1 - bar[t])
+    least = betas[t] * (1 - bar[t - 1]) / (1 - bar[t])
+    variance = ((v + 1) / 2 * betas[t].log() + (1 - v) / 2 * least.log()).exp()  # Dhariwal and Nichol, section 2
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(got.double(), mean + variance.sqrt() * noise, atol=1e-4, rtol=1e-4)
+
+
 def test_half_precision_stays_bit_for_bit_and_what_it_cannot_hold_is_said():
     state = {name: tensor.half() for name, tensor in random_state(TINY).items()}
     unet, _ = convert_checkpoint(state, TINY, torch.float16)
