@@ -218,7 +218,8 @@ def main(args: argparse.Namespace) -> None:
         check_output_folder(args.output_dir, overwrite=False)
     test = load_images(recipe, args.data / "real" / "test", recipe["test_images"])
     settings = {
-        "benchmark": recipe,
+        "benchmark": recipe["title"],
+        **{name: recipe[name] for name in ("blocks", "timesteps", "num_members", "batch_size")},
         "data": args.data.name,
         "checkpoint": args.checkpoint.name,
         "recipe": args.recipe,
