@@ -273,9 +273,9 @@ def cluster_page(
         num_clusters (`int`): k.
     """
     blocks, steps = (sorted({key[i] for key in maps}) for i in (0, 1))
-    figure = Figure(
-        figsize=(0.9 * (len(steps) + 1) * len(images) + 0.6, 0.9 * len(blocks) + 0.6), dpi=150, layout="constrained"
-    )
+    aspect = (images[0].width / images[0].height) ** 0.5  # panels of pictures of any shape have the same area
+    width, height = 0.9 * aspect * (len(steps) + 1) * len(images) + 0.6, 0.9 / aspect * len(blocks) + 0.6
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     colors = (255 * colormaps["viridis"](np.linspace(0, 1, num_clusters))[:, :3]).astype(np.uint8)
     if num_clusters <= len(PALETTE):
         colors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in PALETTE[:num_clusters]], np.uint8)
