@@ -338,5 +338,5 @@ def corruption_curves(rows: Sequence[dict], clean: float) -> Figure:
         axis.set(xlabel="severity (0: clean)", xticks=range(6))
         axis.grid(alpha=0.3, linewidth=0.4)
         axis.legend(frameon=False, fontsize=7)
-    figure.axes[0].set_ylabel("mean IoU on test images")
+    figure.axes[0].set_ylabel("mean IoU")
     return figure
