@@ -25,7 +25,6 @@ from diffuseseg_diffusers import DecoderFeatureExtractor, DiffuseSegPipeline, Pi
 from diffuseseg_diffusers.commands import hardware, load_pipeline
 from diffuseseg_diffusers.features import PAPER_BLOCKS, PAPER_TIMESTEPS
 from diffuseseg_diffusers.guided_diffusion import PRESETS, checkpoint_shapes
-from diffuseseg_diffusers.image_processor import DiffuseSegImageProcessor
 
 
 SIDES = ("convert", "ours-float32", "ours-bfloat16", "naive")
@@ -35,6 +34,10 @@ def timed(function, *args):
     began = time.perf_counter()
     result = function(*args)
     return result, time.perf_counter() - began
+
+
+def peak_memory() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB
 
 
 def write_checkpoint(path: Path) -> None:
@@ -48,30 +51,47 @@ def write_checkpoint(path: Path) -> None:
     torch.save(state, path)
 
 
-def load(work_dir: Path, dtype: str) -> tuple[DiffuseSegPipeline, np.ndarray]:
-    pipe = load_pipeline(str(work_dir / "model"), device="cpu", dtype=dtype)
+def picture() -> np.ndarray:
+    """A drawn one: `[256, 256, 3]` uint8."""
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def make_head(work_dir: Path) -> None:
+    """Members with random weights that see standardised features, as fitted ones do, so that masks have a pattern."""
+    pipe = load_pipeline(str(work_dir / "model"), device="cpu", dtype="float32")
+    features = DecoderFeatureExtractor(pipe.unet, pipe.scheduler)(pixels_of(picture()))
     torch.manual_seed(0)
-    info = DecoderFeatureExtractor(pipe.unet, pipe.scheduler).feature_info()
     head = PixelClassifierEnsemble(
         num_classes=28,
         num_members=10,
-        block_channels=[i.channels for i in info[: len(PAPER_BLOCKS)]],
+        block_channels=[i.channels for i in features.info[: len(PAPER_BLOCKS)]],
         blocks=list(PAPER_BLOCKS),
         timesteps=list(PAPER_TIMESTEPS),
         image_size=[256, 256],
-        in_channels=3,
     )
-    for name, tensor in head.state_dict().items():
-        if "running" not in name and tensor.is_floating_point():
-            tensor.normal_(0, 0.02)
-    pipe.segmentation_head = head.eval()
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    return pipe, image
+    first, _, _, second, _, _, third = head.layers
+    mean = torch.cat([a.mean((0, 2, 3)) for a in features.activations])
+    std = torch.cat([a.std((0, 2, 3)) for a in features.activations])
+    for layer in (first, second, third):
+        layer.weight.data.normal_(0, layer.weight.shape[-1] ** -0.5)
+    first.weight.data /= std
+    first.bias.data = -first.weight.data @ mean
+    head.save_pretrained(work_dir / "head")
+
+
+def pixels_of(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1  # [1,3,256,256]
+
+
+def load(work_dir: Path, dtype: str) -> DiffuseSegPipeline:
+    pipe = load_pipeline(str(work_dir / "model"), device="cpu", dtype=dtype)
+    pipe.segmentation_head = PixelClassifierEnsemble.from_pretrained(work_dir / "head").eval()
+    return pipe
 
 
 def ours(work_dir: Path, dtype: str, repeats: int) -> dict:
-    (pipe, image), loading = timed(load, work_dir, dtype)
-    pixels = DiffuseSegImageProcessor(3).preprocess([torch.from_numpy(image).permute(2, 0, 1) / 255], 256, 256)
+    pipe, loading = timed(load, work_dir, dtype)
+    image, pixels = picture(), pixels_of(picture())
     one = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, timesteps=[150])
     head = pipe.segmentation_head
     activations = DecoderFeatureExtractor(pipe.unet, pipe.scheduler)(pixels).activations
@@ -88,9 +108,8 @@ def ours(work_dir: Path, dtype: str, repeats: int) -> dict:
 
 
 def naive(work_dir: Path, repeats: int) -> dict:
-    pipe, image = load(work_dir, "float32")
-    head = pipe.segmentation_head
-    pixels = DiffuseSegImageProcessor(3).preprocess([torch.from_numpy(image).permute(2, 0, 1) / 255], 256, 256)
+    pipe = load(work_dir, "float32")
+    head, pixels = pipe.segmentation_head, pixels_of(picture())
     extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler)
     noise = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
 
@@ -150,7 +169,9 @@ def convert(work_dir: Path) -> dict:
         diffuseseg(["convert", *given, "--overwrite"])
     except SystemExit as end:
         assert not end.code
-    return {"seconds": time.perf_counter() - began}
+    result = {"seconds": time.perf_counter() - began, "peak_GiB": peak_memory()}
+    make_head(work_dir)
+    return result
 
 
 def main() -> None:
@@ -168,6 +189,7 @@ def main() -> None:
         masks = {name: np.load(args.work_dir / f"mask-{name}.npy") for name in ("float32", "bfloat16", "naive")}
         for name in ("float32", "bfloat16"):
             print(f"Masks of {name} and the naive way agree on {(masks[name] == masks['naive']).mean():.4%} of pixels.")
+        print(f"They show {len(np.unique(masks['naive']))} classes.")
         return
     if args.side == "convert":
         result = convert(args.work_dir)
@@ -175,7 +197,7 @@ def main() -> None:
         result = naive(args.work_dir, args.repeats)
     else:
         result = ours(args.work_dir, args.side.removeprefix("ours-"), args.repeats)
-    result["peak_GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result.setdefault("peak_GiB", peak_memory())
     rounded = {name: round(value, 2) for name, value in result.items()}
     print(json.dumps({"side": args.side, "hardware": hardware(torch.device("cpu")), **rounded}), flush=True)
 
