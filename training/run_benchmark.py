@@ -173,7 +173,7 @@ def dataset_ddpm(args: argparse.Namespace, recipe: dict, seed: int, folder: Path
         generate_dataset,
         model=labeler,
         num_samples=args.num_samples or own["num_samples"],
-        scheduler="ddim" if steps else "ddpm",
+        scheduler="ddim" if steps else own["scheduler"],
         num_inference_steps=steps or own["num_inference_steps"],
         drop_uncertain=own["drop_uncertain"],
         seed=seed,
