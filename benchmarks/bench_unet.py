@@ -4,8 +4,8 @@
     python benchmarks/bench_unet.py --dataset_name DATA --counts 20 --minutes 3
 
 Pictures and masks are flipped, turned, scaled, shifted and lit anew alike; the learning rate is warmed up and annealed
-over the time that it gets; weights are averaged. The draws of labelled images are those of `diffuseseg analyze --study
-labels` with the same seed; where a draw holds all images, seeds alone differ.
+over the time that it gets; in use, it sees the mirror image too. The draws of labelled images are those of `diffuseseg
+analyze --study labels` with the same seed; where a draw holds all images, seeds alone differ.
 """
 
 import argparse
@@ -15,79 +15,98 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
-from diffusers.training_utils import EMAModel
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
 from diffuseseg_diffusers.analysis import label_draws
+from diffuseseg_diffusers.augmentation import IGNORED, augment
 from diffuseseg_diffusers.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.pipeline_diffuseseg import DiffuseSegPipelineOutput
-from diffuseseg_diffusers.student import IGNORED, augment, segmentation_loss
+from diffuseseg_diffusers.student import segmentation_loss
 
 
-class PlainUNet:
-    """A U-Net that gives classes, in the seat of the pipeline."""
+def convolutions(channels: int, width: int) -> torch.nn.Sequential:
+    layers = []
+    for inputs in (channels, width):
+        layers += [torch.nn.Conv2d(inputs, width, 3, padding=1, bias=False), torch.nn.BatchNorm2d(width)]
+        layers += [torch.nn.ReLU(inplace=True)]
+    return torch.nn.Sequential(*layers)
 
-    def __init__(self, dataset: LabeledImages, width: int):
+
+class PlainUNet(torch.nn.Module):
+    """The U-Net of Ronneberger et al. (2015) with batch norms, in the seat of the pipeline."""
+
+    def __init__(self, dataset: LabeledImages, width: int, levels: int):
+        super().__init__()
         first = dataset[0].image
         self.channels = 1 if first.mode == "L" else 3
         self.size = (first.height, first.width)
         self.images = DiffuseSegImageProcessor(self.channels)
         self.label_names = dataset.label_names or [f"class {c}" for c in range(dataset.num_classes)]
-        self.unet = UNet2DModel(
-            sample_size=self.size,
-            in_channels=self.channels,
-            out_channels=dataset.num_classes,
-            block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-            down_block_types=("DownBlock2D",) * 4,
-            up_block_types=("UpBlock2D",) * 4,
-            layers_per_block=1,
-            norm_num_groups=8,
-            add_attention=False,
-            dropout=0.1,
-        )
+        widths = [width * 2 ** min(i, 3) for i in range(levels)]
+        self.down = torch.nn.ModuleList(map(convolutions, [self.channels, *widths], widths))
+        self.up = torch.nn.ModuleList(convolutions(sum(w), w[0]) for w in zip(widths, widths[1:]))
+        self.out = torch.nn.Conv2d(width, dataset.num_classes, 1)
+        self.to(memory_format=torch.channels_last)
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[N, C, H, W]` in [-1, 1] to logits `[N, classes, H, W]`."""
-        return self.unet(pixels, 0).sample
+        skips = []
+        with torch.autocast(x.device.type, torch.bfloat16):
+            x = x.contiguous(memory_format=torch.channels_last)
+            for block in self.down:
+                x = block(F.max_pool2d(x, 2) if skips else x)
+                skips.append(x)
+            skips.pop()
+            for block in reversed(self.up):
+                skip = skips.pop()
+                x = block(torch.cat([skip, F.interpolate(x, size=skip.shape[-2:], mode="bilinear")], dim=1))
+            return self.out(x).float()
 
     @torch.no_grad()
     def segment(self, pictures, batch_size: int = 8, output_type: str = "np") -> DiffuseSegPipelineOutput:
-        self.unet.eval()
+        """Masks from the mean of what it says of each picture and of its mirror image."""
+        self.eval()
         masks = []
         for picture in self.images.load(pictures):
-            logits = self(self.images.preprocess([picture], *self.size))
-            logits = torch.nn.functional.interpolate(logits, size=self.images.sizes([picture])[0], mode="bilinear")
-            masks.append(logits[0].max(0).indices.to(torch.uint8).numpy())
+            pixels = self.images.preprocess([picture], *self.size)
+            straight, mirrored = self(torch.cat([pixels, pixels.flip(-1)])).softmax(1)
+            mean = (straight + mirrored.flip(-1))[None]  # [1,C,H,W]
+            mean = F.interpolate(mean, size=self.images.sizes([picture])[0], mode="bilinear")
+            masks.append(mean[0].max(0).indices.to(torch.uint8).numpy())
         return DiffuseSegPipelineOutput(images=list(pictures), masks=masks)
 
 
-def train(dataset: LabeledImages, minutes: float, seed: int, width: int, batch_size: int, rate: float) -> PlainUNet:
+def train(
+    dataset: LabeledImages,
+    minutes: float,
+    seed: int = 0,
+    width: int = 32,
+    levels: int = 4,
+    batch_size: int = 8,
+    rate: float = 2e-3,
+) -> PlainUNet:
+    """A U-Net trained for that long, its learning rate warmed up and annealed to zero."""
     torch.manual_seed(seed)
-    net, generator = PlainUNet(dataset, width), torch.Generator().manual_seed(seed)
+    net, generator = PlainUNet(dataset, width, levels), torch.Generator().manual_seed(seed)
     rows = [dataset[i] for i in range(len(dataset))]
     pixels = net.images.preprocess(net.images.load([r.image for r in rows]), *net.size)  # [n,C,H,W]
     masks = torch.from_numpy(np.stack([r.mask for r in rows])).long()
     masks[masks == dataset.ignore_index] = IGNORED
-    optimizer = torch.optim.AdamW(net.unet.parameters(), lr=rate, weight_decay=1e-2)
-    average = EMAModel(net.unet.parameters(), decay=0.99)
-    net.unet.train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-2, fused=True)
+    net.train()
     began = time.perf_counter()
-    with tqdm(desc="Training", unit="step", leave=False) as bar:
+    with tqdm(desc="Training", unit="step", leave=False, mininterval=5) as bar:
         while (part := (time.perf_counter() - began) / (60 * minutes)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1, part / 0.05) * 0.5 * (1 + np.cos(np.pi * part))
             chosen = torch.randint(len(rows), (batch_size,), generator=generator)
             lit, moved = augment(pixels[chosen] / 2 + 0.5, masks[chosen], generator)
-            loss = segmentation_loss(net(lit * 2 - 1), moved)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.unet.parameters(), 1.0)
+            segmentation_loss(net(lit * 2 - 1), moved).backward()
             optimizer.step()
             optimizer.zero_grad()
-            average.step(net.unet.parameters())
             bar.update()
-    average.copy_to(net.unet.parameters())
     return net
 
 
@@ -102,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--levels", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--output", type=Path, help="JSON file for the rows.")
@@ -114,9 +134,8 @@ def main() -> None:
     for count in args.counts:
         scores = []
         for draw, images in enumerate(label_draws(len(data), count, args.draws, args.seed)):
-            net = train(
-                data.select(images), args.minutes, args.seed + draw, args.width, args.batch_size, args.learning_rate
-            )
+            how = args.width, args.levels, args.batch_size, args.learning_rate
+            net = train(data.select(images), args.minutes, args.seed + draw, *how)
             scores.append(evaluate_segmentation(net, test, show_progress=False)[0]["mean_iou"])
             print(f"{count} labelled, draw {draw}: {scores[-1]:.4f}", flush=True)
         rows.append({"labelled_images": count, "mean_iou": scores, "mean": float(np.mean(scores))})

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 from .features import DecoderFeatures, FeatureInfo
 from .hub_errors import explain_hub_error
 from .image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil
-from .pipeline_diffuseseg import DiffuseSegPipelineOutput, predict_masks
+from .pipeline_diffuseseg import DiffuseSegPipelineOutput, extract_views, predict_masks
 
 
 DEFAULT_SIZE = 224  # of images, where neither image processor nor config say one
@@ -194,8 +194,8 @@ class BackbonePipeline(DiffusionPipeline):
         for start in range(0, len(loaded), batch_size):
             batch = loaded[start : start + batch_size]
             sizes = [tuple(mask_size)] * len(batch) if mask_size else processor.sizes(batch)
-            activations = extractor(processor.preprocess(batch, *extractor.size)).activations
-            batch_masks, batch_uncertainty = predict_masks(self.segmentation_head, activations, sizes)
+            views = extract_views(extractor, self.segmentation_head, processor.preprocess(batch, *extractor.size))
+            batch_masks, batch_uncertainty = predict_masks(self.segmentation_head, *views, sizes)
             masks += [m.numpy() for m in batch_masks]
             uncertainty += [u.numpy() for u in batch_uncertainty]
         if output_type == "pil":

@@ -7,9 +7,11 @@ member is an MLP on single pixels that sees all labelled pixels in a random orde
 
 import math
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from accelerate.utils import gather_object
 from diffusers.utils import logging
 from tqdm.auto import tqdm
 
+from .augmentation import IGNORED, augment
 from .data import LabeledImages
 from .features import (
     PAPER_BLOCKS,
@@ -37,6 +40,9 @@ logger = logging.get_logger(__name__)
 
 PLANNED_STEPS = 32
 
+# Names of classes that change when a picture is mirrored: "left eye", "l_brow".
+SIDES = re.compile(r"(?i)(?<![a-z])(left|right|[lr])(?![a-z])")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -53,6 +59,20 @@ class Recipe:
         one_cycle (`bool`): Learning rate warmed up and annealed to zero over all steps (Smith and Topin, 2019).
         standardize (`bool`):
             Whether features get zero mean and unit variance; the map becomes part of the first layer afterwards.
+        augmented_images (`int`):
+            Images to learn from, about: the labelled ones, and as many copies of each, turned, scaled and lit anew, as
+            make up that number, but one at least. Their features are extracted once. 0 for no copies.
+        balance (`float`):
+            How much a pixel of a rare class weighs more: the weight is its class's share of all pixels to the power of
+            minus this, 1 on average. 0 for equal weights.
+        flip (`bool`):
+            Whether left and right may be exchanged: in the copies, and in use, where the members see the mirror image
+            of every picture too.
+        voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
+        timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
+        scale_blocks (`bool`):
+            Which blocks are read, if none are given, of a U-Net that has not the paper's 18: those at the same relative
+            depth as the paper's, or else the outputs of all up-blocks.
     """
 
     batch_size: int
@@ -63,13 +83,34 @@ class Recipe:
     patience_from_epoch: int = 4
     one_cycle: bool = False
     standardize: bool = False
+    augmented_images: int = 0
+    balance: float = 0.0
+    flip: bool = False
+    voting: str = "hard"
+    timesteps: Sequence[int] = PAPER_TIMESTEPS
+    scale_blocks: bool = False
 
 
 RECIPES = {
-    # Large batches on a schedule reach at least the same accuracy in a ninth of the steps: see benchmarks/README.md.
-    "fast": Recipe(batch_size=256, learning_rate=8e-3, max_epochs=100, max_steps=600, one_cycle=True, standardize=True),
+    # Every choice in it was made by cross-validation: see docs/label_efficiency.md.
+    "default": Recipe(
+        batch_size=1024,
+        learning_rate=4e-3,
+        max_epochs=100,
+        max_steps=1000,
+        one_cycle=True,
+        standardize=True,
+        augmented_images=160,
+        balance=0.25,
+        flip=True,
+        voting="soft",
+        timesteps=(10,),
+        scale_blocks=True,
+    ),
     # As published: `train_interpreter.py` of yandex-research/ddpm-segmentation.
     "paper": Recipe(batch_size=64, learning_rate=1e-3, max_epochs=100, patience=50),
+    # Large batches on a schedule reach at least the same accuracy in a ninth of the steps: see benchmarks/README.md.
+    "fast": Recipe(batch_size=256, learning_rate=8e-3, max_epochs=100, max_steps=600, one_cycle=True, standardize=True),
 }
 
 
@@ -252,25 +293,38 @@ def _bilinear(source: int, target: int, dtype: torch.dtype) -> tuple[torch.Tenso
     return torch.stack([low, (low + 1).clamp(max=source - 1)], 1), torch.stack([1 - fraction, fraction], 1).to(dtype)
 
 
-def default_blocks(unet) -> tuple[int, ...]:
-    """The paper's blocks for U-Nets with as many as the paper's (18), else the outputs of all up-blocks."""
-    if num_decoder_blocks(unet) == 18:
-        return PAPER_BLOCKS
+def default_blocks(unet, scaled: bool = False) -> tuple[int, ...]:
+    """The paper's blocks for U-Nets with as many as the paper's (18), else the outputs of all up-blocks.
+
+    Args:
+        unet ([`UNet2DModel`]): The diffusion model.
+        scaled (`bool`, defaults to `False`): Blocks at the paper's relative depth instead of up-blocks.
+    """
+    total = num_decoder_blocks(unet)
+    if total == 18 or scaled:
+        return tuple(sorted({round(block * total / 18) for block in PAPER_BLOCKS}))
     return up_block_outputs(unet, range(len(unet.config.block_out_channels)))
+
+
+def default_timesteps(scheduler, recipe: Recipe) -> tuple[int, ...]:
+    """The recipe's timesteps in the scheduler's own schedule."""
+    steps = scheduler.config.num_train_timesteps
+    return tuple(dict.fromkeys(t * steps // 1000 for t in recipe.timesteps))
 
 
 def fit_segmentation_head(
     pipe: DiffuseSegPipeline,
     dataset,
     blocks: Sequence[int] | None = None,
-    timesteps: Sequence[int] = PAPER_TIMESTEPS,
+    timesteps: Sequence[int] | None = None,
     up_blocks: Sequence[int] | None = None,
     num_members: int = 10,
-    recipe: str | Recipe = "fast",
+    recipe: str | Recipe = "default",
     label_names: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     min_label_fraction: float = 20 / 256**2,
     share_noise: bool = True,
+    flip: bool | None = None,
     seed: int = 0,
     batch_size: int = 4,
     cache_dir: str | os.PathLike | None = None,
@@ -283,17 +337,21 @@ def fit_segmentation_head(
             The frozen diffusion model, or another representation; set `pipe.segmentation_head` to the result.
         dataset ([`LabeledImages`] or `datasets.Dataset`): Images with masks; a dataset is wrapped with its defaults.
         blocks (sequence of `int`, *optional*):
-            Decoder blocks in the paper's numbering; 5, 6, 7, 8, 12 for a U-Net with the paper's 18 blocks, else the
-            outputs of all up-blocks. Of a backbone: hidden states; the other choices of features do not apply to it.
-        timesteps (sequence of `int`, defaults to `(50, 150, 250)`): Diffusion timesteps.
+            Decoder blocks in the paper's numbering; as the recipe says if not given. Of a backbone: hidden states; the
+            other choices of features do not apply to it.
+        timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given.
         up_blocks (sequence of `int`, *optional*): Outputs of whole up-blocks, in place of `blocks`.
         num_members (`int`, defaults to 10): Members of the ensemble.
-        recipe (`str` or [`Recipe`], defaults to `"fast"`): `"fast"`, `"paper"`, or one of your own.
+        recipe (`str` or [`Recipe`], defaults to `"default"`):
+            `"default"`; `"paper"`, as published; `"fast"`, the paper's features trained in less time; or your own.
         label_names (sequence of `str`, *optional*): Names of the classes; the dataset's own if not given.
         palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes, 0 to 255.
         min_label_fraction (`float`, defaults to 20 / 256²):
             A class that covers a smaller part of an image's area is ignored there; 0 to keep all.
         share_noise (`bool`, defaults to `True`): One fixed noise for all images and timesteps, or fresh noise.
+        flip (`bool`, *optional*):
+            Whether left and right may be exchanged; if not given, as the recipe says, but not if names of classes tell
+            left from right.
         seed (`int`, defaults to 0):
             Of the noise, the members' initial weights and the order of their pixels. The same seed gives the same bits
             on the same number of processes and threads. A member depends on the seed and its number alone, whoever
@@ -319,17 +377,22 @@ def fit_segmentation_head(
     if not isinstance(dataset, LabeledImages):
         dataset = LabeledImages(dataset, label_names=label_names)
     label_names = label_names or dataset.label_names
+    if flip is None:
+        flip = recipe.flip and not any(SIDES.search(name) for name in label_names or ())
     if hasattr(pipe, "backbone"):
         extractor = pipe.feature_extractor(blocks)
     else:
         if up_blocks is None and blocks is None:
-            blocks = default_blocks(pipe.unet)
+            blocks = default_blocks(pipe.unet, recipe.scale_blocks)
+        if timesteps is None:
+            timesteps = default_timesteps(pipe.scheduler, recipe)
         extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, blocks, timesteps, up_blocks, share_noise, seed)
     info = extractor.feature_info()
     show = accelerator is None or accelerator.is_local_main_process
 
     # 1. Activations and labels of all images.
-    table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show)
+    copies = max(1, recipe.augmented_images // len(dataset) - 1) if recipe.augmented_images else 0
+    table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show, copies, flip)
     _warn_of_missing_classes(table.labels, dataset)
 
     # 2. The head, its members trained side by side (a share of them on each process).
@@ -346,6 +409,8 @@ def fit_segmentation_head(
         label_names=list(label_names) if label_names else None,
         palette=[list(c) for c in palette or dataset.palette or default_palette(dataset.num_classes)],
         ignore_index=dataset.ignore_index,
+        flip=flip,
+        voting=recipe.voting,
     )
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     members = list(range(rank, num_members, world))
@@ -367,37 +432,68 @@ def extract_activations(
     batch_size: int = 4,
     cache_dir: str | os.PathLike | None = None,
     show_progress: bool = True,
+    copies: int = 0,
+    flip: bool = False,
 ) -> ActivationTable:
     """Runs labelled images through the U-Net and keeps what training needs of them.
 
     Args:
         extractor ([`DecoderFeatureExtractor`]), dataset ([`LabeledImages`]): What to extract from what.
         min_label_fraction (`float`): Classes with a smaller share of an image's area are ignored there.
-        seed (`int`): Of fresh noise, if the extractor does not share one.
+        seed (`int`): Of fresh noise, if the extractor does not share one, and of augmentation.
         batch_size (`int`): Images in a pass.
         cache_dir (path, *optional*): See [`ActivationTable`].
         show_progress (`bool`): Whether to show a progress bar.
+        copies (`int`, defaults to 0): Augmented copies of each image, which follow it in the table.
+        flip (`bool`, defaults to `False`): Whether copies may be mirrored.
 
     Returns:
-        [`ActivationTable`]
+        [`ActivationTable`] of `len(dataset) * (1 + copies)` images.
     """
-    height, width = size = extractor.size
+    size = extractor.size
+    total = len(dataset) * (1 + copies)
     dtype = torch.bfloat16 if extractor.dtype == torch.bfloat16 else torch.float16
-    table = ActivationTable(extractor.feature_info(), len(dataset), size, dtype, cache_dir)
-    processor = DiffuseSegImageProcessor(extractor.in_channels)
+    table = ActivationTable(extractor.feature_info(), total, size, dtype, cache_dir)
     generator = torch.Generator().manual_seed(seed)
-    with tqdm(total=len(dataset), desc="Extracting features", unit="image", disable=not show_progress) as bar:
-        for start in range(0, len(dataset), batch_size):
-            examples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-            pixels = processor.preprocess(processor.load([e.image for e in examples]), height, width)  # [n,C,H,W]
-            activations = extractor(pixels, generator=generator).activations
-            for j, example in enumerate(examples):
-                labels = resize_mask(example.mask, size)  # [H,W]
-                ids, counts = np.unique(labels, return_counts=True)
-                labels[np.isin(labels, ids[counts < min_label_fraction * labels.size])] = dataset.ignore_index
-                table.put(start + j, [a[j] for a in activations], torch.from_numpy(labels))
-            bar.update(len(examples))
+    examples = _examples(dataset, extractor, min_label_fraction, seed, copies, flip)
+    with tqdm(total=total, desc="Extracting features", unit="image", disable=not show_progress) as bar:
+        for start in range(0, total, batch_size):
+            pixels, labels = zip(*islice(examples, batch_size))
+            activations = extractor(torch.stack(pixels), generator=generator).activations
+            for j, own in enumerate(labels):
+                table.put(start + j, [a[j] for a in activations], own)
+            bar.update(len(labels))
     return table
+
+
+def _examples(
+    dataset: LabeledImages,
+    extractor: DecoderFeatureExtractor,
+    min_label_fraction: float,
+    seed: int,
+    copies: int,
+    flip: bool,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every image, `[C, H, W]` in [-1, 1], with its labels, `[H, W]` uint8, and after it its copies."""
+    processor = DiffuseSegImageProcessor(extractor.in_channels)
+    for i in range(len(dataset)):
+        example = dataset[i]
+        pixels = processor.preprocess(processor.load([example.image]), *extractor.size)  # [1,C,H,W]
+        labels = resize_mask(example.mask, extractor.size)  # [H,W]
+        ids, counts = np.unique(labels, return_counts=True)
+        labels[np.isin(labels, ids[counts < min_label_fraction * labels.size])] = dataset.ignore_index
+        labels = torch.from_numpy(labels)
+        yield pixels[0], labels
+        if copies:
+            ids = labels.long()
+            ids[labels == dataset.ignore_index] = IGNORED
+            own = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
+            many = pixels.expand(copies, -1, -1, -1) / 2 + 0.5
+            # From hardly changed to much: strong changes alone would cost accuracy on images like the labelled ones.
+            strength = torch.rand(copies, generator=own)
+            lit, moved = augment(many, ids.expand(copies, -1, -1), own, flip, strength)
+            moved[moved == IGNORED] = dataset.ignore_index
+            yield from zip(lit * 2 - 1, moved.to(torch.uint8))
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -461,7 +557,7 @@ def fit_members(
             epoch, i = divmod(step, epoch_steps)
             if i == 0:  # every member passes over all labelled pixels in an order of its own, the odd ones left over
                 shuffled = [p[torch.randperm(len(p), generator=g)] for p, g in zip(pools, training.generators)]
-                order = torch.stack([p[: epoch_steps * batch_size] for p in shuffled])
+                order = torch.stack([p[: min(epoch_steps, total) * batch_size] for p in shuffled])
                 order = order.unflatten(1, (-1, batch_size)).to(table.device)  # [K,S,B]
                 plan = []
             if not plan:  # many small operations, done for several steps at once
@@ -511,6 +607,12 @@ class _MemberTraining:
         self.schedule = None
         if recipe.one_cycle:
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.learning_rate, total_steps)
+        self.class_weights = None
+        if recipe.balance:
+            counts = torch.bincount(table.labels.view(-1), minlength=256)[: head.config.num_classes].float()
+            share = counts / counts.sum()
+            weights = share.clamp(min=1e-6) ** -recipe.balance  # a class without a pixel is never asked for
+            self.class_weights = (weights / (weights * share).sum()).to(device)  # [C]
         self._allocate()
 
     def _allocate(self) -> None:
@@ -531,7 +633,7 @@ class _MemberTraining:
             hidden = torch.bmm(self.weight, x.mT).float() + first.bias.unsqueeze(-1)  # [K,hidden,B]
         hidden.requires_grad_()
         logits = rest(hidden)  # [K,C,B]
-        loss = F.cross_entropy(logits, y, reduction="none").mean(1)  # [K]
+        loss = F.cross_entropy(logits, y, self.class_weights, reduction="none").mean(1)  # [K]
         for parameter in rest.parameters():
             parameter.grad = None
         loss.sum().backward()

@@ -269,9 +269,8 @@ class DiffuseSegPipeline(DiffusionPipeline):
         if extractor is not None:
             sizes = [tuple(sample.shape[-2:])] * batch_size
             activations = [tapped[i][block] for i in taps for block in extractor.blocks]
-            masks, uncertainty = predict_masks(
-                self.segmentation_head, activations or extractor(sample).activations, sizes
-            )
+            views = (activations, None) if activations else extract_views(extractor, self.segmentation_head, sample)
+            masks, uncertainty = predict_masks(self.segmentation_head, *views, sizes)
             masks, uncertainty = torch.stack(masks), torch.stack(uncertainty)  # [N,H,W] each
 
         # 4. Convert.
@@ -335,9 +334,8 @@ class DiffuseSegPipeline(DiffusionPipeline):
             sizes = [tuple(mask_size)] * len(batch) if mask_size else processor.sizes(batch)
             labels = None if class_labels is None else class_labels[start : start + batch_size]
             pixels = processor.preprocess(batch, height, width)  # [N,C,H,W]
-            batch_masks, batch_uncertainty = predict_masks(
-                self.segmentation_head, extractor(pixels, labels, generator).activations, sizes
-            )
+            views = extract_views(extractor, self.segmentation_head, pixels, labels, generator)
+            batch_masks, batch_uncertainty = predict_masks(self.segmentation_head, *views, sizes)
             masks += batch_masks
             uncertainty += batch_uncertainty
 
@@ -400,14 +398,33 @@ class DiffuseSegPipeline(DiffusionPipeline):
         return processor.numpy_to_pil(array)[0] if output_type == "pil" else array[0]
 
 
+def extract_views(
+    extractor: Callable, head: PixelClassifierEnsemble, pixels: torch.Tensor, *args
+) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    """Activations of images, `[N, channels, h, w]` each, and of their mirror images if the head votes on those too.
+
+    Args:
+        extractor (`Callable`): Gives the activations of images.
+        head ([`PixelClassifierEnsemble`]): The classifiers.
+        pixels (`torch.Tensor`): `[N, C, H, W]` in [-1, 1].
+        *args: What else the extractor takes.
+    """
+    activations = extractor(pixels, *args).activations
+    return activations, extractor(pixels.flip(-1), *args).activations if head.config.flip else None
+
+
 def predict_masks(
-    head: PixelClassifierEnsemble, activations: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
+    head: PixelClassifierEnsemble,
+    activations: Sequence[torch.Tensor],
+    mirrored: Sequence[torch.Tensor] | None,
+    sizes: Sequence[tuple[int, int]],
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Masks and uncertainties of a batch, each image's at a size of its own, on the CPU.
 
     Args:
         head ([`PixelClassifierEnsemble`]): The classifiers.
         activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each.
+        mirrored (sequence of `torch.Tensor`, *optional*): The same of the mirror images.
         sizes (sequence of `(height, width)`): For each image.
 
     Returns:
@@ -417,8 +434,8 @@ def predict_masks(
     uncertainty: list = [None] * len(sizes)
     for size in dict.fromkeys(sizes):  # images of one size go together
         same = [i for i, s in enumerate(sizes) if s == size]
-        chosen = activations if len(same) == len(sizes) else [a[same] for a in activations]
-        output = head.predict(chosen, size)
+        chosen, other = (None if v is None else [a[same] for a in v] for v in (activations, mirrored))
+        output = head.predict(chosen, size, mirrored=other)
         for i, mask, u in zip(same, output.labels.cpu(), output.uncertainty.cpu()):
             masks[i], uncertainty[i] = mask, u
     return masks, uncertainty

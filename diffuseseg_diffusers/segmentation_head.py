@@ -21,7 +21,7 @@ from torch import nn
 
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
 # most this size, so that the memory does not grow with the picture. On a CPU a strip stays in the cache.
@@ -33,9 +33,12 @@ class PixelClassifierOutput(BaseOutput):
     """Output of [`PixelClassifierEnsemble.predict`].
 
     Args:
-        labels (`torch.Tensor`): `[N, H, W]` uint8, the class most members voted for; a tie goes to the smaller id.
+        labels (`torch.Tensor`):
+            `[N, H, W]` uint8, the class most members voted for, or with soft voting the most probable one on average; a
+            tie goes to the smaller id.
         uncertainty (`torch.Tensor`):
-            `[N, H, W]` float32, Jensen-Shannon divergence of the members in nats, 0 to `log(num_members)`.
+            `[N, H, W]` float32, Jensen-Shannon divergence of the members in nats, 0 to `log(num_members)`, or to the
+            logarithm of twice as many if they saw the mirror image too.
         probabilities (`torch.Tensor`, *optional*): `[N, num_classes, H, W]` float32, mean over the members.
     """
 
@@ -115,7 +118,11 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         label_names (sequence of `str`, *optional*): Name of each class.
         palette (sequence of `[red, green, blue]`, *optional*): Colour of each class, 0 to 255.
         ignore_index (`int`, defaults to 255): Id of pixels without a label.
-        format_version (`int`, defaults to 1): What a saved head is made of; a newer one than this code's is refused.
+        flip (`bool`, defaults to `False`):
+            Whether the members vote on every image twice, on what they see of it and of its mirror image.
+        voting (`str`, defaults to `"hard"`):
+            `"hard"`, every member has one vote (the paper's way), or `"soft"`, the mean of their probabilities decides.
+        format_version (`int`, defaults to 2): What a saved head is made of; a newer one than this code's is refused.
     """
 
     @register_to_config
@@ -135,6 +142,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         label_names: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_index: int = 255,
+        flip: bool = False,
+        voting: str = "hard",
         format_version: int = FORMAT_VERSION,
     ):
         super().__init__()
@@ -147,6 +156,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             raise ValueError(f"A head needs 2 to 256 classes, got {num_classes}.")
         if num_members < 1:
             raise ValueError(f"A head needs one member at least, got {num_members}.")
+        if voting not in ("hard", "soft"):
+            raise ValueError(f"Voting is 'hard' or 'soft', got {voting!r}.")
         for name, values in (("label_names", label_names), ("palette", palette)):
             if values is not None and len(values) != num_classes:
                 raise ValueError(f"`{name}` has {len(values)} entries for {num_classes} classes.")
@@ -245,25 +256,36 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         activations: Sequence[torch.Tensor],
         size: Sequence[int] | None = None,
         return_probabilities: bool = False,
+        mirrored: Sequence[torch.Tensor] | None = None,
     ) -> PixelClassifierOutput:
-        """Label map and uncertainty by majority vote of the members (paper, section 4; DatasetGAN).
+        """Label map and uncertainty by a vote of the members (paper, section 4; DatasetGAN).
 
         Args:
             activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each, as [`DecoderFeatures.activations`].
             size (two `int`, *optional*): Output height and width; the config's `image_size` if not given.
             return_probabilities (`bool`, defaults to `False`): Whether to return mean class probabilities.
+            mirrored (sequence of `torch.Tensor`, *optional*):
+                Activations of the mirror images, left and right exchanged; they double the votes.
 
         Returns:
             [`PixelClassifierOutput`]
         """
         labels, uncertainty, probabilities = [], [], []
-        for logits in self._logits(activations, size):  # [N,K,C,h,W], h rows of the output
-            # `max`, not `argmax`: the latter is fourteen times slower along an inner dimension on a CPU.
-            votes = F.one_hot(logits.max(dim=2).indices, self.config.num_classes).sum(dim=1)  # [N,h,W,C]
-            labels.append(votes.max(dim=-1).indices.to(torch.uint8))  # [N,h,W]
+        views = [self._logits(activations, size)]
+        if mirrored is not None:
+            views.append(logits.flip(-1) for logits in self._logits(mirrored, size))
+        for strips in zip(*views):
+            logits = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)  # [N,K,C,h,W], h rows of the output
             log_p = logits.float().log_softmax(dim=2)  # [N,K,C,h,W]
             p = log_p.exp()  # [N,K,C,h,W]
             mean = p.mean(dim=1)  # [N,C,h,W]
+            # `max`, not `argmax`: the latter is fourteen times slower along an inner dimension on a CPU.
+            if self.config.voting == "soft":
+                winners = mean.max(dim=1).indices  # [N,h,W]
+            else:
+                votes = F.one_hot(logits.max(dim=2).indices, self.config.num_classes).sum(dim=1)  # [N,h,W,C]
+                winners = votes.max(dim=-1).indices  # [N,h,W]
+            labels.append(winners.to(torch.uint8))
             # Entropy of the mean minus mean entropy; not negative but for rounding.
             jsd = (p * log_p).sum(dim=2).mean(dim=1) - torch.xlogy(mean, mean).sum(dim=1)  # [N,h,W]
             uncertainty.append(jsd.clamp(min=0))

@@ -1,11 +1,13 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import logging
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 
 from diffuseseg_diffusers import LabeledImages, fit_segmentation_head
 from diffuseseg_diffusers.features import DecoderFeatureExtractor, FeatureInfo
@@ -13,12 +15,14 @@ from diffuseseg_diffusers.head_training import (
     RECIPES,
     ActivationTable,
     Recipe,
+    _MemberTraining,
+    default_blocks,
     extract_activations,
     fit_members,
     resize_mask,
 )
 
-from .conftest import QUICK, dataset_of, draw, drawn_dataset, make_head, make_pipeline
+from .conftest import QUICK, dataset_of, draw, drawn_dataset, make_head, make_pipeline, make_unet
 
 
 def full_features(activations, size):
@@ -229,18 +233,88 @@ def test_resizing_masks_takes_the_nearest_pixel():
     assert resize_mask(mask, (5, 7)).shape == (5, 7)
 
 
-def test_recipes_are_the_published_one_and_a_fast_one():
+def test_recipes_are_the_published_one_a_fast_one_and_the_default():
     paper = RECIPES["paper"]
     assert (paper.batch_size, paper.learning_rate, paper.max_epochs, paper.patience) == (64, 1e-3, 100, 50)
     assert paper.patience_from_epoch == 4 and not paper.standardize and not paper.one_cycle
-    assert set(RECIPES) == {"fast", "paper"}
+    for recipe in (paper, RECIPES["fast"]):
+        assert (recipe.augmented_images, recipe.balance, recipe.flip, recipe.voting) == (0, 0, False, "hard")
+        assert recipe.timesteps == (50, 150, 250) and not recipe.scale_blocks
+    assert list(RECIPES) == ["default", "paper", "fast"]
+
+
+def test_the_recipe_says_which_features_are_read_and_how_the_members_vote():
+    pipe, dataset = make_pipeline(layers_per_block=3), drawn_dataset()  # 12 decoder blocks
+    quick = replace(RECIPES["default"], max_steps=2, augmented_images=8)
+    config = fit_segmentation_head(pipe, dataset, recipe=quick, num_members=2).config
+    assert list(config.blocks) == [3, 4, 5, 8] and list(config.timesteps) == [10]
+    assert config.flip and config.voting == "soft"
+    pipe.scheduler = DDPMScheduler(num_train_timesteps=4000)
+    paper = fit_segmentation_head(pipe, dataset, recipe=replace(RECIPES["paper"], max_steps=2), num_members=2).config
+    assert list(paper.blocks) == [3, 7, 11] and list(paper.timesteps) == [200, 600, 1000]
+    assert not paper.flip and paper.voting == "hard"
+    assert default_blocks(make_unet(layers_per_block=5)) == default_blocks(make_unet(layers_per_block=5), scaled=True)
+
+
+@pytest.mark.parametrize(
+    "name, flips", [("upright", True), ("left eye", False), ("Right_lung", False), ("l_ear", False)]
+)
+def test_nothing_is_mirrored_where_a_class_is_named_after_its_side(name, flips):
+    pipe, dataset = make_pipeline(), drawn_dataset(label_names=["sky", name, "bar"])
+    recipe = replace(QUICK, max_steps=2, flip=True)
+    assert fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1).config.flip == flips
+    assert not fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1, flip=False).config.flip
+    assert fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1, flip=True).config.flip
+
+
+def test_copies_follow_their_image_and_do_not_depend_on_who_comes_with_it():
+    pipe, dataset = make_pipeline(), drawn_dataset(count=3)
+    extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, (3,), (50,))
+    many = extract_activations(extractor, dataset, batch_size=4, copies=2, flip=True, show_progress=False)
+    alone = extract_activations(extractor, dataset.select([0]), batch_size=1, copies=2, flip=True, show_progress=False)
+    plain = extract_activations(extractor, dataset, show_progress=False)
+    assert len(many.labels) == 9
+    assert torch.equal(many.labels[::3], plain.labels) and torch.equal(many.labels[:3], alone.labels)
+    for i in range(3):
+        torch.testing.assert_close(many.image(3 * i, [0])[0], plain.image(i, [0])[0], atol=2e-3, rtol=1e-2)
+        torch.testing.assert_close(many.image(i, [0])[0], alone.image(i, [0])[0], atol=2e-3, rtol=1e-2)
+    assert not torch.equal(many.labels[1], many.labels[2]) and 255 in many.labels
+
+
+@pytest.mark.parametrize("augmented, count, images", [(0, 4, 4), (8, 4, 8), (20, 4, 20), (8, 5, 10), (4, 4, 8)])
+def test_copies_make_up_the_number_that_the_recipe_asks_for(augmented, count, images):
+    pipe, seen = make_pipeline(), []
+    hook = pipe.unet.conv_in.register_forward_hook(lambda m, a, o: seen.append(len(o)))
+    recipe = replace(QUICK, max_steps=2, augmented_images=augmented, timesteps=(50,))
+    fit_segmentation_head(pipe, drawn_dataset(count=count), recipe=recipe, num_members=1)
+    hook.remove()
+    assert sum(seen) == images
+
+
+def test_rare_classes_weigh_more_by_the_power_of_their_share():
+    """One step of plain gradient descent is told apart by the weights of its loss."""
+    head = make_head(make_pipeline(), blocks=(5,), timesteps=[50])
+    table = ActivationTable([FeatureInfo(5, 50, 8, 8, 8)], 1, (16, 16))
+    labels = torch.zeros(16, 16, dtype=torch.uint8)
+    labels[:8], labels[0], labels[1] = 1, 2, 255  # 128, 96, 16 and 16 pixels
+    table.put(0, [torch.randn(8, 8, 8)], labels)
+    training = _MemberTraining(head, [0], table, Recipe(4, 1e-3, 1, balance=0.5), 1, 0, "cpu")
+    share = torch.tensor([128, 96, 16]) / 240
+    expected = share**-0.5 / (share**0.5).sum()
+    torch.testing.assert_close(training.class_weights, expected)
+    assert (training.class_weights * share).sum() == pytest.approx(1)
+    x, y = torch.randn(1, 4, 8), torch.tensor([[0, 1, 2, 2]])
+    with torch.no_grad():
+        logits = training.layers(x.mT)  # [1,C,4]
+    plain = F.cross_entropy(logits, y, reduction="none") * expected[y]
+    torch.testing.assert_close(training.step(x, y), plain.mean(1))
 
 
 def test_options_that_contradict_each_other_or_do_not_exist_are_refused():
     pipe, dataset = make_pipeline(), drawn_dataset()
     with pytest.raises(ValueError, match="`blocks` or `up_blocks`, not both"):
         fit_segmentation_head(pipe, dataset, blocks=(1,), up_blocks=(1,))
-    with pytest.raises(ValueError, match="no recipe 'slow'; there are 'fast', 'paper'"):
+    with pytest.raises(ValueError, match="no recipe 'slow'; there are 'default', 'paper', 'fast'"):
         fit_segmentation_head(pipe, dataset, recipe="slow")
     with pytest.raises(ValueError, match="one member at least, got 0"):
         fit_segmentation_head(pipe, dataset, num_members=0)

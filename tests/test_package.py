@@ -36,7 +36,7 @@ def test_every_public_name_is_there():
 def test_imports_run_down_the_ladder_only():
     ladder = [
         {"features", "segmentation_head", "image_processor", "metrics", "hub_errors"},
-        {"pipeline_diffuseseg", "data", "drawn_faces"},
+        {"pipeline_diffuseseg", "data", "drawn_faces", "augmentation"},
         {"head_training", "unlabeled_data", "student", "backbone"},
         {"evaluation", "guided_diffusion"},
         {"visualization", "commands"},

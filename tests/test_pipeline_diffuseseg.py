@@ -1,15 +1,16 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
-from PIL import Image
+from PIL import Image, ImageOps
 
-from diffuseseg_diffusers import DiffuseSegPipeline
+from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head
 
-from .conftest import draw, make_head, make_pipeline, make_unet, shared
+from .conftest import QUICK, draw, drawn_dataset, make_head, make_pipeline, make_unet, shared
 
 
 def seeded(seed=0):
@@ -128,6 +129,20 @@ def test_the_mask_is_computed_at_the_size_of_the_picture_not_resized():
     fine = pipe.segment(picture, output_type="np").masks[0]
     coarse = pipe.segment(picture, mask_size=(16, 16), output_type="np").masks[0]
     assert fine.shape == (64, 64) and not np.array_equal(fine, coarse.repeat(4, 0).repeat(4, 1))
+
+
+def test_a_head_that_sees_mirror_images_gives_them_the_mirrored_mask():
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    recipe = replace(QUICK, flip=True, voting="soft")
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=2)
+    image = dataset[0].image
+    straight, other = pipe.segment([image, ImageOps.mirror(image)], output_type="np").masks
+    assert (straight == other[:, ::-1]).mean() > 0.99 and (straight != straight[:, ::-1]).any()
+    assert (straight == dataset[0].mask).mean() > 0.9
+    passes = []
+    pipe.unet.conv_in.register_forward_hook(lambda m, a, o: passes.append(len(o)))
+    pipe(num_inference_steps=4, masks_while_sampling=True)
+    assert passes == [1] * 4, "masks while sampling cost no pass, and see no mirror image"
 
 
 def test_the_batch_size_changes_no_mask():

@@ -1,4 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import json
 import math
 
 import pytest
@@ -120,6 +121,34 @@ def test_ties_go_to_the_smaller_class_as_in_torch_mode():
     counts = F.one_hot(votes, 3).sum(1).sort(dim=-1).values
     assert (counts[..., -1] == counts[..., -2]).any(), "there are ties to test"
     assert torch.equal(head.predict(activations).labels.long(), torch.mode(votes, dim=1).values)
+
+
+def test_soft_votes_and_mirror_images_are_what_the_plain_formula_gives():
+    head = make_head(make_pipeline(), voting="soft", flip=True)
+    straight, mirrored = (random_activations(head, [(4, 4), (8, 8), (16, 16)], seed=s) for s in (0, 1))
+    views = torch.cat([naive_logits(head, straight, (13, 19)), naive_logits(head, mirrored, (13, 19)).flip(-1)], 1)
+    probabilities = views.softmax(2)  # [N,2K,C,H,W]
+    mean = probabilities.mean(1)
+    output = head.predict(straight, (13, 19), return_probabilities=True, mirrored=mirrored)
+    assert torch.equal(output.labels.long(), mean.argmax(1))
+    torch.testing.assert_close(output.probabilities, mean, atol=1e-5, rtol=1e-4)
+    entropy = -torch.xlogy(mean, mean).sum(1) + torch.xlogy(probabilities, probabilities).sum(2).mean(1)
+    torch.testing.assert_close(output.uncertainty, entropy, atol=1e-5, rtol=1e-3)
+    hard = make_head(make_pipeline(), flip=True).predict(straight, (13, 19), mirrored=mirrored).labels
+    assert torch.equal(hard.long(), torch.mode(views.argmax(2), dim=1).values) and not torch.equal(hard, output.labels)
+
+
+def test_heads_from_before_mirror_images_and_soft_votes_load_as_they_were(tmp_path):
+    head = make_head(make_pipeline())
+    head.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["format_version"] = 1
+    del config["flip"], config["voting"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    old = PixelClassifierEnsemble.from_pretrained(tmp_path)
+    assert (old.config.flip, old.config.voting) == (False, "hard")
+    activations = random_activations(head, [(4, 4), (8, 8), (16, 16)])
+    assert torch.equal(old.predict(activations).labels, head.predict(activations).labels)
 
 
 def test_uncertainty_is_the_jensen_shannon_divergence_in_nats():

@@ -11,10 +11,9 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from diffuseseg_diffusers import evaluate_segmentation
+from diffuseseg_diffusers.augmentation import IGNORED
 from diffuseseg_diffusers.student import (
-    IGNORED,
     StudentSegmenter,
-    augment,
     epoch_order,
     make_processor,
     make_student,
@@ -85,32 +84,6 @@ def test_a_student_sits_in_the_seat_of_the_pipeline(tmp_path):
         assert (mask == expected).mean() > 0.97  # resized by another library
     metrics, examples = evaluate_segmentation(segmenter, drawn_dataset(), show_progress=False)
     assert set(metrics["per_class_iou"]) == set(NAMES) and examples == []
-
-
-@given(st.integers(0, 2**31), st.sampled_from([(16, 16), (12, 20)]))
-@settings(max_examples=15, deadline=None)
-def test_images_and_masks_move_alike(seed, size):
-    """Images that show their masks still do after augmentation, but for changes of light."""
-    masks = torch.stack([torch.from_numpy(draw(size, i)[1]).long() for i in range(3)])
-    images = F.one_hot(masks, 3).movedim(-1, 1).float()  # [N,C,H,W]
-    moved, moved_masks = augment(images, masks, torch.Generator().manual_seed(seed))
-    assert moved.shape == images.shape and moved_masks.shape == masks.shape
-    assert 0 <= moved.min() and moved.max() <= 1
-    inside = moved_masks != IGNORED
-    assert set(moved_masks.unique().tolist()) <= {0, 1, 2, IGNORED} and inside.float().mean() > 0.4
-    assert (moved.argmax(1) == moved_masks)[inside].float().mean() > 0.85  # but for blends at the borders
-    again = augment(images, masks, torch.Generator().manual_seed(seed))
-    assert torch.equal(again[0], moved) and torch.equal(again[1], moved_masks)
-
-
-def test_a_turn_does_not_shear_pictures_that_are_not_square():
-    """A disc stays as wide as it is high."""
-    y, x = torch.meshgrid(torch.arange(64), torch.arange(128), indexing="ij")
-    disc = (((y - 32) ** 2 + (x - 64) ** 2) < 15**2).long()[None]
-    for seed in range(8):
-        _, moved = augment(disc[:, None].float(), disc, torch.Generator().manual_seed(seed))
-        rows, columns = (moved[0] == 1).nonzero(as_tuple=True)
-        assert abs((rows.max() - rows.min()) - (columns.max() - columns.min())) <= 2
 
 
 def test_the_loss_is_cross_entropy_and_ignored_pixels_do_not_count():

@@ -33,8 +33,8 @@ from diffuseseg_diffusers.commands import (
     write_json,
 )
 from diffuseseg_diffusers.data import describe_dataset
-from diffuseseg_diffusers.features import PAPER_TIMESTEPS, up_block_outputs
-from diffuseseg_diffusers.head_training import RECIPES, default_blocks
+from diffuseseg_diffusers.features import up_block_outputs
+from diffuseseg_diffusers.head_training import RECIPES, default_blocks, default_timesteps
 from diffuseseg_diffusers.hub import add_hub_arguments, finish_push, prepare_push
 
 
@@ -54,24 +54,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks",
         type=number_or_auto,
         nargs="+",
-        help="Decoder blocks, the deepest is 0 (default: the paper's, or up-blocks); auto: chosen on these images.",
+        help="Decoder blocks, the deepest is 0 (default: the recipe's); auto: chosen on these images.",
     )
     which.add_argument("--up_blocks", type=int, nargs="+", help="Outputs of whole up-blocks, the deepest is 0.")
     group.add_argument(
         "--timesteps",
         type=number_or_auto,
         nargs="+",
-        default=list(PAPER_TIMESTEPS),
-        help="Diffusion timesteps (default: 50 150 250); auto: chosen on these images.",
+        help="Diffusion timesteps (default: the recipe's); auto: chosen on these images.",
     )
     group.add_argument(
-        "--max_dimensions", type=int, help="Of a feature vector, for auto (default: as the default choice has)."
+        "--max_dimensions", type=int, help="Of a feature vector, for auto (default: as the paper's choice has)."
     )
     group.add_argument("--max_bytes", type=int, help="Of an image's activations in half precision, for auto.")
     group.add_argument("--max_milliseconds", type=float, help="Of the U-Net's passes for an image, for auto.")
     group.add_argument("--fresh_noise", action="store_true", help="Noise of its own for every image and timestep.")
     group = parser.add_argument_group("training")
-    group.add_argument("--recipe", choices=list(RECIPES), default="fast", help="Training procedure (default: fast).")
+    group.add_argument(
+        "--recipe",
+        choices=list(RECIPES),
+        default="default",
+        help="Training procedure: default; paper, as published; fast, the paper's features trained in less time.",
+    )
+    group.add_argument("--no_flip", action="store_true", help="Left and right mean something: never mirror images.")
     group.add_argument("--num_members", type=int, default=10, help="Members of the ensemble (default: 10).")
     group.add_argument(
         "--min_label_fraction",
@@ -109,7 +114,9 @@ def chosen_features(args: argparse.Namespace, pipe: DiffuseSegPipeline, dataset:
         args.blocks = list(up_block_outputs(pipe.unet, args.up_blocks))
         args.up_blocks = None
     elif "blocks" not in auto and args.blocks is None:
-        args.blocks = list(default_blocks(pipe.unet))
+        args.blocks = list(default_blocks(pipe.unet, RECIPES[args.recipe].scale_blocks))
+    if "timesteps" not in auto and args.timesteps is None:
+        args.timesteps = list(default_timesteps(pipe.scheduler, RECIPES[args.recipe]))
     tried = [None]
     if accelerator.is_main_process:  # the others would come to the same, but for what they measure of time
         tried[0] = choose_features(
@@ -130,7 +137,7 @@ def chosen_features(args: argparse.Namespace, pipe: DiffuseSegPipeline, dataset:
         for c in tried[0][:5]:
             where = f"{' '.join(map(str, c['blocks']))}; {' '.join(map(str, c['timesteps']))}"
             costs = f"{c['dimensions']:>10}  {c['bytes'] / 1e6:>6.2f}  {c['milliseconds']:>6.1f}"
-            print(f"{c['mean_iou']:>8.4f}  {costs}  {where}{'; the default' if c['step'] == 0 else ''}")
+            print(f"{c['mean_iou']:>8.4f}  {costs}  {where}{'; as in the paper' if c['step'] == 0 else ''}")
         print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")
     return tried[0]
 
@@ -141,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=device.type == "cpu")
     if accelerator.is_main_process:
         prepare_push(args)
-    if args.backbone and (args.push_to_hub or AUTO in [*(args.blocks or ()), *args.timesteps]):
+    if args.backbone and (args.push_to_hub or AUTO in [*(args.blocks or ()), *(args.timesteps or ())]):
         raise ValueError("With --backbone, neither --push_to_hub nor auto is possible; give --blocks as numbers.")
     dataset = load_data(args)
     validation = None
@@ -168,6 +175,7 @@ def main(args: argparse.Namespace) -> None:
         recipe=args.recipe,
         min_label_fraction=args.min_label_fraction,
         share_noise=not args.fresh_noise,
+        flip=False if args.no_flip else None,
         seed=args.seed,
         batch_size=args.batch_size,
         cache_dir=args.activation_dir,

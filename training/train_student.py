@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
+from diffuseseg_diffusers.augmentation import IGNORED, augment
 from diffuseseg_diffusers.commands import (
     check_output_folder,
     default_device,
@@ -37,9 +38,7 @@ from diffuseseg_diffusers.data import describe_dataset
 from diffuseseg_diffusers.hub import STUDENT_RECORD, add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.student import (
     DEFAULT_STUDENT,
-    IGNORED,
     StudentSegmenter,
-    augment,
     epoch_order,
     make_processor,
     make_student,
