@@ -43,7 +43,19 @@ def main() -> None:
             args.work_dir / f"head-{seed}",
             args.work_dir / f"{args.num_samples}-{'-'.join(args.sampler)}-{seed}",
         )
-        run(head / "head_training.json", "fit", "--model", args.model, *real, "--seed", seed, "--output_dir", head)
+        run(
+            head / "head_training.json",
+            "fit",
+            "--model",
+            args.model,
+            *real,
+            "--recipe",
+            "fast",
+            "--seed",
+            seed,
+            "--output_dir",
+            head,
+        )
         measured = args.work_dir / f"head-{seed}-test"
         run(measured / "metrics.json", "evaluate", "--model", head, *real, "--output_dir", measured)
         results.setdefault("head", []).append(read(measured / "metrics.json")["mean_iou"])

@@ -42,7 +42,7 @@ def main() -> None:
         scores = []
         for seed in args.seeds:
             pipe.segmentation_head = None
-            pipe.segmentation_head = fit_segmentation_head(pipe, train, blocks=args.blocks, seed=seed)
+            pipe.segmentation_head = fit_segmentation_head(pipe, train, blocks=args.blocks, recipe="fast", seed=seed)
             scores.append(evaluate_segmentation(pipe, test)[0]["mean_iou"])
         print(f"\n{name}: {sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.1f} million parameters")
         print(f"denoising loss on {len(pixels)} images: {losses.mean():.5f}")

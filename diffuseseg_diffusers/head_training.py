@@ -556,8 +556,9 @@ def fit_members(
         for step in range(total):
             epoch, i = divmod(step, epoch_steps)
             if i == 0:  # every member passes over all labelled pixels in an order of its own, the odd ones left over
-                shuffled = [p[torch.randperm(len(p), generator=g)] for p, g in zip(pools, training.generators)]
-                order = torch.stack([p[: min(epoch_steps, total) * batch_size] for p in shuffled])
+                count = min(epoch_steps, total) * batch_size
+                chosen = [torch.randperm(len(p), generator=g)[:count] for p, g in zip(pools, training.generators)]
+                order = torch.stack([p[c] for p, c in zip(pools, chosen)])
                 order = order.unflatten(1, (-1, batch_size)).to(table.device)  # [K,S,B]
                 plan = []
             if not plan:  # many small operations, done for several steps at once

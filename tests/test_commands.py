@@ -30,20 +30,19 @@ def drawn(tmp_path_factory):
     (folder / "data" / "id2label.json").write_text('["sky", "disc", "bar"]')
     run(
         *("diffuseseg", "fit", "--model", folder / "ddpm", "--dataset_name", folder / "data"),
-        *("--num_members", "3", "--output_dir", folder / "model"),
+        *("--recipe", "fast", "--num_members", "3", "--output_dir", folder / "model"),
     )
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["fast", "paper"])
-def test_faces_from_20_labels(recipe, tmp_path):
+@pytest.mark.parametrize("recipe, least", [("default", 0.86), ("paper", 0.83)])
+def test_faces_from_20_labels(recipe, least, tmp_path):
     """The commands of the README on real photographs, with fewer members."""
     data = shared("data/faces64")
     fitted = run(
         *("diffuseseg", "fit", "--model", shared("checkpoints/faces64-ddpm"), "--dataset_name", data),
-        *("--dataset_config_name", "labeled", "--split", "train", "--blocks", "2", "5", "8", "11"),
-        *("--timesteps", "50", "150", "250", "--seed", "0", "--num_members", "2", "--recipe", recipe),
-        *("--output_dir", tmp_path / "faces"),
+        *("--dataset_config_name", "labeled", "--split", "train", "--seed", "0", "--num_members", "2"),
+        *("--recipe", recipe, "--output_dir", tmp_path / "faces"),
     )
     assert "Fitted on 20 images" in fitted.stdout and "Fitting members" in fitted.stderr
     evaluated = run(
@@ -51,7 +50,7 @@ def test_faces_from_20_labels(recipe, tmp_path):
         *("--dataset_config_name", "labeled", "--split", "test", "--output_dir", tmp_path / "eval"),
     )
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
-    assert metrics["mean_iou"] > 0.83 and metrics["num_images"] == 50
+    assert metrics["mean_iou"] > least and metrics["num_images"] == 50
     assert list(metrics["per_class_iou"]) == ["background", "skin", "hair", "eyes", "nose", "mouth"]
     assert (
         f"mean IoU    {metrics['mean_iou']:.4f}".split()
@@ -72,7 +71,10 @@ def test_camvid_runs_through_the_same_commands_with_an_untrained_unet(tmp_path):
         up_block_types=("UpBlock2D",) * 3,
     ).save_pretrained(tmp_path / "ddpm")  # fmt: skip
     data = ("--dataset_name", shared("data/camvid-96x128"), "--dataset_config_name", "labeled")
-    run("diffuseseg", "fit", "--model", tmp_path / "ddpm", *data, "--num_members", "2", "--output_dir", tmp_path / "m")
+    run(
+        *("diffuseseg", "fit", "--model", tmp_path / "ddpm", *data, "--num_members", "2", "--recipe", "fast"),
+        *("--output_dir", tmp_path / "m"),
+    )
     run(
         *("diffuseseg", "evaluate", "--model", tmp_path / "m", *data, "--split", "validation"),
         *("--output_dir", tmp_path / "eval"),
@@ -237,13 +239,26 @@ def test_a_model_without_a_head_says_how_to_fit_one(drawn, tmp_path):
 def test_every_option_of_fit_has_an_effect(drawn, tmp_path):
     run(
         *("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--up_blocks", "0", "2"),
-        *("--timesteps", "10", "20", "--fresh_noise", "--num_members", "2", "--seed", "3", "--batch_size", "2"),
+        *(
+            "--timesteps",
+            "10",
+            "20",
+            "--fresh_noise",
+            "--num_members",
+            "2",
+            "--seed",
+            "3",
+            "--batch_size",
+            "2",
+            "--no_flip",
+        ),
         *("--min_label_fraction", "0", "--validation_fraction", "0.34", "--activation_dir", tmp_path / "scratch"),
         *("--dtype", "float32", "--device", "cpu", "--ignore_index", "254", "--output_dir", tmp_path / "out"),
     )
     config = json.loads((tmp_path / "out" / "segmentation_head" / "config.json").read_text())
     assert (config["blocks"], config["timesteps"], config["num_members"]) == ([1, 5], [10, 20], 2)
     assert (config["share_noise"], config["noise_seed"], config["ignore_index"]) == (False, 3, 254)
+    assert (config["flip"], config["voting"]) == (False, "soft")
     report = json.loads((tmp_path / "out" / "head_training.json").read_text())
     assert report["num_images"] == 4 and report["validation"]["num_images"] == 2 and report["dtype"] == "float32"
     assert (tmp_path / "scratch").is_dir()
@@ -252,6 +267,8 @@ def test_every_option_of_fit_has_an_effect(drawn, tmp_path):
         *("--validation_split", "test", "--output_dir", tmp_path / "two"),
     )
     assert json.loads((tmp_path / "two" / "head_training.json").read_text())["validation"]["num_images"] == 4
+    config = json.loads((tmp_path / "two" / "segmentation_head" / "config.json").read_text())
+    assert config["flip"] and (config["blocks"], config["timesteps"]) == ([2, 3, 4], [10])
 
 
 def test_the_script_fits_the_same_masks_on_one_process_and_on_two(drawn, tmp_path):

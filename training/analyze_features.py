@@ -299,7 +299,13 @@ def corruptions(study: Study) -> None:
     test = test_data(study)
     if any(f"{name} {severity}" not in cells.results for name, severity in pairs):
         pipe.segmentation_head = fit_segmentation_head(
-            pipe, study.dataset, study.blocks, study.timesteps, seed=args.seed, batch_size=args.batch_size
+            pipe,
+            study.dataset,
+            study.blocks,
+            study.timesteps,
+            recipe="fast",
+            seed=args.seed,
+            batch_size=args.batch_size,
         )
     clean = cells.get("clean", lambda: measured(pipe, test))["mean_iou"]
     rows = []
