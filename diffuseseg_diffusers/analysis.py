@@ -381,7 +381,7 @@ def choose_features(
     """
     unet, steps = pipe.unet, pipe.scheduler.config.num_train_timesteps
     usual = (
-        tuple(blocks or default_blocks(unet)),
+        tuple(blocks or default_blocks(unet, RECIPES["paper"])),
         tuple(timesteps or [t for t in PAPER_TIMESTEPS if t < steps] or [steps // 10]),
     )
     choose = [name for name, given in (("blocks", blocks), ("timesteps", timesteps)) if given is None]

@@ -70,9 +70,9 @@ class Recipe:
             of every picture too.
         voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
-        scale_blocks (`bool`):
-            Which blocks are read, if none are given, of a U-Net that has not the paper's 18: those at the same relative
-            depth as the paper's, or else the outputs of all up-blocks.
+        blocks (sequence of `int`, *optional*):
+            Likewise; of a U-Net with 18 decoder blocks as the paper's, of others those at the same relative depth. If
+            not given, the paper's, or the outputs of all up-blocks where there are not 18.
     """
 
     batch_size: int
@@ -88,7 +88,7 @@ class Recipe:
     flip: bool = False
     voting: str = "hard"
     timesteps: Sequence[int] = PAPER_TIMESTEPS
-    scale_blocks: bool = False
+    blocks: Sequence[int] | None = None
 
 
 RECIPES = {
@@ -101,11 +101,11 @@ RECIPES = {
         one_cycle=True,
         standardize=True,
         augmented_images=160,
-        balance=0.25,
+        balance=0.125,
         flip=True,
         voting="soft",
-        timesteps=(10,),
-        scale_blocks=True,
+        timesteps=(10, 600),
+        blocks=(6, 7, 12, 15),
     ),
     # As published: `train_interpreter.py` of yandex-research/ddpm-segmentation.
     "paper": Recipe(batch_size=64, learning_rate=1e-3, max_epochs=100, patience=50),
@@ -293,16 +293,13 @@ def _bilinear(source: int, target: int, dtype: torch.dtype) -> tuple[torch.Tenso
     return torch.stack([low, (low + 1).clamp(max=source - 1)], 1), torch.stack([1 - fraction, fraction], 1).to(dtype)
 
 
-def default_blocks(unet, scaled: bool = False) -> tuple[int, ...]:
-    """The paper's blocks for U-Nets with as many as the paper's (18), else the outputs of all up-blocks.
-
-    Args:
-        unet ([`UNet2DModel`]): The diffusion model.
-        scaled (`bool`, defaults to `False`): Blocks at the paper's relative depth instead of up-blocks.
-    """
+def default_blocks(unet, recipe: Recipe) -> tuple[int, ...]:
+    """The decoder blocks that a recipe reads of a U-Net."""
     total = num_decoder_blocks(unet)
-    if total == 18 or scaled:
-        return tuple(sorted({round(block * total / 18) for block in PAPER_BLOCKS}))
+    if recipe.blocks is not None:
+        return tuple(sorted({round(block * total / 18) for block in recipe.blocks}))
+    if total == 18:
+        return PAPER_BLOCKS
     return up_block_outputs(unet, range(len(unet.config.block_out_channels)))
 
 
@@ -383,7 +380,7 @@ def fit_segmentation_head(
         extractor = pipe.feature_extractor(blocks)
     else:
         if up_blocks is None and blocks is None:
-            blocks = default_blocks(pipe.unet, recipe.scale_blocks)
+            blocks = default_blocks(pipe.unet, recipe)
         if timesteps is None:
             timesteps = default_timesteps(pipe.scheduler, recipe)
         extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, blocks, timesteps, up_blocks, share_noise, seed)

@@ -268,7 +268,7 @@ def test_every_option_of_fit_has_an_effect(drawn, tmp_path):
     )
     assert json.loads((tmp_path / "two" / "head_training.json").read_text())["validation"]["num_images"] == 4
     config = json.loads((tmp_path / "two" / "segmentation_head" / "config.json").read_text())
-    assert config["flip"] and (config["blocks"], config["timesteps"]) == ([2, 3, 4], [10])
+    assert config["flip"] and (config["blocks"], config["timesteps"]) == ([2, 4, 5], [10, 600])
 
 
 def test_the_script_fits_the_same_masks_on_one_process_and_on_two(drawn, tmp_path):

@@ -50,6 +50,7 @@ from diffuseseg_diffusers.commands import (
 from diffuseseg_diffusers.features import PAPER_TIMESTEPS, DecoderFeatureExtractor, num_decoder_blocks
 from diffuseseg_diffusers.generation import fingerprint
 from diffuseseg_diffusers.head_training import (
+    RECIPES,
     ActivationTable,
     default_blocks,
     extract_activations,
@@ -108,7 +109,7 @@ class Study:
         unet, scheduler = self.pipe.unet, self.pipe.scheduler
         self.all_blocks = args.blocks or list(range(num_decoder_blocks(unet)))
         self.all_timesteps = args.timesteps or study_timesteps(scheduler.config.num_train_timesteps)
-        self.blocks = args.blocks or list(default_blocks(unet))
+        self.blocks = args.blocks or list(default_blocks(unet, RECIPES["paper"]))
         self.timesteps = args.timesteps or list(PAPER_TIMESTEPS)
 
     def cells(self, name: str, **settings) -> Cells:
@@ -188,7 +189,7 @@ def clusters(study: Study) -> None:
         raise ValueError("scikit-learn is not installed; run `pip install diffuseseg-diffusers[analysis]`.")
     shown = study.dataset.select(range(min(args.num_images, len(study.dataset))))
     pictures = [shown[i].image for i in range(len(shown))]
-    blocks = args.blocks or list(default_blocks(study.pipe.unet))
+    blocks = args.blocks or list(default_blocks(study.pipe.unet, RECIPES["paper"]))
     timesteps = args.timesteps or study.all_timesteps[1::2]
     table = study.table(study.extractor(blocks, timesteps), shown)
     maps: dict[tuple[int, int], list[np.ndarray]] = {}

@@ -114,7 +114,7 @@ def chosen_features(args: argparse.Namespace, pipe: DiffuseSegPipeline, dataset:
         args.blocks = list(up_block_outputs(pipe.unet, args.up_blocks))
         args.up_blocks = None
     elif "blocks" not in auto and args.blocks is None:
-        args.blocks = list(default_blocks(pipe.unet, RECIPES[args.recipe].scale_blocks))
+        args.blocks = list(default_blocks(pipe.unet, RECIPES[args.recipe]))
     if "timesteps" not in auto and args.timesteps is None:
         args.timesteps = list(default_timesteps(pipe.scheduler, RECIPES[args.recipe]))
     tried = [None]
