@@ -183,7 +183,7 @@ def head(recipe=DEFAULT, **changes):
 def self_training(pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int) -> DiffuseSegPipeline:
     """The head fitted again, on the labelled images and on what it is surest of in as many unlabelled ones."""
     fit = head()
-    pictures = pipe.unlabeled.shuffle(seed).select(range(100))["image"]
+    pictures = list(pipe.unlabeled.shuffle(seed).select(range(100))["image"])
     output = fit(pipe, dataset, seed).segment(pictures, output_type="np")
     limit = np.quantile(np.stack(output.uncertainty), 0.7)  # the other pixels have no label
     masks = [np.where(u < limit, m, 255).astype(np.uint8) for m, u in zip(output.masks, output.uncertainty)]
