@@ -434,7 +434,8 @@ def predict_masks(
     uncertainty: list = [None] * len(sizes)
     for size in dict.fromkeys(sizes):  # images of one size go together
         same = [i for i, s in enumerate(sizes) if s == size]
-        chosen, other = (None if v is None else [a[same] for a in v] for v in (activations, mirrored))
+        index = same if len(same) < len(sizes) else slice(None)  # all of them without a copy
+        chosen, other = (None if v is None else [a[index] for a in v] for v in (activations, mirrored))
         output = head.predict(chosen, size, mirrored=other)
         for i, mask, u in zip(same, output.labels.cpu(), output.uncertainty.cpu()):
             masks[i], uncertainty[i] = mask, u
