@@ -15,6 +15,7 @@ import copy
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from diffuseseg_diffusers import (
     LabeledImages,
     evaluate_segmentation,
     fit_segmentation_head,
+    head_training,
     load_labeled_images,
 )
 from diffuseseg_diffusers.analysis import Cells, label_draws
@@ -120,8 +122,7 @@ class SpatialContext(Network):
         pixels, masks = self.tensors()
         copies = 160 // len(pixels)
         pixels, masks = pixels.repeat(copies, 1, 1, 1), masks.repeat(copies, 1, 1)
-        strength = torch.rand(len(pixels), generator=generator)
-        lit, masks = augment(pixels / 2 + 0.5, masks, generator, strength=strength)
+        lit, masks = augment(pixels / 2 + 0.5, masks, generator, p=0.5)
         kept = [self.inputs(part * 2 - 1) for part in lit.split(8)]
         kept = [torch.cat(parts) for parts in zip(*kept)]
 
@@ -180,6 +181,12 @@ def head(recipe=DEFAULT, **changes):
     return fit
 
 
+def all_changes(pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int) -> DiffuseSegPipeline:
+    """Copies that are turned, scaled, shifted and lit anew, all at once, where the default's are by half of these."""
+    with mock.patch.object(head_training, "augment", lambda *arguments, p: augment(*arguments)):
+        return head()(pipe, dataset, seed)
+
+
 def self_training(pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int) -> DiffuseSegPipeline:
     """The head fitted again, on the labelled images and on what it is surest of in as many unlabelled ones."""
     fit = head()
@@ -209,7 +216,9 @@ VARIANTS = {
     "features: outputs of up-blocks": head(blocks=lambda unet: default_blocks(unet, RECIPES["paper"])),
     "features: all decoder blocks": head(blocks=lambda unet: range(len(unet.up_blocks) * (unet.layers_per_block + 1))),
     "features: fresh noise": head(share_noise=False),
-    "no copies": head(replace(DEFAULT, augmented_images=0)),
+    "copies: none": head(replace(DEFAULT, augmented_images=0)),
+    "copies: all changes at once": all_changes,
+    "copies: 320 images": head(replace(DEFAULT, augmented_images=320)),
     "no mirror images": head(flip=False),
     "hard votes": head(replace(DEFAULT, voting="hard")),
     "equal weights of classes": head(replace(DEFAULT, balance=0.0)),

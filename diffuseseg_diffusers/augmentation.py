@@ -15,7 +15,7 @@ def augment(
     masks: torch.Tensor,
     generator: torch.Generator,
     flip: bool = True,
-    strength: float | torch.Tensor = 1.0,
+    p: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turns, scales, shifts and mirrors images and masks alike, and changes light, contrast and noise of the images.
 
@@ -24,9 +24,10 @@ def augment(
         masks (`torch.Tensor`): `[N, H, W]` int64.
         generator (`torch.Generator`): CPU generator.
         flip (`bool`, defaults to `True`): Whether left and right may be exchanged.
-        strength (`float` or `torch.Tensor`, defaults to 1.0):
-            Share of the full ranges (±15°, ±25 % in scale, ±10 % in position, ±30 % in light and contrast) from which
-            all but the mirroring is drawn, 0 to 1; of all images or `[N]` for each.
+        p (`float`, defaults to 1.0):
+            Probability of each change but the mirroring, drawn for each image and change by itself: a turn by up to
+            20°, a size of 0.7 to 1.4 times, a shift by up to 10 %, light and contrast by up to 30 %, a gamma of 0.8 to
+            1.25, noise of up to 4 %.
 
     Returns:
         The same shapes; `IGNORED` where a mask came from outside of the picture.
@@ -34,10 +35,11 @@ def augment(
     n, _, height, width = images.shape
 
     def uniform(low: float, high: float) -> torch.Tensor:
-        return strength * (low + (high - low) * torch.rand(n, generator=generator))
+        value = low + (high - low) * torch.rand(n, generator=generator)
+        return torch.where(torch.rand(n, generator=generator) < p, value, 0.0)
 
     # 1. Geometry: from output to input coordinates, in pixels so that a turn does not shear.
-    angle, scale = uniform(-15, 15) * math.pi / 180, uniform(math.log(0.8), math.log(1.25)).exp()
+    angle, scale = uniform(-20, 20) * math.pi / 180, uniform(math.log(0.7), math.log(1.4)).exp()
     mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
     cos, sin, aspect = angle.cos() / scale, angle.sin() / scale, width / height
     shift = torch.stack([uniform(-0.1, 0.1), uniform(-0.1, 0.1)], dim=-1)  # [N,2]

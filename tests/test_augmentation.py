@@ -35,15 +35,19 @@ def test_a_turn_does_not_shear_pictures_that_are_not_square():
         assert abs((rows.max() - rows.min()) - (columns.max() - columns.min())) <= 2
 
 
-def test_strength_is_each_images_own_and_none_leaves_but_the_mirror_image():
+def test_each_change_has_its_own_probability_and_none_leaves_but_the_mirror_image():
     torch.manual_seed(0)
-    images, masks = torch.rand(4, 1, 16, 24), torch.randint(3, (4, 16, 24))
-    strength = torch.tensor([0.0, 0.0, 0.5, 1.0])
-    moved, moved_masks = augment(images, masks, torch.Generator().manual_seed(3), False, strength)
-    torch.testing.assert_close(moved[:2], images[:2], atol=1e-5, rtol=0)
-    assert torch.equal(moved_masks[:2], masks[:2])
-    changes = (moved - images).abs().mean((1, 2, 3))
-    assert changes[2] > 0.01 and changes[3] > 0.01
-    mirrored = [augment(images, masks, torch.Generator().manual_seed(s), True, 0.0)[1][0] for s in range(8)]
+    images, masks = torch.rand(1, 1, 16, 24).expand(64, -1, -1, -1), torch.randint(3, (1, 16, 24)).expand(64, -1, -1)
+    same, same_masks = augment(images, masks, torch.Generator().manual_seed(3), False, p=0.0)
+    torch.testing.assert_close(same, images, atol=1e-5, rtol=0)
+    assert torch.equal(same_masks, masks)
+    moved, moved_masks = augment(images, masks, torch.Generator().manual_seed(3), False, p=0.3)
+    stayed = (moved_masks == masks).flatten(1).all(1)  # four changes of geometry: 0.7⁴ of the images
+    lit = (moved - images).abs().flatten(1).amax(1) > 1e-4
+    assert 0.1 < stayed.float().mean() < 0.6
+    assert 0 < (stayed & lit).sum() and 0 < (stayed & ~lit).sum()  # light changes, or not, where geometry does not
+    moved, moved_masks = augment(images, masks, torch.Generator().manual_seed(3), False)
+    assert not (moved_masks == masks).flatten(1).all(1).any()
+    mirrored = [augment(images, masks, torch.Generator().manual_seed(s), True, p=0.0)[1][0] for s in range(8)]
     assert {torch.equal(m, masks[0]) for m in mirrored} == {True, False}
     assert all(torch.equal(m, masks[0]) or torch.equal(m, masks[0].flip(-1)) for m in mirrored)
