@@ -486,7 +486,7 @@ def _examples(
             ids[labels == dataset.ignore_index] = IGNORED
             own = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
             many = pixels.expand(copies, -1, -1, -1) / 2 + 0.5
-            # Half of the changes each: all at once cost a little on images like the labelled ones (docs/label_efficiency.md).
+            # Half of the changes each: all at once cost a little on images like the labelled ones.
             lit, moved = augment(many, ids.expand(copies, -1, -1), own, flip, p=0.5)
             moved[moved == IGNORED] = dataset.ignore_index
             yield from zip(lit * 2 - 1, moved.to(torch.uint8))
