@@ -1,18 +1,33 @@
-# From a fresh clone, each target makes .venv, installs with the tested versions, and runs. Two tests run at a time, with
-# a thread each: processes of PyTorch that share cores slow each other down many times over.
+# From a fresh clone, each target makes its environment, installs the pinned versions, and runs. Two tests run at a time,
+# with a thread each: processes of PyTorch that share cores slow each other down many times over.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
+DOCS ?= .venv-docs
 OUT ?= out/demo
 
-.PHONY: test lint demo
+.PHONY: test test-oldest lint docs notebook demo
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
-lint: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet -c constraints.txt ruff
+# The same tests with the oldest versions that setup.py admits.
+test-oldest: $(OLDEST)/installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2
+
+lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# Writes the site to site/. The pages and the API reference are read from the sources: no torch is needed.
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+# Executes the notebook and stores its outputs, without warnings and progress bars.
+notebook: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet -c constraints.txt nbclient ipykernel
+	$(VENV)/bin/python docs/notebooks/execute.py
 
 demo: $(VENV)/installed
 	$(VENV)/bin/diffuseseg demo --output_dir $(OUT) --overwrite
@@ -20,4 +35,18 @@ demo: $(VENV)/installed
 $(VENV)/installed: setup.py constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/linters: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[lint]'
+	touch $@
+
+$(OLDEST)/installed: setup.py constraints-oldest.txt
+	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -c constraints-oldest.txt -e '.[test]'
+	touch $@
+
+$(DOCS)/installed: constraints.txt
+	test -d $(DOCS) || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet -c constraints.txt mkdocs mkdocs-material 'mkdocstrings[python]' ruff
 	touch $@

@@ -2,17 +2,27 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (here / "diffuseseg_diffusers" / "__init__.py").read_text())[1]
 
-# `train` is what reads datasets, measures and draws; generating and segmenting need none of it.
-train = ["datasets>=4.0", "evaluate>=0.4.6", "matplotlib>=3.9", "transformers>=5.0"]
-analysis = [*train, "scikit-learn>=1.4", "imagecorruptions-imaug>=1.1.5"]
+# `train` is what reads datasets, measures and draws; generating and segmenting need none of it. The lower bounds are
+# the oldest versions under which the tests pass, pinned in constraints-oldest.txt.
+train = ["datasets>=4.6", "evaluate>=0.4.6", "matplotlib>=3.9", "transformers>=5.18"]
+analysis = [*train, "scikit-learn>=1.5", "imagecorruptions-imaug>=1.1.5"]
 onnx = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-test = [*analysis, *onnx, "pytest>=8.0", "pytest-xdist>=3.6", "hypothesis>=6.100", "tensorboard>=2.15"]
+test = [
+    *analysis,
+    *onnx,
+    "hypothesis>=6.100",
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "tensorboard>=2.15",
+]
+docs = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30", "ruff>=0.9"]
+lint = ["mypy>=1.13", "pre-commit>=3.7", "ruff>=0.9"]
 
 setup(
     name="diffuseseg-diffusers",
@@ -20,42 +30,67 @@ setup(
     description="Segment images from a handful of labels with the features of a diffusion model",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    # Addresses of the source, the documentation and the issues belong here (`project_urls`) once the project has a
+    # public home. There is none yet, and the name above is not registered on PyPI. The paper is real.
+    project_urls={"Paper": "https://arxiv.org/abs/2112.03126"},
+    python_requires=">=3.11",
     packages=[
-        "diffuseseg_diffusers",
+        *find_packages(include=["diffuseseg_diffusers", "diffuseseg_diffusers.*"]),
         "diffuseseg_diffusers.hub_cards",
-        "diffuseseg_diffusers.metrics",
         "diffuseseg_diffusers.training",
     ],
     # The scripts for `accelerate launch` and the templates of cards stand at the top level; installed, they are part
     # of the package, so that the command `diffuseseg` finds them.
     package_dir={"diffuseseg_diffusers.training": "training", "diffuseseg_diffusers.hub_cards": "hub_cards"},
     package_data={
-        "diffuseseg_diffusers": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
+        "diffuseseg_diffusers": ["py.typed"],
+        "diffuseseg_diffusers.data": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
         "diffuseseg_diffusers.hub_cards": ["*.md"],
         "diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"],
         "diffuseseg_diffusers.training": ["configs/*.json", "configs/benchmarks/*.json"],
     },
     install_requires=[
-        "torch>=2.4",
-        "diffusers>=0.38",
-        "accelerate>=1.0",
-        "huggingface_hub>=0.34",
-        "jinja2>=3.0",
-        "numpy>=1.26",
+        "torch>=2.6",
+        "diffusers>=0.40",
+        "accelerate>=1.2",
+        "huggingface_hub>=1.31",
+        "jinja2>=3.1",
+        "numpy>=2.0",
+        "packaging>=22.0",
         "pillow>=10.3",
-        "psutil",
+        "psutil>=5.9",
         "pyyaml>=6.0",
-        "safetensors>=0.4.3",
-        "tqdm>=4.60",
+        "safetensors>=0.8",
+        "tqdm>=4.66.3",
     ],
-    extras_require={"train": train, "analysis": analysis, "onnx": onnx, "test": test, "dev": [*test, "ruff>=0.9"]},
+    extras_require={
+        "train": train,
+        "analysis": analysis,
+        "onnx": onnx,
+        "test": test,
+        "docs": docs,
+        "lint": lint,
+        "dev": [*test, *docs, *lint],
+    },
     entry_points={"console_scripts": ["diffuseseg=diffuseseg_diffusers.cli:main"]},
+    keywords="diffusion segmentation label-efficient few-shot diffusers pytorch",
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
-        "Programming Language :: Python :: 3.10",
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

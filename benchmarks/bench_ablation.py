@@ -35,14 +35,17 @@ from diffuseseg_diffusers import (
     head_training,
     load_labeled_images,
 )
-from diffuseseg_diffusers.analysis import Cells, label_draws
-from diffuseseg_diffusers.augmentation import IGNORED, augment
-from diffuseseg_diffusers.commands import hardware, load_pipeline, write_json
-from diffuseseg_diffusers.features import PAPER_BLOCKS
-from diffuseseg_diffusers.head_training import RECIPES, default_blocks
-from diffuseseg_diffusers.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.data.augmentation import IGNORED, augment
+from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
+from diffuseseg_diffusers.heads.recipes import RECIPES, default_blocks
+from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.pipeline_diffuseseg import DiffuseSegPipelineOutput
-from diffuseseg_diffusers.student import segmentation_loss
+from diffuseseg_diffusers.runs.files import write_json
+from diffuseseg_diffusers.runs.hardware import hardware
+from diffuseseg_diffusers.runs.resuming import Results
+from diffuseseg_diffusers.students.training import segmentation_loss
+from diffuseseg_diffusers.studies.labels import label_draws
 
 
 DEFAULT = RECIPES["default"]
@@ -247,7 +250,7 @@ def main() -> None:
     data = load_labeled_images(args.dataset_name, args.dataset_config_name, "train")
     pipe = load_pipeline(args.model)
     pipe.unlabeled = load_dataset(args.dataset_name, args.unlabeled_config_name, split="train")
-    cells = Cells(args.output_dir / "cells.jsonl", {"model": args.model, "dataset": args.dataset_name})
+    cells = Results(args.output_dir / "cells.jsonl", {"model": args.model, "dataset": args.dataset_name})
 
     def run(variant: str, count: int, seed: int) -> dict:
         own = label_draws(len(data), count, seed + 1)[seed]

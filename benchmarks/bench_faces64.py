@@ -25,8 +25,8 @@ import torch
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_labeled_images
-from diffuseseg_diffusers.commands import load_pipeline
-from diffuseseg_diffusers.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.hub.loading import load_pipeline
 
 
 TIMESTEPS = [50, 150, 250]

@@ -39,28 +39,14 @@ def main() -> None:
 
     results: dict[str, list[float]] = {}
     for seed in args.seeds:
-        head, synthetic = (
-            args.work_dir / f"head-{seed}",
-            args.work_dir / f"{args.num_samples}-{'-'.join(args.sampler)}-{seed}",
-        )
-        run(
-            head / "head_training.json",
-            "fit",
-            "--model",
-            args.model,
-            *real,
-            "--recipe",
-            "fast",
-            "--seed",
-            seed,
-            "--output_dir",
-            head,
-        )
-        measured = args.work_dir / f"head-{seed}-test"
+        head, measured = args.work_dir / f"head-{seed}", args.work_dir / f"head-{seed}-test"
+        synthetic = args.work_dir / f"{args.num_samples}-{'-'.join(args.sampler)}-{seed}"
+        command = ("fit", "--model", args.model, *real, "--recipe", "fast", "--seed", seed, "--output_dir", head)
+        run(head / "head_training.json", *command)
         run(measured / "metrics.json", "evaluate", "--model", head, *real, "--output_dir", measured)
         results.setdefault("head", []).append(read(measured / "metrics.json")["mean_iou"])
         run(
-            synthetic / "samples.png",
+            synthetic / "generation.json",
             *("generate", "--model", head, "--num_samples", args.num_samples, "--scheduler", scheduler),
             *("--num_inference_steps", steps, "--seed", seed, "--output_dir", synthetic),
             *(["--masks_while_sampling"] if way else []),

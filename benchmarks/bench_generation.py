@@ -14,16 +14,16 @@ import time
 import numpy as np
 import torch
 
-from diffuseseg_diffusers.commands import load_pipeline
-from diffuseseg_diffusers.generation import scheduler_for
-from diffuseseg_diffusers.segmentation_head import image_uncertainty
+from diffuseseg_diffusers.factory.sampling import scheduler_for
+from diffuseseg_diffusers.heads.ensemble import image_uncertainty
+from diffuseseg_diffusers.hub.loading import load_pipeline
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--num_samples", type=int, default=64)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--num_samples", type=int, default=64, help="Number of images (default: 64).")
+    parser.add_argument("--batch_size", type=int, default=16, help="Images at once (default: 16).")
     parser.add_argument("--reference", action="store_true", help="Also 1,000 steps of DDPM.")
     args = parser.parse_args()
     pipe = load_pipeline(args.model)
@@ -34,7 +34,7 @@ def main() -> None:
         samplers.insert(0, ("ddpm", 1000))
     print(f"{torch.get_num_threads()} threads, {pipe.unet.dtype}, {args.num_samples} images in batches")
     print("sampler      steps  s an image  masks while sampling  agreement  uncertainty (from image, while sampling)")
-    pipe(args.batch_size, 2)  # warm-up
+    pipe(args.batch_size, num_inference_steps=2)  # warm-up
     for name, steps in samplers:
         pipe.scheduler = scheduler_for(name, original)
         seconds, masks, scores = ([], []), ([], []), ([], [])
@@ -42,7 +42,7 @@ def main() -> None:
             for way in (False, True):
                 noise = [torch.Generator().manual_seed(i) for i in range(start, start + args.batch_size)]
                 began = time.perf_counter()
-                output = pipe(args.batch_size, steps, noise, masks_while_sampling=way, output_type="np")
+                output = pipe(args.batch_size, noise, steps, "np", masks_while_sampling=way)
                 seconds[way].append((time.perf_counter() - began) / args.batch_size)
                 masks[way].append(output.masks)
                 scores[way].append(image_uncertainty(torch.from_numpy(output.uncertainty)))

@@ -21,11 +21,13 @@ from bench_unet import train as train_unet
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_labeled_images
-from diffuseseg_diffusers.analysis import Cells
-from diffuseseg_diffusers.commands import hardware, load_pipeline, write_json
-from diffuseseg_diffusers.data import LabeledImage
-from diffuseseg_diffusers.image_processor import to_eight_bit
-from diffuseseg_diffusers.visualization import label_curves
+from diffuseseg_diffusers.data.image_processor import to_eight_bit
+from diffuseseg_diffusers.data.labeled import LabeledImage
+from diffuseseg_diffusers.figures.curves import label_curves
+from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.runs.files import write_json
+from diffuseseg_diffusers.runs.hardware import hardware
+from diffuseseg_diffusers.runs.resuming import Results
 
 
 SHIFTS = ("rotated", "darkened", "blurred", "shrunk")
@@ -86,7 +88,7 @@ def main() -> None:
     pipe = load_pipeline(args.model)
     threads = torch.get_num_threads()
     settings = {"model": args.model, "dataset": args.dataset_name, "test": args.test_split, "minutes": args.minutes}
-    cells = Cells(args.output_dir / "cells.jsonl", settings)
+    cells = Results(args.output_dir / "cells.jsonl", settings)
     runs = [(m, n, s) for m in args.methods for n in args.counts for s in range(args.seeds)]
 
     def run(method: str, count: int, seed: int) -> dict:

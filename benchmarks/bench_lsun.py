@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from diffuseseg_diffusers import DecoderFeatureExtractor, DiffuseSegPipeline, PixelClassifierEnsemble
-from diffuseseg_diffusers.commands import hardware, load_pipeline
-from diffuseseg_diffusers.features import PAPER_BLOCKS, PAPER_TIMESTEPS
-from diffuseseg_diffusers.guided_diffusion import PRESETS, checkpoint_shapes
+from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, checkpoint_shapes
+from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS, PAPER_TIMESTEPS
+from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.runs.hardware import hardware
 
 
 SIDES = ("convert", "ours-float32", "ours-bfloat16", "naive")

@@ -17,7 +17,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from diffuseseg_diffusers import DecoderFeatureExtractor, PixelClassifierEnsemble
-from diffuseseg_diffusers.head_training import RECIPES, ActivationTable, fit_members
+from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.heads.table import ActivationTable
+from diffuseseg_diffusers.heads.training import fit_members
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 
     python benchmarks/bench_student.py --model MODEL --student STUDENT --dataset_name DATA [--onnx student.onnx]
 
-All segment the same pictures in batches of the same size, in turn, from the decoded picture to the mask at its size
+All segment the same images in batches of the same size, in turn, from the decoded image to the mask at its size
 (the ONNX file: at the student's size); medians over rounds.
 """
 
@@ -12,11 +12,11 @@ import time
 
 import numpy as np
 import torch
-from transformers import AutoModelForSemanticSegmentation
 
 from diffuseseg_diffusers import load_labeled_images
-from diffuseseg_diffusers.commands import load_pipeline
-from diffuseseg_diffusers.student import StudentSegmenter, make_processor
+from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.students.segmenter import load_student
 
 
 def main() -> None:
@@ -32,22 +32,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     data = load_labeled_images(args.dataset_name, args.dataset_config_name, args.split)
-    pictures = [data[i].image for i in range(args.batch_size)]
+    images = [data[i].image for i in range(args.batch_size)]
     pipe = load_pipeline(args.model, dtype=args.dtype)
-    network = AutoModelForSemanticSegmentation.from_pretrained(args.student, dtype=pipe.unet.dtype).to(pipe.device)
-    network.to(memory_format=torch.channels_last)
-    student = StudentSegmenter(network, make_processor(args.student))
+    student = load_student(args.student, pipe.device, pipe.unet.dtype)
+    student.model.to(memory_format=torch.channels_last)
     sides = {
-        f"head ({pipe.unet.dtype})": lambda: pipe.segment(pictures, args.batch_size, output_type="np"),
-        f"student ({network.dtype})": lambda: student.segment(pictures, args.batch_size),
+        f"head ({pipe.unet.dtype})": lambda: pipe.segment(images, args.batch_size, output_type="np"),
+        f"student ({student.model.dtype})": lambda: student.segment(images, args.batch_size, output_type="np"),
     }
     if args.onnx:
         import onnxruntime
 
+        processor = DiffuseSegImageProcessor(student.in_channels)
         session = onnxruntime.InferenceSession(args.onnx, providers=["CPUExecutionProvider"])
 
         def run_onnx() -> None:
-            pixels = student.images.preprocess(student.images.load(pictures), *student.size) / 2 + 0.5
+            pixels = processor.preprocess(processor.load(images), *student.image_size) / 2 + 0.5  # [N,3,H,W]
             session.run(["masks"], {"pixels": pixels.numpy()})
 
         sides["student, ONNX (float32)"] = run_onnx
@@ -57,7 +57,7 @@ def main() -> None:
             began = time.perf_counter()
             side()
             if round_number:
-                seconds[name].append((time.perf_counter() - began) / len(pictures))
+                seconds[name].append((time.perf_counter() - began) / len(images))
     first = np.median(next(iter(seconds.values())))
     print(f"{torch.get_num_threads()} threads, batches of {args.batch_size}, {args.rounds} rounds")
     for name, values in seconds.items():

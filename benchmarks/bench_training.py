@@ -23,9 +23,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDPMScheduler
 
-from diffuseseg_diffusers.commands import default_device
-from diffuseseg_diffusers.ddpm_training import denoising_loss, make_unet, read_model_config
-from diffuseseg_diffusers.drawn_faces import draw_face
+from diffuseseg_diffusers.data.drawn_faces import draw_face
+from diffuseseg_diffusers.diffusion.objective import denoising_loss
+from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
+from diffuseseg_diffusers.runs.hardware import default_device
 from diffuseseg_diffusers.training import train_ddpm
 
 

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
-from diffuseseg_diffusers.analysis import label_draws
-from diffuseseg_diffusers.augmentation import IGNORED, augment
-from diffuseseg_diffusers.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.data.augmentation import IGNORED, augment
+from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.pipeline_diffuseseg import DiffuseSegPipelineOutput
-from diffuseseg_diffusers.student import segmentation_loss
+from diffuseseg_diffusers.students.training import segmentation_loss
+from diffuseseg_diffusers.studies.labels import label_draws
 
 
 def convolutions(channels: int, width: int) -> torch.nn.Sequential:

@@ -3,35 +3,49 @@
 
 import importlib
 
-from .features import DecoderFeatureExtractor, DecoderFeatures, FeatureInfo
-from .pipeline_diffuseseg import DiffuseSegPipeline, DiffuseSegPipelineOutput
-from .segmentation_head import PixelClassifierEnsemble, PixelClassifierOutput, image_uncertainty
 
+__version__ = "0.2.0.dev0"
 
-__version__ = "0.1.0"
-
-# What needs the extra `train` (datasets, evaluate, matplotlib) is imported when it is asked for.
-_LAZY = {
-    "LabeledImages": "data",
-    "load_labeled_images": "data",
-    "evaluate_segmentation": "evaluation",
-    "fit_segmentation_head": "head_training",
+# Every public name and its module, imported when it is asked for: `diffuseseg --help` needs no torch, and segmenting
+# needs none of what the extra `train` brings.
+_PUBLIC = {
+    "ActivationTable": "heads.table",
+    "BackbonePipeline": "pipeline_backbone",
+    "Classes": "heads.classes",
+    "DecoderFeatureExtractor": "features.pixel_unet",
+    "DiffuseSegPipeline": "pipeline_diffuseseg",
+    "DiffuseSegPipelineOutput": "segmenter",
+    "FeatureExtractor": "features.base",
+    "FeatureInfo": "features.base",
+    "Features": "features.base",
+    "LabeledImages": "data.labeled",
+    "PixelClassifierEnsemble": "heads.ensemble",
+    "PixelClassifierOutput": "heads.ensemble",
+    "Recipe": "heads.recipes",
+    "StudentSegmenter": "students.segmenter",
+    "Tap": "features.base",
+    "UserError": "runs.errors",
+    "evaluate_segmentation": "inference.evaluation",
+    "extract_activations": "heads.extraction",
+    "fit_head": "heads.fit",
+    "fit_segmentation_head": "heads.fit",
+    "image_uncertainty": "heads.ensemble",
+    "load_backbone": "pipeline_backbone",
+    "load_labeled_images": "data.labeled",
+    "load_pipeline": "hub.loading",
+    "push_folder": "hub.push",
+    "push_pipeline": "hub.push",
+    "recipe_extractor": "heads.fit",
 }
 
-__all__ = [
-    "DecoderFeatureExtractor",
-    "DecoderFeatures",
-    "DiffuseSegPipeline",
-    "DiffuseSegPipelineOutput",
-    "FeatureInfo",
-    "PixelClassifierEnsemble",
-    "PixelClassifierOutput",
-    "image_uncertainty",
-    *_LAZY,
-]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,12 +1,18 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Small models with random weights, drawn images, and the shared material where it is at hand."""
 
+import copy
 import importlib.metadata
+import io
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from packaging.requirements import Requirement
 
@@ -31,14 +37,16 @@ for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, PixelClassifierEnsemble, fit_segmentation_head
-from diffuseseg_diffusers.features import image_size
-from diffuseseg_diffusers.head_training import Recipe
+from diffuseseg_diffusers.cli import main as diffuseseg
+from diffuseseg_diffusers.features.pixel_unet import image_size
+from diffuseseg_diffusers.heads.recipes import Recipe
 
 
 ROOT = Path(__file__).parent.parent
@@ -117,10 +125,16 @@ def make_pipeline(head: bool = False, **config) -> DiffuseSegPipeline:
     pipe = DiffuseSegPipeline(make_unet(**config), DDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
     if head:
-        size = image_size(pipe.unet)
-        dataset = drawn_dataset(size=size, channels=pipe.unet.config.in_channels)
-        pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=4)
+        key = repr(sorted(config.items()))
+        if key not in _FITTED:
+            size = image_size(pipe.unet)
+            dataset = drawn_dataset(size=size, channels=pipe.unet.config.in_channels)
+            _FITTED[key] = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=4)
+        pipe.segmentation_head = copy.deepcopy(_FITTED[key])
     return pipe
+
+
+_FITTED: dict[str, PixelClassifierEnsemble] = {}  # heads of `make_pipeline`, fitted once
 
 
 def make_head(pipe: DiffuseSegPipeline, blocks=(1, 3, 5), seed: int = 0, **config) -> PixelClassifierEnsemble:
@@ -172,17 +186,59 @@ def drawn_dataset(count=4, size=(16, 16), seed=0, channels=1, **kwargs) -> Label
     return LabeledImages(dataset_of(images, masks), **{"label_names": ["sky", "disc", "bar"], **kwargs})
 
 
-def run(*command: str, expect: int = 0, **env: str) -> subprocess.CompletedProcess:
-    """Runs a command in a fresh process from the project's root, as a user would type it."""
-    programs = Path(sys.executable).parent
-    found = programs / command[0]
+@dataclass
+class Result:
+    """What a command printed, and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*command: str, expect: int = 0, fresh: bool = False, **env: str) -> Result:
+    """Runs a command as a user would type it, from the project's root.
+
+    `diffuseseg` runs in this process, because a new one spends seconds on imports; with `fresh` in a new one.
+    """
+    if command[0] == "diffuseseg" and not fresh:
+        result = _run_here([str(word) for word in command[1:]], env)
+    else:
+        result = _run_anew([str(word) for word in command], env)
+    assert result.returncode == expect, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def _run_here(argv: list[str], env: dict[str, str]) -> Result:
+    AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier command
+    stdout, stderr, threads, folder = io.StringIO(), io.StringIO(), torch.get_num_threads(), os.getcwd()
+    with mock.patch.dict(os.environ, env), redirect_stdout(stdout), redirect_stderr(stderr):
+        os.chdir(ROOT)
+        torch.set_num_threads(int(env.get("OMP_NUM_THREADS", threads)))
+        try:
+            diffuseseg(argv)
+        except SystemExit as end:
+            status = end.code
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        finally:
+            os.chdir(folder)
+            torch.set_num_threads(threads)
+            AcceleratorState._reset_state(reset_partial_state=True)
+    return Result(status or 0, stdout.getvalue(), stderr.getvalue())
+
+
+def _run_anew(command: list[str], env: dict[str, str]) -> Result:
+    found = Path(sys.executable).parent / command[0]
     result = subprocess.run(
-        [str(found if found.exists() else command[0]), *map(str, command[1:])],
+        [str(found) if found.exists() else command[0], *command[1:]],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1", **env},
     )
-    assert result.returncode == expect, f"{command}\n{result.stdout}\n{result.stderr}"
-    return result
+    return Result(result.returncode, result.stdout, result.stderr)

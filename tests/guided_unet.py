@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from diffuseseg_diffusers.guided_diffusion import Flags
+from diffuseseg_diffusers.diffusion.guided_diffusion import Flags
 
 
 def channels_of(flags: Flags) -> list[int]:

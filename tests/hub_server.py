@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class LocalHub:
 
     def __init__(self, root: Path, tokens: dict[str, str]):
         self.root, self.tokens = root, tokens
+        self.roles: dict[str, str] = {}  # of the tokens, by user; "write" if not given
         self.failures: list[Failure] = []
         self.requests: list[tuple[str, str, int]] = []  # method, path, status
         self.lock = threading.RLock()
@@ -147,6 +149,9 @@ class LocalHub:
 
     # What tests look at
 
+    def has(self, kind: str, name: str) -> bool:
+        return (self.repo(kind, name) / "settings.json").exists()
+
     def files(self, kind: str, name: str, revision: str = "main") -> dict[str, bytes]:
         tree = self.tree(kind, name, self.resolve(kind, name, revision))
         return {path: self.blob(entry["blob"]).read_bytes() for path, entry in tree.items()}
@@ -177,6 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
     ROUTES = [
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create_repo"),
+        ("DELETE", r"/api/repos/delete", "delete_repo"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
         ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", "post_commit"),
@@ -238,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.hub.requests.append((self.command, path, self.status))
 
-    do_GET = do_POST = do_PUT = do_HEAD = handle_request
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_request
 
     # Reading and answering
 
@@ -320,7 +326,8 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self) -> None:
         if self.user is None:
             raise _Error(401, "Invalid username or password.")
-        self.answer({"type": "user", "name": self.user, "auth": {"accessToken": {"role": "write"}}, "orgs": []})
+        token = {"role": self.hub.roles.get(self.user, "write")}
+        self.answer({"type": "user", "name": self.user, "auth": {"accessToken": token}, "orgs": []})
 
     def create_repo(self) -> None:
         given = self.json()
@@ -336,6 +343,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer({"error": "You already created this repo", "url": url}, 409)
         self.hub.create(kind, name, private=given.get("visibility") == "private" or bool(given.get("private")))
         self.answer({"url": url, "name": name, "id": name})
+
+    def delete_repo(self) -> None:
+        given = self.json()
+        kind = given.get("type", "model") + "s"
+        name = f"{given.get('organization') or self.user}/{given['name']}"
+        self.check_repo(kind, name, write=True)
+        shutil.rmtree(self.hub.repo(kind, name))
+        self.answer({})
 
     def validate_yaml(self) -> None:
         given = self.json()

@@ -11,33 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffuseseg_diffusers.analysis import (
-    NOISES,
-    Budget,
-    Cells,
+from diffuseseg_diffusers.features.pixel_unet import DecoderFeatureExtractor
+from diffuseseg_diffusers.heads.cross_validation import (
     Classes,
-    Corrupted,
-    NoiseVariant,
-    choose_features,
-    class_sizes,
-    cluster_maps,
-    corruption_names,
-    cost_of,
     cross_validated,
     entries_of,
     fit_groups,
     folds_of,
-    label_efficiency,
-    matched,
     missing_classes,
     others,
-    resized,
     score,
-    select_features,
-    time_passes,
 )
-from diffuseseg_diffusers.features import DecoderFeatureExtractor
-from diffuseseg_diffusers.head_training import extract_activations
+from diffuseseg_diffusers.heads.extraction import extract_activations
+from diffuseseg_diffusers.heads.selection import Budget, choose_features, cost_of, select_features, time_passes
+from diffuseseg_diffusers.runs.resuming import Results
+from diffuseseg_diffusers.studies.clusters import cluster_maps, matched, resized
+from diffuseseg_diffusers.studies.corruptions import Corrupted, corruption_names
+from diffuseseg_diffusers.studies.labels import class_sizes, label_efficiency
+from diffuseseg_diffusers.studies.noise import NOISES, NoiseVariant
 from diffuseseg_diffusers.training.analyze_features import clusters
 
 from .conftest import QUICK, drawn_dataset, make_pipeline, run
@@ -266,16 +257,16 @@ def test_corrupted_images_keep_their_masks_and_are_the_same_every_time():
 
 def test_a_study_goes_on_where_it_was_cut_off_and_another_one_is_refused(tmp_path):
     path = tmp_path / "study.jsonl"
-    cells = Cells(path, {"seed": 0})
+    cells = Results(path, {"seed": 0})
     assert cells.get("a", lambda: {"x": 1}) == {"x": 1}
     cells.get("b", lambda: {"x": 2})
     path.write_text(path.read_text()[:-5])  # cut off within the last line
-    again = Cells(path, {"seed": 0})
+    again = Results(path, {"seed": 0})
     assert again.get("a", lambda: pytest.fail("computed twice")) == {"x": 1}
     assert again.get("b", lambda: {"x": 3}) == {"x": 3}
-    assert Cells(path, {"seed": 0}).results == {"a": {"x": 1}, "b": {"x": 3}}
+    assert Results(path, {"seed": 0}).results == {"a": {"x": 1}, "b": {"x": 3}}
     with pytest.raises(ValueError, match=r"holds another study: seed 0 \(now 1\)"):
-        Cells(path, {"seed": 1})
+        Results(path, {"seed": 1})
 
 
 # The command

@@ -5,21 +5,18 @@ from diffusers import DDPMScheduler, UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseseg_diffusers.ddpm_training import (
+from diffuseseg_diffusers.diffusion.checkpoints import read_log
+from diffuseseg_diffusers.diffusion.objective import (
     PREDICTION_TYPES,
-    PRESETS,
     averaged_unet,
     denoising_loss,
     denoising_losses,
     draw_step,
-    make_unet,
     min_snr_weights,
     predicted_noise,
-    preset_config,
-    read_log,
-    read_model_config,
     sample_images,
 )
+from diffuseseg_diffusers.diffusion.unets import PRESETS, make_unet, preset_config, read_model_config
 
 from .conftest import make_unet as make_test_unet
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffuseseg_diffusers import DecoderFeatureExtractor, DiffuseSegPipeline
-from diffuseseg_diffusers.guided_diffusion import (
+from diffuseseg_diffusers.diffusion.guided_diffusion import (
     PRESETS,
     Flags,
     convert_checkpoint,

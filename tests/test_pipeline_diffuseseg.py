@@ -20,17 +20,17 @@ def seeded(seed=0):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_it_generates_images_with_masks_in_every_output_type(channels):
     pipe = make_pipeline(head=True, in_channels=channels, out_channels=channels, sample_size=(16, 24))
-    pt = pipe(2, 3, seeded(), output_type="pt")
+    pt = pipe(2, seeded(), 3, output_type="pt")
     assert pt.images.shape == (2, channels, 16, 24) and 0 <= pt.images.min() and pt.images.max() <= 1
     assert pt.masks.shape == (2, 16, 24) and pt.masks.dtype == torch.uint8 and pt.masks.max() < 3
     assert pt.uncertainty.shape == (2, 16, 24) and pt.uncertainty.dtype == torch.float32
-    array = pipe(2, 3, seeded(), output_type="np")
+    array = pipe(2, seeded(), 3, output_type="np")
     assert array.images.shape == (2, 16, 24, channels)
     assert np.array_equal(array.masks, pt.masks) and np.array_equal(array.uncertainty, pt.uncertainty)
-    pil = pipe(2, 3, seeded())
+    pil = pipe(2, seeded(), 3)
     assert [(i.mode, i.size) for i in pil.images] == [("L" if channels == 1 else "RGB", (24, 16))] * 2
     assert [m.mode for m in pil.masks] == ["P", "P"] and np.array_equal(np.stack(pil.masks), array.masks)
-    images, masks, uncertainty = pipe(2, 3, seeded(), return_dict=False)
+    images, masks, uncertainty = pipe(2, seeded(), 3, return_dict=False)
     assert np.array_equal(np.stack(images), np.stack(pil.images)) and len(masks) == 2
 
 
@@ -38,7 +38,7 @@ def test_generated_images_are_those_of_ddpm_pipeline():
     pipe = make_pipeline()
     plain = DDPMPipeline(pipe.unet, pipe.scheduler)
     plain.set_progress_bar_config(disable=True)
-    ours = pipe(2, 5, seeded(), output_type="np").images
+    ours = pipe(2, seeded(), 5, output_type="np").images
     np.testing.assert_allclose(ours, plain(2, seeded(), 5, output_type="np").images, atol=1e-6)
 
 
@@ -48,7 +48,7 @@ def test_other_schedulers_can_be_swapped_in_and_masks_stay_the_same(scheduler):
     image = draw((16, 16), 0)[0]
     before = pipe.segment(image, output_type="np")
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    output = pipe(1, 4, seeded(), output_type="np")
+    output = pipe(1, seeded(), 4, output_type="np")
     after = pipe.segment(image, output_type="np")
     assert np.isfinite(output.images).all()
     assert np.array_equal(before.masks[0], after.masks[0])
@@ -64,21 +64,21 @@ def test_unets_that_predict_variance_work_with_every_scheduler(channels, schedul
     config = {} if scheduler is DDIMScheduler else {"variance_type": variance_type}
     pipe = DiffuseSegPipeline(unet, scheduler(**config))
     pipe.set_progress_bar_config(disable=True)
-    images = pipe(2, 3, seeded(), output_type="pt").images
+    images = pipe(2, seeded(), 3, output_type="pt").images
     assert images.shape == (2, channels, 16, 16) and images.isfinite().all()
 
 
 def test_class_conditional_unets_take_labels_or_use_class_zero():
     pipe = make_pipeline(head=True, num_class_embeds=4)
-    default = pipe(2, 3, seeded(), output_type="np").images
-    assert np.array_equal(default, pipe(2, 3, seeded(), class_labels=0, output_type="np").images)
-    given = pipe(2, 3, seeded(), class_labels=[0, 3], output_type="np").images
+    default = pipe(2, seeded(), 3, output_type="np").images
+    assert np.array_equal(default, pipe(2, seeded(), 3, class_labels=0, output_type="np").images)
+    given = pipe(2, seeded(), 3, class_labels=[0, 3], output_type="np").images
     np.testing.assert_allclose(given[0], default[0], atol=1e-5)
     assert not np.allclose(given[1], default[1], atol=1e-3)
     with pytest.raises(ValueError, match="3 class labels were given for 2 images"):
         pipe(2, 3, class_labels=[0, 1, 2])
     with pytest.raises(ValueError, match="not class-conditional"):
-        make_pipeline()(1, 2, class_labels=[0])
+        make_pipeline()(1, None, 2, class_labels=[0])
 
 
 def test_callbacks_see_every_step_and_may_change_the_sample():
@@ -88,10 +88,10 @@ def test_callbacks_see_every_step_and_may_change_the_sample():
         seen.append((step, timestep))
         return {"sample": torch.zeros_like(tensors["sample"])} if step == 2 else {}
 
-    output = pipe(1, 3, seeded(), callback_on_step_end=callback, output_type="pt")
+    output = pipe(1, seeded(), 3, callback_on_step_end=callback, output_type="pt")
     assert seen == [(0, 666), (1, 333), (2, 0)] and output.images.eq(0.5).all()
     with pytest.raises(ValueError, match="'latents'"):
-        pipe(1, 2, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["latents"])
+        pipe(1, None, 2, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["latents"])
 
 
 def test_without_a_head_it_generates_and_says_how_to_fit_one(caplog):
@@ -99,7 +99,7 @@ def test_without_a_head_it_generates_and_says_how_to_fit_one(caplog):
     logger = logging.getLogger("diffuseseg_diffusers.pipeline_diffuseseg")
     logger.addHandler(caplog.handler)
     try:
-        output = pipe(1, 2)
+        output = pipe(1, None, 2)
     finally:
         logger.removeHandler(caplog.handler)
     assert output.images[0].size == (16, 16) and output.masks is None and output.uncertainty is None
@@ -170,7 +170,7 @@ def test_half_precision_runs_and_agrees_but_for_edges(dtype):
     rough = pipe.segment(pictures, output_type="np")
     assert rough.uncertainty[0].dtype == np.float32
     assert np.mean([(a == b).mean() for a, b in zip(exact, rough.masks)]) > 0.9
-    assert pipe(1, 3, seeded(), output_type="pt").images.dtype == torch.float32
+    assert pipe(1, seeded(), 3, output_type="pt").images.dtype == torch.float32
 
 
 @pytest.mark.parametrize("fitted_later", [False, True])
@@ -185,7 +185,7 @@ def test_saving_and_loading_round_trips_bit_for_bit(fitted_later, tmp_path):
     for a, b in ((pipe.unet, again.unet), (pipe.segmentation_head, again.segmentation_head)):
         assert a.state_dict().keys() == b.state_dict().keys()
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
-    one, two = pipe(2, 3, seeded(), output_type="pt"), again(2, 3, seeded(), output_type="pt")
+    one, two = pipe(2, seeded(), 3, output_type="pt"), again(2, seeded(), 3, output_type="pt")
     assert torch.equal(one.images, two.images) and torch.equal(one.masks, two.masks)
     assert torch.equal(one.uncertainty, two.uncertainty)
     again.segmentation_head = None
@@ -201,11 +201,11 @@ def test_a_plain_ddpm_folder_loads_as_it_stands(tmp_path):
 
 def test_a_head_that_does_not_fit_is_refused_with_both_numbers():
     pipe = make_pipeline()
-    with pytest.raises(ValueError, match="fitted on images of 3 channels, but the U-Net takes 1"):
+    with pytest.raises(ValueError, match="fitted on images of 3 channels, but the model takes 1"):
         DiffuseSegPipeline(pipe.unet, pipe.scheduler, make_head(pipe, in_channels=3))
-    with pytest.raises(ValueError, match=r"with \[7, 16, 8\] channels, but this U-Net's blocks have \[24, 16, 8\]"):
+    with pytest.raises(ValueError, match=r"with \[7, 16, 8\] channels, but this model's blocks have \[24, 16, 8\]"):
         DiffuseSegPipeline(pipe.unet, pipe.scheduler, make_head(pipe, block_channels=[7, 16, 8]))
-    with pytest.raises(ValueError, match="Decoder block 9 does not exist: this U-Net has blocks 0 to 5"):
+    with pytest.raises(ValueError, match="Block 9 does not exist: this model has blocks 0 to 5"):
         DiffuseSegPipeline(
             pipe.unet,
             pipe.scheduler,
@@ -218,7 +218,7 @@ def test_a_head_that_does_not_fit_is_refused_with_both_numbers():
 
 def test_wrong_output_types_are_refused_before_the_work():
     pipe = make_pipeline(head=True)
-    for call in (lambda: pipe(1, 2, output_type="latent"), lambda: pipe.segment("none.png", output_type="jpg")):
+    for call in (lambda: pipe(1, None, 2, output_type="latent"), lambda: pipe.segment("none.png", output_type="jpg")):
         with pytest.raises(ValueError, match='"pil", "np" or "pt"'):
             call()
 
@@ -227,6 +227,6 @@ def test_the_shared_checkpoint_generates_faces_not_noise():
     pipe = DiffuseSegPipeline.from_pretrained(shared("checkpoints/faces64-ddpm"))
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    images = pipe(4, 10, seeded(), output_type="np").images
+    images = pipe(4, seeded(), 10, output_type="np").images
     neighbours = np.abs(np.diff(images, axis=2)).mean()
     assert neighbours < 0.08 and images.std() > 0.1  # smooth, with contrast; noise would be 0.3 or more

@@ -24,8 +24,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuseseg_diffusers.ddpm_training import denoising_losses
-from diffuseseg_diffusers.unlabeled_data import UnlabeledImages, load_unlabeled
+from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
+from diffuseseg_diffusers.diffusion.objective import denoising_losses
 from training import train_ddpm
 
 from .conftest import ROOT, draw, run, shared

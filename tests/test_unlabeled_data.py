@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffuseseg_diffusers.unlabeled_data import (
-    ShuffledBatches,
-    StreamedBatches,
-    UnlabeledImages,
-    count_channels,
-    load_unlabeled,
-    to_pixels,
-)
+from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, count_channels, load_unlabeled, to_pixels
+from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
 
 from .conftest import draw
 

@@ -19,55 +19,40 @@ import torch
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, evaluate_segmentation
-from diffuseseg_diffusers.analysis import (
-    NOISES,
-    Cells,
-    Corrupted,
-    NoiseVariant,
-    class_sizes,
+from diffuseseg_diffusers.arguments import add_cache_argument, add_model_arguments
+from diffuseseg_diffusers.data.arguments import add_data_arguments, load_data
+from diffuseseg_diffusers.features.pixel_unet import PAPER_TIMESTEPS, DecoderFeatureExtractor, num_decoder_blocks
+from diffuseseg_diffusers.figures.curves import block_curves, block_heat_map, corruption_curves, label_curves
+from diffuseseg_diffusers.figures.pages import cluster_page
+from diffuseseg_diffusers.heads.cross_validation import (
     classes_of,
-    cluster_maps,
-    corruption_names,
     cross_validated,
     fit_groups,
     folds_of,
-    label_efficiency,
-    matched,
     missing_classes,
     others,
     score,
-    study_timesteps,
 )
-from diffuseseg_diffusers.commands import (
-    add_data_arguments,
-    add_model_arguments,
-    check_output_folder,
-    load_data,
-    load_pipeline,
-    run_command,
-    write_json,
-)
-from diffuseseg_diffusers.features import PAPER_TIMESTEPS, DecoderFeatureExtractor, num_decoder_blocks
-from diffuseseg_diffusers.generation import fingerprint
-from diffuseseg_diffusers.head_training import (
-    RECIPES,
-    ActivationTable,
-    default_blocks,
-    extract_activations,
-    fit_segmentation_head,
-)
-from diffuseseg_diffusers.visualization import (
-    block_curves,
-    block_heat_map,
-    cluster_page,
-    corruption_curves,
-    label_curves,
-)
+from diffuseseg_diffusers.heads.extraction import extract_activations
+from diffuseseg_diffusers.heads.fit import fit_segmentation_head
+from diffuseseg_diffusers.heads.recipes import RECIPES, default_blocks
+from diffuseseg_diffusers.heads.selection import study_timesteps
+from diffuseseg_diffusers.heads.table import ActivationTable
+from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.runs.command import run_command
+from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.runs.files import check_output_folder, write_json
+from diffuseseg_diffusers.runs.resuming import Results, fingerprint
+from diffuseseg_diffusers.studies.clusters import cluster_maps, matched
+from diffuseseg_diffusers.studies.corruptions import Corrupted, corruption_names
+from diffuseseg_diffusers.studies.labels import class_sizes, label_efficiency
+from diffuseseg_diffusers.studies.noise import NOISES, NoiseVariant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_data_arguments(parser, split="train")
+    add_cache_argument(parser)
     group = parser.add_argument_group("study")
     group.add_argument("--study", nargs="+", choices=list(STUDIES), default=["blocks-timesteps"], help="What to find.")
     group.add_argument(
@@ -112,8 +97,8 @@ class Study:
         self.blocks = args.blocks or list(default_blocks(unet, RECIPES["paper"]))
         self.timesteps = args.timesteps or list(PAPER_TIMESTEPS)
 
-    def cells(self, name: str, **settings) -> Cells:
-        return Cells(self.args.output_dir / f"{name}.jsonl", self.settings | settings)
+    def cells(self, name: str, **settings) -> Results:
+        return Results(self.args.output_dir / f"{name}.jsonl", self.settings | settings)
 
     def extractor(self, blocks: list[int], timesteps: list[int]) -> DecoderFeatureExtractor:
         return DecoderFeatureExtractor(
@@ -186,7 +171,7 @@ def clusters(study: Study) -> None:
     """k-means of the pixels of a few images for a grid of blocks and timesteps (paper, section 3, figure 4)."""
     args = study.args
     if importlib.util.find_spec("sklearn") is None:
-        raise ValueError("scikit-learn is not installed; run `pip install diffuseseg-diffusers[analysis]`.")
+        raise UserError("scikit-learn is not installed; run `pip install diffuseseg-diffusers[analysis]`.")
     shown = study.dataset.select(range(min(args.num_images, len(study.dataset))))
     pictures = [shown[i].image for i in range(len(shown))]
     blocks = args.blocks or list(default_blocks(study.pipe.unet, RECIPES["paper"]))
@@ -257,7 +242,7 @@ def labels(study: Study) -> None:
     )
     counts = [c for c in args.counts if c <= len(study.dataset)]
     if not counts:
-        raise ValueError(f"--counts {args.counts} asks for more than the {len(study.dataset)} images that there are.")
+        raise UserError(f"--counts {args.counts} asks for more than the {len(study.dataset)} images that there are.")
     train = test = None
     if any(str(c) not in cells.results for c in counts):
         extractor = study.extractor(study.blocks, study.timesteps)
@@ -292,7 +277,7 @@ def corruptions(study: Study) -> None:
     try:
         names = corruption_names()
     except ImportError as error:  # also where a library of the system is missing that OpenCV wants
-        raise ValueError(
+        raise UserError(
             f"`imagecorruptions` cannot be used: {error}; run `pip install diffuseseg-diffusers[analysis]`."
         ) from error
     cells = study.cells("corruptions", blocks=study.blocks, timesteps=study.timesteps, test_split=args.test_split)

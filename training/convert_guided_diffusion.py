@@ -11,8 +11,10 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline
 
-from diffuseseg_diffusers.commands import DTYPES, check_output_folder, output_folder, run_command
-from diffuseseg_diffusers.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
+from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
+from diffuseseg_diffusers.runs.command import run_command
+from diffuseseg_diffusers.runs.files import check_output_folder, output_folder
+from diffuseseg_diffusers.runs.hardware import DTYPES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

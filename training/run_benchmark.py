@@ -1,54 +1,52 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Runs a benchmark of Baranchuk et al. (ICLR 2022) and prints our cell beside the paper's: `diffuseseg benchmark`.
+"""Runs a benchmark of Baranchuk et al. (ICLR 2022) and prints its result beside the paper's: `diffuseseg benchmark`.
 
     python training/run_benchmark.py horse_21 --data datasets/horse_21 --checkpoint lsun_horse.pt --output_dir OUT
 
 The data are a folder of the published archive, with `real/train`, `real/test` and `ddpm` in it. The same command line
-goes on where a run was cut off, after the last whole seed.
+resumes after the last whole seed.
 """
 
 import argparse
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers import DDPMPipeline
-from transformers import AutoModelForSemanticSegmentation
 
-from diffuseseg_diffusers import (
-    DiffuseSegPipeline,
-    LabeledImages,
-    evaluate_segmentation,
-    fit_segmentation_head,
-    load_labeled_images,
+from diffuseseg_diffusers import DiffuseSegPipeline, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers.arguments import add_output_arguments
+from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
+from diffuseseg_diffusers.figures.pages import examples_page
+from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.inference.evaluation import format_metrics
+from diffuseseg_diffusers.inference.published_benchmarks import (
+    Benchmark,
+    compare_with_published,
+    load_benchmark_images,
+    read_benchmark,
 )
-from diffuseseg_diffusers.analysis import Cells
-from diffuseseg_diffusers.commands import (
-    DTYPES,
-    check_output_folder,
-    default_device,
-    format_metrics,
-    load_pipeline,
-    output_folder,
-    run_command,
-    write_json,
-)
-from diffuseseg_diffusers.data import LabeledImage
-from diffuseseg_diffusers.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
-from diffuseseg_diffusers.head_training import RECIPES
-from diffuseseg_diffusers.student import StudentSegmenter, make_processor
+from diffuseseg_diffusers.runs.command import run_command
+from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
+from diffuseseg_diffusers.runs.hardware import DTYPES, default_device
+from diffuseseg_diffusers.runs.resuming import Results, may_resume, open_run
+from diffuseseg_diffusers.students.segmenter import StudentSegmenter, load_student
 from diffuseseg_diffusers.training import generate_dataset, train_student
-from diffuseseg_diffusers.visualization import examples_page
 
 
+COMMAND = "benchmark"
 BENCHMARKS = {path.stem: path for path in sorted(Path(__file__).with_name("configs").glob("benchmarks/*.json"))}
 RESULTS = "results.jsonl"
 METHODS = {"ddpm": "DDPM", "dataset_ddpm": "DatasetDDPM"}  # and their names in the paper's table
+OWNED = (RESULTS, "model/*", *(f"{method}*.json" for method in METHODS))
+OWNED += tuple(
+    f"{method}*-seed[0-9]*/{part}"
+    for method in METHODS
+    for part in ("metrics.json", "examples.png", "segmentation_head/*", "labeler/*", "synthetic/*", "student/*")
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,120 +54,144 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "benchmark", help=f"One of {', '.join(BENCHMARKS)}, or a file such as those in training/configs/benchmarks."
     )
     parser.add_argument("--data", type=Path, required=True, help="Folder with real/train, real/test and ddpm.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="Of guided-diffusion: .pt or .safetensors.")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="Checkpoint of guided-diffusion, .pt or .safetensors."
+    )
     parser.add_argument(
         "--method", choices=list(METHODS), default="ddpm", help="Row of the paper's table (default: ddpm)."
     )
-    parser.add_argument("--num_seeds", type=int, default=1, help="Runs, with the seeds 0, 1, … (default: 1).")
+    parser.add_argument("--num_seeds", type=int, default=1, help="Number of runs, with seeds 0, 1, … (default: 1).")
     parser.add_argument("--recipe", choices=list(RECIPES), default="paper", help="Training procedure (default: paper).")
-    parser.add_argument("--num_samples", type=int, help="Of dataset_ddpm, to generate (default: 50,000, as published).")
-    parser.add_argument("--num_inference_steps", type=int, help="Of DDIM for them (default: DDPM with 1,000).")
+    parser.add_argument(
+        "--num_samples", type=int, help="Number of images that dataset_ddpm generates (default: 50,000, as published)."
+    )
+    parser.add_argument(
+        "--num_inference_steps", type=int, help="Number of DDIM's steps for them (default: DDPM with 1,000)."
+    )
     parser.add_argument("--batch_size", type=int, default=4, help="Images in a pass of the U-Net (default: 4).")
-    parser.add_argument("--activation_dir", help="Keep activations in a temporary file here, not in memory.")
-    parser.add_argument("--device", help="Where to run, such as cuda:1 (default: a GPU if there is one).")
-    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="Arithmetic of the U-Net.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="For the pipeline, heads and results.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace what is in the output folder.")
+    parser.add_argument("--activation_dir", help="Folder for a temporary file of activations (default: in memory).")
+    parser.add_argument("--device", help="Device to run on, such as cuda:1 (default: a GPU if there is one).")
+    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="Precision of the U-Net.")
+    add_output_arguments(parser, "the pipeline, heads and results")
 
 
-class AtSize(LabeledImages):
-    """Square labelled images at the benchmark's resolution, as the published code reads them."""
+def main(args: argparse.Namespace) -> None:
+    # 1. The inputs, and only then the folder.
+    spec = read_benchmark(find_benchmark(args.benchmark))
+    check_arguments(args, spec)
+    if not may_resume(args.output_dir, COMMAND):
+        check_output_folder(args.output_dir, args.overwrite)
+    test = load_benchmark_images(spec, args.data / "real" / "test", spec.test_images)
+    train = load_benchmark_images(spec, train_folder(args), spec.train_images)
+    is_new = args.overwrite or not model_folder(args).is_dir()
+    converted = convert(args, spec) if is_new else None
+    settings = {
+        "benchmark": spec.title,
+        **{name: getattr(spec, name) for name in ("blocks", "timesteps", "num_members", "batch_size")},
+        "data": args.data.name,
+        "checkpoint": args.checkpoint.name,
+        "recipe": args.recipe,
+        "dtype": args.dtype,
+    }
+    open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite)
+    results = Results(args.output_dir / RESULTS, settings)
+    if converted is not None:
+        with output_folder(model_folder(args), overwrite=False, command=COMMAND) as partial:
+            converted.save_pretrained(partial)
 
-    def __init__(self, dataset: LabeledImages, size: int):
-        self.__dict__.update(dataset.__dict__)
-        self.size = size
+    # 2. A model for each seed, measured.
+    name = "-".join([args.method, *(str(n) for n in (args.num_samples, args.num_inference_steps) if n)])
 
-    def __getitem__(self, index: int) -> LabeledImage:
-        row = super().__getitem__(index)
-        height, width = row.mask.shape
-        if height != width:
-            raise ValueError(f"{row.name} is {width} × {height}, but the benchmarks are of square images.")
-        if height == self.size:
-            return row
-        nearest = np.arange(self.size) * height // self.size  # OpenCV's, which rounds down
-        image = row.image.resize((self.size, self.size), PIL.Image.Resampling.BILINEAR)
-        return replace(row, image=image, mask=row.mask[nearest][:, nearest])
+    def run(seed: int) -> dict:
+        folder = args.output_dir / f"{name}-seed{seed}"
+        folder.mkdir(exist_ok=True)
+        fitted = {"ddpm": ddpm, "dataset_ddpm": dataset_ddpm}[args.method](args, spec, train, seed, folder)
+        # As published: absent classes count as 0, and what is predicted where there is no label is wrong.
+        metrics, examples = evaluate_segmentation(
+            fitted, test, args.batch_size, absent_as_zero=True, count_ignored=True, num_examples=12
+        )
+        if args.method == "ddpm":  # a student has no uncertainty to show
+            page = examples_page(examples, spec.label_names, spec.palette, spec.ignore_index)
+            page.savefig(folder / "examples.png")
+        write_json(folder / "metrics.json", metrics)
+        print(format_metrics(metrics))
+        return metrics
+
+    found = [results.get(f"{name} {seed}", lambda seed=seed: run(seed)) for seed in range(args.num_seeds)]
+
+    # 3. Beside the paper.
+    table, report = compare_with_published(spec, METHODS[args.method], [100 * metrics["mean_iou"] for metrics in found])
+    print(f"\n{table}")
+    write_json(args.output_dir / f"{name}.json", report)
 
 
-def read_recipe(name: str) -> dict:
+def find_benchmark(name: str) -> Path:
     path = BENCHMARKS.get(name, Path(name))
     if not path.is_file():
-        raise ValueError(f"There is no benchmark {name}; there are {', '.join(BENCHMARKS)}, or give a JSON file.")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise UserError(f"There is no benchmark {name}; there are {', '.join(BENCHMARKS)}, or give a JSON file.")
+    return path
 
 
-def load_images(recipe: dict, folder: Path, count: int) -> AtSize:
-    """The first `count` images of a folder of the published layout."""
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}; the datasets are in {recipe['dataset_url']}.")
-    if not any(folder.rglob("*.npy")):
-        raise ValueError(f"The folder {folder} has no masks: images of the benchmarks have a .npy file beside each.")
-    dataset = load_labeled_images(
-        folder.parent,
-        split=folder.name,
-        label_names=recipe["label_names"],
-        palette=recipe["palette"],
-        ignore_index=recipe["ignore_index"],
-    )
-    if len(dataset) < count:
-        print(f"Mind that {folder} has {len(dataset)} images, and the paper's benchmark {count}.")
-    return AtSize(dataset.select(range(min(count, len(dataset)))), recipe["image_size"])
+def check_arguments(args: argparse.Namespace, spec: Benchmark) -> None:
+    """Refuses numbers out of range, and a method that the paper has no result of."""
+    for name in ("num_seeds", "batch_size", "num_samples", "num_inference_steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if args.method == "dataset_ddpm" and spec.dataset_ddpm is None:
+        raise UserError(f"The paper has no DatasetDDPM for {spec.title}; use --method ddpm.")
 
 
-def convert(args: argparse.Namespace, recipe: dict) -> Path:
-    """The checkpoint as a pipeline, made once."""
-    folder = args.output_dir / "model"
-    if not folder.is_dir():
-        if not args.checkpoint.is_file():
-            raise ValueError(
-                f"There is no file {args.checkpoint}; {recipe['checkpoint']} is at {recipe['checkpoint_url']}."
-            )
-        flags = PRESETS[recipe["preset"]] if "preset" in recipe else Flags.parse(recipe["flags"])
-        unet, scheduler = convert_checkpoint(read_checkpoint(args.checkpoint), flags)
-        with output_folder(folder, overwrite=False) as partial:
-            DDPMPipeline(unet, scheduler).save_pretrained(partial)
-    return folder
+def model_folder(args: argparse.Namespace) -> Path:
+    return args.output_dir / "model"
 
 
-def fit(args: argparse.Namespace, recipe: dict, pipe: DiffuseSegPipeline, folder: Path, seed: int) -> None:
-    """Puts a head into the pipeline, fitted on the images of a folder."""
+def train_folder(args: argparse.Namespace) -> Path:
+    return args.data / "ddpm" if args.method == "dataset_ddpm" else args.data / "real" / "train"
+
+
+def convert(args: argparse.Namespace, spec: Benchmark) -> DDPMPipeline:
+    """The checkpoint as a pipeline."""
+    if not args.checkpoint.is_file():
+        raise UserError(f"There is no file {args.checkpoint}; {spec.checkpoint} is at {spec.checkpoint_url}.")
+    flags = PRESETS[spec.preset] if spec.preset else Flags.parse(spec.flags)
+    return DDPMPipeline(*convert_checkpoint(read_checkpoint(args.checkpoint), flags))
+
+
+def fitted_pipeline(args: argparse.Namespace, spec: Benchmark, train, seed: int) -> DiffuseSegPipeline:
+    """The model with a head that is fitted on the training images."""
+    pipe = load_pipeline(str(model_folder(args)), device=args.device, dtype=args.dtype)
     pipe.segmentation_head = fit_segmentation_head(
         pipe,
-        load_images(recipe, folder, recipe["train_images"]),
-        recipe["blocks"],
-        recipe["timesteps"],
-        num_members=recipe["num_members"],
-        recipe=replace(RECIPES["paper"], batch_size=recipe["batch_size"]) if args.recipe == "paper" else args.recipe,
-        palette=recipe["palette"],
+        train,
+        spec.blocks,
+        spec.timesteps,
+        num_members=spec.num_members,
+        recipe=replace(RECIPES["paper"], batch_size=spec.batch_size) if args.recipe == "paper" else args.recipe,
+        palette=spec.palette,
         seed=seed,
         batch_size=args.batch_size,
         cache_dir=args.activation_dir,
     )
+    return pipe
 
 
-def ddpm(args: argparse.Namespace, recipe: dict, seed: int, folder: Path) -> DiffuseSegPipeline:
+def ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, folder: Path) -> DiffuseSegPipeline:
     """The paper's method: a head on real images."""
-    pipe = load_pipeline(str(convert(args, recipe)), device=args.device, dtype=args.dtype)
-    fit(args, recipe, pipe, args.data / "real" / "train", seed)
+    pipe = fitted_pipeline(args, spec, train, seed)
     pipe.segmentation_head.save_pretrained(folder / "segmentation_head")
     return pipe
 
 
-def dataset_ddpm(args: argparse.Namespace, recipe: dict, seed: int, folder: Path) -> StudentSegmenter:
+def dataset_ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, folder: Path) -> StudentSegmenter:
     """A head on generated images, a dataset generated and labelled with it, and a student of that."""
-    if "dataset_ddpm" not in recipe:
-        raise ValueError(f"The paper has no DatasetDDPM for {recipe['title']}.")
-    own = recipe["dataset_ddpm"]
-    labeler = folder / "labeler"
+    own, labeler, student = spec.dataset_ddpm, folder / "labeler", folder / "student"
     if not labeler.is_dir():
-        pipe = load_pipeline(str(convert(args, recipe)), device=args.device, dtype=args.dtype)
-        fit(args, recipe, pipe, args.data / "ddpm", seed)
-        whole = DiffuseSegPipeline.from_pretrained(args.output_dir / "model", segmentation_head=None)
-        whole.segmentation_head = pipe.segmentation_head
-        with output_folder(labeler, overwrite=False) as partial:
+        whole = DiffuseSegPipeline.from_pretrained(model_folder(args), segmentation_head=None)
+        whole.segmentation_head = fitted_pipeline(args, spec, train, seed).segmentation_head
+        with output_folder(labeler, overwrite=False, command=COMMAND) as partial:
             whole.save_pretrained(partial)
     steps, device = args.num_inference_steps, torch.device(args.device or default_device())
-    command(
+    run_script(
         generate_dataset,
         model=labeler,
         num_samples=args.num_samples or own["num_samples"],
@@ -182,83 +204,27 @@ def dataset_ddpm(args: argparse.Namespace, recipe: dict, seed: int, folder: Path
         dtype=args.dtype,
         output_dir=folder / "synthetic",
     )
-    student = folder / "student"
-    if not (student / "config.json").is_file():
-        command(
-            train_student,
-            "--from_scratch",
-            "--no_augmentation",
-            train_dataset_name=folder / "synthetic",
-            model=own["student"],
-            num_epochs=own["num_epochs"],
-            train_batch_size=own["train_batch_size"],
-            learning_rate=own["learning_rate"],
-            seed=seed,
-            output_dir=student,
-        )
-    model = AutoModelForSemanticSegmentation.from_pretrained(student)
-    return StudentSegmenter(model.to(device), make_processor(str(student)))
+    run_script(
+        train_student,
+        "--from_scratch",
+        "--no_augmentation",
+        train_dataset_name=folder / "synthetic",
+        model=own["student"],
+        num_epochs=own["num_epochs"],
+        train_batch_size=own["train_batch_size"],
+        learning_rate=own["learning_rate"],
+        seed=seed,
+        output_dir=student,
+    )
+    return load_student(student, device)
 
 
-def command(module: ModuleType, *switches: str, **options) -> None:
-    """Runs another script as its command line would."""
+def run_script(module: ModuleType, *switches: str, **options) -> None:
+    """Runs another script as its command line would; it resumes by itself."""
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     module.main(parser.parse_args([*given, *switches]))
-
-
-def main(args: argparse.Namespace) -> None:
-    recipe = read_recipe(args.benchmark)
-    if args.num_seeds < 1:
-        raise ValueError(f"--num_seeds must be at least 1, got {args.num_seeds}.")
-    if args.overwrite:
-        shutil.rmtree(args.output_dir, ignore_errors=True)
-    if not (args.output_dir / RESULTS).is_file():
-        check_output_folder(args.output_dir, overwrite=False)
-    test = load_images(recipe, args.data / "real" / "test", recipe["test_images"])
-    settings = {
-        "benchmark": recipe["title"],
-        **{name: recipe[name] for name in ("blocks", "timesteps", "num_members", "batch_size")},
-        "data": args.data.name,
-        "checkpoint": args.checkpoint.name,
-        "recipe": args.recipe,
-        "dtype": args.dtype,
-    }
-    cells = Cells(args.output_dir / RESULTS, settings)
-    convert(args, recipe)
-    name = "-".join([args.method, *(str(n) for n in (args.num_samples, args.num_inference_steps) if n)])
-
-    def run(seed: int) -> dict:
-        folder = args.output_dir / f"{name}-seed{seed}"
-        folder.mkdir(exist_ok=True)
-        fitted = {"ddpm": ddpm, "dataset_ddpm": dataset_ddpm}[args.method](args, recipe, seed, folder)
-        # As published: absent classes count as 0, and what is predicted where there is no label is wrong.
-        metrics, examples = evaluate_segmentation(
-            fitted, test, args.batch_size, absent_as_zero=True, count_ignored=True, num_examples=12
-        )
-        if args.method == "ddpm":  # a student has no uncertainty to show
-            page = examples_page(examples, recipe["label_names"], recipe["palette"], recipe["ignore_index"])
-            page.savefig(folder / "examples.png")
-        write_json(folder / "metrics.json", metrics)
-        print(format_metrics(metrics))
-        return metrics
-
-    ours = [100 * cells.get(f"{name} {s}", lambda s=s: run(s))["mean_iou"] for s in range(args.num_seeds)]
-    report(recipe, METHODS[args.method], ours, args.output_dir / f"{name}.json")
-
-
-def report(recipe: dict, method: str, ours: list[float], path: Path) -> None:
-    """Our cell beside the column of the paper's table, printed and written."""
-    mean, spread = float(np.mean(ours)), float(np.std(ours, ddof=1)) if len(ours) > 1 else None
-    print(f"\n{recipe['title']}, mean IoU in %")
-    for name, (published, deviation) in recipe["published_mean_iou"].items():
-        mine = ""
-        if name == method:
-            mine = f"   here {mean:.1f}{'' if spread is None else f' ± {spread:.1f}'} ({len(ours)} run"
-            mine += f"{'s' if len(ours) > 1 else ''})"
-        print(f"  {name:<14}{published:>5.1f} ± {deviation:.1f}{mine}")
-    write_json(path, {"benchmark": recipe["title"], "method": method, "mean_iou": ours, "mean": mean, "std": spread})
 
 
 if __name__ == "__main__":

@@ -30,39 +30,35 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import DiffuseSegPipeline
-from diffuseseg_diffusers.commands import check_output_folder, default_device, hardware, run_command, write_json
-from diffuseseg_diffusers.data import describe_dataset
-from diffuseseg_diffusers.ddpm_training import (
+from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.data.unlabeled import RESIZE_MODES, UnlabeledImages, count_channels, load_unlabeled
+from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
+from diffuseseg_diffusers.diffusion.checkpoints import (
+    checkpoints,
+    load_checkpoint,
+    read_log,
+    save_checkpoint,
+    save_pipeline,
+)
+from diffuseseg_diffusers.diffusion.objective import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
     averaged_unet,
-    check_trainable,
-    checkpoints,
     denoising_loss,
     denoising_losses,
     draw_step,
-    load_checkpoint,
-    make_unet,
-    preset_config,
-    read_log,
-    read_model_config,
     sample_images,
-    save_checkpoint,
-    save_pipeline,
     to_model_range,
 )
-from diffuseseg_diffusers.features import image_size
-from diffuseseg_diffusers.hub import add_hub_arguments, finish_push, prepare_push
-from diffuseseg_diffusers.unlabeled_data import (
-    RESIZE_MODES,
-    ShuffledBatches,
-    StreamedBatches,
-    UnlabeledImages,
-    count_channels,
-    load_unlabeled,
-    mixed_seed,
-)
-from diffuseseg_diffusers.visualization import training_curves
+from diffuseseg_diffusers.diffusion.unets import check_trainable, make_unet, preset_config, read_model_config
+from diffuseseg_diffusers.features.pixel_unet import image_size
+from diffuseseg_diffusers.figures.curves import training_curves
+from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
+from diffuseseg_diffusers.runs.command import run_command
+from diffuseseg_diffusers.runs.errors import NotFiniteError, UserError
+from diffuseseg_diffusers.runs.files import check_output_folder, write_json
+from diffuseseg_diffusers.runs.hardware import default_device, hardware
+from diffuseseg_diffusers.runs.seeds import mixed_seed
 
 
 # Losses are read from the device, and processes agree on stopping, once in so many steps: reading waits for the device.
@@ -159,16 +155,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     if args.max_train_steps is None and args.max_train_minutes is None:
-        raise ValueError("How long? Give --max_train_steps, --max_train_minutes, or both (what comes first ends it).")
+        raise UserError("How long? Give --max_train_steps, --max_train_minutes, or both (what comes first ends it).")
     if args.streaming and args.train_data_dir:
-        raise ValueError("A folder of pictures is read as it is; --streaming is for --dataset_name.")
+        raise UserError("A folder of pictures is read as it is; --streaming is for --dataset_name.")
     if args.pretrained and (args.beta_schedule or args.prediction_type):
-        raise ValueError("--pretrained brings its own noise schedule and prediction type; leave the options out.")
+        raise UserError("--pretrained brings its own noise schedule and prediction type; leave the options out.")
     if args.resolution and len(args.resolution) > 2:
-        raise ValueError(f"--resolution is one side, or height and width; got {len(args.resolution)} numbers.")
+        raise UserError(f"--resolution is one side, or height and width; got {len(args.resolution)} numbers.")
     missing = set(args.report_to or ()) - {"all", *(str(tracker) for tracker in get_available_trackers())}
     if missing:
-        raise ValueError(f"The tracker {' '.join(sorted(missing))} is not installed, or Accelerate does not know it.")
+        raise UserError(f"The tracker {' '.join(sorted(missing))} is not installed, or Accelerate does not know it.")
     for name in (
         "max_train_steps",
         "train_batch_size",
@@ -178,7 +174,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         "sample_steps",
     ):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
 
 
 def main(args: argparse.Namespace) -> int | None:
@@ -402,7 +398,7 @@ def make_model(args: argparse.Namespace, count_channels: Callable[[], int]) -> t
         pipe = DiffuseSegPipeline.from_pretrained(args.pretrained, segmentation_head=None)
         unet, scheduler = pipe.unet, DDPMScheduler.from_config(pipe.scheduler.config)
         if args.channels not in (None, unet.config.in_channels):
-            raise ValueError(f"{args.pretrained} has {unet.config.in_channels} channels, not {args.channels}.")
+            raise UserError(f"{args.pretrained} has {unet.config.in_channels} channels, not {args.channels}.")
         if size:
             unet.register_to_config(sample_size=size[0] if size[0] == size[1] else list(size))
         check_trainable(unet)
@@ -458,7 +454,7 @@ def make_batches(
         pixels, unreadable = images.load() if in_memory else (images, 0)
         held_out = min(VALIDATION_IMAGES, len(pixels) // 10) if wanted is None else wanted
         if held_out >= len(pixels):
-            raise ValueError(f"Of {len(pixels)} images, {held_out} cannot be held out (--num_validation_images).")
+            raise UserError(f"Of {len(pixels)} images, {held_out} cannot be held out (--num_validation_images).")
         order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(mixed_seed(args.seed, 4)))
         rest = order[held_out:]
         batches = ShuffledBatches(
@@ -550,7 +546,7 @@ def check_finite(args: argparse.Namespace, step: int, losses: torch.Tensor, mixe
     if len(bad):
         kept = checkpoints(args.output_dir)
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"The loss or gradient of step {step - len(losses) + 1 + int(bad[0])} is not finite; {last}. A lower "
             f"--learning_rate, --mixed_precision no or bf16, or doing without --compile may help."
         )

@@ -11,31 +11,27 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, evaluate_segmentation, fit_segmentation_head
-from diffuseseg_diffusers.analysis import Budget, choose_features
-from diffuseseg_diffusers.backbone import load_backbone
-from diffuseseg_diffusers.commands import (
-    add_data_arguments,
-    add_model_arguments,
-    check_output_folder,
-    default_device,
-    format_metrics,
-    hardware,
-    load_data,
-    load_pipeline,
-    output_folder,
-    run_command,
-    write_json,
-)
-from diffuseseg_diffusers.data import describe_dataset
-from diffuseseg_diffusers.features import up_block_outputs
-from diffuseseg_diffusers.head_training import RECIPES, default_blocks, default_timesteps
-from diffuseseg_diffusers.hub import add_hub_arguments, finish_push, prepare_push
+from diffuseseg_diffusers.arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from diffuseseg_diffusers.data.arguments import add_data_arguments, load_data
+from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.heads.fit import recipe_extractor
+from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.heads.selection import Budget, choose_features, format_choices
+from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
+from diffuseseg_diffusers.inference.evaluation import format_metrics
+from diffuseseg_diffusers.pipeline_backbone import load_backbone
+from diffuseseg_diffusers.runs.command import run_command
+from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
+from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
 
 
 AUTO = "auto"
@@ -44,6 +40,7 @@ AUTO = "auto"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, backbone=True)
     add_data_arguments(parser, split="train")
+    add_cache_argument(parser)
     group = parser.add_argument_group("validation")
     held_out = group.add_mutually_exclusive_group()
     held_out.add_argument("--validation_split", help="Part of the dataset to measure on afterwards.")
@@ -87,9 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="Of noise, weights and pixel order (default: 0).")
     group.add_argument("--batch_size", type=int, default=4, help="Images in a pass of the U-Net (default: 4).")
     group.add_argument("--activation_dir", help="Keep activations in a temporary file here, not in memory.")
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=Path, required=True, help="Where the fitted pipeline goes.")
-    group.add_argument("--overwrite", action="store_true", help="Replace the output folder if there is one.")
+    add_output_arguments(parser, "the fitted pipeline")
     add_hub_arguments(parser)
 
 
@@ -97,59 +92,45 @@ def number_or_auto(text: str) -> int | str:
     return text if text == AUTO else int(text)
 
 
-def chosen_features(args: argparse.Namespace, pipe: DiffuseSegPipeline, dataset: LabeledImages, accelerator) -> list:
+def choose(args: argparse.Namespace, pipe: Any, dataset: LabeledImages, accelerator: Accelerator) -> list[dict]:
     """Puts blocks and timesteps in place of `auto`; returns all choices that were tried, the best first."""
     limits = (args.max_dimensions, args.max_bytes, args.max_milliseconds)
     auto = [name for name in ("blocks", "timesteps") if AUTO in (getattr(args, name) or ())]
     for name in auto:
         if getattr(args, name) != [AUTO]:
-            raise ValueError(f"--{name} takes numbers or auto, got both: {getattr(args, name)}.")
+            raise UserError(f"--{name} takes numbers or auto, got both: {getattr(args, name)}.")
     if not auto:
         if any(limits):
-            raise ValueError(
+            raise UserError(
                 "--max_dimensions, --max_bytes and --max_milliseconds are for --blocks or --timesteps auto."
             )
         return []
-    if "blocks" not in auto and args.up_blocks is not None:
-        args.blocks = list(up_block_outputs(pipe.unet, args.up_blocks))
-        args.up_blocks = None
-    elif "blocks" not in auto and args.blocks is None:
-        args.blocks = list(default_blocks(pipe.unet, RECIPES[args.recipe]))
-    if "timesteps" not in auto and args.timesteps is None:
-        args.timesteps = list(default_timesteps(pipe.scheduler, RECIPES[args.recipe]))
+    numbers = {name: None if name in auto else getattr(args, name) for name in ("blocks", "timesteps")}
+    usual = recipe_extractor(pipe, args.recipe, **numbers, up_blocks=args.up_blocks)
+    fixed = {name: None if name in auto else getattr(usual, name) for name in numbers}
     tried = [None]
     if accelerator.is_main_process:  # the others would come to the same, but for what they measure of time
-        tried[0] = choose_features(
-            pipe,
-            dataset,
-            None if "blocks" in auto else args.blocks,
-            None if "timesteps" in auto else args.timesteps,
-            Budget(*limits) if any(limits) else None,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            cache_dir=args.activation_dir,
-        )
+        budget = Budget(*limits) if any(limits) else None
+        options = dict(seed=args.seed, batch_size=args.batch_size, cache_dir=args.activation_dir)
+        tried[0] = choose_features(pipe, dataset, args.recipe, **fixed, budget=budget, **options)
+        print(format_choices(tried[0]))
+        print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")
     broadcast_object_list(tried)
     best = tried[0][0]
-    args.blocks, args.timesteps = list(best["blocks"]), list(best["timesteps"])
-    if accelerator.is_main_process:
-        print(f"{'mean IoU':>8}  {'dimensions':>10}  {'MB':>6}  {'ms':>6}  blocks; timesteps")
-        for c in tried[0][:5]:
-            where = f"{' '.join(map(str, c['blocks']))}; {' '.join(map(str, c['timesteps']))}"
-            costs = f"{c['dimensions']:>10}  {c['bytes'] / 1e6:>6.2f}  {c['milliseconds']:>6.1f}"
-            print(f"{c['mean_iou']:>8.4f}  {costs}  {where}{'; as in the paper' if c['step'] == 0 else ''}")
-        print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")
+    args.blocks, args.timesteps, args.up_blocks = list(best["blocks"]), list(best["timesteps"]), None
     return tried[0]
 
 
 def main(args: argparse.Namespace) -> None:
+    # 1. Inputs, all of them checked before the long work.
     check_output_folder(args.output_dir, args.overwrite)
+    if args.backbone and args.push_to_hub:
+        raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
     device = torch.device(args.device or default_device())
     accelerator = Accelerator(cpu=device.type == "cpu")
+    report_processes(accelerator)
     if accelerator.is_main_process:
         prepare_push(args)
-    if args.backbone and (args.push_to_hub or AUTO in [*(args.blocks or ()), *(args.timesteps or ())]):
-        raise ValueError("With --backbone, neither --push_to_hub nor auto is possible; give --blocks as numbers.")
     dataset = load_data(args)
     validation = None
     if args.validation_fraction is not None:
@@ -158,12 +139,13 @@ def main(args: argparse.Namespace) -> None:
         validation = load_data(args, args.validation_split, num_classes=dataset.num_classes)
     device = args.device or accelerator.device
     if args.backbone:
-        pipe = load_backbone(args.backbone, device)
+        pipe = load_backbone(args.backbone, device, revision=args.revision, cache_dir=args.cache_dir)
     else:
-        pipe = load_pipeline(args.model, args.revision, device, args.dtype)
+        pipe = load_pipeline(args.model, args.revision, device, args.dtype, cache_dir=args.cache_dir)
         pipe.segmentation_head = None  # a head that is there already is replaced
 
-    tried = chosen_features(args, pipe, dataset, accelerator)
+    # 2. Features and head.
+    tried = choose(args, pipe, dataset, accelerator)
     began = time.perf_counter()
     pipe.segmentation_head = fit_segmentation_head(
         pipe,
@@ -181,41 +163,55 @@ def main(args: argparse.Namespace) -> None:
         cache_dir=args.activation_dir,
         accelerator=accelerator,
     )
-    name, network = args.model or args.backbone, getattr(pipe, "unet", None) or pipe.backbone
-    report = {
-        "model": name,
-        "model_on_hub": None if os.path.isdir(name) else name,
-        "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
-        "num_images": len(dataset),
-        "recipe": args.recipe,
-        "seed": args.seed,
-        "dtype": str(network.dtype).removeprefix("torch."),
-        "device": str(network.device),
-        "hardware": hardware(network.device),
-        "num_processes": accelerator.num_processes,
-        "seconds": round(time.perf_counter() - began, 2),
-    }
-    if tried:
-        report["selection"] = tried[:10]
     if not accelerator.is_main_process:
         return
+    report = describe_fit(args, pipe, dataset, accelerator, time.perf_counter() - began, tried)
+
+    # 3. What it is worth, and where it goes.
     if validation is not None:
         report["validation"], _ = evaluate_segmentation(pipe, validation)
         split = args.validation_split or args.split
         report["validation"]["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, split)
         print(format_metrics(report["validation"]))
     original = pipe
-    if not args.backbone:  # the U-Net is saved as it was, not in the arithmetic that it ran in
-        original = DiffuseSegPipeline.from_pretrained(args.model, revision=args.revision, segmentation_head=None)
+    if not args.backbone:  # the U-Net is saved as it was, not in the precision that it ran in
+        where = dict(revision=args.revision, cache_dir=args.cache_dir)
+        original = DiffuseSegPipeline.from_pretrained(args.model, segmentation_head=None, **where)
         original.segmentation_head = pipe.segmentation_head
-    with output_folder(args.output_dir, args.overwrite) as folder:
+    with output_folder(args.output_dir, args.overwrite, "fit") as folder:
         original.save_pretrained(folder)
         write_json(folder / "head_training.json", report)
-        trained = Path(name) / "training_state.json"  # how the U-Net was trained belongs to what it became
-        if trained.is_file():
+        trained = Path(args.model or args.backbone) / "training_state.json"
+        if trained.is_file():  # how the U-Net was trained belongs to what it became
             shutil.copy(trained, folder)
     print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {args.output_dir}.")
     finish_push(args)
+
+
+def describe_fit(
+    args: argparse.Namespace,
+    pipe: Any,
+    dataset: LabeledImages,
+    accelerator: Accelerator,
+    seconds: float,
+    tried: list[dict],
+) -> dict:
+    """What `head_training.json` says."""
+    name, extractor = args.model or args.backbone, pipe.head_extractor()
+    report = {
+        "model": os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name,
+        "model_on_hub": None if os.path.isdir(name) else name,
+        "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
+        "num_images": len(dataset),
+        "recipe": args.recipe,
+        "seed": args.seed,
+        "dtype": str(extractor.dtype).removeprefix("torch."),
+        "device": str(extractor.device),
+        "hardware": hardware(extractor.device),
+        "num_processes": accelerator.num_processes,
+        "seconds": round(seconds, 2),
+    }
+    return {**report, "selection": tried[:10]} if tried else report
 
 
 if __name__ == "__main__":

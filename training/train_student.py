@@ -4,51 +4,42 @@
     accelerate launch training/train_student.py --train_dataset_name SYNTHETIC --eval_dataset_name DATA --output_dir OUT
 
 The weights that are kept are those that segment images best that were held out of the training data; the images to
-measure on choose nothing. `--train_batch_size` is per process. The same command line goes on after the last whole
+measure on choose nothing. `--train_batch_size` is per process. The same command line resumes after the last whole
 epoch.
 """
 
 import argparse
-import json
 import os
 import shutil
 import time
-from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.optimization import get_scheduler
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
-from diffuseseg_diffusers.augmentation import IGNORED, augment
-from diffuseseg_diffusers.commands import (
-    check_output_folder,
-    default_device,
-    format_metrics,
-    hardware,
-    output_folder,
-    run_command,
-    write_json,
+from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments
+from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
+from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
+from diffuseseg_diffusers.inference.evaluation import format_metrics
+from diffuseseg_diffusers.runs.command import run_command
+from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
+from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
+from diffuseseg_diffusers.runs.resuming import may_resume, open_run
+from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT, make_processor, make_student
+from diffuseseg_diffusers.students.segmenter import StudentSegmenter, load_student
+from diffuseseg_diffusers.students.training import (
+    BEST,
+    CHECKPOINT_FILES,
+    StudentTraining,
+    TrainingOptions,
+    checkpoints,
 )
-from diffuseseg_diffusers.data import describe_dataset
-from diffuseseg_diffusers.hub import STUDENT_RECORD, add_hub_arguments, finish_push, prepare_push
-from diffuseseg_diffusers.student import (
-    DEFAULT_STUDENT,
-    StudentSegmenter,
-    epoch_order,
-    make_processor,
-    make_student,
-    segmentation_loss,
-)
-from diffuseseg_diffusers.unlabeled_data import mixed_seed, to_pixels
 
 
-CHECKPOINT = "checkpoint"
-BEST = "best"
+COMMAND = "train-student"
+OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD)
 GENERATED = {"seed", "uncertainty"}  # columns of what `diffuseseg generate` makes
 
 
@@ -59,186 +50,109 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("real", "More of them, mixed in at --real_fraction"),
         ("eval", "Images with masks to measure on"),
     ):
-        required = part == "train"
-        group.add_argument(f"--{part}_dataset_name", required=required, help=f"{what}: a local folder or a Hub name.")
+        names = [f"--{part}_dataset_name", *(["--train_data_dir"] if part == "train" else [])]
+        group.add_argument(*names, required=part == "train", help=f"{what}: a local folder or a Hub name.")
         group.add_argument(f"--{part}_dataset_config_name", help="Configuration of that dataset.")
         default = "test" if part == "eval" else "train"
-        group.add_argument(f"--{part}_split", default=default, help=f"Part of it (default: {default}).")
-    group.add_argument("--real_fraction", type=float, default=0.2, help="Of the images that are seen (default: 0.2).")
-    group.add_argument("--validation_fraction", type=float, default=0.1, help="Held out to choose by (default: 0.1).")
+        group.add_argument(f"--{part}_split", default=default, help=f"Split of that dataset (default: {default}).")
+    group.add_argument("--real_fraction", type=float, default=0.2, help="Share of the images shown (default: 0.2).")
+    group.add_argument(
+        "--validation_fraction", type=float, default=0.1, help="Share held out to choose the weights (default: 0.1)."
+    )
     group.add_argument("--resolution", type=int, nargs="+", help="Side, or height and width (default: as the images).")
-    group.add_argument("--no_augmentation", action="store_true", help="Images as they are.")
-    group.add_argument("--no_flip", action="store_true", help="Left and right mean something.")
-    group.add_argument("--cache_dir", help="Where `datasets` keeps downloads.")
+    group.add_argument("--no_augmentation", action="store_true", help="Images as they are, no augmented views.")
+    group.add_argument("--no_flip", action="store_true", help="No mirrored views: left and right mean something.")
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", default=DEFAULT_STUDENT, help=f"Hub name, folder or JSON config (default: {DEFAULT_STUDENT})."
+        "--model",
+        "--pretrained_model_name_or_path",
+        default=DEFAULT_STUDENT,
+        help=f"Hub name, folder or JSON config of the network (default: {DEFAULT_STUDENT}).",
     )
     group.add_argument("--from_scratch", action="store_true", help="Fresh weights, though there are pretrained ones.")
     group = parser.add_argument_group("training")
-    group.add_argument("--num_epochs", type=int, default=20, help="(default: 20)")
-    group.add_argument("--images_per_epoch", type=int, help="(default: as many as there are, 1000 at least)")
+    group.add_argument("--num_epochs", type=int, default=20, help="Number of epochs (default: 20).")
+    group.add_argument(
+        "--images_per_epoch", type=int, help="Number of images in an epoch (default: all there are, 1000 at least)."
+    )
     group.add_argument("--train_batch_size", type=int, default=16, help="Images per process and step (default: 16).")
-    group.add_argument("--learning_rate", type=float, default=3e-4, help="Highest of AdamW (default: 3e-4).")
-    group.add_argument("--weight_decay", type=float, default=0.01, help="(default: 0.01)")
-    group.add_argument("--max_grad_norm", type=float, default=1.0, help="(default: 1)")
-    group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="(default: as Accelerate is set up)")
-    group.add_argument("--dataloader_num_workers", type=int, default=2, help="Decode ahead (default: 2).")
-    group.add_argument("--seed", type=int, default=0, help="Of weights, order and augmentation (default: 0).")
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=Path, required=True, help="For the model, a plain transformers folder.")
-    group.add_argument("--overwrite", action="store_true", help="Replace what is in the output folder.")
+    group.add_argument("--learning_rate", type=float, default=3e-4, help="Highest rate of AdamW (default: 3e-4).")
+    group.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW (default: 0.01).")
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="Largest norm of the gradient (default: 1).")
+    group.add_argument(
+        "--mixed_precision", choices=("no", "fp16", "bf16"), help="Precision (default: as Accelerate is configured)."
+    )
+    group.add_argument("--dataloader_num_workers", type=int, default=2, help="Processes that decode (default: 2).")
+    group.add_argument("--seed", type=int, default=0, help="Seed of weights, order and augmentation (default: 0).")
+    group.add_argument(
+        "--resume_from_checkpoint", choices=["latest"], help="The default: the same command line always resumes."
+    )
+    add_output_arguments(parser, "the model, as transformers reads it")
+    add_cache_argument(parser)
     add_hub_arguments(parser)
 
 
-class Pairs(Dataset):
-    """Images `[3, H, W]` uint8 and masks `[H, W]` int64 of several datasets, decoded when asked for."""
-
-    def __init__(self, datasets: list[LabeledImages], size: tuple[int, int]):
-        self.rows = [(d, i) for d in datasets for i in range(len(d))]
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        dataset, i = self.rows[index]
-        row = dataset[i]
-        mask = torch.from_numpy(row.mask).long()
-        mask[mask == dataset.ignore_index] = IGNORED
-        mask = torch.nn.functional.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")[0, 0].long()
-        return to_pixels(row.image.resize(self.size[::-1]), self.size, 3), mask
-
-
 def main(args: argparse.Namespace) -> None:
-    # 1. Data and model.
+    # 1. Data and model, and only then the folder.
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=default_device().type == "cpu")
+    report_processes(accelerator)
+    if accelerator.is_main_process and not may_resume(args.output_dir, COMMAND):
+        check_output_folder(args.output_dir, args.overwrite)
+    train, validation = load_part(args, "train").split(args.validation_fraction, args.seed)
+    labels = {"num_classes": train.num_classes, "label_names": train.label_names}
+    real = load_part(args, "real", **labels) if args.real_dataset_name else None
+    evaluation = load_part(args, "eval", **labels) if args.eval_dataset_name else None
+    options = options_of(args, len(train))
+    set_seed(args.seed)
+    segmenter = make_segmenter(args, train)
+    start = segmenter.model.name_or_path  # empty where weights are fresh
     if accelerator.is_main_process:
         prepare_push(args)
-        if args.overwrite:
-            shutil.rmtree(args.output_dir, ignore_errors=True)
-        old = args.output_dir / f".{CHECKPOINT}.old"
-        if old.is_dir() and not (args.output_dir / CHECKPOINT).is_dir():  # killed while one took the other's place
-            old.rename(args.output_dir / CHECKPOINT)
-        if not (args.output_dir / CHECKPOINT).is_dir():
-            check_output_folder(args.output_dir, overwrite=False)
+        open_run(args.output_dir, COMMAND, settings_of(args, accelerator), OWNED, args.overwrite)
     accelerator.wait_for_everyone()
-    train, validation = load_part(args, "train").split(args.validation_fraction, args.seed)
-    others = {"num_classes": train.num_classes, "label_names": train.label_names}
-    real = load_part(args, "real", **others) if args.real_dataset_name else None
-    evaluation = load_part(args, "eval", **others) if args.eval_dataset_name else None
-    size = tuple(args.resolution * 2 if len(args.resolution) == 1 else args.resolution) if args.resolution else None
-    size = size or train[0].image.size[::-1]
-    names = train.label_names or [f"class {i}" for i in range(train.num_classes)]
-    set_seed(args.seed)
-    model = make_student(args.model, names, args.from_scratch)
-    start = model.name_or_path  # empty where weights are fresh
-    processor = make_processor(args.model, size)
-    segmenter = StudentSegmenter(model, processor)
 
-    # 2. What trains it.
-    pairs = Pairs([train, *([real] if real else [])], size)
-    per_epoch = args.images_per_epoch or max(1000, len(train))
-    batch = args.train_batch_size * accelerator.num_processes
-    steps = max(1, per_epoch // batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
-    total = steps * args.num_epochs
-    rate_at = get_scheduler("cosine", optimizer, num_warmup_steps=total // 20, num_training_steps=total).lr_lambdas[
-        0
-    ]  # a function of the step alone
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    run = {"epoch": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
-    if (args.output_dir / CHECKPOINT).is_dir():
-        accelerator.load_state(str(args.output_dir / CHECKPOINT))
-        run = json.loads((args.output_dir / CHECKPOINT / "run.json").read_text(encoding="utf-8"))
-        accelerator.print(f"Going on after epoch {run['epoch']}.")
-
-    # 3. Epochs.
-    for epoch in range(run["epoch"], args.num_epochs):
-        began = time.perf_counter()
-        # Everything random is a function of seed, epoch and process, so that a run goes on as if it had not stopped.
-        epoch_seed = mixed_seed(args.seed, epoch)
-        order = epoch_order(len(train), len(real or ()), args.real_fraction, steps * batch, epoch_seed)
-        mine = order.reshape(steps, accelerator.num_processes, -1)[:, accelerator.process_index].ravel()
-        shown = Subset(pairs, mine.tolist())
-        loader = DataLoader(shown, args.train_batch_size, num_workers=args.dataloader_num_workers)
-        own_seed = mixed_seed(args.seed, epoch, accelerator.process_index)
-        generator = torch.Generator().manual_seed(own_seed)
-        torch.manual_seed(own_seed)  # dropout
-        prepared.train()
-        losses = torch.zeros((), device=accelerator.device)
-        show = {"desc": f"Epoch {epoch + 1} of {args.num_epochs}", "unit": "step"}
-        for step, (images, masks) in enumerate(
-            tqdm(loader, disable=not accelerator.is_main_process, leave=False, **show), epoch * steps
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * rate_at(step)
-            images, masks = images.to(accelerator.device).float() / 255, masks.to(accelerator.device)
-            if not args.no_augmentation:
-                images, masks = augment(images, masks, generator, flip=not args.no_flip)
-            with accelerator.autocast():
-                logits = prepared(segmenter.normalize(images)).logits
-            loss = segmentation_loss(logits, masks)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(prepared.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses += loss.detach()
-        loss = float(losses) / steps
-        if not loss < float("inf"):
-            raise FloatingPointError(
-                f"The loss is {loss} in epoch {epoch + 1}; the checkpoint of the last epoch is kept. Try a lower "
-                f"--learning_rate, or --mixed_precision bf16 or no."
+    # 2. Epochs, each with a checkpoint in the end.
+    if not (args.output_dir / STUDENT_RECORD).is_file():
+        training = StudentTraining(accelerator, segmenter, train, real, options)
+        state = training.load_checkpoint(args.output_dir)
+        if state:
+            accelerator.print(f"Resuming after epoch {state['epoch']}.")
+        state = state or {"epoch": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
+        for epoch in range(state["epoch"], args.num_epochs):
+            began = time.perf_counter()
+            measured = {"epoch": epoch + 1, "loss": training.run_epoch(epoch)}
+            state["seconds"] += time.perf_counter() - began
+            for name, data in (("validation", validation), ("eval", evaluation)):
+                if data is not None:
+                    measured[name] = evaluate_segmentation(segmenter, data, show_progress=False)[0]["mean_iou"]
+            is_best = measured["validation"] > state["best"]
+            best = max(state["best"], measured["validation"])
+            state |= {"epoch": epoch + 1, "best": best, "epochs": [*state["epochs"], measured]}
+            training.save_checkpoint(args.output_dir, state, is_best)
+            accelerator.print(
+                "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in measured.items())
             )
-        run["seconds"] += time.perf_counter() - began
-        run["epoch"] = epoch + 1
-        measured = {"epoch": epoch + 1, "loss": loss}
-        for name, data in (("validation", validation), ("eval", evaluation)):
-            if data is not None:
-                measured[name] = evaluate_segmentation(segmenter, data, show_progress=False)[0]["mean_iou"]
-        run["epochs"].append(measured)
-        is_best = measured["validation"] > run["best"]
-        run["best"] = max(run["best"], measured["validation"])
-        if is_best and accelerator.is_main_process:
-            with output_folder(args.output_dir / BEST, overwrite=True) as folder:
-                model.save_pretrained(folder)
-                processor.save_pretrained(folder)
-        save_checkpoint(accelerator, args.output_dir / CHECKPOINT, run)
-        accelerator.print(
-            "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in measured.items())
-        )
 
-    # 4. The best weights are what is left.
+    # 3. The best weights are what is left.
     if not accelerator.is_main_process:
         return
-    for path in (args.output_dir / BEST).iterdir():
-        shutil.copy(path, args.output_dir)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.output_dir).to(accelerator.device)
-    on_hub = start if start and not os.path.isdir(start) else None
-    report = {
-        "start": (on_hub or os.path.basename(os.path.abspath(start))) if start else "random",
-        "model_on_hub": on_hub,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "train_dataset": describe_part(args, "train"),
-        "num_images": len(train),
-        "synthetic": GENERATED <= set(train.dataset.column_names),
-        "real_dataset": describe_part(args, "real") if real else None,
-        "num_real_images": len(real or ()),
-        "seconds": round(run["seconds"], 2),
-        "hardware": hardware(accelerator.device),
-        "num_processes": accelerator.num_processes,
-        "validation_mean_iou": run["best"],
-        "epochs": run["epochs"],
-    }
-    if evaluation is not None:
-        segmenter = StudentSegmenter(model, AutoImageProcessor.from_pretrained(args.output_dir))
-        report["evaluation"], _ = evaluate_segmentation(segmenter, evaluation)
-        report["evaluation"]["dataset"] = describe_part(args, "eval")
-        print(format_metrics(report["evaluation"]))
-    write_json(args.output_dir / STUDENT_RECORD, report)
-    shutil.rmtree(args.output_dir / BEST)
-    shutil.rmtree(args.output_dir / CHECKPOINT)
-    print(f"Trained in {run['seconds']:.0f} s; the model is in {args.output_dir}.")
+    if (args.output_dir / STUDENT_RECORD).is_file():
+        print(f"{args.output_dir} is complete.")
+    else:
+        for path in (checkpoints(args.output_dir)[-1] / BEST).iterdir():
+            with atomic_file(args.output_dir / path.name) as partial:
+                shutil.copyfile(path, partial)
+        student = load_student(args.output_dir, accelerator.device)
+        report = report_of(args, student, train, real, state, start)
+        report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
+        if evaluation is not None:
+            report["evaluation"], _ = evaluate_segmentation(student, evaluation)
+            report["evaluation"]["dataset"] = describe_dataset(*part_of(args, "eval"))
+            print(format_metrics(report["evaluation"]))
+        write_json(args.output_dir / STUDENT_RECORD, report)
+        print(f"Trained in {state['seconds']:.0f} s; the model is in {args.output_dir}.")
+    for checkpoint in checkpoints(args.output_dir):
+        shutil.rmtree(checkpoint)
     finish_push(args)
 
 
@@ -250,25 +164,68 @@ def load_part(args: argparse.Namespace, part: str, **kwargs) -> LabeledImages:
     return load_labeled_images(*part_of(args, part), cache_dir=args.cache_dir, **kwargs)
 
 
-def describe_part(args: argparse.Namespace, part: str) -> dict:
-    return describe_dataset(*part_of(args, part))
+def options_of(args: argparse.Namespace, num_images: int) -> TrainingOptions:
+    return TrainingOptions(
+        num_epochs=args.num_epochs,
+        images_per_epoch=args.images_per_epoch or max(1000, num_images),
+        batch_size=args.train_batch_size,
+        learning_rate=args.learning_rate,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        real_fraction=args.real_fraction,
+        augmentation=not args.no_augmentation,
+        flip=not args.no_flip,
+        num_workers=args.dataloader_num_workers,
+        seed=args.seed,
+    )
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, run: dict) -> None:
-    """Replaces the checkpoint by one of now; there is a whole one at any time."""
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    if accelerator.is_main_process:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    if accelerator.is_main_process:
-        write_json(partial / "run.json", run)
-        if folder.is_dir():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
+def make_segmenter(args: argparse.Namespace, train: LabeledImages) -> StudentSegmenter:
+    """The student with its image processor, at the resolution that was asked for or that of the images."""
+    if args.resolution and (len(args.resolution) > 2 or min(args.resolution) < 1):
+        raise UserError(f"--resolution is a side, or height and width, got {args.resolution}.")
+    size = tuple(args.resolution * 2 if len(args.resolution) == 1 else args.resolution) if args.resolution else None
+    size = size or train[0].image.size[::-1]
+    names = train.label_names or [f"class {i}" for i in range(train.num_classes)]
+    model = make_student(args.model, names, args.from_scratch, args.cache_dir)
+    return StudentSegmenter(model, make_processor(args.model, size, cache_dir=args.cache_dir))
+
+
+def settings_of(args: argparse.Namespace, accelerator: Accelerator) -> dict:
+    """What the weights depend on."""
+    names = [
+        f"{part}_{x}" for part in ("train", "real", "eval") for x in ("dataset_name", "dataset_config_name", "split")
+    ]
+    names += ["real_fraction", "validation_fraction", "resolution", "no_augmentation", "no_flip", "model"]
+    names += ["from_scratch", "num_epochs", "images_per_epoch", "train_batch_size", "learning_rate", "weight_decay"]
+    names += ["max_grad_norm", "seed"]
+    settings = {name: getattr(args, name) for name in names}
+    return settings | {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+
+
+def report_of(
+    args: argparse.Namespace,
+    student: StudentSegmenter,
+    train: LabeledImages,
+    real: LabeledImages | None,
+    state: dict,
+    start: str,
+) -> dict:
+    """How the student was made; `start` is where its weights are from, empty for fresh ones."""
+    on_hub = start if start and not os.path.isdir(start) else None
+    return {
+        "start": (on_hub or os.path.basename(os.path.abspath(start))) if start else "random",
+        "model_on_hub": on_hub,
+        "parameters": sum(p.numel() for p in student.model.parameters()),
+        "train_dataset": describe_dataset(*part_of(args, "train")),
+        "num_images": len(train),
+        "synthetic": GENERATED <= set(train.dataset.column_names),
+        "real_dataset": describe_dataset(*part_of(args, "real")) if real else None,
+        "num_real_images": len(real or ()),
+        "seconds": round(state["seconds"], 2),
+        "validation_mean_iou": state["best"],
+        "epochs": state["epochs"],
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Arguments that commands share, so that the same name means the same everywhere."""
+
+import argparse
+from pathlib import Path
+
+from .runs.hardware import DTYPES
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, backbone: bool = False) -> None:
+    """`--model`, where it comes from, and how it runs.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Gets them.
+        backbone (`bool`, defaults to `False`): Whether `--backbone` may take the place of `--model`.
+    """
+    group = parser.add_argument_group("model")
+    which = group.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        *("--model", "--pretrained_model_name_or_path"), help="Pipeline: a local folder or a name on the Hub."
+    )
+    if backbone:
+        which.add_argument(
+            "--backbone", help="Vision model of transformers in its place: a local folder or a name on the Hub."
+        )
+    group.add_argument("--revision", help="Branch, tag or commit of a model on the Hub.")
+    group.add_argument("--device", help="Device to run on, such as cuda:1 (default: a GPU if there is one).")
+    group.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="Precision of the model; auto: bfloat16 where the hardware multiplies in it (GPUs since Ampere, CPUs with "
+        "AMX), else float32 (default: auto).",
+    )
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """`--cache_dir`."""
+    parser.add_argument(
+        "--cache_dir", help="Folder for downloads from the Hub, of models and datasets (default: the libraries' own)."
+    )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> argparse._ArgumentGroup:
+    """`--output_dir` and `--overwrite`; returns the group, for more of the kind.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Gets them.
+        what (`str`): What is written, a noun phrase.
+    """
+    group = parser.add_argument_group("output")
+    group.add_argument("--output_dir", type=Path, required=True, help=f"Folder for {what}.")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="Replacement of an earlier run in that folder: its own files are removed, and no others.",
+    )
+    return group

@@ -1,0 +1,43 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Measures a fitted model on labelled images: `diffuseseg evaluate`."""
+
+import argparse
+
+from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from ..data.arguments import add_data_arguments, load_data
+from ..data.columns import describe_dataset
+from ..figures.pages import examples_page
+from ..hub.loading import load_pipeline
+from ..inference.evaluation import evaluate_segmentation, format_metrics
+from ..runs.files import check_output_folder, output_folder, write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    add_data_arguments(parser, split="test")
+    add_cache_argument(parser)
+    parser.add_argument("--batch_size", type=int, default=8, help="Number of images in a pass (default: 8).")
+    parser.add_argument("--absent_as_zero", action="store_true", help="Absent classes count as 0, as in the paper.")
+    parser.add_argument(
+        "--count_ignored", action="store_true", help="Predictions on ignored pixels are wrong, as in the paper."
+    )
+    parser.add_argument("--num_examples", type=int, default=12, help="Images on the page of examples (default: 12).")
+    add_output_arguments(parser, "metrics.json and examples.png")
+
+
+def main(args: argparse.Namespace) -> None:
+    check_output_folder(args.output_dir, args.overwrite)
+    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir)
+    pipe.check_can_segment()
+    names = pipe.label_names
+    dataset = load_data(args, ignore_index=pipe.ignore_index, label_names=names, num_classes=len(names))
+    metrics, examples = evaluate_segmentation(
+        pipe, dataset, args.batch_size, args.absent_as_zero, args.count_ignored, num_examples=args.num_examples
+    )
+    metrics["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, args.split)
+    with output_folder(args.output_dir, args.overwrite, "evaluate") as folder:
+        write_json(folder / "metrics.json", metrics)
+        if examples:
+            examples_page(examples, names, pipe.palette, dataset.ignore_index).savefig(folder / "examples.png")
+    print(format_metrics(metrics))
+    print(f"Written to {args.output_dir}.")

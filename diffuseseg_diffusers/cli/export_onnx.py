@@ -1,0 +1,24 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Writes a student as an ONNX file: `diffuseseg export-onnx`."""
+
+import argparse
+from pathlib import Path
+
+from ..runs.errors import UserError
+from ..students.export import export_onnx
+from ..students.segmenter import load_student
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="STUDENT", help="Student: a local folder or a name on the Hub.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="ONNX file to write.")
+    parser.add_argument("--overwrite", action="store_true", help="Replacement of a file of that name.")
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.file.is_dir() or (args.file.exists() and not args.overwrite):
+        raise UserError(f"{args.file} exists and is kept; choose another name, or pass --overwrite for a file.")
+    segmenter = load_student(args.model)
+    export_onnx(segmenter, args.file)
+    height, width = segmenter.image_size
+    print(f"Written to {args.file}: pixels [N, 3, {height}, {width}] in [0, 1] to masks.")

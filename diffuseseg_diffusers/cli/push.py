@@ -1,0 +1,50 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Uploads a folder to the Hub: `diffuseseg push`."""
+
+import argparse
+from pathlib import Path
+
+from ..hub.push import push_folder
+from ..runs.files import read_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="With a pipeline, a student or a dataset.")
+    parser.add_argument("repo_id", metavar="REPO", help="Repository on the Hub, user/name; made if it is not there.")
+    parser.add_argument("--private", action="store_true", help="Make a new repository private.")
+    parser.add_argument("--commit_message", help="(default: Upload pipeline, student or dataset)")
+    parser.add_argument("--create_pr", action="store_true", help="As a pull request, to look at before it is merged.")
+    parser.add_argument("--license", help="The Hub's identifier of the licence, such as cc-by-4.0 (default: unknown).")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="What `diffuseseg evaluate` wrote, for the card of a pipeline.",
+    )
+    parser.add_argument(
+        "--analysis", type=Path, metavar="DIR", help="What `diffuseseg analyze` wrote, for the card of a pipeline."
+    )
+    parser.add_argument(
+        "--num_samples",
+        type=int,
+        default=8,
+        help="Images to generate for the card of a pipeline; 0: none (default: 8).",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    evaluations = [read_json(folder / "metrics.json") for folder in args.evaluation]
+    url = push_folder(
+        args.folder,
+        args.repo_id,
+        commit_message=args.commit_message,
+        private=args.private or None,
+        create_pr=args.create_pr,
+        license=args.license,
+        evaluations=evaluations,
+        num_samples=args.num_samples,
+        analysis=args.analysis,
+    )
+    print(f"Pushed: {url}")

@@ -1,0 +1,134 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Segments images: `diffuseseg segment`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from tqdm.auto import tqdm
+
+from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from ..data.image_processor import is_address, mask_to_pil, open_image, overlay
+from ..heads.ensemble import image_uncertainty
+from ..hub.loading import load_pipeline
+from ..runs.errors import UserError
+from ..runs.files import atomic_file, check_output_folder, clear_output_folder, exact_pattern, write_record
+from ..segmenter import Segmenter
+
+
+LINES = "segments.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", help="Images: files, folders of them, or addresses (https://…).")
+    add_model_arguments(parser)
+    add_cache_argument(parser)
+    parser.add_argument("--batch_size", type=int, default=8, help="Number of images in a pass (default: 8).")
+    parser.add_argument(
+        "--mask_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="Size of the masks (default: the images')."
+    )
+    parser.add_argument("--alpha", type=float, default=0.5, help="Opacity of the overlay, 0 to 1 (default: 0.5).")
+    add_output_arguments(parser, f"masks, overlays and {LINES}")
+
+
+def main(args: argparse.Namespace) -> int:
+    check_output_folder(args.output_dir, args.overwrite)
+    images = find_images(args.images)
+    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir)
+    pipe.check_can_segment()
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size must be at least 1, got {args.batch_size}.")
+    clear_output_folder(args.output_dir)
+    names = free_names([Path(image).stem for image in images])
+    files = [(f"{name}_mask.png", f"{name}_overlay.png") for name in names]
+    owns = [LINES, *(name for pair in files for name in pair)]
+    write_record(args.output_dir, "segment", owns=map(exact_pattern, owns))
+    unreadable = 0
+    with (
+        open(args.output_dir / LINES, "w", encoding="utf-8") as lines,
+        tqdm(total=len(images), desc="Segmenting", unit="image") as bar,
+    ):
+        for start in range(0, len(images), args.batch_size):
+            own = slice(start, start + args.batch_size)
+            batch = []
+            for image, pair in zip(images[own], files[own]):
+                try:
+                    batch.append((image, open_image(image), *pair))
+                except UserError as error:  # the others shall not wait for this one
+                    unreadable += 1
+                    bar.write(f"error: {error}", file=sys.stderr)
+            for line in segment_batch(pipe, batch, args):
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            lines.flush()
+            bar.update(len(images[own]))
+    print(f"{len(images) - unreadable} of {len(images)} images segmented; the masks are in {args.output_dir}.")
+    return 1 if unreadable else 0
+
+
+def segment_batch(
+    pipe: Segmenter, batch: Sequence[tuple[str, PIL.Image.Image, str, str]], args: argparse.Namespace
+) -> list[dict]:
+    """Writes mask and overlay of each `(address, image, mask file, overlay file)`; returns their lines of JSON."""
+    size = tuple(args.mask_size) if args.mask_size else None
+    output = pipe.segment([image for _, image, _, _ in batch], args.batch_size, size, output_type="np")
+    lines = []
+    for (address, image, mask_file, overlay_file), mask, uncertainty in zip(
+        batch, output.masks, output.uncertainty or [None] * len(batch)
+    ):
+        shown = image if image.size == mask.shape[::-1] else image.resize(mask.shape[::-1])
+        for name, made in (
+            (mask_file, mask_to_pil(mask, pipe.palette)),
+            (overlay_file, overlay(shown, mask, pipe.palette, args.alpha)),
+        ):
+            with atomic_file(args.output_dir / name) as partial:
+                made.save(partial, "png")
+        share = np.bincount(mask.ravel(), minlength=len(pipe.label_names)) / mask.size
+        score = None if uncertainty is None else image_uncertainty(torch.from_numpy(uncertainty)).item()
+        lines.append(
+            {
+                "image": address,
+                "mask": mask_file,
+                "overlay": overlay_file,
+                "height": mask.shape[0],
+                "width": mask.shape[1],
+                "class_fractions": {n: round(float(f), 6) for n, f in zip(pipe.label_names, share)},
+                "uncertainty": None if score is None else round(score, 6),
+            }
+        )
+    return lines
+
+
+def find_images(given: Sequence[str]) -> list[str]:
+    """Addresses and files as they are, folders by the image files anywhere below them.
+
+    Raises:
+        UserError: There is no such file or folder, or a folder has no images.
+    """
+    suffixes = PIL.Image.registered_extensions()
+    found: list[str] = []
+    for name in given:
+        if not is_address(name) and Path(name).is_dir():
+            inside = sorted(p for p in Path(name).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            if not inside:
+                raise UserError(f"The folder {name} has no images in it.")
+            found += map(str, inside)
+        else:
+            found.append(name)
+    return found
+
+
+def free_names(stems: Sequence[str]) -> list[str]:
+    """The stems, numbered where images of several folders share one."""
+    names: list[str] = []
+    for stem in stems:
+        name, i = stem, 1
+        while name in names:
+            i += 1
+            name = f"{stem}-{i}"
+        names.append(name)
+    return names

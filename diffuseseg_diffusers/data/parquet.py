@@ -1,0 +1,60 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Labelled folders as Parquet, and what `datasets` finds in a folder."""
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import PIL.Image
+import PIL.ImageOps
+from datasets import Dataset, Features, Image, IterableDataset, get_dataset_config_names, load_dataset
+
+from ..data.folders import SPLITS, read_folder, read_label_names
+from ..data.labeled import LabeledImages
+
+
+def open_streams(folder: Path) -> Iterator[tuple[str, str, IterableDataset]]:
+    """Configuration, split and rows, images not decoded, of all that `datasets` finds in a local folder."""
+    try:
+        names = get_dataset_config_names(os.fspath(folder))
+        streams = [(name, load_dataset(os.fspath(folder), name, streaming=True)) for name in names]
+    except FileNotFoundError:  # with `datasets`, also of data files in a folder that is there
+        return
+    for name, splits in streams:
+        for split, rows in splits.items():
+            for column, feature in (rows.features or {}).items():
+                if isinstance(feature, Image):
+                    rows = rows.cast_column(column, Image(decode=False))
+            yield name, split, rows
+
+
+def as_parquet(folder: Path, target: Path) -> Path | None:
+    """Writes labelled images whose layout `datasets` does not know as Parquet, one file a split, masks as PNG.
+
+    Args:
+        folder (`Path`): As [`load_labeled_images`] takes it.
+        target (`Path`): Where to; may be there.
+
+    Returns:
+        `Path`: `target`, or `None` if `datasets` reads the folder as it is, and nothing was written.
+    """
+    splits = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name in SPLITS] or ["train"]
+    found = {split: dataset for split in splits if (dataset := read_folder(folder, split)) is not None}
+    features = Features({"image": Image(decode=False), "mask": Image(decode=False)})
+    for split, dataset in found.items():
+        rows = []
+        for image, row in zip(
+            dataset["image"], LabeledImages(dataset, label_names=read_label_names(str(folder), True))
+        ):
+            mask = io.BytesIO()
+            PIL.Image.fromarray(row.mask).save(mask, "png")
+            picture = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}
+            rows.append({"image": picture, "mask": {"bytes": mask.getvalue(), "path": None}})
+        written = Dataset.from_list(rows, features=features).cast(Features({"image": Image(), "mask": Image()}))
+        (target / "data").mkdir(parents=True, exist_ok=True)
+        written.to_parquet(target / "data" / f"{split}-00000-of-00001.parquet")
+    if found and (folder / "id2label.json").is_file():
+        shutil.copy(folder / "id2label.json", target)
+    return target if found else None

@@ -1,0 +1,218 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Unlabelled images from the Hub or from disk, decoded to tensors of one size."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import psutil
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from datasets import Dataset, Features, Image, IterableDataset
+from tqdm.auto import tqdm
+
+from ..data.columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
+from ..data.folders import find_images
+from ..data.image_processor import to_eight_bit
+from ..runs.errors import UserError
+
+
+RESIZE_MODES = ("crop", "pad")
+PEEK = 16  # images that are looked at to tell grey-scale from colour
+_GATHER_ROWS = 4096
+_SKIP_HINT = "`--skip_unreadable` goes on without such images."
+
+
+def to_pixels(image: PIL.Image.Image, size: tuple[int, int], channels: int, resize_mode: str = "crop") -> torch.Tensor:
+    """A image of any size and mode as `[channels, height, width]` uint8.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        size (`tuple[int, int]`): Height and width in pixels.
+        channels (`int`): 1 for grey-scale, 3 for RGB.
+        resize_mode (`str`, defaults to `"crop"`):
+            `"crop"` scales until the image covers the size and cuts the middle out; `"pad"` scales until it fits
+            inside and fills the rest with black.
+    """
+    image = to_eight_bit(image).convert("L" if channels == 1 else "RGB")
+    if image.size != size[::-1]:
+        fit = PIL.ImageOps.fit if resize_mode == "crop" else PIL.ImageOps.pad
+        image = fit(image, size[::-1], method=PIL.Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image))  # [H,W] or [H,W,3]
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def load_unlabeled(
+    name: str | None = None,
+    config_name: str | None = None,
+    split: str = "train",
+    data_dir: str | None = None,
+    image_column: str | None = None,
+    streaming: bool = False,
+    **kwargs,
+) -> tuple[Dataset | IterableDataset, str]:
+    """Unlabelled images by Hub name, from anything `datasets` loads, or from a folder of images.
+
+    Args:
+        name (`str`, *optional*): Hub dataset or local folder, for `datasets.load_dataset`.
+        config_name (`str`, *optional*), split (`str`, defaults to `"train"`): Which part of it.
+        data_dir (`str`, *optional*): In place of `name`, a folder with images anywhere below it.
+        image_column (`str`, *optional*): Column of images; the usual names are found.
+        streaming (`bool`, defaults to `False`): Read while training, without a copy on disk.
+        **kwargs: `cache_dir`, `token`, `revision`, as in `datasets.load_dataset`.
+
+    Returns:
+        The dataset, whose images are not decoded yet, and the name of its column of images.
+
+    Raises:
+        UserError: There is no such dataset, it has no images, or no such column (its columns are named).
+    """
+    if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise UserError(f"There is no folder {data_dir}.")
+        paths = find_images(Path(data_dir))
+        if not paths:
+            raise UserError(f"The folder {data_dir} has no images in it.")
+        features = Features({"image": Image(decode=False)})
+        return Dataset.from_dict({"image": [str(p) for p in paths]}, features=features), "image"
+    dataset = load_split(name, config_name, split, streaming=streaming, **kwargs)
+    if streaming:
+        features = dataset.features or (next(iter(dataset.take(1)), {}))
+        if not features:
+            raise UserError(f"The dataset {name} is empty: it has no images.")
+    else:
+        dataset = dataset.with_format(None)  # decoding and conversion are ours
+        features = dataset.features
+        if len(dataset) == 0:
+            raise UserError(f"The dataset {name} is empty: it has no images.")
+    column = find_column(list(features), image_column, IMAGE_COLUMNS, "image")
+    if isinstance(features[column], Image):
+        dataset = dataset.cast_column(column, Image(decode=False))  # so that errors can say where
+    return dataset.select_columns([column]), column
+
+
+def count_channels(dataset: Dataset | IterableDataset, column: str) -> int:
+    """1 if the first images are all grey-scale, else 3; images that cannot be read do not count."""
+    modes = set()
+    for i, row in enumerate(dataset.take(PEEK)):
+        try:
+            modes.add(to_eight_bit(decode_cell(row[column], f"row {i}")[0]).mode)
+        except ValueError:
+            continue
+    return 1 if modes == {"L"} else 3
+
+
+class UnlabeledImages(torch.utils.data.Dataset):
+    """Images of a `datasets.Dataset`, decoded one at a time to uint8 tensors of one size.
+
+    Args:
+        dataset (`datasets.Dataset`), column (`str`): From [`load_unlabeled`].
+        size (`tuple[int, int]`): Height and width in pixels.
+        channels (`int`): 1 or 3.
+        resize_mode (`str`, defaults to `"crop"`): See [`to_pixels`].
+        skip_unreadable (`bool`, defaults to `False`):
+            An image that cannot be read gives the next one that can in place of an error.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        column: str,
+        size: tuple[int, int],
+        channels: int,
+        resize_mode: str = "crop",
+        skip_unreadable: bool = False,
+    ):
+        self.dataset, self.column, self.size, self.channels = dataset, column, size, channels
+        self.resize_mode, self.skip_unreadable = resize_mode, skip_unreadable
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def decode(self, index: int) -> torch.Tensor:
+        """Image `index`, `[C, H, W]` uint8.
+
+        Raises:
+            UserError: It cannot be read; names its path or row.
+        """
+        return _decode(self.dataset[index][self.column], f"row {index}", self.size, self.channels, self.resize_mode)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Image `index`, or the next that can be read, and how many could not."""
+        for skipped in range(len(self)):
+            try:
+                return self.decode((index + skipped) % len(self)), skipped
+            except ValueError as error:
+                if not self.skip_unreadable:
+                    raise UserError(f"{error} {_SKIP_HINT}") from error
+        raise UserError("None of the images can be read.")
+
+    def select(self, indices: Sequence[int]) -> "UnlabeledImages":
+        """The images at these indices."""
+        return UnlabeledImages(
+            self.dataset.select(indices), self.column, self.size, self.channels, self.resize_mode, self.skip_unreadable
+        )
+
+    def fits_in_memory(self, limit_gb: float | None = None) -> bool:
+        """Whether all images, decoded, fit into `limit_gb` GiB (default: half of the free memory) on each process."""
+        free = psutil.virtual_memory().available / 2 if limit_gb is None else limit_gb * 2**30
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
+        return len(self) * self.channels * self.size[0] * self.size[1] * processes <= free
+
+    def load(self) -> tuple[torch.Tensor, int]:
+        """Decodes all images; processes share the work.
+
+        Returns:
+            `[N, C, H, W]` uint8, without the images that could not be read, and their number.
+
+        Raises:
+            UserError: An image cannot be read, and `skip_unreadable` is off; or none can.
+        """
+        state = PartialState()
+        mine = range(state.process_index, len(self), state.num_processes)
+        rows = -(-len(self) // state.num_processes)
+        pixels = torch.zeros(rows, self.channels, *self.size, dtype=torch.uint8)
+        readable = torch.zeros(rows, dtype=torch.bool)
+
+        def load(row: int) -> None:
+            try:
+                pixels[row] = self.decode(mine[row])
+                readable[row] = True
+            except ValueError as error:
+                if not self.skip_unreadable:
+                    raise UserError(f"{error} {_SKIP_HINT}") from error
+
+        # Pillow decodes and scales outside of Python's lock, so threads do.
+        with ThreadPoolExecutor() as pool:
+            done = pool.map(load, range(len(mine)))
+            for _ in tqdm(done, "Decoding", len(mine), unit="image", disable=not state.is_main_process, leave=False):
+                pass
+        if state.num_processes > 1:
+            pixels, readable = _gather_rows(pixels, state), _gather_rows(readable, state)
+        pixels, readable = pixels[: len(self)], readable[: len(self)]
+        unreadable = int((~readable).sum())
+        if unreadable == len(self):
+            raise UserError("None of the images can be read.")
+        return (pixels[readable] if unreadable else pixels), unreadable
+
+
+def _decode(value, where: str, size: tuple[int, int], channels: int, resize_mode: str) -> torch.Tensor:
+    image, where = decode_cell(value, where)
+    try:
+        return to_pixels(image, size, channels, resize_mode)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the pixels only now
+        raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+
+
+def _gather_rows(mine: torch.Tensor, state: PartialState) -> torch.Tensor:
+    """Row `i` of process `p` becomes row `i * P + p`; in chunks, because NCCL needs them on the GPU."""
+    chunks = []
+    for chunk in mine.split(_GATHER_ROWS):
+        gathered = gather(chunk.to(state.device)).cpu()  # [P*rows,...], process after process
+        chunks.append(gathered.unflatten(0, (state.num_processes, -1)).transpose(0, 1).flatten(0, 1))
+    return torch.cat(chunks)

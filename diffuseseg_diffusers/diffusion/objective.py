@@ -1,0 +1,185 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The parts of training a diffusion model: U-Nets by image size, the objective, held-out losses, checkpoints.
+
+Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020). Everything random in a step is a function of the
+run's seed and the step's position in the stream of images, so a checkpoint needs no state of random generators.
+"""
+
+import math
+
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel, compute_snr
+
+from ..runs.seeds import mixed_seed
+
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+NUM_BUCKETS = 10
+
+
+def draw_step(
+    seed: int,
+    position: int,
+    total: int,
+    rows: slice,
+    shape: tuple[int, ...],
+    num_timesteps: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What is random about a batch: a function of the seed and the batch's position in the stream alone.
+
+    The batch of all processes is drawn and each takes its rows, so that two processes train as one would with both
+    batches. Timesteps are stratified, one from each of `total` equal parts, which makes the loss less noisy (Kingma et
+    al., "Variational Diffusion Models", appendix I.1).
+
+    Args:
+        seed (`int`), position (`int`): Of the run, and images before this batch.
+        total (`int`): Images of all processes together.
+        rows (`slice`): Those of this process.
+        shape (`tuple[int, int, int]`): Of an image.
+        num_timesteps (`int`): Timesteps are 0 to `num_timesteps - 1`.
+        device (`torch.device`): Where the noise is drawn.
+
+    Returns:
+        Noise `[N, C, H, W]`, timesteps `[N]` (int64) and whether to flip, `[N]` (bool).
+    """
+    mixed = mixed_seed(seed, position, 1)
+    generator = torch.Generator().manual_seed(mixed)
+    strata = torch.randperm(total, generator=generator)
+    timesteps = ((strata + torch.rand(total, generator=generator, dtype=torch.float64)) / total * num_timesteps).long()
+    flips = torch.rand(total, generator=generator) < 0.5
+    on_device = torch.Generator(device).manual_seed(mixed)
+    noise = torch.randn(total, *shape, generator=on_device, device=device)[rows]
+    return noise, timesteps[rows].to(device), flips[rows].to(device)
+
+
+def to_model_range(pixels: torch.Tensor, device: torch.device, flips: torch.Tensor | None = None) -> torch.Tensor:
+    """`[N, C, H, W]` uint8 to float32 in [-1, 1], channels last, mirrored left to right where `flips` says so."""
+    images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
+    if flips is not None:
+        images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def denoising_loss(
+    unet: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    snr_gamma: float | None = None,
+) -> torch.Tensor:
+    """Mean squared error of what the scheduler's `prediction_type` says the U-Net predicts (Ho et al., eq. 14).
+
+    Args:
+        images, noise (`torch.Tensor`): `[N, C, H, W]`, images in [-1, 1].
+        timesteps (`torch.Tensor`): `[N]`.
+        snr_gamma (`float`, *optional*):
+            Min-SNR weighting with this γ (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy",
+            2023, section 3.4).
+
+    Returns:
+        Scalar float32.
+    """
+    noisy = scheduler.add_noise(images, noise, timesteps)
+    output = unet(noisy, timesteps, return_dict=False)[0].float()
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        target = noise
+    elif kind == "sample":
+        target = images
+    else:
+        target = scheduler.get_velocity(images, noise, timesteps)
+    if snr_gamma is None:
+        return F.mse_loss(output, target)
+    return (min_snr_weights(scheduler, timesteps, snr_gamma) * (output - target).square().mean((1, 2, 3))).mean()
+
+
+def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """`[N]` weights: min(SNR, γ) for predicting the image, over SNR for the noise, over SNR + 1 for the velocity."""
+    snr = compute_snr(scheduler, timesteps)
+    clipped = snr.clamp(max=gamma)
+    kind = scheduler.config.prediction_type
+    return clipped / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[kind]
+
+
+def predicted_noise(
+    scheduler: DDPMScheduler, output: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """The noise that a prediction of any type means, so that losses of different types can be compared."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return output
+    alpha = scheduler.alphas_cumprod.to(output.device)[timesteps][:, None, None, None]
+    if kind == "sample":
+        return (noisy - alpha.sqrt() * output) / (1 - alpha).sqrt()
+    return alpha.sqrt() * output + (1 - alpha).sqrt() * noisy
+
+
+@torch.no_grad()
+def denoising_losses(
+    unet: UNet2DModel, scheduler: DDPMScheduler, pixels: torch.Tensor, batch_size: int = 64, seed: int = 0
+) -> torch.Tensor:
+    """Mean squared error of the predicted noise, apart for ten equal ranges of timesteps.
+
+    Each image is noised once in each range, to a timestep and with a noise that depend on the seed and its place
+    alone, so that the figures of different models compare.
+
+    Args:
+        unet ([`UNet2DModel`]), scheduler ([`DDPMScheduler`]): The model, of any prediction type.
+        pixels (`torch.Tensor`): `[N, C, H, W]` uint8.
+        batch_size (`int`, defaults to 64): Images and timesteps that go through the model at once.
+        seed (`int`, defaults to 0): Of timesteps and noise.
+
+    Returns:
+        `[10]` float64 on the CPU, the noisiest range last; not a number if there are no images.
+    """
+    if not len(pixels):
+        return torch.full((NUM_BUCKETS,), math.nan, dtype=torch.float64)
+    steps = scheduler.config.num_train_timesteps
+    generator = torch.Generator().manual_seed(mixed_seed(seed, 2))
+    low = torch.arange(NUM_BUCKETS) * steps // NUM_BUCKETS
+    errors = []
+    for batch in pixels.split(max(1, batch_size // NUM_BUCKETS)):
+        n = len(batch)
+        # image by image, so that the batch size does not change what one gets
+        jitter, noise = zip(
+            *[
+                (
+                    torch.rand(NUM_BUCKETS, generator=generator),
+                    torch.randn(NUM_BUCKETS, *batch.shape[1:], generator=generator),
+                )
+                for _ in range(n)
+            ]
+        )
+        timesteps = (low + torch.stack(jitter) * steps / NUM_BUCKETS).long().flatten().to(unet.device)  # [N*10]
+        noise = torch.cat(noise).to(unet.device)  # [N*10,C,H,W]
+        images = to_model_range(batch.repeat_interleave(NUM_BUCKETS, 0), unet.device)
+        noisy = scheduler.add_noise(images, noise, timesteps)
+        output = unet(noisy, timesteps, return_dict=False)[0].float()
+        error = (predicted_noise(scheduler, output, noisy, timesteps) - noise).square().mean((1, 2, 3))
+        errors.append(error.unflatten(0, (n, NUM_BUCKETS)).double().cpu())
+    return torch.cat(errors).mean(0)
+
+
+def averaged_unet(unet: UNet2DModel, ema: EMAModel | None) -> UNet2DModel:
+    """A copy to look at and to save: the averaged weights if there are any, else those of the last step."""
+    copy = UNet2DModel.from_config(unet.config).to(unet.device, memory_format=torch.channels_last)
+    copy.load_state_dict(unet.state_dict())
+    if ema is not None:
+        ema.copy_to(copy.parameters())
+    return copy.eval().requires_grad_(False)
+
+
+def sample_images(
+    unet: UNet2DModel, scheduler: DDPMScheduler, count: int, num_inference_steps: int, seed: int
+) -> list[PIL.Image.Image]:
+    """Images drawn by the model with DDIM, which needs few steps; the same noise whenever the seed is the same."""
+    pipe = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
+    pipe.set_progress_bar_config(desc="Sampling", leave=False)
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(count, generator=generator, num_inference_steps=num_inference_steps).images

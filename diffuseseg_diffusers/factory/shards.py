@@ -1,0 +1,128 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Generated samples on disk: a Parquet file for each batch while a run lasts, shards in the end.
+
+It does not matter who generates which batch, or when: a batch that has its file is never made again.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, Value
+
+from ..runs.files import atomic_file
+
+
+FEATURES = Features(
+    {
+        "image": Image(),
+        "mask": Image(),
+        "uncertainty": Value("float32"),
+        "seed": Value("int64"),
+        "index": Value("int64"),
+    }
+)
+# Of a batch: the columns of the dataset, and the number of pixels of each class.
+PART_SCHEMA = FEATURES.arrow_schema.append(pa.field("pixels", pa.list_(pa.int64())))
+PARTS = ".parts"
+SHARD_FILES = "data/train-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"  # a pattern
+PART_FILES = f"{PARTS}/[0-9]*.parquet"  # a pattern
+ROWS_PER_GROUP = 512  # what is held at once while shards are written
+
+
+def part_path(folder: Path, batch: int) -> Path:
+    """The file of a batch."""
+    return folder / PARTS / f"{batch:07d}.parquet"
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a Parquet file atomically."""
+    with atomic_file(path) as partial:
+        pq.write_table(table, partial)
+
+
+class Samples:
+    """The samples of a finished set of batches, by index; of all of them, only small numbers are held in memory.
+
+    Args:
+        folder (`Path`): Of the run.
+        num_samples (`int`): How many there are; the last batch may hold more.
+        batch_size (`int`): How many are in a batch.
+    """
+
+    def __init__(self, folder: Path, num_samples: int, batch_size: int):
+        self.folder, self.num_samples, self.batch_size = folder, num_samples, batch_size
+        groups = [self.rows(g, ["uncertainty", "pixels"]) for g in self.groups(np.arange(num_samples))]
+        self.uncertainty = np.concatenate([g["uncertainty"].to_numpy() for g in groups])  # [N]
+        self.pixels = np.concatenate([np.array(g["pixels"].to_pylist()) for g in groups])  # [N,C]
+
+    def rows(self, indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The samples at these ascending indices."""
+        batches = indices // self.batch_size
+        tables = []
+        for batch in np.unique(batches):
+            table = pq.read_table(part_path(self.folder, batch), columns=list(columns))
+            tables.append(table.take(pa.array(indices[batches == batch] - batch * self.batch_size)))
+        return pa.concat_tables(tables)
+
+    def images(self, indices: np.ndarray, column: str = "image") -> list[PIL.Image.Image]:
+        """The images, or with `column="mask"` the masks, at these ascending indices."""
+        cells = self.rows(indices, [column])[column].to_pylist()
+        return [PIL.Image.open(io.BytesIO(cell["bytes"])) for cell in cells]
+
+    @property
+    def image_mode(self) -> str:
+        """ "L" or "RGB", as Pillow calls it."""
+        return self.images(np.array([0]))[0].mode
+
+    def encoded_sizes(self) -> np.ndarray:
+        """How many bytes the image and the mask of each sample take together, `[N]`."""
+        sizes = []
+        for group in self.groups(np.arange(self.num_samples)):
+            table = self.rows(group, ["image", "mask"])
+            cells = zip(table["image"].to_pylist(), table["mask"].to_pylist())
+            sizes += [len(image["bytes"]) + len(mask["bytes"]) for image, mask in cells]
+        return np.array(sizes)
+
+    @staticmethod
+    def groups(indices: np.ndarray) -> list[np.ndarray]:
+        """The indices in parts that are small enough to be held at once."""
+        return [indices[i : i + ROWS_PER_GROUP] for i in range(0, len(indices), ROWS_PER_GROUP)]
+
+
+def write_shards(folder: Path, samples: Samples, kept: np.ndarray, shard_bytes: int) -> list[dict]:
+    """Writes the samples that are kept, in order, to `data/train-*.parquet`; shards that are there already stay.
+
+    Args:
+        folder (`Path`): Of the run.
+        samples ([`Samples`]): All there are.
+        kept (`np.ndarray`): `[n]` indices, ascending.
+        shard_bytes (`int`): A shard ends with the sample that makes its images and masks as large as this.
+
+    Returns:
+        `list[dict]`: `file`, `rows`, `bytes` and `sha256` of each shard.
+
+    Raises:
+        OSError: A shard could not be written, as on a full disk; the others are kept.
+    """
+    shard_of = np.cumsum(samples.encoded_sizes()[kept]) // shard_bytes  # [n]
+    parts = [kept[shard_of == shard] for shard in np.unique(shard_of)]
+    shards = []
+    for number, indices in enumerate(parts):
+        path = folder / "data" / f"train-{number:05d}-of-{len(parts):05d}.parquet"
+        if not path.is_file():
+            with atomic_file(path) as partial, pq.ParquetWriter(partial, FEATURES.arrow_schema) as writer:
+                for group in samples.groups(indices):
+                    writer.write_table(samples.rows(group, list(FEATURES)).cast(FEATURES.arrow_schema))
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        size = path.stat().st_size
+        shards.append({"file": f"data/{path.name}", "rows": len(indices), "bytes": size, "sha256": digest.hexdigest()})
+    return shards

@@ -1,0 +1,217 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Hidden states of a frozen vision model of `transformers`.
+
+The baselines of Baranchuk et al. (ICLR 2022), section 4: the same head on the activations of MAE, SwAV and the like.
+"""
+
+import copy
+import functools
+import inspect
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..runs.errors import UserError
+from .base import FeatureExtractor, FeatureInfo, Features, Tap
+
+
+DEFAULT_SIZE = 224  # of images, where neither image processor nor config say one
+
+# What has been found of each model's hidden states, by size of the images.
+_DESCRIBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class VisionFeatureExtractor(FeatureExtractor):
+    """Hidden states of a vision model as pixel features: no noise, and a single timestep, 0.
+
+    Args:
+        backbone (`PreTrainedModel`): A vision model with hidden states: a ViT of any kind, a ResNet, Swin, ConvNeXt.
+        image_processor: Its image processor, which says how images are normalised.
+        blocks (sequence of `int`, *optional*):
+            Hidden states, counted as the model returns them, the first is 0; four spread evenly over the depth if not
+            given.
+        timesteps (sequence of `int`, *optional*): `(0,)`, if given.
+        size (two `int`, *optional*): Height and width at which it sees images; its own if not given.
+        device (`torch.device`, *optional*): Where it computes, if its weights are elsewhere between passes.
+
+    Raises:
+        UserError: The model gives no hidden states with a place in the image, or not those that were asked for.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        image_processor: Any,
+        blocks: Sequence[int] | None = None,
+        timesteps: Sequence[int] | None = None,
+        size: tuple[int, int] | None = None,
+        device: torch.device | None = None,
+    ):
+        if "pixel_values" not in inspect.signature(backbone.forward).parameters:
+            raise UserError(f"{type(backbone).__name__} takes no images; a backbone is a vision model.")
+        self.backbone, self.image_processor, self._device = backbone, image_processor, device
+        self.mean, self.std = (
+            torch.tensor(getattr(image_processor, name, None) or [0.5] * 3).view(3, 1, 1)
+            for name in ("image_mean", "image_std")
+        )
+        size = tuple(size or own_size(backbone, image_processor))
+        by_size = _DESCRIBED.setdefault(backbone, {})
+        described = (
+            by_size[size] if size in by_size else by_size.setdefault(size, describe_hidden_states(backbone, size))
+        )
+        self._shapes = [shape for _, shape in described]
+        taps = [Tap(i, name, s[1], -(-size[0] // s[2])) for i, (name, s) in enumerate(described)]
+        super().__init__(taps, blocks, timesteps, size, in_channels=3)
+
+    @classmethod
+    def of(cls, components: Mapping[str, Any], **choice: Any) -> "VisionFeatureExtractor":
+        choice = {name: value for name, value in choice.items() if name not in ("share_noise", "noise_seed")}
+        return cls(components["backbone"], components["image_processor"], **choice)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device or self.backbone.device
+
+    def choose(
+        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **options: Any
+    ) -> "VisionFeatureExtractor":
+        if "up_blocks" in options:
+            raise UserError(f"{type(self.backbone).__name__} has no up-blocks; give `blocks`, its hidden states.")
+        blocks = self.blocks if blocks is None else blocks
+        given = dict(size=self.size, device=self._device)
+        return type(self)(self.backbone, self.image_processor, blocks, timesteps, **{**given, **options})
+
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
+        total = len(self.taps)
+        return tuple(sorted({round(total * part / 4) - 1 for part in (1, 2, 3, 4)} - {-1}))
+
+    def default_timesteps(self, of_1000: Sequence[int] = (0,)) -> tuple[int, ...]:
+        return (0,)
+
+    def check_size(self, height: int, width: int) -> None:
+        if (height, width) != self.size:
+            raise UserError(f"This extractor reads images of {self.size[0]} × {self.size[1]}, got {height} × {width}.")
+
+    def feature_info(self, height: int | None = None, width: int | None = None) -> list[FeatureInfo]:
+        self.check_size(height or self.size[0], width or self.size[1])
+        return [FeatureInfo(b, 0, *self._shapes[b][1:]) for b in self.blocks]  # sizes are rounded as the model does it
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Features:
+        """Hidden states of a batch of images, `[N, 3, H, W]` in [-1, 1]; there is no class and no noise."""
+        states = hidden_states(self.backbone, self._normalize(images.to(self.device)))
+        return self.check_finite(Features(activations=[states[b] for b in self.blocks], info=self.feature_info()))
+
+    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
+        return ((images / 2 + 0.5 - self.mean.to(images)) / self.std.to(images)).to(self.dtype)  # [N,3,H,W]
+
+
+def hidden_states(backbone: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """All hidden states of normalised images, as maps.
+
+    Args:
+        backbone (`PreTrainedModel`): The model; its mode and config are left as they were.
+        pixels (`torch.Tensor`): `[N, 3, H, W]`, normalised.
+
+    Returns:
+        `list[torch.Tensor]`: `[N, channels, h, w]` each.
+
+    Raises:
+        UserError: The model gives none, or some that have no place in the image.
+    """
+    return [_as_map(backbone, state, pixels.shape[-2:]) for state in _output(backbone, pixels)["maps"]]
+
+
+def _output(backbone: PreTrainedModel, pixels: torch.Tensor) -> dict[str, Sequence[torch.Tensor]]:
+    """Hidden states as the model computes them, `raw`, and as it reshapes them to `maps` if it does."""
+    accepted = inspect.signature(backbone.forward).parameters
+    options: dict[str, Any] = {}
+    if "interpolate_pos_encoding" in accepted:
+        options["interpolate_pos_encoding"] = True
+    before = {}
+    if "noise" in accepted and hasattr(backbone.config, "mask_ratio"):
+        # MAE drops and shuffles patches by this noise; in ascending order and with none dropped, it does neither.
+        before = {"mask_ratio": backbone.config.mask_ratio}
+        backbone.config.mask_ratio = 0.0
+        patch = backbone.config.patch_size
+        patches = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+        options["noise"] = torch.arange(patches, device=pixels.device).float().expand(len(pixels), -1)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        output = backbone(pixels, output_hidden_states=True, **options)
+    finally:
+        backbone.train(was_training)
+        for name, value in before.items():
+            setattr(backbone.config, name, value)
+    raw = getattr(output, "hidden_states", None)
+    if not raw:
+        raise UserError(f"{type(backbone).__name__} gives no hidden states; it cannot be a backbone here.")
+    return {"raw": raw, "maps": getattr(output, "reshaped_hidden_states", None) or raw}
+
+
+def describe_hidden_states(backbone: PreTrainedModel, size: tuple[int, int]) -> list[tuple[str, torch.Size]]:
+    """Module and shape `[1, channels, h, w]` of each hidden state, by a twin on the meta device that computes nothing.
+
+    The module is the innermost one whose output is the hidden state; where there is none, because the model computes
+    it from several modules' outputs, it is called `hidden_states.{i}`.
+
+    Args:
+        backbone (`PreTrainedModel`): The model.
+        size (two `int`): Height and width of the images in pixels.
+    """
+    with torch.device("meta"), torch.no_grad():
+        twin = type(backbone)(copy.deepcopy(backbone.config)).eval()
+        outputs: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, so that its identity is not given anew
+        for name, module in twin.named_modules():
+            if name:
+                module.register_forward_hook(functools.partial(_remember, outputs, name))
+        states = _output(twin, torch.zeros(1, 3, *size))
+    maps = [_as_map(backbone, state, size).shape for state in states["maps"]]
+    names = [outputs.get(id(state), (f"hidden_states.{i}",))[0] for i, state in enumerate(states["raw"])]
+    return list(zip(names, maps, strict=True))
+
+
+def _remember(outputs: dict, name: str, module: torch.nn.Module, args: tuple, output: Any) -> None:
+    tensor = output[0] if isinstance(output, tuple) else output
+    if isinstance(tensor, torch.Tensor):
+        outputs.setdefault(id(tensor), (name, tensor))
+
+
+def _as_map(backbone: PreTrainedModel, state: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if state.ndim == 4:
+        return state  # [N,c,h,w]
+    patch = getattr(backbone.config, "patch_size", None)
+    if state.ndim == 3 and isinstance(patch, int):
+        height, width = (side // patch for side in size)
+        others = state.shape[1] - height * width  # class and register tokens stand first
+        if others >= 0:
+            return state[:, others:].mT.unflatten(2, (height, width))  # [N,c,h,w]
+    raise UserError(
+        f"The hidden states of {type(backbone).__name__} have the shape {list(state.shape)}, which has no place in the "
+        f"image; a backbone needs maps [N, channels, height, width], or a token for each patch."
+    )
+
+
+def own_size(backbone: PreTrainedModel, image_processor: Any) -> tuple[int, int]:
+    """Height and width of the images that a backbone was trained on, as far as it says."""
+    for size in (getattr(image_processor, "crop_size", None), getattr(image_processor, "size", None)):
+        size = dict(size or {})
+        if "height" in size:
+            return size["height"], size["width"]
+        if "shortest_edge" in size:
+            return size["shortest_edge"], size["shortest_edge"]
+    size = getattr(backbone.config, "image_size", DEFAULT_SIZE)
+    return (size, size) if isinstance(size, int) else tuple(size)

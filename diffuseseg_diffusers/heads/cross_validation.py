@@ -1,0 +1,212 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Cross-validation on labelled images whose activations were extracted once.
+
+Classifiers of several folds, or of several draws of labelled images, are the members of one ensemble and train side by
+side, by the recipe that a head will be fitted with: its augmented views, class weights, votes and mirror images.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import evaluate
+import numpy as np
+import torch
+
+from ..data.labeled import LabeledImages
+from ..features.base import FeatureExtractor
+from ..metrics import MEAN_IOU
+from ..runs.errors import UserError
+from .classes import Classes
+from .ensemble import PixelClassifierEnsemble
+from .extraction import extract_activations
+from .recipes import Recipe
+from .table import ActivationTable
+from .training import fit_members
+
+
+@dataclass
+class LabeledActivations:
+    """Activations of labelled images, of their augmented views and, if heads are to see those, of their mirror images.
+
+    Args:
+        table ([`ActivationTable`]): Of each image, followed by its augmented views.
+        views (`int`): Augmented views of an image.
+        mirrored ([`ActivationTable`], *optional*): Of the mirror image of each image.
+    """
+
+    table: ActivationTable
+    views: int = 0
+    mirrored: ActivationTable | None = None
+
+    @classmethod
+    def extract(
+        cls,
+        extractor: FeatureExtractor,
+        dataset: LabeledImages,
+        recipe: Recipe,
+        seed: int = 0,
+        batch_size: int = 4,
+        cache_dir: str | os.PathLike | None = None,
+        show_progress: bool = True,
+        views: bool = True,
+    ) -> "LabeledActivations":
+        """Extracts what a recipe learns from.
+
+        Args:
+            extractor, dataset, seed, batch_size, cache_dir, show_progress: As in [`extract_activations`].
+            recipe ([`Recipe`]): Says how many augmented views there are, and whether mirror images count.
+            views (`bool`, defaults to `True`): `False` for images that are only to be segmented.
+        """
+        flip = recipe.flip and not Classes.of(dataset).tell_sides
+        number = recipe.num_views(len(dataset)) if views else 0
+        common = dict(seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress)
+        table = extract_activations(extractor, dataset, augmented_views=number, flip=flip, **common)
+        mirrored = extract_activations(extractor, dataset, mirror=True, **common) if flip else None
+        table.to(extractor.device)
+        return cls(table, number, mirrored.to(extractor.device) if mirrored else None)
+
+    def __len__(self) -> int:
+        return len(self.table.labels) // (1 + self.views)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """`[N, H, W]` uint8 of the images themselves, without their augmented views."""
+        return self.table.labels[:: 1 + self.views]
+
+    def rows(self, images: Sequence[int]) -> list[int]:
+        """Where images and their augmented views stand in the table."""
+        return [i * (1 + self.views) + view for i in images for view in range(1 + self.views)]
+
+
+def folds_of(num_images: int, num_folds: int, seed: int = 0) -> list[list[int]]:
+    """The images that each fold of a cross-validation holds out, of sizes that differ by one at most.
+
+    Raises:
+        UserError: There are fewer images than folds, or fewer than two folds.
+    """
+    if not 2 <= num_folds <= num_images:
+        raise UserError(
+            f"Cross-validation needs 2 folds at least and an image for each, got {num_folds} folds for {num_images} "
+            f"images; lower --folds or label more."
+        )
+    shuffled = np.random.default_rng(seed).permutation(num_images)
+    return [sorted(part.tolist()) for part in np.array_split(shuffled, num_folds)]
+
+
+def others(folds: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The images that each fold trains on: those of all other folds."""
+    return [[i for other in folds if other is not fold for i in other] for fold in folds]
+
+
+def missing_classes(labels: torch.Tensor, images: Sequence[Sequence[int]], classes: Classes) -> list[str]:
+    """Says, a sentence each, which classes the images of a fold do not show; a classifier cannot learn those."""
+    said = []
+    for number, own in enumerate(images):
+        present = set(labels[list(own)].unique().tolist())
+        missing = [classes.names[c] for c in range(classes.number) if c not in present]
+        if missing:
+            said.append(
+                f"Mind that fold {number + 1} of {len(images)} has no training pixel of {', '.join(missing)}: "
+                f"counted as not found there."
+            )
+    return said
+
+
+def entries_of(table: ActivationTable, blocks: Sequence[int], timesteps: Sequence[int]) -> list[int]:
+    """Positions in `table.info` of blocks × timesteps, in the order in which a head takes them."""
+    position = {(f.timestep, f.block): i for i, f in enumerate(table.info)}
+    return [position[t, b] for t in timesteps for b in sorted(blocks)]
+
+
+def fit_groups(
+    activations: LabeledActivations,
+    blocks: Sequence[int],
+    timesteps: Sequence[int],
+    classes: Classes,
+    images: Sequence[Sequence[int]],
+    recipe: Recipe,
+    num_members: int = 1,
+    seed: int = 0,
+) -> list[PixelClassifierEnsemble]:
+    """Heads on some of the activations of a table, one for each group of images, all trained at once.
+
+    Args:
+        activations ([`LabeledActivations`]): Raw activations; they stay as they are.
+        blocks (sequence of `int`), timesteps (sequence of `int`): What the heads read.
+        classes ([`Classes`]): What they tell apart.
+        images (sequence of sequences of `int`): What each of them learns from, with its augmented views.
+        recipe ([`Recipe`]): How they are trained. If it standardises, then by all images of the table, held out or not.
+        num_members (`int`, defaults to 1): Members of each.
+        seed (`int`): Of weights and order.
+
+    Returns:
+        `list[PixelClassifierEnsemble]`, of raw activations.
+    """
+    blocks = sorted(blocks)
+    chosen = activations.table.select(entries_of(activations.table, blocks, timesteps))
+    config = dict(
+        num_classes=classes.number,
+        block_channels=[f.channels for f in chosen.info[: len(blocks)]],
+        blocks=blocks,
+        timesteps=list(timesteps),
+        image_size=list(chosen.size),
+        ignore_index=classes.ignore_index,
+        flip=activations.mirrored is not None,
+        voting=recipe.voting,
+    )
+    together = PixelClassifierEnsemble(num_members=len(images) * num_members, **config)
+    shares = [activations.rows(own) for own in images for _ in range(num_members)]
+    fit_members(together, chosen, recipe, seed, device=chosen.device, show_progress=False, images=shares)
+    heads = []
+    for group in range(len(images)):
+        head = PixelClassifierEnsemble(num_members=num_members, **config)
+        own = slice(group * num_members, (group + 1) * num_members)
+        head.load_state_dict({name: tensor[own] for name, tensor in together.state_dict().items()})
+        heads.append(head.to(chosen.device).eval())
+    return heads
+
+
+def score(
+    heads: Sequence[PixelClassifierEnsemble],
+    activations: LabeledActivations,
+    images: Sequence[Sequence[int]],
+    classes: Classes,
+) -> dict:
+    """Mean IoU over all images together, each segmented by the head of its group.
+
+    Args:
+        heads (sequence of [`PixelClassifierEnsemble`]), images (sequence of sequences of `int`): Groups.
+        activations ([`LabeledActivations`]): Of those images, with their labels.
+        classes ([`Classes`]): What is told apart.
+
+    Returns:
+        `dict`: `mean_iou` (0 to 1) and `per_class_iou` (list of 0 to 1, or `None` for an absent class).
+    """
+    metric = evaluate.load(MEAN_IOU)
+    for head, own in zip(heads, images):
+        chosen = entries_of(activations.table, head.config.blocks, head.config.timesteps)
+        for image in own:
+            row = activations.rows([image])[0]
+            mirrored = activations.mirrored.image(image, chosen) if head.config.flip else None
+            predicted = head.predict(activations.table.image(row, chosen), mirrored=mirrored).labels[0]
+            metric.add(prediction=predicted.cpu().numpy(), reference=activations.table.labels[row].cpu().numpy())
+    result = metric.compute(num_labels=classes.number, ignore_index=classes.ignore_index)
+    return {
+        "mean_iou": result["mean_iou"],
+        "per_class_iou": [None if np.isnan(x) else float(x) for x in result["per_category_iou"]],
+    }
+
+
+def cross_validated(
+    activations: LabeledActivations,
+    blocks: Sequence[int],
+    timesteps: Sequence[int],
+    classes: Classes,
+    folds: Sequence[Sequence[int]],
+    recipe: Recipe,
+    seed: int = 0,
+) -> dict:
+    """Mean IoU of one classifier a fold on the images that the fold holds out; as [`score`] returns it."""
+    heads = fit_groups(activations, blocks, timesteps, classes, others(folds), recipe, 1, seed)
+    return score(heads, activations, folds, classes)

@@ -1,0 +1,357 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""An ensemble of pixel classifiers on decoder activations that never builds the full-size feature map.
+
+Each member is the MLP of DatasetGAN (Zhang et al., CVPR 2021), as adopted by Baranchuk et al. (ICLR 2022), section 4.
+The published code upsamples every activation to the size of the image and concatenates them: 8,448 floats a pixel for
+the paper's models. Here the first layer is applied to each activation at its own resolution, and its output is
+upsampled: bilinear upsampling is linear over space and the layer is linear over channels, so the two commute exactly.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from ..runs.errors import UserError
+
+
+# What a saved head is made of. A change that this code cannot read gets the next number.
+FORMAT_VERSION = 2
+# Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
+# most this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
+STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+
+
+@dataclass
+class PixelClassifierOutput(BaseOutput):
+    """Output of [`PixelClassifierEnsemble.predict`].
+
+    Args:
+        labels (`torch.Tensor`):
+            `[N, H, W]` uint8, the class most members voted for, or with soft voting the most probable one on average; a
+            tie goes to the smaller id.
+        uncertainty (`torch.Tensor`):
+            `[N, H, W]` float32, Jensen-Shannon divergence of the members in nats, 0 to `log(num_members)`, or to the
+            logarithm of twice as many if they saw the mirror image too.
+        probabilities (`torch.Tensor`, *optional*): `[N, num_classes, H, W]` float32, mean over the members.
+    """
+
+    labels: torch.Tensor
+    uncertainty: torch.Tensor
+    probabilities: torch.Tensor | None = None
+
+
+def image_uncertainty(uncertainty: torch.Tensor) -> torch.Tensor:
+    """Uncertainty score of whole images: the mean over the 10 % most uncertain pixels (DatasetGAN's filter).
+
+    Args:
+        uncertainty (`torch.Tensor`): `[..., H, W]` in nats.
+
+    Returns:
+        `torch.Tensor` of shape `[...]`, in nats.
+    """
+    pixels = uncertainty.flatten(-2)
+    return pixels.topk(max(1, pixels.shape[-1] // 10), dim=-1).values.mean(-1)
+
+
+class StackedLinear(nn.Module):
+    """`num_members` linear layers as one batched matrix product: `[K, in, P]` to `[K, out, P]` for `P` pixels."""
+
+    def __init__(self, num_members: int, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_members, out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(num_members, out_features))
+        nn.init.normal_(self.weight, 0.0, 0.02)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.bias.unsqueeze(-1), self.weight, x)
+
+
+class StackedBatchNorm(nn.Module):
+    """`num_members` batch norms over pixels, each with statistics of its own: `[K, features, P]` to the same."""
+
+    def __init__(self, num_members: int, num_features: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(num_members, num_features))
+        self.bias = nn.Parameter(torch.zeros(num_members, num_features))
+        self.register_buffer("running_mean", torch.zeros(num_members, num_features))
+        self.register_buffer("running_var", torch.ones(num_members, num_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Members and features side by side are the channels of one batch norm, pixels its length.
+        mean, var, weight, bias = (p.view(-1) for p in (self.running_mean, self.running_var, self.weight, self.bias))
+        y = F.batch_norm(x.reshape(1, -1, x.shape[-1]), mean, var, weight, bias, self.training, self.momentum, self.eps)
+        return y.view_as(x)
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The affine map that this layer is in evaluation, in float32: `[K, features]` each."""
+        scale = self.weight.float() / (self.running_var.float() + self.eps).sqrt()
+        return scale, self.bias.float() - scale * self.running_mean.float()
+
+
+class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
+    """`num_members` pixel classifiers, Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear, as stacked tensors.
+
+    The config carries all that is needed to use the head: which features it reads and how they are computed, and what
+    its classes are called and look like. The state dict is that of the published `pixel_classifier`, with the members
+    stacked along a first dimension.
+
+    Args:
+        num_classes (`int`): Number of classes, ids `0` to `num_classes - 1`.
+        block_channels (sequence of `int`): Channels of each decoder block in `blocks`.
+        blocks (sequence of `int`): Decoder blocks, ascending, in the paper's numbering.
+        timesteps (sequence of `int`): Diffusion timesteps, in the order in which features are concatenated.
+        num_members (`int`, defaults to 10): Members of the ensemble.
+        hidden_sizes (sequence of two `int`, *optional*):
+            Widths of the hidden layers; 128 and 32 below 30 classes, 256 and 128 from 30 on.
+        image_size (sequence of two `int`, *optional*): Height and width at which the model reads images.
+        in_channels (`int`, defaults to 3): Channels of the images.
+        share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0):
+            See [`DecoderFeatureExtractor`].
+        label_names (sequence of `str`, *optional*): Name of each class.
+        palette (sequence of `[red, green, blue]`, *optional*): Colour of each class, 0 to 255.
+        ignore_index (`int`, defaults to 255): Id of pixels without a label.
+        flip (`bool`, defaults to `False`):
+            Whether the members vote on every image twice, on what they see of it and of its mirror image.
+        voting (`str`, defaults to `"hard"`):
+            `"hard"`, every member has one vote (the paper's way), or `"soft"`, the mean of their probabilities decides.
+        format_version (`int`, defaults to 2): What a saved head is made of; a newer one than this code's is refused.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,  # diffusers takes positional arguments for defaults, and would not load the head again
+        num_classes: int,
+        block_channels: Sequence[int],
+        blocks: Sequence[int],
+        timesteps: Sequence[int],
+        num_members: int = 10,
+        hidden_sizes: Sequence[int] | None = None,
+        image_size: Sequence[int] | None = None,
+        in_channels: int = 3,
+        share_noise: bool = True,
+        noise_seed: int = 0,
+        label_names: Sequence[str] | None = None,
+        palette: Sequence[Sequence[int]] | None = None,
+        ignore_index: int = 255,
+        flip: bool = False,
+        voting: str = "hard",
+        format_version: int = FORMAT_VERSION,
+    ):
+        super().__init__()
+        if format_version > FORMAT_VERSION:
+            raise UserError(
+                f"The segmentation head has format {format_version}, but this version of DiffuseSeg reads formats up "
+                f"to {FORMAT_VERSION}; it was made by a newer version: update DiffuseSeg to that one."
+            )
+        if not 2 <= num_classes <= 256:
+            raise UserError(f"A head needs 2 to 256 classes, got {num_classes}.")
+        if num_members < 1:
+            raise UserError(f"A head needs one member at least, got {num_members}.")
+        if voting not in ("hard", "soft"):
+            raise UserError(f"Voting is 'hard' or 'soft', got {voting!r}.")
+        for name, values in (("label_names", label_names), ("palette", palette)):
+            if values is not None and len(values) != num_classes:
+                raise UserError(f"`{name}` has {len(values)} entries for {num_classes} classes.")
+        if label_names is not None and len(set(label_names)) < num_classes:
+            raise UserError(f"Two classes have the same name in {list(label_names)}; results are listed by name.")
+        if len(block_channels) != len(blocks):
+            raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
+        first, second = hidden_sizes or ((128, 32) if num_classes < 30 else (256, 128))
+        self.channels = list(block_channels) * len(timesteps)  # of each activation, in the order of concatenation
+        self.layers = nn.Sequential(
+            StackedLinear(num_members, sum(self.channels), first),
+            nn.ReLU(),
+            StackedBatchNorm(num_members, first),
+            StackedLinear(num_members, first, second),
+            nn.ReLU(),
+            StackedBatchNorm(num_members, second),
+            StackedLinear(num_members, second, num_classes),
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, output_loading_info: bool = False, **kwargs
+    ) -> "PixelClassifierEnsemble | tuple[PixelClassifierEnsemble, dict]":
+        """Loads a head as [`ModelMixin.from_pretrained`] does, but all of it and from safetensors, or not at all.
+
+        Args:
+            pretrained_model_name_or_path (`str` or path): Local folder or Hub name; of a pipeline with
+                `subfolder="segmentation_head"`.
+            output_loading_info (`bool`, defaults to `False`): Whether to return diffusers' report too.
+            **kwargs: As in [`ModelMixin.from_pretrained`].
+
+        Raises:
+            UserError: The head is pickled, corrupt, incomplete or from a newer version.
+            OSError: There is none, or the Hub does not give it.
+        """
+        where = f"The segmentation head in {pretrained_model_name_or_path}"
+        kwargs["use_safetensors"] = True
+        try:
+            head, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        except OSError as error:
+            if "Unable to load weights" in str(error):
+                raise UserError(f"{where} cannot be read: its weights are not a whole safetensors file.") from error
+            if "named diffusion_pytorch_model" in str(error):
+                raise UserError(
+                    f"{where} has no weights in the safetensors format; pickled ones (.bin) are not loaded, because "
+                    f"they can run code."
+                ) from error
+            raise
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise UserError(f"{where} cannot be read: {error}") from error
+        wrong = [*info["missing_keys"], *info["unexpected_keys"], *[key for key, *_ in info["mismatched_keys"]]]
+        if wrong:
+            raise UserError(
+                f"{where} does not fit its config: {', '.join(sorted(wrong))} missing, of another shape or not known."
+            )
+        if not all(tensor.isfinite().all() for tensor in head.state_dict().values() if not tensor.is_meta):
+            raise UserError(f"{where} is corrupt: it has weights that are not finite.")
+        return (head, info) if output_loading_info else head
+
+    @classmethod
+    def stack_members(cls, members: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """State dict of an ensemble from the state dicts of its members, as the published code saves them."""
+        return {
+            name: torch.stack([member[name] for member in members])
+            for name in members[0]
+            if not name.endswith("num_batches_tracked")
+        }
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """The members' logits for full feature vectors; the plain formula, used to fit the head.
+
+        Args:
+            features (`torch.Tensor`): `[K, D, P]`: `P` pixels for each member, `D` features each.
+
+        Returns:
+            `torch.Tensor` of shape `[K, num_classes, P]`.
+        """
+        return self.layers(features)
+
+    def forward(self, activations: Sequence[torch.Tensor], size: Sequence[int] | None = None) -> torch.Tensor:
+        """The members' logits at any resolution, from activations at theirs; batch norms use their running statistics.
+
+        Args:
+            activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each, as [`Features.activations`].
+            size (two `int`, *optional*): Output height and width; the config's `image_size` if not given.
+
+        Returns:
+            `torch.Tensor` of shape `[N, K, num_classes, H, W]`.
+        """
+        return torch.cat(list(self._logits(activations, size)), dim=-2)
+
+    @apply_forward_hook
+    @torch.no_grad()
+    def predict(
+        self,
+        activations: Sequence[torch.Tensor],
+        size: Sequence[int] | None = None,
+        return_probabilities: bool = False,
+        mirrored: Sequence[torch.Tensor] | None = None,
+    ) -> PixelClassifierOutput:
+        """Label map and uncertainty by a vote of the members (paper, section 4; DatasetGAN).
+
+        Args:
+            activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each, as [`Features.activations`].
+            size (two `int`, *optional*): Output height and width; the config's `image_size` if not given.
+            return_probabilities (`bool`, defaults to `False`): Whether to return mean class probabilities.
+            mirrored (sequence of `torch.Tensor`, *optional*):
+                Activations of the mirror images, left and right exchanged; they double the votes.
+
+        Returns:
+            [`PixelClassifierOutput`]
+        """
+        labels, uncertainty, probabilities = [], [], []
+        views = [self._logits(activations, size)]
+        if mirrored is not None:
+            views.append(logits.flip(-1) for logits in self._logits(mirrored, size))
+        for strips in zip(*views):
+            logits = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)  # [N,K,C,h,W], h rows of the output
+            log_p = logits.float().log_softmax(dim=2)  # [N,K,C,h,W]
+            p = log_p.exp()  # [N,K,C,h,W]
+            mean = p.mean(dim=1)  # [N,C,h,W]
+            # `max`, not `argmax`: the latter is fourteen times slower along an inner dimension on a CPU.
+            if self.config.voting == "soft":
+                winners = mean.max(dim=1).indices  # [N,h,W]
+            else:
+                votes = F.one_hot(logits.max(dim=2).indices, self.config.num_classes).sum(dim=1)  # [N,h,W,C]
+                winners = votes.max(dim=-1).indices  # [N,h,W]
+            labels.append(winners.to(torch.uint8))
+            # Entropy of the mean minus mean entropy; not negative but for rounding.
+            jsd = (p * log_p).sum(dim=2).mean(dim=1) - torch.xlogy(mean, mean).sum(dim=1)  # [N,h,W]
+            uncertainty.append(jsd.clamp(min=0))
+            if return_probabilities:
+                probabilities.append(mean)
+        return PixelClassifierOutput(
+            labels=torch.cat(labels, dim=-2),
+            uncertainty=torch.cat(uncertainty, dim=-2),
+            probabilities=torch.cat(probabilities, dim=-2) if return_probabilities else None,
+        )
+
+    def _logits(self, activations: Sequence[torch.Tensor], size: Sequence[int] | None) -> Iterator[torch.Tensor]:
+        """Yields `[N, K, num_classes, rows, W]` for strips of rows from top to bottom."""
+        height, width = size or self.config.image_size
+        widths = [a.shape[1] for a in activations]
+        if widths != self.channels:
+            raise UserError(f"The head was fitted for activations of {self.channels} channels, got {widths}.")
+        first, _, norm1, second, _, norm2, third = self.layers
+        n, members, hidden = len(activations[0]), *first.weight.shape[:2]
+        dtype = activations[0].dtype  # arithmetic is the U-Net's; the weights may well be kept in float32
+
+        # 1. The first layer at every resolution, on all activations of that resolution at once. Channels come last:
+        #    upsampling then moves whole vectors, and members are a stride apart for the batched products below.
+        weights = first.weight.flatten(0, 1).split(self.channels, dim=1)  # [K*hidden,c] each
+        maps = []
+        for resolution in dict.fromkeys(a.shape[-2:] for a in activations):
+            same = [i for i, a in enumerate(activations) if a.shape[-2:] == resolution]
+            x = torch.cat([activations[i].movedim(1, -1) for i in same], dim=-1)  # [N,h,w,c]
+            w = torch.cat([weights[i] for i in same], dim=1).to(dtype)  # [K*hidden,c]
+            maps.append(F.linear(x, w))  # [N,h,w,K*hidden]
+        bias = first.bias.view(-1).to(dtype)  # [K*hidden]
+
+        # 2. The other layers, with each batch norm folded into the linear layer behind it.
+        w2, b2 = _fold(norm1, second, dtype)  # [K,h2,hidden], [K,h2,1]
+        w3, b3 = _fold(norm2, third, dtype)  # [K,C,h2], [K,C,1]
+        strip = max(1, STRIP_ELEMENTS.get(bias.device.type, 2**24) // (n * members * hidden * width))
+        for top in range(0, height, strip):
+            rows = range(top, min(top + strip, height))
+            x = bias
+            for m in maps:
+                x = x + _upsample_rows(m, (height, width), rows)  # [N,rows,W,K*hidden]
+            x = x.relu_().view(-1, members, hidden).permute(1, 2, 0)  # [K,hidden,N*rows*W]
+            x = torch.baddbmm(b2, w2, x).relu_()  # [K,h2,N*rows*W]
+            x = torch.baddbmm(b3, w3, x)  # [K,C,N*rows*W]
+            yield x.unflatten(-1, (n, len(rows), width)).movedim(2, 0)  # [N,K,C,rows,W]
+
+
+def _fold(norm: StackedBatchNorm, linear: StackedLinear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of `linear(norm(x))` in evaluation; computed in float32, returned in `dtype`."""
+    scale, shift = norm.scale_and_shift()
+    weight = linear.weight.float()
+    bias = linear.bias.float() + (weight @ shift.unsqueeze(-1)).squeeze(-1)
+    return (weight * scale.unsqueeze(1)).to(dtype), bias.unsqueeze(-1).to(dtype)
+
+
+def _upsample_rows(x: torch.Tensor, size: tuple[int, int], rows: range) -> torch.Tensor:
+    """The given rows of a bilinear upsampling (`align_corners=False`): `[N, h, w, C]` to `[N, len(rows), W, C]`."""
+    (h, w), (height, width) = x.shape[1:3], size
+    if (h, w) == (height, width):
+        return x[:, rows.start : rows.stop]
+    if len(rows) < height:
+        # A strip: blend the two source rows of each of its rows, and leave the columns to `interpolate`.
+        position = ((torch.arange(rows.start, rows.stop, device=x.device) + 0.5) * (h / height) - 0.5).clamp(min=0)
+        above = position.long().clamp(max=h - 1)
+        below = (above + 1).clamp(max=h - 1)
+        x = torch.lerp(x[:, above], x[:, below], (position - above).to(x.dtype)[:, None, None])
+    x = x.movedim(-1, 1)  # channels-last memory
+    return F.interpolate(x, size=(len(rows), width), mode="bilinear", align_corners=False).movedim(1, -1)

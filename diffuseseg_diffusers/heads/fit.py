@@ -1,0 +1,193 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Fits a segmentation head on a few labelled images, or on a table of their activations.
+
+The procedure is that of DatasetGAN (Zhang et al., CVPR 2021), adopted by Baranchuk et al. (ICLR 2022), section 4.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.utils import logging
+
+from ..data.image_processor import default_palette
+from ..data.labeled import LabeledImages
+from ..features.base import FeatureExtractor
+from ..runs.errors import UserError
+from .classes import Classes
+from .ensemble import PixelClassifierEnsemble
+from .extraction import extract_activations
+from .recipes import Recipe, find_recipe
+from .table import ActivationTable
+from .training import fit_members
+
+
+logger = logging.get_logger(__name__)
+
+
+def fit_segmentation_head(
+    pipe: Any,
+    dataset: Any,
+    blocks: Sequence[int] | None = None,
+    timesteps: Sequence[int] | None = None,
+    up_blocks: Sequence[int] | None = None,
+    num_members: int = 10,
+    recipe: str | Recipe = "default",
+    label_names: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    min_label_fraction: float = 20 / 256**2,
+    share_noise: bool = True,
+    flip: bool | None = None,
+    seed: int = 0,
+    batch_size: int = 4,
+    cache_dir: str | os.PathLike | None = None,
+    accelerator: Accelerator | None = None,
+) -> PixelClassifierEnsemble:
+    """Fits a segmentation head for a pipeline on a few labelled images (paper, section 4).
+
+    Args:
+        pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]): The frozen model; set `pipe.segmentation_head` to the
+            result.
+        dataset ([`LabeledImages`] or `datasets.Dataset`): Images with masks; a dataset is wrapped with its defaults.
+        blocks (sequence of `int`, *optional*): Blocks to read, in the paper's numbering; the recipe's if not given.
+        timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given.
+        up_blocks (sequence of `int`, *optional*): Of a U-Net, outputs of whole up-blocks, in place of `blocks`.
+        num_members (`int`, defaults to 10): Members of the ensemble.
+        recipe (`str` or [`Recipe`], defaults to `"default"`):
+            `"default"`; `"paper"`, as published; `"fast"`, the paper's features trained in less time; or your own.
+        label_names (sequence of `str`, *optional*): Names of the classes; the dataset's own if not given.
+        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes, 0 to 255.
+        min_label_fraction (`float`): A class that covers a smaller part of an image is ignored there; 0 to keep all.
+        share_noise (`bool`, defaults to `True`): One fixed noise for all images and timesteps, or fresh noise.
+        flip (`bool`, *optional*): Whether left and right may be exchanged; if not given, as the recipe says, but not if
+            names of classes tell left from right.
+        seed (`int`, defaults to 0): Of noise, augmented views, the members' weights and the order of their pixels. The
+            same seed gives the same bits on one machine, for the same number of processes and threads.
+        batch_size (`int`, defaults to 4): Images that go through the model at once, each at every timestep.
+        cache_dir (path, *optional*): Keep activations in a temporary file in this folder instead of in memory.
+        accelerator (`Accelerator`, *optional*): Deals the members out to its processes.
+
+    Returns:
+        [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode.
+
+    Raises:
+        UserError: The masks do not fit the classes or images, or an option is out of range.
+        NotFiniteError: Activations are not finite, or training diverged.
+    """
+    recipe = find_recipe(recipe)
+    if not isinstance(dataset, LabeledImages):
+        dataset = LabeledImages(dataset, label_names=label_names)
+    classes = Classes(
+        dataset.num_classes, label_names or dataset.label_names, dataset.ignore_index, palette or dataset.palette
+    )
+    flip = (recipe.flip and not classes.tell_sides) if flip is None else flip
+    extractor = recipe_extractor(pipe, recipe, blocks, timesteps, up_blocks, share_noise=share_noise, noise_seed=seed)
+    views, show = recipe.num_views(len(dataset)), accelerator is None or accelerator.is_local_main_process
+    table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show, views, flip)
+    return fit_head(table, extractor, classes, recipe, num_members, flip, seed, True, accelerator)
+
+
+def recipe_extractor(
+    pipe: Any,
+    recipe: str | Recipe = "default",
+    blocks: Sequence[int] | None = None,
+    timesteps: Sequence[int] | None = None,
+    up_blocks: Sequence[int] | None = None,
+    **choice: Any,
+) -> FeatureExtractor:
+    """The features of a pipeline that a recipe reads; what is given comes before what the recipe says.
+
+    Args:
+        pipe, recipe, blocks, timesteps, up_blocks: As in [`fit_segmentation_head`].
+        **choice: `share_noise`, `noise_seed`, as in [`DecoderFeatureExtractor`].
+    """
+    recipe = find_recipe(recipe)
+    if blocks is not None and up_blocks is not None:
+        raise UserError("Give `blocks` or `up_blocks`, not both.")
+    extractor = pipe.feature_extractor(**choice)
+    timesteps = extractor.default_timesteps(recipe.timesteps) if timesteps is None else timesteps
+    if up_blocks is not None:
+        return extractor.choose(timesteps=timesteps, up_blocks=up_blocks)
+    return extractor.choose(extractor.default_blocks(recipe.blocks) if blocks is None else blocks, timesteps)
+
+
+def fit_head(
+    table: ActivationTable,
+    extractor: FeatureExtractor,
+    classes: Classes,
+    recipe: str | Recipe = "default",
+    num_members: int = 10,
+    flip: bool = False,
+    seed: int = 0,
+    in_place: bool = False,
+    accelerator: Accelerator | None = None,
+) -> PixelClassifierEnsemble:
+    """Fits a segmentation head on a table of activations: again with other labels, or after more images.
+
+    Args:
+        table ([`ActivationTable`]): Activations and labels; see [`extract_activations`].
+        extractor ([`FeatureExtractor`]): What the activations were extracted with.
+        classes ([`Classes`]): What the labels tell apart.
+        recipe (`str` or [`Recipe`], defaults to `"default"`): How the members are trained; its choice of features and
+            of augmented views was made when the table was filled.
+        num_members (`int`, defaults to 10): Members of the ensemble.
+        flip (`bool`, defaults to `False`): Whether the members see the mirror image too when they are used.
+        seed (`int`, defaults to 0): Of the members' weights and the order of their pixels.
+        in_place (`bool`, defaults to `False`): Whether the table may be changed, which saves a copy of it.
+        accelerator (`Accelerator`, *optional*): Deals the members out to its processes.
+
+    Returns:
+        [`PixelClassifierEnsemble`] in float32, on the extractor's device, in evaluation mode.
+
+    Raises:
+        UserError: The table has no labelled pixels, or labels that are no classes.
+        NotFiniteError: Training diverged.
+    """
+    recipe = find_recipe(recipe)
+    _check_labels(table, classes)
+    head = PixelClassifierEnsemble(
+        num_classes=classes.number,
+        block_channels=[i.channels for i in table.info[: len(extractor.blocks)]],
+        blocks=list(extractor.blocks),
+        timesteps=list(extractor.timesteps),
+        num_members=num_members,
+        image_size=list(table.size),
+        in_channels=extractor.in_channels,
+        share_noise=extractor.share_noise,
+        noise_seed=extractor.noise_seed,
+        label_names=list(classes.label_names) if classes.label_names else None,
+        palette=[list(c) for c in classes.palette or default_palette(classes.number)],
+        ignore_index=classes.ignore_index,
+        flip=flip,
+        voting=recipe.voting,
+    )
+    # The members are trained side by side, a share of them on each process.
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    show = accelerator is None or accelerator.is_local_main_process
+    members = list(range(rank, num_members, world))
+    if members:
+        if not in_place and (recipe.standardize or table.device != extractor.device):
+            table = table.copy()
+        fit_members(head, table.to(extractor.device), recipe, seed, members, extractor.device, show)
+    if world > 1:
+        mine = {name: tensor[members] for name, tensor in head.state_dict().items()}
+        for theirs, state in gather_object([(members, mine)]):
+            for name, tensor in head.state_dict().items():
+                tensor[theirs] = state[name]
+    return head.to(extractor.device).eval()
+
+
+def _check_labels(table: ActivationTable, classes: Classes) -> None:
+    """Warns of classes without a pixel; refuses ids that are no classes."""
+    present = set(table.labels.unique().tolist()) | {classes.ignore_index}
+    wrong = sorted(present - {*range(classes.number), classes.ignore_index})
+    if wrong:
+        raise UserError(f"The table has labels {wrong}, but the classes are 0 to {classes.number - 1}.")
+    missing = [f'{c} ("{name}")' for c, name in enumerate(classes.names) if c not in present]
+    if missing:
+        logger.warning(
+            f"No labelled pixel was found for class {', '.join(missing)} at the model's resolution; the head will "
+            f"never predict it."
+        )

@@ -1,0 +1,99 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""How segmentation heads are trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..features.pixel_unet import PAPER_TIMESTEPS
+from ..runs.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the members are trained.
+
+    Args:
+        batch_size (`int`): Pixels in a step of one member.
+        learning_rate (`float`): Adam's learning rate; the highest one with `one_cycle`.
+        max_epochs (`int`): Passes over the labelled pixels, at most.
+        max_steps (`int`, *optional*): Steps, at most.
+        patience (`int`, *optional*):
+            A member stops once its loss has not improved for this many steps, counted from `patience_from_epoch`.
+        patience_from_epoch (`int`): First epoch, counted from 0, in which losses count.
+        one_cycle (`bool`): Learning rate warmed up and annealed to zero over all steps (Smith and Topin, 2019).
+        standardize (`bool`):
+            Whether features get zero mean and unit variance; the map becomes part of the first layer afterwards.
+        augmented_images (`int`):
+            Images to learn from, about: the labelled ones, and as many augmented views of each as make up that number,
+            but one at least. Their features are extracted once. 0 for no augmented views.
+        balance (`float`):
+            How much a pixel of a rare class weighs more: the weight is its class's share of all pixels to the power of
+            minus this, 1 on average. 0 for equal weights.
+        flip (`bool`):
+            Whether left and right may be exchanged: in augmented views, and in use, where the members see the mirror
+            image of every image too.
+        voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
+        timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
+        blocks (sequence of `int`, *optional*):
+            Likewise; of a U-Net with 18 decoder blocks as the paper's, of others those at the same relative depth. If
+            not given, the paper's, or the outputs of all up-blocks where there are not 18.
+    """
+
+    batch_size: int
+    learning_rate: float
+    max_epochs: int
+    max_steps: int | None = None
+    patience: int | None = None
+    patience_from_epoch: int = 4
+    one_cycle: bool = False
+    standardize: bool = False
+    augmented_images: int = 0
+    balance: float = 0.0
+    flip: bool = False
+    voting: str = "hard"
+    timesteps: Sequence[int] = PAPER_TIMESTEPS
+    blocks: Sequence[int] | None = None
+
+    def num_views(self, num_images: int) -> int:
+        """Augmented views of each of so many labelled images."""
+        return max(1, self.augmented_images // num_images - 1) if self.augmented_images else 0
+
+    def for_studies(self) -> "Recipe":
+        """The same in half the steps, for comparisons: rankings of features settle before the last point does."""
+        return replace(self, max_steps=self.max_steps // 2) if self.max_steps else self
+
+
+RECIPES = {
+    # Every choice in it was made by cross-validation: see docs/label_efficiency.md.
+    "default": Recipe(
+        batch_size=1024,
+        learning_rate=4e-3,
+        max_epochs=100,
+        max_steps=1000,
+        one_cycle=True,
+        standardize=True,
+        augmented_images=160,
+        balance=0.125,
+        flip=True,
+        voting="soft",
+        timesteps=(10, 600),
+        blocks=(6, 7, 12, 15),
+    ),
+    # As published: `train_interpreter.py` of yandex-research/ddpm-segmentation.
+    "paper": Recipe(batch_size=64, learning_rate=1e-3, max_epochs=100, patience=50),
+    # Large batches on a schedule reach at least the same accuracy in a ninth of the steps: see benchmarks/README.md.
+    "fast": Recipe(batch_size=256, learning_rate=8e-3, max_epochs=100, max_steps=600, one_cycle=True, standardize=True),
+}
+
+
+def find_recipe(recipe: str | Recipe) -> Recipe:
+    """The recipe of that name; one that is given stays as it is.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise UserError(f"There is no recipe {recipe!r}; there are {', '.join(map(repr, RECIPES))}.")
+    return RECIPES[recipe]

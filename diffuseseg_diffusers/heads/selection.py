@@ -1,0 +1,212 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Which blocks and timesteps to read, chosen by cross-validation on the labelled images."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.labeled import LabeledImages
+from ..features.base import FeatureExtractor
+from ..runs.errors import UserError
+from .classes import Classes
+from .cross_validation import LabeledActivations, cross_validated, entries_of, folds_of, missing_classes, others
+from .fit import recipe_extractor
+from .recipes import Recipe, find_recipe
+from .table import ActivationTable
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What features may cost, at most; `None` is no limit.
+
+    Args:
+        dimensions (`int`, *optional*): Length of a pixel's feature vector.
+        bytes (`int`, *optional*): Of an image's activations in half precision.
+        milliseconds (`float`, *optional*): Of the U-Net's passes for an image, estimated as timesteps × a pass to the
+            last block.
+    """
+
+    dimensions: int | None = None
+    bytes: int | None = None
+    milliseconds: float | None = None
+
+    def allows(self, cost: dict) -> bool:
+        limits = {name: limit for name, limit in asdict(self).items() if limit is not None}
+        return all(cost[name] <= limit for name, limit in limits.items())
+
+
+def cost_of(
+    table: ActivationTable, blocks: Sequence[int], timesteps: Sequence[int], pass_milliseconds: dict[int, float]
+) -> dict:
+    """What blocks × timesteps cost, with the keys of [`Budget`].
+
+    Args:
+        table ([`ActivationTable`]): Describes the activations.
+        blocks (sequence of `int`), timesteps (sequence of `int`): The choice.
+        pass_milliseconds (`dict`): Of one pass that ends after a block, by block; see [`time_passes`].
+    """
+    info = [table.info[i] for i in entries_of(table, blocks, timesteps)]
+    return {
+        "dimensions": sum(f.channels for f in info),
+        "bytes": sum(2 * f.channels * f.height * f.width for f in info),
+        "milliseconds": len(timesteps) * pass_milliseconds[max(blocks)],
+    }
+
+
+def time_passes(extractor: FeatureExtractor, image: torch.Tensor, repeats: int = 3) -> dict[int, float]:
+    """Milliseconds an image and timestep that a pass takes to each block of an extractor; medians.
+
+    Args:
+        extractor ([`FeatureExtractor`]): Says which blocks.
+        image (`torch.Tensor`): `[1, C, H, W]` in [-1, 1].
+        repeats (`int`, defaults to 3): How often each is timed, after a warm-up.
+    """
+    milliseconds = {}
+    for block in extractor.blocks:
+        one = extractor.choose([block], extractor.timesteps[:3])
+        seconds = []
+        for _ in range(repeats + 1):
+            if image.is_cuda:
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            one(image).activations[0].flatten()[0].item()  # waits for a GPU
+            seconds.append((time.perf_counter() - began) / len(one.timesteps))
+        milliseconds[block] = 1000 * float(np.median(seconds[1:]))
+    return milliseconds
+
+
+def select_features(
+    scored: Callable[[Sequence[int], Sequence[int]], float],
+    cost: Callable[[Sequence[int], Sequence[int]], dict],
+    blocks: Sequence[int],
+    timesteps: Sequence[int],
+    budget: Budget,
+    rival: tuple[Sequence[int], Sequence[int]] | None = None,
+    choose: Sequence[str] = ("blocks", "timesteps"),
+) -> list[dict]:
+    """Greedy forward selection: the best single cell, then one block or timestep more as long as that helps.
+
+    Args:
+        scored (`Callable`): Cross-validated mean IoU of blocks × timesteps.
+        cost (`Callable`): See [`cost_of`].
+        blocks (sequence of `int`), timesteps (sequence of `int`): What there is to choose from.
+        budget ([`Budget`]): What may not be exceeded.
+        rival (two sequences of `int`, *optional*): A choice that competes with what is found, if the budget allows it.
+        choose (sequence of `str`): Without `"blocks"` or `"timesteps"`, all of those are taken.
+
+    Returns:
+        `list[dict]`: Every choice that was scored, the best first: `blocks`, `timesteps`, `mean_iou`, `step` (1 for
+        single cells, 0 for the rival) and the cost.
+
+    Raises:
+        UserError: The budget allows not even the smallest choice.
+    """
+    tried: dict[tuple, dict] = {}
+
+    def attempt(b: Sequence[int], t: Sequence[int], step: int) -> None:
+        key = (tuple(sorted(b)), tuple(sorted(t)))
+        price = cost(*key)
+        if key not in tried and budget.allows(price):
+            tried[key] = {"blocks": key[0], "timesteps": key[1], "mean_iou": scored(*key), "step": step, **price}
+
+    def best() -> dict:
+        return max(tried.values(), key=lambda c: c["mean_iou"])
+
+    for b in [[b] for b in blocks] if "blocks" in choose else [blocks]:
+        for t in [[t] for t in timesteps] if "timesteps" in choose else [timesteps]:
+            attempt(b, t, 1)
+    if not tried:
+        raise UserError(f"Not even the smallest choice of features stays within the budget {asdict(budget)}; raise it.")
+    now, step = None, 1
+    while now is not best():
+        now, step = best(), step + 1
+        for b in sorted(set(blocks) - set(now["blocks"])):
+            attempt([*now["blocks"], b], now["timesteps"], step)
+        for t in sorted(set(timesteps) - set(now["timesteps"])):
+            attempt(now["blocks"], [*now["timesteps"], t], step)
+    if rival is not None:
+        attempt(*rival, 0)
+    return sorted(tried.values(), key=lambda c: -c["mean_iou"])
+
+
+def choose_features(
+    pipe: Any,
+    dataset: LabeledImages,
+    recipe: str | Recipe = "default",
+    blocks: Sequence[int] | None = None,
+    timesteps: Sequence[int] | None = None,
+    budget: Budget | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    batch_size: int = 4,
+    cache_dir: str | os.PathLike | None = None,
+    show_progress: bool = True,
+) -> list[dict]:
+    """Chooses blocks and timesteps by cross-validation on the labelled images.
+
+    Args:
+        pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]), dataset ([`LabeledImages`]): The frozen model, and the
+            images to fit on.
+        recipe (`str` or [`Recipe`], defaults to `"default"`): The one that the head will be fitted with; each choice is
+            measured by it, in half its steps, and its own features compete.
+        blocks (sequence of `int`, *optional*), timesteps (sequence of `int`, *optional*):
+            Taken as they are if given, else chosen.
+        budget ([`Budget`], *optional*): As many dimensions as the recipe's own features have, if not given.
+        folds (`int`, defaults to 5): As many as there are images, at most.
+        seed (`int`): Of noise, folds and classifiers.
+        batch_size (`int`): Images in a pass.
+        cache_dir (path, *optional*): See [`ActivationTable`].
+        show_progress (`bool`): Whether to show progress bars.
+
+    Returns:
+        `list[dict]`: As [`select_features`]; the first is the choice.
+
+    Raises:
+        UserError: There is one image only, or the budget is too small.
+    """
+    recipe = find_recipe(recipe)
+    usual = recipe_extractor(pipe, recipe, blocks, timesteps, noise_seed=seed)
+    choose = [name for name, given in (("blocks", blocks), ("timesteps", timesteps)) if given is None]
+    candidates = (
+        sorted({*(blocks or range(len(usual.taps)))}),
+        sorted({*(timesteps or [*study_timesteps(usual.num_timesteps), *usual.timesteps])}),
+    )
+    held_out = folds_of(len(dataset), min(folds, len(dataset)), seed)
+    extractor = usual.choose(*candidates)
+    activations = LabeledActivations.extract(extractor, dataset, recipe, seed, batch_size, cache_dir, show_progress)
+    table, classes = activations.table, Classes.of(dataset)
+    passes = time_passes(extractor, torch.zeros(1, extractor.in_channels, *table.size, device=extractor.device))
+    rival = (usual.blocks, usual.timesteps)
+    budget = budget or Budget(dimensions=cost_of(table, *rival, passes)["dimensions"])
+    for what in missing_classes(activations.labels, others(held_out), classes):
+        tqdm.write(what)
+    with tqdm(desc="Choosing features", unit="choice", disable=not show_progress) as bar:
+
+        def scored(b: Sequence[int], t: Sequence[int]) -> float:
+            bar.update()
+            return cross_validated(activations, b, t, classes, held_out, recipe.for_studies(), seed)["mean_iou"]
+
+        return select_features(scored, lambda b, t: cost_of(table, b, t, passes), *candidates, budget, rival, choose)
+
+
+def study_timesteps(num_train_timesteps: int) -> list[int]:
+    """Ten timesteps, denser where images are less noisy, as the informative ones are."""
+    parts = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
+    return sorted({int(p * num_train_timesteps) for p in parts})
+
+
+def format_choices(choices: Sequence[dict], count: int = 5) -> str:
+    """The table of the best choices that `fit` prints; `choices` as [`select_features`] returns them."""
+    lines = [f"{'mean IoU':>8}  {'dimensions':>10}  {'MB':>6}  {'ms':>6}  blocks; timesteps"]
+    own = "; the recipe's own"
+    for c in choices[:count]:
+        where = f"{' '.join(map(str, c['blocks']))}; {' '.join(map(str, c['timesteps']))}"
+        costs = f"{c['dimensions']:>10}  {c['bytes'] / 1e6:>6.2f}  {c['milliseconds']:>6.1f}"
+        lines.append(f"{c['mean_iou']:>8.4f}  {costs}  {where}{own if c['step'] == 0 else ''}")
+    return "\n".join(lines)

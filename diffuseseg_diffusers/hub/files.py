@@ -1,0 +1,260 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What of a folder goes to the Hub: for each kind of folder a list of what may, and nothing else.
+
+Hidden files never go, nor links that lead out of the folder, nor paths of this machine in JSON files.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import get_dataset_config_names, load_dataset_builder
+from datasets.exceptions import DatasetsError
+
+from ..data.columns import describe_dataset
+from ..data.folders import find_images
+from ..data.parquet import as_parquet
+from ..pipeline_diffuseseg import DiffuseSegPipeline
+from ..runs.errors import UserError
+from ..runs.files import RECORD, read_json, read_record
+from .cards import CARD, CURVES, RECORDS, SAMPLES
+from .dataset_card import GENERATION, LABELS
+from .student_card import STUDENT_FILES, STUDENT_RECORD
+
+
+INDEX = "model_index.json"
+PARTS = {"unet": "config.json", "scheduler": "scheduler_config.json", "segmentation_head": "config.json"}
+WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors"
+    r"|diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json"
+)
+LABEL_KEYS = ("id2label", "label2id", "label_names")  # names of classes may look like paths, as in Open Images
+DATASET_RUNS = ("generate",)  # commands that leave a dataset; the output of others is none, whatever images it holds
+
+
+@dataclass
+class Upload:
+    """What goes to the Hub.
+
+    Args:
+        kind (`str`): `"pipeline"`, `"student"` or `"dataset"`.
+        root (`Path`): The folder, or one with a dataset that was converted.
+        files (`dict`): Path in the repository to a file or its content.
+        left_out (`list[str]`): Paths of the folder that do not go.
+    """
+
+    kind: str
+    root: Path
+    files: dict[str, Path | bytes] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def repo_type(self) -> str:
+        """The Hub's name for what it is."""
+        return "dataset" if self.kind == "dataset" else "model"
+
+    def describe_left_out(self) -> str | None:
+        """One line about what is left out; `None` if nothing is."""
+        if not self.left_out:
+            return None
+        more = f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
+        return f"Not pushed, because no part of the {self.kind}: {', '.join(self.left_out[:3])}{more}."
+
+
+def collect(folder: Path, scratch: Path) -> Upload:
+    """What of a folder goes to the Hub, without its card; asks the Hub nothing.
+
+    Args:
+        folder (`Path`): See [`push_folder`].
+        scratch (`Path`): An empty folder, for datasets that are converted.
+
+    Raises:
+        UserError: The folder holds nothing to push, something of it is missing, or a link leads out of it.
+    """
+    if (folder / INDEX).is_file():
+        upload = Upload("pipeline", folder, pipeline_files(folder))
+        used = {CARD, INDEX, *RECORDS}
+    elif (folder / STUDENT_RECORD).is_file():
+        upload = Upload("student", folder, student_files(folder))
+        used = {CARD, STUDENT_RECORD}
+    else:
+        root, files, used = dataset_files(folder, scratch)
+        upload = Upload("dataset", root, files)
+        used = {CARD, SAMPLES, f".{SAMPLES}", *used}  # the page is drawn anew
+    upload.left_out = sorted(set(_walk(folder)) - used - set(upload.files) - {RECORD})
+    return upload
+
+
+def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
+    """What of a pipeline's folder goes to the Hub: weights, configs, the code for them, two images.
+
+    Raises:
+        UserError: It is a pipeline of another kind, or a part of it is not there, or only pickled.
+    """
+    index = read_json(own_file(folder, INDEX))
+    name = index.get("_class_name")
+    is_ours = DiffuseSegPipeline.__name__ in (name if isinstance(name, list) else [name])
+    parts = [k for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and v[0] is not None]
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise UserError(
+            f"{folder} holds a {name} with the parts {', '.join(unknown)}, which cannot be pushed yet; pipelines with "
+            f"a U-Net of diffusers for pixels can."
+        )
+    files: dict[str, Path | bytes] = {}
+    for part in parts:
+        root = folder / part if (folder / part).is_dir() else folder  # old pipelines have one level
+        weights = sorted(p for p in root.iterdir() if part != "scheduler" and WEIGHTS.fullmatch(p.name))
+        if not (root / PARTS[part]).is_file():
+            raise UserError(f"The pipeline in {folder} is not whole: {part} is not there.")
+        if part != "scheduler" and not any(p.suffix == ".safetensors" for p in weights):
+            raise UserError(f"The weights of {part} in {folder} are not in the safetensors format; save them so.")
+        for path in (root / PARTS[part], *weights):
+            inside = path.relative_to(folder).as_posix()
+            own_file(folder, inside)
+            files[inside] = clean_json(path) if path.suffix == ".json" else path
+    files |= {name: folder / name for name in (SAMPLES, CURVES) if _is_own(folder, name)}
+    index = without_local_paths({k: v for k, v in index.items() if k.startswith("_") or k in parts or v is None})
+    if is_ours:
+        return files | {name: text.encode() for name, text in DiffuseSegPipeline.code_files(index).items()}
+    return files | {INDEX: _encode(index)}
+
+
+def student_files(folder: Path) -> dict[str, Path | bytes]:
+    """What of a student's folder goes to the Hub: weights and configs.
+
+    Raises:
+        UserError: One of the files is not there.
+    """
+    missing = [name for name in STUDENT_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"The student in {folder} is not whole: {', '.join(missing)} is not there.")
+    paths = {name: own_file(folder, name) for name in STUDENT_FILES}
+    return {name: clean_json(path) if path.suffix == ".json" else path for name, path in paths.items()}
+
+
+def dataset_files(folder: Path, scratch: Path) -> tuple[Path, dict[str, Path | bytes], set[str]]:
+    """What of a dataset's folder goes to the Hub: the files that `datasets` reads, names of classes, our own record.
+
+    Returns:
+        `tuple`: The folder that `datasets` reads (`scratch` if the dataset was converted), path in the repository to
+        a file or its content, and the paths in the folder that were converted.
+
+    Raises:
+        UserError: The folder holds no dataset, or a link leads out of it.
+    """
+    run = read_record(folder)
+    if run is not None and run["command"] not in DATASET_RUNS:
+        raise UserError(
+            f"The folder {folder} holds what `diffuseseg {run['command']}` left, and no pipeline ({INDEX}), no student "
+            f"({STUDENT_RECORD}) and no dataset."
+        )
+    converted = as_parquet(folder, scratch) is not None
+    if converted:
+        used = {own_name(folder, path) for path in (*find_images(folder), *folder.rglob("*.npy"))}
+        files: dict[str, Path | bytes] = {own_name(scratch, p): p for p in sorted((scratch / "data").glob("*.parquet"))}
+    else:
+        used = set()
+        files = {own_name(folder, path): path for path in data_files(folder)}
+    if not files:
+        raise UserError(
+            f"The folder {folder} holds no pipeline ({INDEX}), no student ({STUDENT_RECORD}) and no dataset."
+        )
+    if _is_own(folder, LABELS):
+        files[LABELS] = folder / LABELS
+    if _is_own(folder, GENERATION):
+        files[GENERATION] = clean_json(folder / GENERATION)
+        files |= {name: folder / name for name in ("uncertainty.png",) if _is_own(folder, name)}
+    return (scratch if converted else folder), files, used
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The files from which `datasets` reads a folder's dataset; none if it reads nothing.
+
+    Raises:
+        UserError: `datasets` does not take the folder; says why.
+    """
+    found: dict[Path, None] = {}
+    try:
+        for name in get_dataset_config_names(os.fspath(folder)):
+            for paths in (load_dataset_builder(os.fspath(folder), name).config.data_files or {}).values():
+                found |= {Path(path): None for path in map(str, paths) if "://" not in path}
+    except FileNotFoundError:  # with `datasets`, also of data files in a folder that is there
+        return []
+    except (DatasetsError, ValueError) as error:
+        raise UserError(f"`datasets` does not take the folder {folder}: {error}") from error
+    return list(found)
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """A file of a folder, which may be a link to another of its files.
+
+    Raises:
+        UserError: It leads out of the folder, or to a hidden file.
+    """
+    own_name(folder, folder / name)
+    return folder / name
+
+
+def own_name(folder: Path, path: Path) -> str:
+    """The path below the folder of a file in it; raises as [`own_file`]."""
+    root, parent = folder.resolve(), path.parent.resolve()
+    for place in (parent / path.name, path.resolve()):
+        inside = place.relative_to(root).parts if place.is_relative_to(root) else ("..",)
+        if any(part.startswith(".") for part in inside):
+            raise UserError(
+                f"{path} is hidden, or leads out of {folder} or to a hidden file, and such files are not pushed; put a "
+                f"copy of what it leads to in its place."
+            )
+    return (parent / path.name).relative_to(root).as_posix()
+
+
+def clean_json(path: Path) -> bytes:
+    """A JSON file without paths of this machine."""
+    return _encode(without_local_paths(read_json(path)))
+
+
+def without_local_paths(content: Any, key: str = "") -> Any:
+    """JSON without the places that things were loaded from, which are nobody's business.
+
+    Of a local path the last part stays, as [`describe_dataset`] has it; `_name_or_path` goes.
+
+    Args:
+        content: What a JSON file holds.
+        key (`str`, defaults to `""`): Name under which it stands.
+    """
+    if key in LABEL_KEYS:
+        return content
+    if isinstance(content, Mapping):
+        return {k: without_local_paths(v, k) for k, v in content.items() if k != "_name_or_path"}
+    if isinstance(content, list):
+        return [without_local_paths(v, key) for v in content]
+    if not isinstance(content, str):
+        return content
+    # A Hub's name has one slash at most, and a dataset's record may be of a version that kept it as it was typed.
+    is_name = key.endswith("dataset_name")
+    is_path = re.match(r"[/~]|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\|file:", content) is not None
+    if is_path or (is_name and (content.count("/") > 1 or "\\" in content)):
+        return re.split(r"[/\\]", content.rstrip("/\\"))[-1]
+    return describe_dataset(content, None, None)["name"] if is_name and content else content
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether a folder has that file, and not as a link that leads elsewhere."""
+    path = folder / name
+    return path.is_file() and path.resolve() == folder.resolve() / name
+
+
+def _encode(content: Mapping) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _walk(folder: Path) -> Iterable[str]:
+    """Paths below a folder of all its files; links to folders are not followed."""
+    for root, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in [*links, *files]:
+            yield Path(os.path.relpath(os.path.join(root, name), folder)).as_posix()

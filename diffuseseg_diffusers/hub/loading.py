@@ -1,0 +1,128 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Loads whatever segments images, from a folder or the Hub; runs no code of a repository."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+from ..pipeline_backbone import BackbonePipeline
+from ..pipeline_diffuseseg import DiffuseSegPipeline
+from ..runs.errors import UserError
+from ..runs.files import read_json
+from ..runs.hardware import DTYPES, default_device, default_dtype
+from ..runs.hub_errors import explain_hub_error
+from ..students.segmenter import StudentSegmenter, load_student
+
+
+INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
+
+
+def load_pipeline(
+    name: str,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str = "auto",
+    cache_dir: str | os.PathLike | None = None,
+) -> DiffuseSegPipeline | BackbonePipeline | StudentSegmenter:
+    """Loads a pipeline, with or without a head, or a student, ready to run.
+
+    Args:
+        name (`str`): Local folder or Hub name of a [`DiffuseSegPipeline`], a plain `DDPMPipeline`, a
+            [`BackbonePipeline`], or a student.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        device (`str` or `torch.device`, *optional*): See [`default_device`].
+        dtype (`str`, defaults to `"auto"`): A key of `DTYPES`, or see [`default_dtype`].
+        cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
+
+    Raises:
+        UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
+    """
+    name = os.fspath(name)
+    is_local = os.path.isdir(name)
+    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise UserError(f"There is no folder {name}.")
+    device = torch.device(device) if device else default_device()
+    precision = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
+    try:
+        load = LOADERS[_kind(name, revision, cache_dir)]
+        return load(name, device, precision, {"revision": revision, "cache_dir": cache_dir})
+    except UserError:
+        raise
+    except Exception as error:
+        reason = None if is_local else explain_hub_error(error)
+        if reason is not None:
+            message = f"There is no folder {name}, and the pipeline {name} cannot be loaded: {reason}."
+        elif isinstance(error, (OSError, ValueError, SafetensorError)):  # what the libraries say of broken files
+            message = f"The pipeline {name} cannot be loaded: {error}"
+        else:
+            raise
+        raise UserError(message) from error
+
+
+def _load_pixel(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> DiffuseSegPipeline:
+    """A [`DiffuseSegPipeline`]; of pickled weights alone it takes plain DDPMs, see [`DiffuseSegPipeline.download`]."""
+    # The head computes in the dtype of the activations whatever its own is, so its weights keep all their digits.
+    dtypes = {"unet": dtype, "default": torch.float32}
+    pipe = DiffuseSegPipeline.from_pretrained(name, dtype=dtypes, trust_remote_code=False, **where)
+    pipe.unet.to(memory_format=torch.channels_last)  # convolutions are up to a third faster
+    return pipe.to(device)
+
+
+def _load_backbone(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> BackbonePipeline:
+    dtypes = {"backbone": dtype, "default": torch.float32}
+    safe = {"trust_remote_code": False, "use_safetensors": True}
+    return BackbonePipeline.from_pretrained(name, dtype=dtypes, **safe, **where).to(device)
+
+
+def _load_student(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> StudentSegmenter:
+    return load_student(name, device, dtype, **where)
+
+
+# Which class loads what, by `_class_name` in the index of a pipeline, or the end of the class in `architectures` of a
+# model. Pipelines of diffusers without a head need a U-Net for pixels, and nothing else of them is used.
+LOADERS: dict[str, Callable] = {
+    "DiffuseSegPipeline": _load_pixel,
+    "DDPMPipeline": _load_pixel,
+    "DDIMPipeline": _load_pixel,
+    "BackbonePipeline": _load_backbone,
+    "ForSemanticSegmentation": _load_student,
+}
+
+
+def _kind(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> str:
+    """The key in `LOADERS` of what a folder or a repository holds.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    index = _read(name, INDEX, revision, cache_dir)
+    if index is not None:
+        given = index.get("_class_name")
+        kind = given[-1] if isinstance(given, list) else given
+        if kind not in LOADERS and (index.get("unet") or [None])[-1] == "UNet2DModel":
+            kind = "DDPMPipeline"
+    else:
+        index = _read(name, CONFIG, revision, cache_dir) or {}
+        given = next(iter(index.get("architectures") or []), None)
+        kind = next((key for key in LOADERS if given and given.endswith(key)), None)
+    if kind not in LOADERS:
+        found = f"a {given}" if given else f"no pipeline: it has no {INDEX}"
+        raise UserError(f"{name} holds {found}; what can be loaded is {', '.join(LOADERS)}.")
+    return kind
+
+
+def _read(name: str, file: str, revision: str | None, cache_dir: str | os.PathLike | None) -> dict | None:
+    """A JSON file of a folder or a repository; `None` if it has no such file."""
+    if os.path.isdir(name):
+        return read_json(Path(name, file)) if Path(name, file).is_file() else None
+    try:
+        return read_json(hf_hub_download(name, file, revision=revision, cache_dir=cache_dir))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not asked
+            raise
+        return None

@@ -1,0 +1,285 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Pushes pipelines, students and datasets to the Hub: all of it in one commit, or nothing.
+
+All that goes up is made and checked before the repository is made, so that a refused push leaves none behind.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers.utils import logging
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..pipeline_diffuseseg import DiffuseSegPipeline
+from ..runs.errors import UserError
+from ..runs.files import read_json
+from ..runs.hub_errors import explain_hub_error, is_temporary
+from ..students.segmenter import load_student
+from .cards import CARD, RECORDS, SAMPLES, own_card, png
+from .dataset_card import dataset_card, read_parts
+from .files import Upload, collect, without_local_paths
+from .loading import load_pipeline
+from .model_card import model_card, sample_sheet
+from .student_card import student_card
+
+
+logger = logging.get_logger(__name__)
+
+
+def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = None, **kwargs) -> str:
+    """Uploads a pipeline with its card in one commit; `pipe.push_to_hub` of diffusers does without the card.
+
+    Args:
+        pipe ([`DiffuseSegPipeline`]): With or without a head.
+        repo_id (`str`): Repository, `user/name`; made if it is not there.
+        variant (`str`, *optional*): As in [`DiffuseSegPipeline.save_pretrained`].
+        **kwargs: As in [`push_folder`].
+
+    Returns:
+        `str`: The address of the commit.
+
+    Raises:
+        UserError: The Hub does not take it; says why. The repository is then as it was.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipe.save_pretrained(folder, variant=variant)
+        return push_folder(folder, repo_id, pipe=pipe, **kwargs)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    license: str | None = None,
+    evaluations: Sequence[Mapping] = (),
+    num_samples: int = 8,
+    pipe: DiffuseSegPipeline | None = None,
+    analysis: str | os.PathLike | None = None,
+) -> str:
+    """Uploads a folder with a pipeline, a student or a dataset, and its card in one commit.
+
+    Of a pipeline's folder go its weights, its configs and the code for them; of a student's, weights and configs; of a
+    dataset's, the files that `datasets` reads and the names of the classes. Hidden files, links that lead out of the
+    folder and paths of this machine do not. One line says what is left out. What a push that was cut off had uploaded
+    is not uploaded again.
+
+    Args:
+        folder (`str` or path): Saved by [`DiffuseSegPipeline.save_pretrained`], `diffuseseg fit`, `train-ddpm` or
+            `train-student`; or images that [`load_labeled_images`] or `datasets` reads; layouts that only the former
+            knows go as Parquet.
+        repo_id (`str`): Repository, `user/name`; made if it is not there.
+        commit_message (`str`, *optional*), create_pr (`bool`, defaults to `False`): As in `HfApi.create_commit`.
+        private (`bool`, *optional*): Whether a new repository is private; the account's default if not given.
+        token (`str`, *optional*): The one that you logged in with if not given.
+        license (`str`, *optional*): The Hub's identifier of the licence; that of the folder's own README.md or
+            "unknown" if not given.
+        evaluations (sequence of `dict`): Of a pipeline, metrics that `diffuseseg evaluate` wrote, for the card.
+        num_samples (`int`, defaults to 8): Of a pipeline, images to generate for the card, in 50 steps of DDIM.
+        pipe ([`DiffuseSegPipeline`], *optional*): What is in the folder, if it is loaded already.
+        analysis (`str` or path, *optional*): Of a pipeline, what `diffuseseg analyze` left; the card shows its figures.
+
+    Returns:
+        `str`: The address of the commit.
+
+    Raises:
+        UserError: The folder holds nothing to push, or the Hub does not take it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    figures = sorted(Path(analysis).glob("*.png")) if analysis else []
+    if analysis and not figures:
+        raise UserError(f"There are no figures in {analysis}; `diffuseseg analyze` leaves them in its --output_dir.")
+    with tempfile.TemporaryDirectory() as scratch:
+        # 1. What goes up, loaded and read to see that it is whole; the Hub is not asked.
+        upload = collect(folder, Path(scratch))
+        if upload.kind == "pipeline":
+            pipe = pipe or load_pipeline(os.fspath(folder))
+        elif upload.kind == "student":
+            load_student(os.fspath(folder))
+        else:
+            parts = read_parts(upload.root)
+        if line := upload.describe_left_out():
+            logger.warning(line)
+
+        # 2. Where it goes, and its card.
+        repo_id = check_access(repo_id, token, create_pr, f"{folder} cannot be pushed to {repo_id}")
+        own = own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard)
+        if upload.kind == "pipeline":
+            upload.files |= {f"analysis/{path.name}": path for path in figures}
+            if num_samples > 0 and SAMPLES not in upload.files:
+                upload.files[SAMPLES] = png(sample_sheet(pipe, num_samples))
+            records = {name: folder / name for name in RECORDS if (folder / name).is_file()}
+            records = {name: without_local_paths(read_json(path)) for name, path in records.items()}
+            card = model_card(pipe, repo_id, upload.files, license, evaluations, records, own)
+        elif upload.kind == "student":
+            card = student_card(folder, repo_id, license, own)
+        else:
+            card = dataset_card(upload.root, repo_id, upload.files, parts, license, own)
+        card.text = re.sub(r"\n{3,}", "\n\n", card.text)
+
+        # 3. The repository, and the commit.
+        message = commit_message or f"Upload {upload.kind}"
+        with hub_refusals(f"{folder} cannot be pushed to {repo_id}") as more:
+            return _commit(HfApi(token=token), repo_id, upload, card, message, private, create_pr, more)
+
+
+def check_access(repo_id: str, token: str | None, create_pr: bool, what: str) -> str:
+    """Asks the Hub who the token belongs to, before the long work; makes no repository.
+
+    Of a token with single rights ("fine-grained"), only the push shows whether it has the right one.
+
+    Args:
+        repo_id (`str`): Repository, `user/name` or `name`.
+        token (`str`, *optional*): The one that you logged in with if not given.
+        create_pr (`bool`): Whether it is for a pull request, which may go to a repository of others.
+        what (`str`): What cannot be done, for the error.
+
+    Returns:
+        `str`: The full name of the repository.
+
+    Raises:
+        UserError: The name is none, or the token does not work, may not write, or is not of the name's owner.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{what}: {error}") from error
+    with hub_refusals(what):
+        user = HfApi(token=token).whoami()
+    owner, _, name = repo_id.rpartition("/")
+    owner = owner or user["name"]
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise UserError(f"{what}: the token of {user['name']} may only read; make one that may write.")
+    members = {user["name"].lower(), *(organisation["name"].lower() for organisation in user.get("orgs", []))}
+    if role == "write" and not create_pr and owner.lower() not in members:
+        raise UserError(
+            f"{what}: the token is of {user['name']}, who is not {owner} and in no organisation of that name; choose a "
+            f"repository of your own, or log in as {owner}."
+        )
+    return f"{owner}/{name}"
+
+
+@contextmanager
+def hub_refusals(what: str) -> Iterator[list[str]]:
+    """Turns what the Hub's client raises into a [`UserError`] that says what failed, why, and what to do.
+
+    Yields a list; sentences that the block puts into it follow the reason.
+    """
+    more: list[str] = []
+    try:
+        yield more
+    except UserError:
+        raise
+    except Exception as error:
+        reason = explain_hub_error(error)
+        if reason is None and isinstance(error, HfHubHTTPError):
+            reason = str(error)
+        if reason is None:
+            raise
+        raise UserError(" ".join([f"{what}: {reason}.", *more])) from error
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser, repo_type: str = "model") -> None:
+    """`--push_to_hub` and what goes with it, for the training scripts."""
+    group = parser.add_argument_group("Hub")
+    group.add_argument("--push_to_hub", action="store_true", help=f"Upload the {repo_type} in the end.")
+    group.add_argument(
+        f"--hub_{repo_type}_id", dest="hub_id", help="Repository, user/name (default: the name of the output folder)."
+    )
+    group.add_argument("--hub_private_repo", action="store_true", help="Make a new repository private.")
+    group.add_argument("--license", help="The Hub's identifier of the licence (default: unknown).")
+
+
+def prepare_push(args: argparse.Namespace) -> None:
+    """Checks name and token before the long work.
+
+    The repository is made by the push alone: work that fails or is cut off leaves no empty one behind.
+    """
+    if args.push_to_hub:
+        name = args.hub_id or args.output_dir.name
+        args.hub_id = check_access(name, None, False, f"{args.output_dir} cannot be pushed to {name}")
+
+
+def finish_push(args: argparse.Namespace) -> None:
+    """Uploads the output folder; it stays complete if that fails."""
+    if not args.push_to_hub:
+        return
+    try:
+        url = push_folder(args.output_dir, args.hub_id, private=args.hub_private_repo or None, license=args.license)
+    except UserError as error:
+        raise UserError(
+            f"{error} Nothing is lost: when it can be reached, `diffuseseg push {args.output_dir} {args.hub_id}`."
+        ) from error
+    print(f"Pushed: {url}")
+
+
+def _commit(
+    api: HfApi,
+    repo_id: str,
+    upload: Upload,
+    card: ModelCard | DatasetCard,
+    message: str,
+    private: bool | None,
+    create_pr: bool,
+    more: list[str],
+) -> str:
+    """Makes the repository if it is not there, and uploads all in one commit; returns its address.
+
+    A repository that this made and that is still empty is removed if the Hub refuses the commit; not after an error
+    that passes, because the next push resumes there. `more` gets a sentence about it.
+    """
+    try:
+        card.validate(upload.repo_type)
+    except ValueError as error:
+        raise UserError(f"The Hub does not take the card for {repo_id}: {error}") from error
+    upload.files[CARD] = str(card).encode()
+    operations = [CommitOperationAdd(name, content) for name, content in sorted(upload.files.items())]
+    is_new = _make_repository(api, repo_id, upload.repo_type, private)
+    try:
+        commit = api.create_commit(
+            repo_id, operations, commit_message=message, repo_type=upload.repo_type, create_pr=create_pr
+        )
+    except Exception as error:
+        if is_new and is_temporary(error):
+            more.append(f"The repository {repo_id} was made and is still empty; the next push resumes there.")
+        elif is_new:
+            more.append(_remove_empty(api, repo_id, upload.repo_type))
+        raise
+    return commit.pr_url or commit.commit_url
+
+
+def _make_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> bool:
+    """Whether the repository was made now, and was not there."""
+    try:
+        api.create_repo(repo_id, private=private, repo_type=repo_type)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        # Who may not make repositories there may still write to one.
+        if status == 409 or (status in (401, 402, 403) and api.repo_exists(repo_id, repo_type=repo_type)):
+            return False
+        raise
+    return True
+
+
+def _remove_empty(api: HfApi, repo_id: str, repo_type: str) -> str:
+    """Removes a new repository, unless something is in it; returns a sentence about it."""
+    try:
+        if set(api.list_repo_files(repo_id, repo_type=repo_type)) <= {".gitattributes"}:
+            api.delete_repo(repo_id, repo_type=repo_type)
+            return "The new repository was removed again."
+    except Exception as error:  # the refusal itself is what the user has to see
+        reason = explain_hub_error(error) or error
+        return f"The new repository {repo_id} is empty and could not be removed ({reason}); remove it on its page."
+    return f"The repository {repo_id} is new, and not empty: look at what is in it."

@@ -1,0 +1,37 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""How a command ends."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from .errors import UserError
+
+
+DEBUG = "DIFFUSESEG_DEBUG"  # set to 1, every error shows its traceback
+
+# What the machine, not the program, has to be blamed for.
+_ENVIRONMENT = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ENAMETOOLONG),
+}
+
+
+def run_command(command: Callable[[], int | None]) -> None:
+    """Runs a command and ends the process.
+
+    What users can mend ([`UserError`], a full disk, missing rights) is one line on stderr and exit status 1; Ctrl-C
+    gives 130. Anything else is a bug and shows its traceback; with `DIFFUSESEG_DEBUG=1`, every error does.
+    """
+    try:
+        status = command()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except Exception as error:
+        mendable = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _ENVIRONMENT)
+        if not mendable or os.environ.get(DEBUG, "0") not in ("", "0"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    sys.exit(status or 0)

@@ -1,0 +1,114 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffuseseg_diffusers import LabeledImages, fit_segmentation_head
+
+from ..conftest import QUICK, dataset_of, draw, drawn_dataset, make_pipeline
+
+
+def test_the_fast_recipe_folds_its_standardisation_into_the_first_layer():
+    pipe = make_pipeline()
+    dataset = drawn_dataset()
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=3)
+    masks = pipe.segment([dataset[i].image for i in range(4)], output_type="np").masks
+    right = np.mean([(m == dataset[i].mask).mean() for i, m in enumerate(masks)])
+    assert right > 0.9  # raw activations go in, so the means and scales must be in the weights
+
+
+def test_a_member_depends_on_the_seed_and_its_number_alone():
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    five = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=5)
+    three = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=3)
+    again = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=3)
+    other = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=3, seed=1)
+    for name, tensor in three.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        torch.testing.assert_close(tensor, five.state_dict()[name][:3], atol=1e-4, rtol=1e-3)
+    assert not torch.equal(three.layers[0].weight, other.layers[0].weight)
+    assert other.config.noise_seed == 1
+
+
+def test_one_pass_over_the_unet_only_and_none_of_its_weights_change():
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    passes = []
+    hook = pipe.unet.conv_in.register_forward_hook(lambda m, a, o: passes.append(len(o)))
+    fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=2, batch_size=3)
+    hook.remove()
+    assert passes == [9, 3]  # 3 images at 3 timesteps, then the last one
+    assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
+
+
+def test_the_config_holds_all_that_is_needed_to_use_the_head():
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    head = fit_segmentation_head(pipe, dataset, blocks=(3, 1), timesteps=(10, 20), recipe=QUICK, num_members=2)
+    config = head.config
+    assert list(config.blocks) == [1, 3] and list(config.timesteps) == [10, 20]
+    assert list(config.block_channels) == [24, 16] and list(config.image_size) == [16, 16]
+    assert (config.num_classes, config.in_channels, config.ignore_index) == (3, 1, 255)
+    assert config.label_names == ["sky", "disc", "bar"] and len(config.palette) == 3
+    up = fit_segmentation_head(pipe, dataset, up_blocks=(0, 2), recipe=QUICK, num_members=2)
+    assert list(up.config.blocks) == [1, 5]
+    assert list(fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=2).config.blocks) == [1, 3, 5]
+
+
+def test_a_class_without_pixels_is_named_in_a_warning(caplog):
+    pipe = make_pipeline()
+    dataset = drawn_dataset(label_names=["sky", "disc", "bar", "unicorn"])
+    logger = logging.getLogger("diffusers")
+    logger.propagate, before = True, logger.propagate
+    logging.getLogger("diffuseseg_diffusers.heads.fit").propagate = True
+    try:
+        with caplog.at_level(logging.WARNING):
+            fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=2)
+    finally:
+        logger.propagate = before
+    assert 'No labelled pixel was found for class 3 ("unicorn")' in caplog.text
+
+
+def test_masks_without_any_label_are_refused():
+    pipe = make_pipeline()
+    image, mask = draw((16, 16), 0)
+    dataset = LabeledImages(dataset_of([image], [mask * 0 + 255]), num_classes=2)
+    with pytest.raises(ValueError, match="no labelled pixels"):
+        fit_segmentation_head(pipe, dataset, recipe=QUICK)
+
+
+@pytest.mark.parametrize(
+    "name, flips", [("upright", True), ("left eye", False), ("Right_lung", False), ("l_ear", False)]
+)
+def test_nothing_is_mirrored_where_a_class_is_named_after_its_side(name, flips):
+    pipe, dataset = make_pipeline(), drawn_dataset(label_names=["sky", name, "bar"])
+    recipe = replace(QUICK, max_steps=2, flip=True)
+    assert fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1).config.flip == flips
+    assert not fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1, flip=False).config.flip
+    assert fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1, flip=True).config.flip
+
+
+@pytest.mark.parametrize("augmented, count, images", [(0, 4, 4), (8, 4, 8), (20, 4, 20), (8, 5, 10), (4, 4, 8)])
+def test_copies_make_up_the_number_that_the_recipe_asks_for(augmented, count, images):
+    pipe, seen = make_pipeline(), []
+    hook = pipe.unet.conv_in.register_forward_hook(lambda m, a, o: seen.append(len(o)))
+    recipe = replace(QUICK, max_steps=2, augmented_images=augmented, timesteps=(50,))
+    fit_segmentation_head(pipe, drawn_dataset(count=count), recipe=recipe, num_members=1)
+    hook.remove()
+    assert sum(seen) == images
+
+
+def test_options_that_contradict_each_other_or_do_not_exist_are_refused():
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    with pytest.raises(ValueError, match="`blocks` or `up_blocks`, not both"):
+        fit_segmentation_head(pipe, dataset, blocks=(1,), up_blocks=(1,))
+    with pytest.raises(ValueError, match="no recipe 'slow'; there are 'default', 'paper', 'fast'"):
+        fit_segmentation_head(pipe, dataset, recipe="slow")
+    with pytest.raises(ValueError, match="one member at least, got 0"):
+        fit_segmentation_head(pipe, dataset, num_members=0)
+    with pytest.raises(ValueError, match="`label_names` has 2 entries for 3 classes"):
+        fit_segmentation_head(pipe, dataset, label_names=["a", "b"], recipe=QUICK)
+    renamed = fit_segmentation_head(pipe, dataset, label_names=["a", "b", "c"], recipe=QUICK, num_members=2)
+    assert renamed.config.label_names == ["a", "b", "c"]

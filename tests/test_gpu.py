@@ -1,0 +1,104 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What needs CUDA: precisions against float32, CPU offload, tables on the device, training, generation."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffuseseg_diffusers import fit_segmentation_head
+from diffuseseg_diffusers.features.base import FeatureInfo
+from diffuseseg_diffusers.heads.recipes import RECIPES, Recipe
+from diffuseseg_diffusers.heads.table import ActivationTable
+from diffuseseg_diffusers.heads.training import fit_members
+
+from .conftest import QUICK, draw, drawn_dataset, make_head, make_pipeline
+
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA"),
+]
+IMAGES = [draw((16, 16), i)[0] for i in range(4)]
+
+
+def agreement(first, second) -> float:
+    return float(np.mean([(a == b).mean() for a, b in zip(first, second)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_masks_on_the_gpu_agree_with_those_on_the_cpu_in_float32(dtype):
+    pipe = make_pipeline(head=True)
+    exact = pipe.segment(IMAGES, output_type="np")
+    found = pipe.to("cuda", dtype).segment(IMAGES, output_type="np")
+    assert agreement(exact.masks, found.masks) > (0.995 if dtype == torch.float32 else 0.9)
+    assert found.uncertainty[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_generation_in_every_precision_starts_from_the_same_noise(dtype):
+    pipe = make_pipeline(head=True)
+    exact = pipe(4, torch.Generator().manual_seed(0), 5, "np").images
+    found = pipe.to("cuda", dtype)(4, torch.Generator().manual_seed(0), 5, "np")
+    np.testing.assert_allclose(found.images, exact, atol=1e-3 if dtype == torch.float32 else 0.1)
+    assert found.masks.shape == (4, 16, 16)
+
+
+@pytest.mark.parametrize("way", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloaded_weights_give_the_same_masks(way):
+    pipe = make_pipeline(head=True)
+    before = pipe.to("cuda").segment(IMAGES, output_type="np").masks
+    pipe.to("cpu")
+    getattr(pipe, way)()
+    assert agreement(before, pipe.segment(IMAGES, output_type="np").masks) > 0.995
+    assert pipe(2, torch.Generator().manual_seed(0), 3, "np").masks.shape == (2, 16, 16)
+
+
+def test_a_cuda_generator_draws_the_noise_of_the_features():
+    pipe = make_pipeline()
+    pipe.segmentation_head = make_head(pipe, share_noise=False)
+    pipe.to("cuda")
+    first, again = (
+        pipe.segment(IMAGES, generator=torch.Generator("cuda").manual_seed(3), output_type="pt").uncertainty
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+def test_a_head_fitted_on_the_gpu_segments_as_one_fitted_on_the_cpu():
+    dataset, masks = drawn_dataset(), []
+    for device in ("cpu", "cuda"):
+        pipe = make_pipeline().to(device)
+        pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=3)
+        assert pipe.segmentation_head.device.type == device
+        masks.append(pipe.segment(IMAGES, output_type="np").masks)
+    assert agreement(*masks) > 0.97
+
+
+def test_tables_on_the_gpu_hold_what_those_in_memory_hold():
+    info = [FeatureInfo(0, 50, 5, 8, 8), FeatureInfo(1, 50, 3, 16, 16)]
+    tables = [ActivationTable(info, 2, (16, 16)) for _ in range(2)]
+    for image in range(2):
+        activations = [torch.randn(i.channels, i.height, i.width) for i in info]
+        for table in tables:
+            table.put(image, activations, torch.zeros(16, 16, dtype=torch.uint8))
+    on_gpu = tables[1].to(torch.device("cuda"))
+    pixels = torch.randperm(512).view(2, -1)
+    for mine, theirs in zip(tables[0].locate(pixels), on_gpu.locate(pixels.cuda())):
+        a = tables[0].gather(mine, torch.empty(256, 8))
+        b = on_gpu.gather(theirs, torch.empty(256, 8, device="cuda"))
+        torch.testing.assert_close(a, b.cpu(), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_the_first_training_step_is_that_of_the_cpu(name):
+    pipe, heads = make_pipeline(), []
+    recipe = Recipe(**{**vars(RECIPES[name]), "max_steps": 1, "patience": None})
+    for device in ("cpu", "cuda"):
+        head = make_head(pipe, blocks=(5,), timesteps=[50])
+        table = ActivationTable([FeatureInfo(5, 50, 8, 8, 8)], 1, (16, 16))
+        torch.manual_seed(0)
+        table.put(0, [torch.randn(8, 8, 8)], torch.randint(3, (16, 16), dtype=torch.uint8))
+        fit_members(head, table.to(torch.device(device)), recipe, device=device, show_progress=False)
+        heads.append(head)
+    for a, b in zip(*(h.state_dict().values() for h in heads)):
+        torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2)

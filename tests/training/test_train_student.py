@@ -1,0 +1,136 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The command `diffuseseg train-student`, and the folder that it leaves."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from diffuseseg_diffusers.cli import main
+from diffuseseg_diffusers.runs.errors import NotFiniteError
+from diffuseseg_diffusers.training import train_student
+
+from ..conftest import dataset_of, draw, run
+from ..hub_server import validate_card
+from ..students.test_networks import NAMES, write_config
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Images with masks for training and testing."""
+    folder = tmp_path / "drawn"
+    for split, seeds in (("train", range(20)), ("test", range(20, 26))):
+        images, masks = zip(*[draw((32, 32), i) for i in seeds])
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        dataset_of(images, masks).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    (folder / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
+    return folder
+
+
+def options(drawn, output, *more) -> list[str]:
+    given = ["--train_dataset_name", drawn, "--eval_dataset_name", drawn, "--model", write_config(drawn.parent)]
+    given += ["--images_per_epoch", "32", "--train_batch_size", "8", "--dataloader_num_workers", "0"]
+    given += ["--learning_rate", "5e-3", "--cache_dir", drawn.parent / "cache", "--output_dir", output, *more]
+    return [str(x) for x in given]
+
+
+def train(*given, expect: int = 0) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train-student", *options(*given)])
+    assert ended.value.code == expect
+
+
+def report_of(folder) -> dict:
+    return json.loads((folder / "student_training.json").read_text())
+
+
+def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path):
+    said = run(
+        *("diffuseseg", "train-student"),
+        *options(drawn, tmp_path / "out", "--num_epochs", "6", "--real_dataset_name", drawn),
+        *("--images_per_epoch", "400", "--push_to_hub", "--hub_model_id", "alice/student"),
+        HF_HUB_OFFLINE="0",
+        OMP_NUM_THREADS="1",
+    )
+    assert "Pushed: " in said.stdout
+    report = report_of(tmp_path / "out")
+    assert report["evaluation"]["mean_iou"] > 0.5
+    assert report["epochs"][-1]["loss"] < 0.7 * report["epochs"][0]["loss"]
+    assert report["validation_mean_iou"] == max(e["validation"] for e in report["epochs"])
+    weights = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *weights,
+        "student_training.json",
+        ".diffuseseg-run.json",
+    }
+    image, mask = draw((32, 32), 21)
+    found = pipeline("image-segmentation", model=str(tmp_path / "out"))(Image.fromarray(image).convert("RGB"))
+    assert {f["label"] for f in found} <= set(NAMES)
+    disc = next(np.asarray(f["mask"]) > 0 for f in found if f["label"] == "disc")
+    assert (disc & (mask == 1)).sum() / (disc | (mask == 1)).sum() > 0.4
+
+    files = hub.files("models", "alice/student")
+    assert set(files) - {".gitattributes"} == weights | {"README.md"}
+    card = files["README.md"].decode()
+    assert validate_card(card, "model") == []
+    assert f"| **mean IoU** | **{report['evaluation']['mean_iou']:.4f}** |" in card
+    for what in ("library_name: transformers", 'model="alice/student"', "| 1 | disc |", "20 of drawn", "random"):
+        assert what in card, what
+    assert str(tmp_path) not in card and "generated and labelled" not in card
+    pushed = pipeline("image-segmentation", model="alice/student")(Image.fromarray(image).convert("RGB"))
+    assert all(np.array_equal(a["mask"], b["mask"]) for a, b in zip(pushed, found, strict=True))
+
+
+def test_a_stopped_run_resumes_and_ends_with_the_same_weights(drawn, tmp_path, monkeypatch, capsys):
+    train(drawn, tmp_path / "whole", "--num_epochs", "3")
+    real = train_student.evaluate_segmentation
+    calls = []
+
+    def stop(*args, **kwargs):  # in the second epoch, before its checkpoint
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    stopped = (drawn, tmp_path / "stopped", "--num_epochs", "3", "--resume_from_checkpoint", "latest")
+    monkeypatch.setattr(train_student, "evaluate_segmentation", stop)
+    train(*stopped, expect=130)
+    monkeypatch.undo()
+    train(*stopped, "--seed", "1", expect=1)
+    assert "holds another run: seed 0 (now 1)" in capsys.readouterr().err
+    train(*stopped)
+    assert "Resuming after epoch 1." in capsys.readouterr().out
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert report_of(tmp_path / "whole")["epochs"] == report_of(tmp_path / "stopped")["epochs"]
+    assert not list((tmp_path / "stopped").glob("*checkpoint*"))
+    train(*stopped)
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_overwriting_removes_the_runs_own_files_alone_and_only_if_the_inputs_are_valid(drawn, tmp_path, capsys):
+    out = tmp_path / "out"
+    train(drawn, out, "--num_epochs", "1")
+    before = (out / "model.safetensors").read_bytes()
+    for wrong in (("--model", tmp_path / "nothing"), ("--eval_split", "nothing"), ("--resolution", "1", "2", "3")):
+        train(drawn, out, "--overwrite", *wrong, expect=1)
+    (out / "mine.txt").write_text("mine")
+    train(drawn, out, "--overwrite", expect=1)
+    assert "(mine.txt)" in capsys.readouterr().err
+    assert (out / "model.safetensors").read_bytes() == before
+    (out / "mine.txt").unlink()
+    train(drawn, out, "--overwrite", "--num_epochs", "1", "--seed", "1")
+    assert (out / "model.safetensors").read_bytes() != before
+
+
+def test_what_cannot_be_trained_is_a_sentence(drawn, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    train(drawn, tmp_path / "full", expect=1)
+    assert "exists and is kept" in capsys.readouterr().err
+    train(drawn, tmp_path / "diverged", "--learning_rate", "1e30", "--num_epochs", "3", expect=1)
+    assert "The loss is nan in epoch" in capsys.readouterr().err and issubclass(NotFiniteError, FloatingPointError)
