@@ -10,9 +10,9 @@ version = re.search(r'__version__ = "(.+)"', (here / "diffuseseg_diffusers" / "_
 
 # `train` is what reads datasets, measures and draws; generating and segmenting need none of it. The lower bounds are
 # the oldest versions under which the tests pass, pinned in constraints-oldest.txt.
-train = ["datasets>=4.6", "evaluate>=0.4.6", "matplotlib>=3.9", "transformers>=5.18"]
+train = ["datasets>=4.6", "evaluate>=0.4.6", "matplotlib>=3.9", "transformers>=5.22"]
 analysis = [*train, "scikit-learn>=1.5", "imagecorruptions-imaug>=1.1.5"]
-onnx = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+onnx = ["onnx>=1.17", "onnxscript>=0.6.2", "onnxruntime>=1.20"]
 test = [
     *analysis,
     *onnx,
@@ -52,7 +52,7 @@ setup(
         "diffuseseg_diffusers.training": ["configs/*.json", "configs/benchmarks/*.json"],
     },
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.9",
         "diffusers>=0.40",
         "accelerate>=1.2",
         "huggingface_hub>=1.31",

@@ -11,7 +11,6 @@ from transformers import AutoImageProcessor, AutoModel
 
 from .features.base import FeatureExtractor
 from .features.families import find_family
-from .heads.ensemble import PixelClassifierEnsemble
 from .runs.errors import UserError
 from .runs.hub_errors import explain_hub_error
 from .segmenter import HeadSegmenter
@@ -31,15 +30,6 @@ class BackbonePipeline(HeadSegmenter, DiffusionPipeline):
     def __init__(self, backbone, image_processor, segmentation_head=None):
         super().__init__()
         self.register_modules(backbone=backbone, image_processor=image_processor, segmentation_head=segmentation_head)
-
-    @classmethod
-    def load_config(cls, *args, **kwargs) -> dict | tuple:
-        """As in diffusers; the class of the head is the one that is installed, not what an older folder names."""
-        loaded = super().load_config(*args, **kwargs)
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
-        if (index.get("segmentation_head") or [None])[0] is not None:
-            index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
-        return loaded
 
     def feature_extractor(
         self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **choice: Any

@@ -61,25 +61,6 @@ class DiffuseSegPipeline(HeadSegmenter, DiffusionPipeline):
             self.head_extractor()  # a head that does not fit says so now
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
-        """Reads `model_index.json` as if it named no code; diffusers calls this before the download and after it."""
-        index = super()._dict_from_json_file(json_file)
-        if isinstance(index.get("_class_name"), list):
-            index["_class_name"] = index["_class_name"][-1]
-        if (index.get("segmentation_head") or [None])[0] is not None:
-            index["segmentation_head"] = ["diffusers", "ModelMixin"]  # the download takes no class that it cannot find
-        return index
-
-    @classmethod
-    def load_config(cls, *args, **kwargs) -> dict | tuple:
-        """As in diffusers; the class of the head is the one that is installed."""
-        loaded = super().load_config(*args, **kwargs)
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
-        if (index.get("segmentation_head") or [None])[0] is not None:
-            index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
-        return loaded
-
-    @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str | os.PathLike:
         """As in diffusers; but weights in the safetensors format only, unless it is a plain DDPM from before there was.
 
@@ -196,7 +177,7 @@ class DiffuseSegPipeline(HeadSegmenter, DiffusionPipeline):
 
         # 1. Draw the noise and denoise it; activations of some steps on the way, if masks are to come from those.
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        tapping = extractor if masks_while_sampling else None
+        tapping: Any = extractor if masks_while_sampling else None
         callback = callback_on_step_end and (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample, activations = self._denoise(batch_size, generator, class_labels, tapping, callback)  # [N,C,H,W]
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """One contract for everything that segments images: pipelines of any family, and students."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +173,7 @@ class Segmenter(ABC):
         found = []
         for start in range(0, len(loaded), batch_size):
             own = slice(start, start + batch_size)
-            sizes = [tuple(mask_size)] * len(loaded[own]) if mask_size else processor.sizes(loaded[own])
+            sizes = [(mask_size[0], mask_size[1])] * len(loaded[own]) if mask_size else processor.sizes(loaded[own])
             pixels = processor.preprocess(loaded[own], *self.image_size)  # [N,C,H,W]
             noise = generator[own] if isinstance(generator, (list, tuple)) else generator
             found.append(
@@ -205,6 +206,29 @@ class HeadSegmenter(Segmenter):
     """
 
     segmentation_head: PixelClassifierEnsemble | None
+    # What the diffusers pipeline brings.
+    config: Any
+    register_modules: Callable[..., None]
+    maybe_free_model_hooks: Callable[[], None]
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
+        """Reads `model_index.json` as if it named no code; diffusers calls this before the download and after it."""
+        index = super()._dict_from_json_file(json_file, **kwargs)  # type: ignore[misc]
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = ["diffusers", "ModelMixin"]  # the download takes no class that it cannot find
+        return index
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict | tuple:
+        """As in diffusers; the class of the head is the one that is installed."""
+        loaded = super().load_config(*args, **kwargs)  # type: ignore[misc]
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
+        return loaded
 
     def __setattr__(self, name: str, value: Any):
         super().__setattr__(name, value)

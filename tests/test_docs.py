@@ -22,10 +22,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT, make_processor
 
 from .conftest import ROOT, draw, make_pipeline
 
@@ -165,7 +166,7 @@ def workplace(tmp_path_factory) -> Path:
         id2label=dict(enumerate(NAMES)),
     )
     SegformerForSemanticSegmentation(config).save_pretrained(folder / "out" / "student")
-    SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "out" / "student")
+    make_processor(DEFAULT_STUDENT, (32, 32)).save_pretrained(folder / "out" / "student")
     return folder
 
 

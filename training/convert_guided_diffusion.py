@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline
 
+from diffuseseg_diffusers.arguments import add_output_arguments
 from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
 from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder
@@ -23,17 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--preset", choices=list(PRESETS), help="Flags of a published checkpoint.")
     which.add_argument("--flags", help='Flags of guided-diffusion\'s scripts, such as "--image_size 64 …".')
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="float32", help="Of the weights that are saved (default: float32)."
+        "--dtype",
+        choices=list(DTYPES),
+        default="float32",
+        help="Precision of the weights that are saved (default: float32).",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="For the pipeline, a plain DDPMPipeline.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace the output folder if there is one.")
+    add_output_arguments(parser, "the pipeline, a plain DDPMPipeline")
 
 
 def main(args: argparse.Namespace) -> None:
-    check_output_folder(args.output_dir, args.overwrite)
+    check_output_folder(args.output_dir, args.overwrite, "convert")
     flags = PRESETS[args.preset] if args.preset else Flags.parse(args.flags)
     unet, scheduler = convert_checkpoint(read_checkpoint(args.checkpoint), flags, DTYPES[args.dtype])
-    with output_folder(args.output_dir, args.overwrite) as folder:
+    with output_folder(args.output_dir, args.overwrite, "convert") as folder:
         DDPMPipeline(unet, scheduler).save_pretrained(folder)
     number = sum(p.numel() for p in unet.parameters())
     print(f"{number / 1e6:.1f} million parameters, {args.dtype}; the pipeline is in {args.output_dir}.")

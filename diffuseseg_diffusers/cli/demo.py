@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         now = time.perf_counter()
         seconds[name], began = round(now - began, 1), now
 
-    pipe = load_pipeline(model, device=default_device())
+    pipe: Any = load_pipeline(model, device=default_device())
     lap("load")
     pipe.segmentation_head = fit_segmentation_head(pipe, labeled, seed=args.seed)
     lap("fit")

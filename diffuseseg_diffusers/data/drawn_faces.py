@@ -56,6 +56,10 @@ def draw_face(number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 class _Face:
     """Pose and colours of a face: coordinates of the fine grid in the frames of the head and of its features."""
 
+    gap: float  # of the eyes, once they are drawn, as the next two
+    eye_y: float
+    open_eye: float
+
     def __init__(self, rng: np.random.Generator):
         uniform = rng.uniform
         self.canvas = _Canvas(_background(rng))

@@ -95,5 +95,6 @@ def _folder_pairs(root: Path) -> list[tuple[str, str]]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Image files anywhere below a folder, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    """Image files anywhere below a folder, sorted; hidden ones, as file managers leave them, are none."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]

@@ -4,6 +4,7 @@
 import io
 import os
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -18,7 +19,7 @@ from ..runs.errors import UserError
 
 logger = logging.get_logger(__name__)
 
-ImageInput = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
+ImageInput: TypeAlias = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
 # Okabe and Ito's colours for colour-blind readers; class 0 is the background as a rule, hence black.
 _OKABE_ITO = [(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)]
@@ -80,7 +81,7 @@ def decode_image(file: str | os.PathLike | io.BytesIO, where: str) -> PIL.Image.
         raise UserError(f"{where} cannot be read as an image ({error}); repair or remove it.") from error
 
 
-def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
+def first_page(image: PIL.Image.Image, where: str | os.PathLike) -> PIL.Image.Image:
     """The image itself, which shows its first page; a warning names the number of pages if there are more."""
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format != "MPO":  # cameras put previews of the same photograph into those
@@ -244,7 +245,7 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
     @staticmethod
     def sizes(images: Sequence[PIL.Image.Image | torch.Tensor]) -> list[tuple[int, int]]:
         """Height and width of loaded images, in pixels."""
-        return [(x.height, x.width) if isinstance(x, PIL.Image.Image) else tuple(x.shape[1:]) for x in images]
+        return [(x.height, x.width) if isinstance(x, PIL.Image.Image) else (x.shape[1], x.shape[2]) for x in images]
 
     def convert(
         self, image: PIL.Image.Image | torch.Tensor, output_type: str

@@ -45,9 +45,9 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
     features = Features({"image": Image(decode=False), "mask": Image(decode=False)})
     for split, dataset in found.items():
         rows = []
-        for image, row in zip(
-            dataset["image"], LabeledImages(dataset, label_names=read_label_names(str(folder), True))
-        ):
+        labeled = LabeledImages(dataset, label_names=read_label_names(str(folder), True))
+        for i, image in enumerate(dataset["image"]):
+            row = labeled[i]
             mask = io.BytesIO()
             PIL.Image.fromarray(row.mask).save(mask, "png")
             picture = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}

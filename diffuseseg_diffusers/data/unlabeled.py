@@ -25,7 +25,7 @@ from ..runs.errors import UserError
 RESIZE_MODES = ("crop", "pad")
 PEEK = 16  # images that are looked at to tell grey-scale from colour
 _GATHER_ROWS = 4096
-_SKIP_HINT = "`--skip_unreadable` goes on without such images."
+SKIP_HINT = "`--skip_unreadable` goes on without such images."
 
 
 def to_pixels(image: PIL.Image.Image, size: tuple[int, int], channels: int, resize_mode: str = "crop") -> torch.Tensor:
@@ -82,7 +82,7 @@ def load_unlabeled(
         return Dataset.from_dict({"image": [str(p) for p in paths]}, features=features), "image"
     dataset = load_split(name, config_name, split, streaming=streaming, **kwargs)
     if streaming:
-        features = dataset.features or (next(iter(dataset.take(1)), {}))
+        features = dataset.features or next(iter(dataset.take(1)), None)
         if not features:
             raise UserError(f"The dataset {name} is empty: it has no images.")
     else:
@@ -140,7 +140,8 @@ class UnlabeledImages(torch.utils.data.Dataset):
         Raises:
             UserError: It cannot be read; names its path or row.
         """
-        return _decode(self.dataset[index][self.column], f"row {index}", self.size, self.channels, self.resize_mode)
+        cell = self.dataset[index][self.column]
+        return decode_pixels(cell, f"row {index}", self.size, self.channels, self.resize_mode)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Image `index`, or the next that can be read, and how many could not."""
@@ -149,7 +150,7 @@ class UnlabeledImages(torch.utils.data.Dataset):
                 return self.decode((index + skipped) % len(self)), skipped
             except ValueError as error:
                 if not self.skip_unreadable:
-                    raise UserError(f"{error} {_SKIP_HINT}") from error
+                    raise UserError(f"{error} {SKIP_HINT}") from error
         raise UserError("None of the images can be read.")
 
     def select(self, indices: Sequence[int]) -> "UnlabeledImages":
@@ -185,7 +186,7 @@ class UnlabeledImages(torch.utils.data.Dataset):
                 readable[row] = True
             except ValueError as error:
                 if not self.skip_unreadable:
-                    raise UserError(f"{error} {_SKIP_HINT}") from error
+                    raise UserError(f"{error} {SKIP_HINT}") from error
 
         # Pillow decodes and scales outside of Python's lock, so threads do.
         with ThreadPoolExecutor() as pool:
@@ -201,7 +202,12 @@ class UnlabeledImages(torch.utils.data.Dataset):
         return (pixels[readable] if unreadable else pixels), unreadable
 
 
-def _decode(value, where: str, size: tuple[int, int], channels: int, resize_mode: str) -> torch.Tensor:
+def decode_pixels(value: object, where: str, size: tuple[int, int], channels: int, resize_mode: str) -> torch.Tensor:
+    """A cell of an image column, or `where` in messages, as [`to_pixels`] gives it.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     image, where = decode_cell(value, where)
     try:
         return to_pixels(image, size, channels, resize_mode)

@@ -1,1 +1,2 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Training a diffusion model: U-Nets, the objective, batches, checkpoints; converting guided-diffusion."""

@@ -1,8 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Unlabelled images as a stream of training batches that any number of processes share and that can be continued.
+"""Unlabelled images as a stream of training batches that any number of processes share and that can resume.
 
 A position in the stream is a number of images since the start. What stands at a position depends on the seed alone,
-so a run that is continued at a position goes on as if it had never stopped.
+so a run that resumes at a position trains as if it had never stopped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from ..data.unlabeled import _SKIP_HINT, UnlabeledImages, _decode
+from ..data.unlabeled import SKIP_HINT, UnlabeledImages, decode_pixels
 from ..runs.errors import UserError
 from ..runs.seeds import mixed_seed
 
@@ -25,7 +25,7 @@ class ShuffledBatches:
 
     Position `i` of the stream is image `i mod N` of the permutation of epoch `i // N`. Processes take turns, a batch
     each, so all of them together read the stream in order: no image is skipped or repeated within an epoch, for any
-    number of processes and any place to continue from.
+    number of processes and any place to resume from.
 
     Args:
         images ([`UnlabeledImages`] or `torch.Tensor`):
@@ -39,13 +39,14 @@ class ShuffledBatches:
         self.images, self.batch_size, self.seed, self.num_workers = images, batch_size, seed, num_workers
         self.position = 0
         self.unreadable = 0
-        self._epoch, self._order = None, None
+        self._epoch: int | None = None
+        self._order: list[int] = []
 
     def state_dict(self) -> dict:
         return {"position": self.position, "num_images": len(self.images)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continues at a checkpoint.
+        """Resumes at a checkpoint.
 
         Raises:
             UserError: It was made with another number of images.
@@ -53,7 +54,7 @@ class ShuffledBatches:
         if state.get("num_images") != len(self.images):
             raise UserError(
                 f"The checkpoint was made with {state.get('num_images', 'streamed')} training images, and now there "
-                f"are {len(self.images)}; continue with the same data, or start a new run with --pretrained."
+                f"are {len(self.images)}; resume with the same data, or start a new run with --pretrained."
             )
         self.position = state["position"]
 
@@ -96,7 +97,7 @@ class StreamedBatches:
     """Training batches from a dataset that is read while training, and may be larger than the disk.
 
     Processes share it by `datasets.distributed.split_dataset_by_node`; each reads its share again and again, shuffled
-    within a buffer and by files. To continue, a process passes over what it has read in its current epoch, undecoded.
+    within a buffer and by files. To resume, a process passes over what it has read in its current epoch, undecoded.
 
     Args:
         dataset (`datasets.IterableDataset`), column (`str`): From [`load_unlabeled`].
@@ -136,7 +137,7 @@ class StreamedBatches:
         return {"position": self.position, "read": self.read, "num_processes": PartialState().num_processes}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continues at a checkpoint.
+        """Resumes at a checkpoint.
 
         Raises:
             UserError: It was made by another number of processes, which share the stream in another way.
@@ -145,7 +146,7 @@ class StreamedBatches:
         if state.get("num_processes") != processes:
             raise UserError(
                 f"The checkpoint is not of a stream that {processes} processes share (it says "
-                f"{state.get('num_processes')}); go on as the run was begun, with as many processes and --streaming."
+                f"{state.get('num_processes')}); resume with as many processes as the run was begun with, and --streaming."
             )
         self.position, self.read = state["position"], tuple(state["read"])
 
@@ -180,7 +181,7 @@ class _DecodedStream(torch.utils.data.IterableDataset):
                     if pixels is None:
                         unreadable += 1
                         if read[0] > last_good + 1:
-                            raise UserError("None of the pictures of a whole epoch can be read.")
+                            raise UserError("None of the images of a whole epoch can be read.")
                         continue
                     last_good = read[0]
                     batch.append(pixels)
@@ -217,10 +218,10 @@ class _DecodedStream(torch.utils.data.IterableDataset):
         s, (epoch, row) = self.stream, place
         where = f"row {row - 1} of the stream (shuffled, epoch {epoch})"
         try:
-            return _decode(cell, where, s.size, s.channels, s.resize_mode), place
+            return decode_pixels(cell, where, s.size, s.channels, s.resize_mode), place
         except ValueError as error:
             if not s.skip_unreadable:
-                raise UserError(f"{error} {_SKIP_HINT}") from error
+                raise UserError(f"{error} {SKIP_HINT}") from error
             return None, place
 
 

@@ -1,15 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The parts of training a diffusion model: U-Nets by image size, the objective, held-out losses, checkpoints.
-
-Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020). Everything random in a step is a function of the
-run's seed and the step's position in the stream of images, so a checkpoint needs no state of random generators.
-"""
+"""Checkpoints of a training run, its pipeline and its log."""
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -19,18 +15,24 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..diffusion.batches import ShuffledBatches, StreamedBatches
 from ..runs.errors import UserError
-from ..runs.files import write_json
+from ..runs.files import flush_to_disk, read_json, write_json
+from .batches import ShuffledBatches, StreamedBatches
 
 
 STATE_FILE = "run.json"
+# What a run writes, as patterns for its record.
+OWN_FILES = (
+    *("checkpoint-[0-9]*/*", ".checkpoint-*.partial/*", ".pipeline.partial/*", ".pipeline.old/*"),
+    *("samples/step-*.png", "logs/*", "train_log.jsonl", "training_state.json", "training_curves.png"),
+    *("unet/*", "scheduler/*", "model_index.json"),
+)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Whole checkpoints of a run, the newest last."""
-    found = [p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=_step)
+    """Complete checkpoints of a run, the newest last; folders of that name that hold something else are none."""
+    named = [p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted((p for p in named if (p / STATE_FILE).is_file()), key=_step)
 
 
 def _step(checkpoint: Path) -> int:
@@ -49,40 +51,57 @@ def save_checkpoint(
     """Writes a checkpoint that takes its name only once all of it is on the disk, then drops the oldest.
 
     Args:
+        accelerator (`Accelerator`): Of this process; all processes save together.
+        output_dir (`Path`): The run's folder.
         run (`dict`): For `run.json`; its `step` names the folder.
+        unet ([`UNet2DModel`]), ema (`EMAModel`, *optional*): What is trained, and its average.
+        batches ([`ShuffledBatches`] or [`StreamedBatches`]): Where the run stands in its images.
         limit (`int`, *optional*): How many checkpoints are kept.
 
     Raises:
-        OSError: It cannot be written; those before are still there.
+        UserError: It cannot be written, as on a full disk; those before are still there.
     """
     folder = output_dir / f"checkpoint-{run['step']:06d}"
     partial = output_dir / f".{folder.name}.partial"
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)  # of a run that was killed while it saved
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    try:
+    with _cleared_on_failure(partial, accelerator.is_main_process, f"The checkpoint of step {run['step']}"):
         accelerator.save_state(str(partial))
         write_json(partial / f"data_{accelerator.process_index}.json", batches.state_dict())
         if accelerator.is_main_process:
             if ema is not None:
                 ema.save_pretrained(partial / "unet_ema")
             write_json(partial / STATE_FILE, {**run, "unet": _comparable(unet)})
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        kept = checkpoints(output_dir)
-        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise OSError(f"The checkpoint of step {run['step']} cannot be saved ({error}); {last}.") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _to_disk(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        flush_to_disk(partial)
+        if folder in checkpoints(output_dir):  # of the same step, when an earlier checkpoint was resumed
+            _remove(folder)
         partial.rename(folder)
         for old in checkpoints(output_dir)[: -limit if limit else 0]:
-            shutil.rmtree(old)
+            _remove(old)
     accelerator.wait_for_everyone()
     return folder
+
+
+@contextmanager
+def _cleared_on_failure(partial: Path, mine: bool, what: str) -> Iterator[None]:
+    """Removes what could not be written in full, and says so."""
+    try:
+        yield
+    # PyTorch and safetensors have their own classes of error for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if mine:
+            _remove(partial)
+        raise UserError(f"{what} cannot be saved ({error}); {last_good(partial.parent)}.") from error
+
+
+def last_good(output_dir: Path) -> str:
+    """The newest checkpoint of a run, in a clause for messages."""
+    kept = checkpoints(output_dir)
+    return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 
 
 def load_checkpoint(
@@ -94,16 +113,20 @@ def load_checkpoint(
 ) -> dict:
     """Brings a run back to where a checkpoint was made.
 
+    Args:
+        accelerator, unet, ema, batches: As in [`save_checkpoint`].
+        folder (`Path`): The checkpoint.
+
     Returns:
         `dict`: What `run.json` says.
 
     Raises:
-        UserError: The checkpoint is of another model or dataset, or made without EMA when there is one (what differs
-            is named).
+        UserError: The folder is no checkpoint, or one of another model or dataset, or made without EMA when there is
+            one (what differs is named).
     """
-    if not (folder / STATE_FILE).is_file():
-        raise UserError(f"{folder} is no checkpoint of this script: it has no {STATE_FILE}.")
-    run = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    run = read_json(folder / STATE_FILE) if (folder / STATE_FILE).is_file() else {}
+    if "unet" not in run:
+        raise UserError(f"{folder} is no checkpoint of train-ddpm: it needs a {STATE_FILE} that names its U-Net.")
     now = _comparable(unet)
     different = [
         f"{k} is {run['unet'].get(k)} there and {now.get(k)} here" for k in now if run["unet"].get(k) != now[k]
@@ -114,8 +137,7 @@ def load_checkpoint(
         raise UserError(f"The checkpoint {folder} was made {'without' if ema else 'with'} --use_ema; do the same here.")
     mine = folder / f"data_{accelerator.process_index}.json"
     # Images in any order are shared out by position alone, so a process that was not there can read another's state.
-    state = json.loads((mine if mine.is_file() else folder / "data_0.json").read_text(encoding="utf-8"))
-    batches.load_state_dict(state)
+    batches.load_state_dict(read_json(mine if mine.is_file() else folder / "data_0.json"))
     accelerator.load_state(str(folder))
     accelerator.step = 0
     if ema is not None:
@@ -123,7 +145,7 @@ def load_checkpoint(
         saved = load_file(folder / "unet_ema" / SAFETENSORS_WEIGHTS_NAME)
         for average, (name, _) in zip(ema.shadow_params, unet.named_parameters()):
             average.copy_(saved[name])  # in place, to stay on the device and in channels-last order
-        config = json.loads((folder / "unet_ema" / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "unet_ema" / "config.json")
         ema.load_state_dict({k: config[k] for k in ema.state_dict() if k in config})
     return run
 
@@ -135,36 +157,48 @@ def _comparable(unet: UNet2DModel) -> dict:
 
 
 def save_pipeline(output_dir: Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
-    """Writes a plain [`DDPMPipeline`] into a folder that may hold other things; an old one stays until it is whole."""
-    partial = output_dir / ".pipeline.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    DDPMPipeline(unet, scheduler).save_pretrained(partial)
-    _to_disk(partial)
-    for part in ("unet", "scheduler"):
-        shutil.rmtree(output_dir / part, ignore_errors=True)
-    for part in partial.iterdir():
-        part.rename(output_dir / part.name)
+    """Writes a plain [`DDPMPipeline`] into a run's folder.
+
+    An earlier one stays until the new one is on the disk, and if the run is killed while they change places, the next
+    call brings it back before it writes.
+
+    Raises:
+        UserError: It cannot be written, as on a full disk; an earlier one is still there.
+    """
+    partial, old = output_dir / ".pipeline.partial", output_dir / ".pipeline.old"
+    if partial.exists() and old.exists():  # killed between the two
+        for part in list(old.iterdir()):
+            _remove(output_dir / part.name)
+            part.rename(output_dir / part.name)
+    _remove(partial)
+    _remove(old)
+    with _cleared_on_failure(partial, True, "The pipeline"):
+        DDPMPipeline(unet, scheduler).save_pretrained(partial)
+        flush_to_disk(partial)
+    old.mkdir()
+    for part in list(partial.iterdir()):
+        target = output_dir / part.name
+        if target.exists():
+            target.rename(old / part.name)
+        part.rename(target)
     partial.rmdir()
+    _remove(old)
 
 
-def _to_disk(folder: Path) -> None:
-    """Waits until the files are on the disk, so that a machine that dies does not leave empty ones under good names."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+def _remove(path: Path) -> None:
+    """Removes a file or folder of a run, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_log(path: Path, up_to_step: int) -> list[dict]:
     """Lines of a run's log up to a step; what a run that was cut off wrote after its checkpoint is left out."""
     if not path.is_file():
         return []
-    lines: Iterable[str] = path.read_text(encoding="utf-8").splitlines()
     entries = []
-    for line in lines:
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:  # cut off while writing

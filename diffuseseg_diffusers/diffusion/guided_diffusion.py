@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
@@ -69,8 +70,9 @@ class Flags:
         Raises:
             UserError: A flag is unknown, has no value, or one that cannot be read.
         """
-        types = {f.name: f.type for f in fields(cls)}
-        words, given = [part for word in shlex.split(text) for part in word.split("=", 1)], {}
+        types: dict[str, Any] = {f.name: f.type for f in fields(cls)}
+        given: dict[str, Any] = {}
+        words = [part for word in shlex.split(text) for part in word.split("=", 1)]
         while words:
             name = words.pop(0)
             key = name.removeprefix("--")

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The parts of training a diffusion model: U-Nets by image size, the objective, held-out losses, checkpoints.
+"""What a denoiser is trained on: batches as functions of seed and position, the loss, held-out losses, samples.
 
 Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020). Everything random in a step is a function of the
 run's seed and the step's position in the stream of images, so a checkpoint needs no state of random generators.
@@ -16,8 +16,6 @@ from diffusers.training_utils import EMAModel, compute_snr
 from ..runs.seeds import mixed_seed
 
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 NUM_BUCKETS = 10
 
 

@@ -1,8 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The parts of training a diffusion model: U-Nets by image size, the objective, held-out losses, checkpoints.
+"""U-Nets by image size, and from configs.
 
-Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020). Everything random in a step is a function of the
-run's seed and the step's position in the stream of images, so a checkpoint needs no state of random generators.
+Ho et al., "Denoising Diffusion Probabilistic Models" (NeurIPS 2020).
 """
 
 import json
@@ -17,6 +16,10 @@ from diffusers import UNet2DModel
 from ..features.pixel_unet import check_image_size
 from ..runs.errors import UserError
 from ..runs.hub_errors import explain_hub_error
+
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,7 @@ def read_model_config(name: str) -> dict:
     """
     path = Path(name)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        try:
-            config = json.loads(text)
-        except json.JSONDecodeError:
-            config = yaml.safe_load(text)
-            # To PyYAML, 1e-5 without a point is a word.
-            for key, value in config.items() if isinstance(config, dict) else ():
-                if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
-                    config[key] = float(value)
+        config = _read_config_file(path)
     else:
         config = None
         for subfolder in ("unet", None):  # of a pipeline, or of a model
@@ -96,6 +91,22 @@ def read_model_config(name: str) -> dict:
     return {k: v for k, v in config.items() if not k.startswith("_")}
 
 
+def _read_config_file(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            config = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())}.") from error
+    # To PyYAML, 1e-5 without a point is a word.
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", value, re.IGNORECASE):
+            config[key] = float(value)
+    return config
+
+
 def make_unet(config: dict) -> UNet2DModel:
     """A U-Net with fresh weights.
 
@@ -104,7 +115,7 @@ def make_unet(config: dict) -> UNet2DModel:
             that work are named).
     """
     widths, groups = config.get("block_out_channels", (224, 448, 672, 896)), config.get("norm_num_groups", 32)
-    wrong = [w for w in widths if groups and w % groups]
+    wrong = [w for w in widths if groups and w % groups] if isinstance(widths, (list, tuple)) else []
     if wrong:
         works = [g for g in range(1, 65) if all(w % g == 0 for w in widths)]
         raise UserError(
@@ -120,7 +131,7 @@ def make_unet(config: dict) -> UNet2DModel:
 
 
 def check_trainable(unet: UNet2DModel) -> None:
-    """Raises `ValueError` if the U-Net is none that predicts one image from one, or if its size does not suit it."""
+    """Raises [`UserError`] if the U-Net is none that predicts one image from one, or if its size does not suit it."""
     config = unet.config
     if config.out_channels != config.in_channels or unet.class_embedding is not None:
         raise UserError(

@@ -94,7 +94,7 @@ class FeatureExtractor(ABC):
         in_channels: int,
         num_timesteps: int = 1,
     ):
-        self.taps, self.size, self.in_channels = list(taps), tuple(size), in_channels
+        self.taps, self.size, self.in_channels = list(taps), (size[0], size[1]), in_channels
         self.num_timesteps = num_timesteps
         blocks = self.default_blocks() if blocks is None else blocks
         timesteps = self.default_timesteps() if timesteps is None else timesteps

@@ -57,7 +57,8 @@ class VisionFeatureExtractor(FeatureExtractor):
             torch.tensor(getattr(image_processor, name, None) or [0.5] * 3).view(3, 1, 1)
             for name in ("image_mean", "image_std")
         )
-        size = tuple(size or own_size(backbone, image_processor))
+        height, width = size or own_size(backbone, image_processor)
+        size = (height, width)
         by_size = _DESCRIBED.setdefault(backbone, {})
         described = (
             by_size[size] if size in by_size else by_size.setdefault(size, describe_hidden_states(backbone, size))

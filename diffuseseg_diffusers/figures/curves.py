@@ -1,10 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Synthetic datasets: images with masks in batches that stand for themselves, filtered, and written as Parquet shards.
-
-DatasetGAN (Zhang et al., CVPR 2021), and DatasetDDPM of Baranchuk et al. (ICLR 2022), section 4.2. Every image starts
-from noise that the run's seed and the image's index determine, and every batch lies in a file of its own until all are
-there, so that it does not matter who generates which, or when.
-"""
+"""Curves, histograms and heat maps of trainings, studies and generated datasets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,14 +8,23 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 
+# Okabe and Ito's colours, which people with colour blindness tell apart.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
+
+
 def uncertainty_histogram(scores: np.ndarray, kept: np.ndarray) -> Figure:
-    """How uncertain the images are, those that were kept and those that were not."""
+    """How uncertain generated images are, those that were kept and those that were left out.
+
+    Args:
+        scores (`np.ndarray`): `[N]`, uncertainty of each image in nats.
+        kept (`np.ndarray`): Indices of those that were kept.
+    """
     figure = Figure(figsize=(6, 3), dpi=150, layout="constrained")
     axis = figure.subplots()
     bins = np.linspace(0, max(scores.max(), 1e-6), 41)
     chosen = np.zeros(len(scores), bool)
     chosen[kept] = True
-    axis.hist([scores[chosen], scores[~chosen]], bins, stacked=True, color=["#0072B2", "#D55E00"])
+    axis.hist([scores[chosen], scores[~chosen]], bins, stacked=True, color=PALETTE[:2])
     axis.legend([f"kept ({chosen.sum():,})", f"left out ({(~chosen).sum():,})"], frameon=False, fontsize=8)
     axis.set(xlabel="uncertainty of the image (nats)", ylabel="images")
     return figure
@@ -63,9 +67,6 @@ def training_curves(entries: Sequence[dict]) -> Figure:
             axis.legend(fontsize=7, frameon=False)
         axis.grid(alpha=0.3, which="both", linewidth=0.4)
     return figure
-
-
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
 
 
 def block_curves(rows: Sequence[dict]) -> Figure:

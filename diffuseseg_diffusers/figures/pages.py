@@ -1,17 +1,22 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Pages of pictures to look at."""
+"""Pages of images to look at: evaluated, generated, clustered ones, and whole experiments."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import PIL.Image
 from matplotlib import colormaps
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 
 from ..data.image_processor import overlay, to_eight_bit
-from ..figures.curves import PALETTE
 from ..inference.evaluation import Example
+from .curves import PALETTE
+
+
+# What a panel shows, `[H, W]`, `[H, W, 3]` or a PIL image, and its caption.
+Panel = tuple[PIL.Image.Image | np.ndarray, str]
+ERROR_COLOR = (213, 94, 0)
 
 
 def examples_page(
@@ -20,7 +25,7 @@ def examples_page(
     palette: Sequence[Sequence[int]],
     ignore_index: int = 255,
 ) -> Figure:
-    """Evaluated images, a column each: picture, reference, prediction, errors, uncertainty; and a legend.
+    """Evaluated images, a column each: image, reference, prediction, errors, uncertainty if all have it; and a legend.
 
     Args:
         examples (sequence of [`Example`]): What to show.
@@ -30,26 +35,27 @@ def examples_page(
     Returns:
         `matplotlib.figure.Figure`, to save with `savefig`.
     """
-    rows = []
-    top = max(e.uncertainty.max() for e in examples)
+    titles = ["image", "reference", "prediction", "errors", "uncertainty"]
+    maps = [e.uncertainty for e in examples if e.uncertainty is not None]
+    columns = []
     for e in examples:
         shown = to_eight_bit(e.image)
         wrong = (e.prediction != e.reference) & (e.reference != ignore_index)
         error = np.asarray(shown.convert("L").convert("RGB")).copy()
-        error[wrong] = (213, 94, 0)
+        error[wrong] = ERROR_COLOR
         counted = (e.reference != ignore_index).sum()
         caption = f"{1 - wrong.sum() / counted:.1%} right" if counted else ""
-        rows.append(
+        columns.append(
             [
                 (shown, ""),
                 (overlay(shown, e.reference, palette, alpha=0.6), ""),
                 (overlay(shown, e.prediction, palette, alpha=0.6), caption),
                 (error, ""),
-                (e.uncertainty, ""),
+                *([(e.uncertainty, "")] if len(maps) == len(examples) else []),
             ]
         )
-    titles = ["picture", "reference", "prediction", "errors", "uncertainty"]
-    return _page(rows, titles, label_names, palette, top)
+    top = max((m.max() for m in maps), default=None)
+    return _page(columns, titles[: len(columns[0])], label_names, palette, top)
 
 
 def samples_page(
@@ -61,7 +67,7 @@ def samples_page(
     """Images, a column each, above their masks and overlays; and a legend.
 
     Args:
-        images (sequence of `PIL.Image.Image`): Generated or real pictures.
+        images (sequence of `PIL.Image.Image`): Generated or real ones.
         masks (sequence of `PIL.Image.Image` or `np.ndarray`): Class ids, as the pipeline returns them.
         label_names (sequence of `str`), palette (sequence of `[red, green, blue]`): The classes.
 
@@ -86,9 +92,9 @@ def contact_sheet(
     """One page of a whole experiment: what was labelled, what the model makes of unseen images, what it generates.
 
     Args:
-        labeled (sequence of `(picture, mask)`): What the head was fitted on.
+        labeled (sequence of `(image, mask)`): What the head was fitted on.
         tested (sequence of [`Example`]): Unseen images.
-        generated (sequence of `(picture, mask)`): From the pipeline.
+        generated (sequence of `(image, mask)`): From the pipeline.
         label_names (sequence of `str`), palette (sequence of `[red, green, blue]`): The classes.
 
     Returns:
@@ -97,24 +103,24 @@ def contact_sheet(
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = palette
 
-    def column(picture: PIL.Image.Image, *masks: np.ndarray | PIL.Image.Image) -> list:
-        return [(np.asarray(to_eight_bit(picture)), ""), *[(colors[np.asarray(mask)], "") for mask in masks]]
+    def column(image: PIL.Image.Image, *masks: np.ndarray | PIL.Image.Image) -> list[Panel]:
+        return [(np.asarray(to_eight_bit(image)), ""), *[(colors[np.asarray(mask)], "") for mask in masks]]
 
     blocks = [
         (
             f"{len(labeled)} labelled images",
-            ["picture", "mask"],
-            [column(picture, mask) for picture, mask in labeled],
+            ["image", "mask"],
+            [column(image, mask) for image, mask in labeled],
         ),
         (
             f"{len(tested)} unseen images",
-            ["picture", "truth", "prediction"],
+            ["image", "reference", "prediction"],
             [column(e.image, e.reference, e.prediction) for e in tested],
         ),
         (
             f"{len(generated)} generated images",
-            ["image", "its mask"],
-            [column(picture, mask) for picture, mask in generated],
+            ["image", "mask"],
+            [column(image, mask) for image, mask in generated],
         ),
     ]
     blocks = [b for b in blocks if b[2]]
@@ -134,8 +140,50 @@ def contact_sheet(
     return figure
 
 
-def _page(columns, titles, label_names, palette, top=None) -> Figure:
-    """A grid of `(picture, caption)` with a legend."""
+def cluster_page(
+    images: Sequence[PIL.Image.Image], maps: Mapping[tuple[int, int], Sequence[np.ndarray]], num_clusters: int
+) -> Figure:
+    """k-means clusters of images: for each image, a row for every block and a column for every timestep.
+
+    Args:
+        images (sequence of `PIL.Image.Image`): All of one size.
+        maps (mapping): Cluster ids `[h, w]` of each image, by (block, timestep).
+        num_clusters (`int`): k.
+    """
+    blocks, steps = (sorted({key[i] for key in maps}) for i in (0, 1))
+    aspect = (images[0].width / images[0].height) ** 0.5  # panels of any shape have the same area
+    width, height = 0.9 * aspect * (len(steps) + 1) * len(images) + 0.6, 0.9 / aspect * len(blocks) + 0.6
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    colors = (255 * colormaps["viridis"](np.linspace(0, 1, num_clusters))[:, :3]).astype(np.uint8)
+    if num_clusters <= len(PALETTE):
+        colors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in PALETTE[:num_clusters]], np.uint8)
+    for number, (part, image) in enumerate(zip(figure.subfigures(1, len(images), squeeze=False)[0], images)):
+        axes = part.subplots(len(blocks), len(steps) + 1, squeeze=False)
+        for i, block in enumerate(blocks):
+            if i == 0:
+                axes[i, 0].imshow(np.asarray(to_eight_bit(image)), cmap="gray")
+            else:
+                axes[i, 0].axis("off")
+            if number == 0:
+                axes[i, 1].set_ylabel(f"block {block}", fontsize=7)
+            for j, t in enumerate(steps):
+                axes[i, j + 1].imshow(colors[maps[block, t][number]], interpolation="nearest")
+                if i == 0:
+                    axes[i, j + 1].set_title(f"t = {t}", fontsize=7, pad=2)
+        for axis in axes.flat:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return figure
+
+
+def _page(
+    columns: Sequence[Sequence[Panel]],
+    titles: Sequence[str],
+    label_names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    top: float | None = None,
+) -> Figure:
+    """A grid of panels above a legend; `titles` of its rows, `top` of the heat maps."""
     first = np.asarray(columns[0][0][0])
     cell = 1.4
     height = cell * first.shape[0] / first.shape[1] * len(titles) + 0.9
@@ -148,13 +196,19 @@ def _page(columns, titles, label_names, palette, top=None) -> Figure:
     return figure
 
 
-def _grid(figure, columns, titles, top=None, shown=None) -> None:
-    """`(picture, caption)` in columns; arrays of floats are heat maps up to `top`; no frames after `shown` columns."""
+def _grid(
+    figure: FigureBase,
+    columns: Sequence[Sequence[Panel]],
+    titles: Sequence[str],
+    top: float | None = None,
+    shown: int | None = None,
+) -> None:
+    """Draws panels in columns; arrays of floats are heat maps up to `top`; no frames after `shown` columns."""
     axes = figure.subplots(len(titles), len(columns), squeeze=False)
     for j, column in enumerate(columns):
-        for i, (picture, caption) in enumerate(column):
+        for i, (image, caption) in enumerate(column):
             axis = axes[i, j]
-            array = np.asarray(picture)
+            array = np.asarray(image)
             heat = array.ndim == 2 and array.dtype.kind == "f"
             axis.imshow(
                 array,
@@ -172,42 +226,7 @@ def _grid(figure, columns, titles, top=None, shown=None) -> None:
                 axis.set_ylabel(titles[i], fontsize=8)
 
 
-def _legend(figure, label_names, palette, columns) -> None:
+def _legend(figure: FigureBase, label_names: Sequence[str], palette: Sequence[Sequence[int]], columns: int) -> None:
+    """Draws name and colour of each class at the bottom, in so many columns at most."""
     patches = [Patch(facecolor=np.asarray(c) / 255, edgecolor="0.5", label=n) for n, c in zip(label_names, palette)]
     figure.legend(handles=patches, loc="lower center", ncols=min(len(patches), columns), fontsize=7, frameon=False)
-
-
-def cluster_page(
-    images: Sequence[PIL.Image.Image], maps: Mapping[tuple[int, int], Sequence[np.ndarray]], num_clusters: int
-) -> Figure:
-    """k-means clusters of images: for each image, a row for every block and a column for every timestep.
-
-    Args:
-        images (sequence of `PIL.Image.Image`): The pictures.
-        maps (mapping): Cluster ids `[h, w]` of each image, by (block, timestep).
-        num_clusters (`int`): k.
-    """
-    blocks, steps = (sorted({key[i] for key in maps}) for i in (0, 1))
-    aspect = (images[0].width / images[0].height) ** 0.5  # panels of pictures of any shape have the same area
-    width, height = 0.9 * aspect * (len(steps) + 1) * len(images) + 0.6, 0.9 / aspect * len(blocks) + 0.6
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    colors = (255 * colormaps["viridis"](np.linspace(0, 1, num_clusters))[:, :3]).astype(np.uint8)
-    if num_clusters <= len(PALETTE):
-        colors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in PALETTE[:num_clusters]], np.uint8)
-    for number, (part, picture) in enumerate(zip(figure.subfigures(1, len(images), squeeze=False)[0], images)):
-        axes = part.subplots(len(blocks), len(steps) + 1, squeeze=False)
-        for i, block in enumerate(blocks):
-            if i == 0:
-                axes[i, 0].imshow(np.asarray(to_eight_bit(picture)), cmap="gray")
-            else:
-                axes[i, 0].axis("off")
-            if number == 0:
-                axes[i, 1].set_ylabel(f"block {block}", fontsize=7)
-            for j, t in enumerate(steps):
-                axes[i, j + 1].imshow(colors[maps[block, t][number]], interpolation="nearest")
-                if i == 0:
-                    axes[i, j + 1].set_title(f"t = {t}", fontsize=7, pad=2)
-        for axis in axes.flat:
-            axis.set_xticks([])
-            axis.set_yticks([])
-    return figure

@@ -8,6 +8,7 @@ side, by the recipe that a head will be fitted with: its augmented views, class 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import evaluate
 import numpy as np
@@ -60,7 +61,9 @@ class LabeledActivations:
         """
         flip = recipe.flip and not Classes.of(dataset).tell_sides
         number = recipe.num_views(len(dataset)) if views else 0
-        common = dict(seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress)
+        common: dict[str, Any] = dict(
+            seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
+        )
         table = extract_activations(extractor, dataset, augmented_views=number, flip=flip, **common)
         mirrored = extract_activations(extractor, dataset, mirror=True, **common) if flip else None
         table.to(extractor.device)

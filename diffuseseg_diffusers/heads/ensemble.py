@@ -305,7 +305,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         if widths != self.channels:
             raise UserError(f"The head was fitted for activations of {self.channels} channels, got {widths}.")
         first, _, norm1, second, _, norm2, third = self.layers
-        n, members, hidden = len(activations[0]), *first.weight.shape[:2]
+        n, (members, hidden) = len(activations[0]), first.weight.shape[:2]
         dtype = activations[0].dtype  # arithmetic is the U-Net's; the weights may well be kept in float32
 
         # 1. The first layer at every resolution, on all activations of that resolution at once. Channels come last:

@@ -215,7 +215,7 @@ def _allocate(shape: tuple[int, int], dtype: torch.dtype, folder: str | os.PathL
         return torch.empty(shape, dtype=dtype)
     os.makedirs(folder, exist_ok=True)
     # The file has no name once it is open, so it is gone with the process, however that ends.
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=os.fspath(folder)) as file:
         return torch.from_numpy(np.memmap(file, dtype=np.int16, mode="w+", shape=shape)).view(dtype)
 
 

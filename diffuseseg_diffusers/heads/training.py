@@ -59,7 +59,8 @@ def fit_members(
         table.standardize()
     batch_size = min(recipe.batch_size, smallest)
     epoch_steps = smallest // batch_size
-    total = min(epoch_steps * recipe.max_epochs, recipe.max_steps or math.inf)
+    total = epoch_steps * recipe.max_epochs
+    total = min(total, recipe.max_steps or total)
     training = _MemberTraining(head, members, table, recipe, total, seed, device)
     batches = _PixelBatches(table, pools, batch_size, epoch_steps, total, training)
     stopping = EarlyStopping(len(members), recipe.patience, recipe.patience_from_epoch, device)

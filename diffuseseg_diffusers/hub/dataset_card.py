@@ -91,7 +91,8 @@ def dataset_card(
     elif shown := next((part.shown for part in parts if part.shown), None):
         images = [to_eight_bit(image).convert("RGB").resize(shown[0].size) for image in shown]
         files[samples] = png(make_image_grid(images, rows=1, cols=len(images)))
-    made = json.loads(files[GENERATION]) if GENERATION in files else {}
+    # It is bytes: local paths were taken out.
+    made = json.loads(files[GENERATION]) if GENERATION in files else {}  # type: ignore[arg-type]
     data = {
         "license": "unknown",
         "pretty_name": repo_id.split("/")[-1],
@@ -173,7 +174,7 @@ def _is_image(value: Any) -> bool:
 
 def _classes(folder: Path, part: Part) -> tuple[list[str], list[tuple[str, str, float]], str]:
     """Names of the classes; name, colour and share of the pixels of each; and what the shares were counted on."""
-    counts = sum(np.bincount(m.ravel(), minlength=256) for m in part.masks)[:255]
+    counts = np.sum([np.bincount(m.ravel(), minlength=256) for m in part.masks], axis=0)[:255]
     number = int(np.flatnonzero(counts).max(initial=0)) + 1
     path = folder / LABELS
     names = read_label_file(path) if path.is_file() else [f"class {i}" for i in range(number)]

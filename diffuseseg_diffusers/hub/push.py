@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from diffusers.utils import logging
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
@@ -101,32 +102,19 @@ def push_folder(
     if analysis and not figures:
         raise UserError(f"There are no figures in {analysis}; `diffuseseg analyze` leaves them in its --output_dir.")
     with tempfile.TemporaryDirectory() as scratch:
-        # 1. What goes up, loaded and read to see that it is whole; the Hub is not asked.
+        # 1. What goes up, loaded or read to see that it is whole; the Hub is not asked.
         upload = collect(folder, Path(scratch))
-        if upload.kind == "pipeline":
-            pipe = pipe or load_pipeline(os.fspath(folder))
-        elif upload.kind == "student":
-            load_student(os.fspath(folder))
-        else:
-            parts = read_parts(upload.root)
+        loaded = pipe or _load(upload)
         if line := upload.describe_left_out():
             logger.warning(line)
 
-        # 2. Where it goes, and its card.
+        # 2. Where it goes, and its card with its images.
         repo_id = check_access(repo_id, token, create_pr, f"{folder} cannot be pushed to {repo_id}")
-        own = own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard)
         if upload.kind == "pipeline":
             upload.files |= {f"analysis/{path.name}": path for path in figures}
             if num_samples > 0 and SAMPLES not in upload.files:
-                upload.files[SAMPLES] = png(sample_sheet(pipe, num_samples))
-            records = {name: folder / name for name in RECORDS if (folder / name).is_file()}
-            records = {name: without_local_paths(read_json(path)) for name, path in records.items()}
-            card = model_card(pipe, repo_id, upload.files, license, evaluations, records, own)
-        elif upload.kind == "student":
-            card = student_card(folder, repo_id, license, own)
-        else:
-            card = dataset_card(upload.root, repo_id, upload.files, parts, license, own)
-        card.text = re.sub(r"\n{3,}", "\n\n", card.text)
+                upload.files[SAMPLES] = png(sample_sheet(loaded, num_samples))
+        card = _make_card(upload, folder, loaded, repo_id, license, evaluations)
 
         # 3. The repository, and the commit.
         message = commit_message or f"Upload {upload.kind}"
@@ -223,6 +211,30 @@ def finish_push(args: argparse.Namespace) -> None:
             f"{error} Nothing is lost: when it can be reached, `diffuseseg push {args.output_dir} {args.hub_id}`."
         ) from error
     print(f"Pushed: {url}")
+
+
+def _load(upload: Upload) -> Any:
+    """What is in an upload, for its card: a pipeline, a student, or the parts of a dataset."""
+    if upload.kind == "pipeline":
+        return load_pipeline(os.fspath(upload.root))
+    return load_student(os.fspath(upload.root)) if upload.kind == "student" else read_parts(upload.root)
+
+
+def _make_card(
+    upload: Upload, folder: Path, loaded: Any, repo_id: str, license: str | None, evaluations: Sequence[Mapping]
+) -> ModelCard | DatasetCard:
+    """The card of what [`_load`] loaded; that of a dataset adds a page of images to the upload."""
+    own = own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard)
+    if upload.kind == "pipeline":
+        found = [name for name in RECORDS if (folder / name).is_file()]
+        records = {name: without_local_paths(read_json(folder / name)) for name in found}
+        card = model_card(loaded, repo_id, upload.files, license, evaluations, records, own)
+    elif upload.kind == "student":
+        card = student_card(folder, repo_id, license, own)
+    else:
+        card = dataset_card(upload.root, repo_id, upload.files, loaded, license, own)
+    card.text = re.sub(r"\n{3,}", "\n\n", card.text)
+    return card
 
 
 def _commit(

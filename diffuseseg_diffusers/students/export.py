@@ -49,7 +49,7 @@ def export_onnx(segmenter: StudentSegmenter, path: str | os.PathLike) -> None:
             partial,
             input_names=["pixels"],
             output_names=["masks"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
             external_data=False,
             verbose=False,
         )

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffuseseg_diffusers import LabeledImages, fit_segmentation_head
+from diffuseseg_diffusers import Classes, LabeledImages, fit_head, fit_segmentation_head, recipe_extractor
+from diffuseseg_diffusers.heads.extraction import extract_activations, labeled_examples
+from diffuseseg_diffusers.runs.errors import UserError
 
 from ..conftest import QUICK, dataset_of, draw, drawn_dataset, make_pipeline
 
@@ -112,3 +114,72 @@ def test_options_that_contradict_each_other_or_do_not_exist_are_refused():
         fit_segmentation_head(pipe, dataset, label_names=["a", "b"], recipe=QUICK)
     renamed = fit_segmentation_head(pipe, dataset, label_names=["a", "b", "c"], recipe=QUICK, num_members=2)
     assert renamed.config.label_names == ["a", "b", "c"]
+
+
+# On a table of activations
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def counted_passes(pipe, passes):
+    return pipe.unet.conv_in.register_forward_hook(lambda m, a, o: passes.append(len(o)))
+
+
+def test_a_head_is_fitted_on_a_table_as_on_the_images_and_the_table_stays_as_it_was():
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    recipe = replace(QUICK, max_steps=10)
+    extractor = recipe_extractor(pipe, recipe)
+    table = extract_activations(extractor, dataset, 20 / 256**2, show_progress=False)
+    before = {resolution: rows.clone() for resolution, rows in table.tables.items()}
+    heads = [fit_head(table, extractor, Classes.of(dataset), recipe, num_members=2) for _ in range(2)]
+    assert same(*heads) and same(heads[0], fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=2))
+    assert all(torch.equal(rows, before[resolution]) for resolution, rows in table.tables.items())
+    assert not table.standardized
+
+
+def test_images_are_appended_and_labels_replaced_without_extracting_anew():
+    pipe, dataset = make_pipeline(), drawn_dataset(5)
+    recipe = replace(QUICK, max_steps=10, augmented_images=10)
+    extractor = recipe_extractor(pipe, recipe)
+    views = dict(augmented_views=1, flip=True, show_progress=False)
+    whole = extract_activations(extractor, dataset, **views)
+    passes = []
+    hook = counted_passes(pipe, passes)
+    table = extract_activations(extractor, dataset.select(range(3)), **views)
+    first = fit_head(table, extractor, Classes.of(dataset), recipe, num_members=2)
+    table.append(extract_activations(extractor, dataset.select(range(3, 5)), **views))
+    steps = len(extractor.timesteps)
+    assert len(table.labels) == 10 and sum(passes) == 10 * steps
+    assert torch.equal(table.labels[:6], whole.labels[:6])
+    more = fit_head(table, extractor, Classes.of(dataset), recipe, num_members=2)
+    assert not same(first, more)
+
+    # Other labels of the same images, augmented as the activations were.
+    coarser = Classes(2, ["sky", "thing"])
+    masks = [np.minimum(dataset[i].mask, 1) for i in range(5)]
+    renamed = LabeledImages(
+        dataset_of([np.asarray(dataset[i].image) for i in range(5)], masks), label_names=coarser.label_names
+    )
+    examples = labeled_examples(renamed, extractor, augmented_views=1, flip=True)
+    whole.labels = torch.stack([labels for _, labels in examples])
+    again = fit_head(whole, extractor, coarser, recipe, num_members=2)
+    hook.remove()
+    assert again.config.num_classes == 2 and sum(passes) == 10 * steps, "no image went through the U-Net again"
+    fresh = extract_activations(extractor, renamed, **views)
+    assert torch.equal(fresh.labels, whole.labels)
+    assert same(again, fit_head(fresh, extractor, coarser, recipe, num_members=2))
+
+
+def test_tables_that_do_not_fit_and_labels_that_are_no_classes_are_refused():
+    pipe, dataset = make_pipeline(), drawn_dataset(2)
+    extractor = recipe_extractor(pipe, QUICK)
+    table = extract_activations(extractor, dataset, show_progress=False)
+    with pytest.raises(UserError, match="not of the same blocks"):
+        table.append(extract_activations(extractor.choose([1]), dataset, show_progress=False))
+    with pytest.raises(UserError, match=r"The table has labels \[2\], but the classes are 0 to 1"):
+        fit_head(table, extractor, Classes(2), QUICK)
+    table.standardize()
+    with pytest.raises(UserError, match="standardised takes no more images"):
+        table.append(extract_activations(extractor, dataset, show_progress=False))

@@ -10,16 +10,19 @@ import sys
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from huggingface_hub import HfApi, snapshot_download
-from PIL import Image
+from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load, load_file, save, save_file
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from diffuseseg_diffusers import DiffuseSegPipeline, PixelClassifierEnsemble
+from diffuseseg_diffusers import BackbonePipeline, DiffuseSegPipeline, PixelClassifierEnsemble, UserError
 from diffuseseg_diffusers.heads.ensemble import FORMAT_VERSION
+from diffuseseg_diffusers.heads.fit import fit_segmentation_head
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import push_pipeline
+from diffuseseg_diffusers.students.segmenter import StudentSegmenter
 
-from ..conftest import TOKENS, clean_environment, draw, make_head, make_pipeline, make_unet, run
+from ..conftest import QUICK, TOKENS, clean_environment, draw, drawn_dataset, make_head, make_pipeline, make_unet
+from .common import saved_student
 
 
 HEAD_WEIGHTS = "segmentation_head/diffusion_pytorch_model.safetensors"
@@ -115,14 +118,6 @@ def test_with_the_package_the_round_trip_is_exact_and_no_code_is_fetched(hub, tm
     assert not hub.asked("GET", "/cdn/|/resolve/")
     pipe.save_pretrained(tmp_path / "folder")
     assert same(outputs(DiffuseSegPipeline.from_pretrained(tmp_path / "folder")), expected)
-    # In a fresh process, with nothing in any cache.
-    save_file({"picture": picture()}, tmp_path / "picture.safetensors")
-    code = f"import os; os.chdir({str(tmp_path)!r})\n" + OUTPUTS
-    code += "from diffuseseg_diffusers import DiffuseSegPipeline\n"
-    code += "save_file(outputs(DiffuseSegPipeline.from_pretrained('alice/round-trip')), 'out.safetensors')\n"
-    env = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    run("python", "-c", code, **env)
-    assert same(load_file(tmp_path / "out.safetensors"), expected)
 
 
 def test_a_saved_pipeline_without_a_head_and_one_of_an_older_layout_load(hub, tmp_path):
@@ -229,35 +224,77 @@ def test_without_the_package_the_round_trip_is_exact(hub, tmp_path):
     assert hub.requests == []
 
 
-def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could(hub, tmp_path):
+def test_one_function_loads_whatever_segments_from_a_folder_and_from_the_hub(hub, tmp_path):
+    made().save_pretrained(tmp_path / "ours")
+    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    torch.manual_seed(0)
+    config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = ViTModel(ViTConfig(**config, image_size=16, patch_size=4)).eval()
+    backbone = BackbonePipeline(vision, ViTImageProcessor(size={"height": 16, "width": 16}))
+    dataset = drawn_dataset(channels=3)
+    backbone.segmentation_head = fit_segmentation_head(backbone, dataset, recipe=QUICK, num_members=2)
+    backbone.save_pretrained(tmp_path / "backbone")
+    saved_student(tmp_path / "student")
+    kinds = {"ours": DiffuseSegPipeline, "ddpm": DiffuseSegPipeline}
+    kinds |= {"backbone": BackbonePipeline, "student": StudentSegmenter}
+    for name, kind in kinds.items():
+        HfApi().create_repo(f"alice/kind-{name}")
+        HfApi().upload_folder(repo_id=f"alice/kind-{name}", folder_path=tmp_path / name)
+        masks = []
+        for where in (str(tmp_path / name), tmp_path / name, f"alice/kind-{name}"):
+            loaded = load_pipeline(where, device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+            assert type(loaded) is kind
+            masks += [] if name == "ddpm" else [loaded.segment(picture(), output_type="np").masks[0]]
+        assert all((mask == masks[0]).all() for mask in masks)
+    assert not (tmp_path / "home").exists() and len(list((tmp_path / "cache").glob("models--alice--kind-*"))) == 4
+
+
+@pytest.mark.parametrize("index", ["model_index.json", "config.json"])
+def test_what_is_of_an_unknown_kind_or_broken_is_a_sentence(tmp_path, index):
+    with pytest.raises(UserError, match="There is no folder"):
+        load_pipeline(tmp_path / "nowhere", device="cpu")
+    with pytest.raises(UserError, match="holds no pipeline: it has no model_index.json"):
+        load_pipeline(tmp_path, device="cpu")
+    content = {"_class_name": "StableDiffusionPipeline", "architectures": ["BertModel"]}
+    (tmp_path / index).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="holds a (StableDiffusionPipeline|BertModel); what can be loaded is"):
+        load_pipeline(tmp_path, device="cpu")
+    (tmp_path / index).write_text("{")
+    with pytest.raises(UserError, match="is no JSON file"):
+        load_pipeline(tmp_path, device="cpu")
+    made().save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="broken cannot be loaded: .*diffusion_pytorch_model"):
+        load_pipeline(tmp_path / "broken", device="cpu")
+
+
+def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could(hub, tmp_path, monkeypatch):
     push("alice/offline", made())
-    drawn = tmp_path / "picture.png"
-    Image.fromarray(picture().numpy()).save(drawn)
-    home = {"fresh": True, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = ("diffuseseg", "segment", drawn, "--model", "alice/offline", "--dtype", "float32", "--output_dir")
-    result = run(*command, tmp_path / "cold", expect=1, **home)
-    assert "offline mode is on" in result.stderr and "Traceback" not in result.stderr
-    run(*command, tmp_path / "online", HF_HUB_OFFLINE="0", **home)
+    settings = {"device": "cpu", "dtype": "float32", "cache_dir": tmp_path / "cache"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 sets it
+    with pytest.raises(UserError, match="alice/offline cannot be loaded: offline mode is on"):
+        load_pipeline("alice/offline", **settings)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    online = outputs(load_pipeline("alice/offline", **settings))
     hub.requests.clear()
-    run(*command, tmp_path / "offline", **home)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert same(outputs(load_pipeline("alice/offline", **settings)), online)
     assert hub.requests == []
-    masks = [(tmp_path / part / "picture_mask.png").read_bytes() for part in ("online", "offline")]
-    assert masks[0] == masks[1]
 
 
-def test_a_hub_that_cannot_be_reached_is_a_sentence_with_the_offline_options(tmp_path):
-    env = {"fresh": True, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-    result = run(
-        "diffuseseg", "segment", "x.png", "--model", "alice/x", "--output_dir", tmp_path / "out", expect=1, **env
-    )
-    assert "cannot be reached" in result.stderr and "HF_HUB_OFFLINE=1" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_hub_that_cannot_be_reached_is_a_sentence_with_the_offline_options(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
+    for name in ("HUGGINGFACE_CO_URL_TEMPLATE", "ENDPOINT"):  # as HF_ENDPOINT sets them
+        changed = getattr(constants, name).replace(constants.ENDPOINT, "http://127.0.0.1:9")
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", changed)
+    with pytest.raises(UserError, match="cannot be reached at http://127.0.0.1:9: .* HF_HUB_OFFLINE=1"):
+        load_pipeline("alice/x", device="cpu", cache_dir=tmp_path)
 
 
-CELEBAHQ = dict(  # as published in google/ddpm-celebahq-256 (and, with sample_size 32, its relatives)
+CELEBAHQ = dict(  # as published in google/ddpm-celebahq-256, with a quarter of the channels
     act_fn="silu",
     attention_head_dim=None,
-    block_out_channels=[128, 128, 256, 256, 512, 512],
+    block_out_channels=[32, 32, 64, 64, 128, 128],
     center_input_sample=False,
     down_block_types=["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"],
     downsample_padding=0,
@@ -389,7 +426,7 @@ def test_a_head_that_is_broken_newer_or_pickled_is_refused_and_nothing_is_run(hu
     assert not tripped.exists()
 
 
-def test_a_download_goes_on_after_errors_and_where_a_connection_was_cut(hub, tmp_path):
+def test_a_download_resumes_after_errors_and_where_a_connection_was_cut(hub, tmp_path):
     pipe = made()
     push("alice/shaky", pipe)
     hub.requests.clear()

@@ -7,14 +7,16 @@ import sys
 
 import pytest
 import yaml
+from diffusers import DDPMPipeline, DDPMScheduler
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from diffuseseg_diffusers.hub.push import push_folder
 from diffuseseg_diffusers.runs.files import write_json
 
+from ..conftest import ROOT, make_unet
 from ..hub_server import validate_card
-from .common import saved
+from .common import saved, write_images
 
 
 METRICS = {
@@ -122,3 +124,22 @@ def test_the_templates_are_part_of_the_installed_package():
     code += "print(*sorted(p.name for p in f.iterdir() if p.suffix == '.md'))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert result.stdout.split() == ["dataset_card.md", "model_card.md", "student_card.md"], result.stderr
+
+
+def test_cards_say_how_to_install_what_can_be_installed(hub, tmp_path):
+    push_folder(saved(tmp_path / "model"), "alice/install", num_samples=0)
+    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    push_folder(tmp_path / "ddpm", "alice/install-ddpm", num_samples=0)
+    push_folder(write_images(tmp_path / "images"), "alice/install-data")
+    names = [("models", "alice/install"), ("models", "alice/install-ddpm"), ("datasets", "alice/install-data")]
+    cards = [hub.files(*name)["README.md"].decode() for name in names]
+    for card in cards:
+        assert "(`pip install '.[train]'` in a clone of DiffuseSeg for Diffusers)" in card
+    assert "Without it (`pip install diffusers transformers accelerate`)" in cards[0]
+    # Nobody owns the package's name, so nothing tells people to install what may one day have it.
+    for folder in ("diffuseseg_diffusers", "hub_cards", "training", "docs"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".ipynb"):
+                text = path.read_text(encoding="utf-8")
+                assert "pip install diffuseseg" not in text, path
+    assert "pip install diffuseseg" not in (ROOT / "README.md").read_text(encoding="utf-8")

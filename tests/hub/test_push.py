@@ -15,10 +15,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from diffuseseg_diffusers import DiffuseSegPipeline, UserError
+from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.hub.push import push_folder, push_pipeline
 from diffuseseg_diffusers.runs.files import write_json
 
-from ..conftest import ROOT, TOKENS, draw, make_unet, run
+from ..conftest import QUICK, ROOT, TOKENS, draw, make_unet, run
 from .common import ONLINE, PIPELINE_FILES, fitted, saved, write_images
 
 
@@ -211,14 +212,25 @@ def test_a_repository_that_was_there_or_got_files_is_never_removed(hub, tmp_path
     assert not hub.asked("DELETE", "")
 
 
-def test_train_fit_evaluate_push_and_segment_with_names_on_the_hub(hub, tmp_path):
+def test_train_fit_evaluate_push_and_segment_with_names_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "fast", QUICK)
     push_folder(write_images(tmp_path / "pictures", count=8), "alice/work", private=True)
     tiny = dict(make_unet().config) | {"sample_size": 16}
     write_json(tmp_path / "tiny.json", {k: v for k, v in tiny.items() if not k.startswith("_")})
     result = run(
         *("diffuseseg", "train-ddpm", "--dataset_name", "alice/work", "--streaming", "--model_config"),
         *(tmp_path / "tiny.json", "--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "2"),
-        *("--num_validation_images", "2", "--num_samples", "0", "--push_to_hub", "--hub_model_id", "alice/work-ddpm"),
+        *(
+            "--num_validation_images",
+            "2",
+            "--num_samples",
+            "0",
+            "--dataloader_num_workers",
+            "0",
+            "--push_to_hub",
+            "--hub_model_id",
+            "alice/work-ddpm",
+        ),
         *("--hub_private_repo", "--output_dir", tmp_path / "ddpm"),
         **ONLINE,
     )

@@ -13,8 +13,8 @@ from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.training.run_benchmark import BENCHMARKS
 
 from ..conftest import draw, run
+from ..diffusion.guided_unet import random_state
 from ..diffusion.test_guided_diffusion import TINY, TINY_LINE
-from ..guided_unet import random_state
 
 
 # Results are compared with those of another process, which runs with one thread.

@@ -24,7 +24,7 @@ from diffuseseg_diffusers.diffusion.guided_diffusion import (
     unet_config,
 )
 
-from .conftest import run, shared
+from ..conftest import run, shared
 from .guided_unet import forward, random_state
 
 
@@ -44,7 +44,7 @@ TINY_LINE = " ".join(f"--{name} {value}" for name, value in vars(TINY).items())
 class GivenNoise(DecoderFeatureExtractor):
     noise: torch.Tensor
 
-    def _noise(self, images, generator):
+    def draw_noise(self, images, generator):
         return self.noise
 
 

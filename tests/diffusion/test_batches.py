@@ -15,7 +15,7 @@ from PIL import Image
 from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, count_channels, load_unlabeled, to_pixels
 from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
 
-from .conftest import draw
+from ..conftest import draw
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ def test_a_stream_leaves_out_what_is_held_out_and_what_cannot_be_read(tmp_path):
 
 def test_a_stream_of_broken_pictures_ends(tmp_path):
     write_parquet(tmp_path, 4, 1, broken=range(4))
-    with pytest.raises(ValueError, match="None of the pictures"):
+    with pytest.raises(ValueError, match="None of the images"):
         read(stream(tmp_path, skip_unreadable=True), 1)
 
 
@@ -147,7 +147,7 @@ def test_unreadable_pictures_are_named_or_counted(tmp_path):
     for i in range(4):
         Image.fromarray(draw((16, 16), i)[0]).save(tmp_path / f"{i}.png")
     whole = (tmp_path / "3.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(b"no image")
     (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])  # found only when its pixels are read
     dataset, column = load_unlabeled(data_dir=str(tmp_path))
     images = UnlabeledImages(dataset, column, (16, 16), 1)
@@ -159,7 +159,7 @@ def test_unreadable_pictures_are_named_or_counted(tmp_path):
     pixels, unreadable = images.load()
     assert len(pixels) == 2 and unreadable == 2
     assert images[1][1] == 2 and torch.equal(images[1][0], pixels[1])
-    with pytest.raises(ValueError, match="None of the pictures"):
+    with pytest.raises(ValueError, match="None of the images"):
         images.select([1, 2]).load()
 
 
@@ -175,7 +175,7 @@ def test_crop_and_pad_keep_proportions():
 def test_channels_are_those_of_the_images(tmp_path):
     for i, channels in enumerate([1, 1, 3]):
         Image.fromarray(draw((16, 16), i, channels)[0]).save(tmp_path / f"{i}.png")
-    (tmp_path / "0_first.png").write_bytes(b"no picture")
+    (tmp_path / "0_first.png").write_bytes(b"no image")
     dataset, column = load_unlabeled(data_dir=str(tmp_path))
     assert count_channels(dataset, column) == 3
     assert count_channels(dataset.select([0, 1, 2]), column) == 1
@@ -183,7 +183,7 @@ def test_channels_are_those_of_the_images(tmp_path):
 
 def test_missing_columns_and_images_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures in it"):
+    with pytest.raises(ValueError, match="no images in it"):
         load_unlabeled(data_dir=str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="There is no folder"):
         load_unlabeled(data_dir=str(tmp_path / "nowhere"))

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from diffuseseg_diffusers.diffusion.checkpoints import read_log
 from diffuseseg_diffusers.diffusion.objective import (
-    PREDICTION_TYPES,
     averaged_unet,
     denoising_loss,
     denoising_losses,
@@ -16,9 +15,9 @@ from diffuseseg_diffusers.diffusion.objective import (
     predicted_noise,
     sample_images,
 )
-from diffuseseg_diffusers.diffusion.unets import PRESETS, make_unet, preset_config, read_model_config
+from diffuseseg_diffusers.diffusion.unets import PREDICTION_TYPES, PRESETS, make_unet, preset_config, read_model_config
 
-from .conftest import make_unet as make_test_unet
+from ..conftest import make_unet as make_test_unet
 
 
 CPU = torch.device("cpu")

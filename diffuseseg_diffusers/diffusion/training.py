@@ -1,0 +1,209 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A training run of a denoiser: one optimisation step, measuring and drawing, saving."""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+
+from ..features.pixel_unet import image_size
+from ..runs.seeds import mixed_seed
+from .batches import ShuffledBatches, StreamedBatches
+from .checkpoints import load_checkpoint, save_checkpoint
+from .log import TrainingLog, measure
+from .objective import averaged_unet, denoising_loss, draw_step, sample_images, to_model_range
+from .setup import describe_batches, learning_rate_schedule
+from .stopping import agree, check_finite, finished
+
+
+# Losses are read from the device, and processes agree on stopping, once in so many steps: reading waits for the device.
+SYNC_STEPS = 10
+
+
+class DenoiserTraining:
+    """A U-Net in training, with its optimizer, averaged weights, batches and log.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of `train_ddpm`.
+        accelerator (`Accelerator`): Of this process.
+        unet ([`UNet2DModel`]), scheduler ([`DDPMScheduler`]): What is trained, and its noise.
+        batches ([`ShuffledBatches`] or [`StreamedBatches`]): Training images.
+        validation (`torch.Tensor`), train_sample (`torch.Tensor`): `[N, C, H, W]` uint8 to measure on, the first held
+            out.
+
+    Attributes:
+        state (`dict`): `step`, `seconds`, `seconds_waiting_for_data`, `unreadable`; what checkpoints keep.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        batches: ShuffledBatches | StreamedBatches,
+        validation: torch.Tensor,
+        train_sample: torch.Tensor,
+    ):
+        self.args, self.accelerator, self.unet, self.scheduler = args, accelerator, unet, scheduler
+        self.batches, self.validation, self.train_sample = batches, validation, train_sample
+        self.shape = (unet.config.in_channels, *image_size(unet))
+        if args.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet.to(accelerator.device, memory_format=torch.channels_last)
+        self.ema = None
+        if args.use_ema:
+            self.ema = EMAModel(
+                unet.parameters(),
+                decay=args.ema_max_decay,
+                use_ema_warmup=True,
+                power=args.ema_power,
+                foreach=True,
+                model_cls=UNet2DModel,
+                model_config=unet.config,
+            )
+        optimizer = torch.optim.AdamW(
+            unet.parameters(), lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True
+        )
+        if args.compile:
+            unet.compile()
+        self.model, self.optimizer = accelerator.prepare(unet, optimizer)
+        self.rate_at = learning_rate_schedule(args, self.optimizer)
+        torch.set_float32_matmul_precision("high")
+        self.state = {"step": 0, "seconds": 0.0, "seconds_waiting_for_data": 0.0, "unreadable": 0}
+
+    def begin(self, resume_from: Path | None) -> None:
+        """Starts the clock and the log, at a checkpoint if there is one."""
+        if resume_from is not None:
+            self.state |= load_checkpoint(self.accelerator, resume_from, self.unet, self.ema, self.batches)
+            self.accelerator.print(f"Resuming from {resume_from}.")
+        self.log = TrainingLog(self.accelerator, self.args, self.state["step"])
+        self.before, self.began = dict(self.state), time.perf_counter()
+        if self.batches.unreadable:
+            self.before["unreadable"] = 0  # all images were decoded, and those counted, anew
+        self.window: list[torch.Tensor] = []
+        self.window_began = (self.state["step"], self.began)
+
+    @property
+    def images_per_pass(self) -> int:
+        """Of all processes together."""
+        return self.args.train_batch_size * self.accelerator.num_processes
+
+    @property
+    def finished(self) -> bool:
+        """Whether the steps or minutes that were asked for are over."""
+        return finished(self.args, self.state)
+
+    def describe(self) -> str:
+        """What is trained on what, in a sentence."""
+        args, accelerator, device = self.args, self.accelerator, self.accelerator.device
+        return (
+            f"{sum(p.numel() for p in self.unet.parameters()) / 1e6:.1f} million parameters; images of "
+            f"{' × '.join(map(str, self.shape))}, {describe_batches(self.batches)}, {len(self.validation)} held out by "
+            f"this process; {args.train_batch_size} × {accelerator.num_processes} × {args.gradient_accumulation_steps} "
+            f"images a step (batch × processes × accumulation); {device.type}"
+            + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+            + f"; mixed precision: {accelerator.mixed_precision}."
+        )
+
+    def optimize(self, stream) -> None:
+        """One optimisation step on the next batches of `[B, C, H, W]` uint8."""
+        args, accelerator, state = self.args, self.accelerator, self.state
+        device, passes, total = accelerator.device, args.gradient_accumulation_steps, self.images_per_pass
+        first_row = args.train_batch_size * accelerator.process_index
+        rows = slice(first_row, first_row + args.train_batch_size)
+        num_timesteps = self.scheduler.config.num_train_timesteps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate_at(state["step"], state["seconds"])
+        loss_of_step = torch.zeros((), device=device)
+        for _ in range(passes):
+            position, asked = self.batches.position, time.perf_counter()
+            pixels = next(stream)  # [B,C,H,W] uint8
+            state["seconds_waiting_for_data"] += time.perf_counter() - asked
+            noise, timesteps, flips = draw_step(args.seed, position, total, rows, self.shape, num_timesteps, device)
+            images = to_model_range(pixels, device, flips if args.random_flip else None)
+            torch.manual_seed(mixed_seed(args.seed, position, accelerator.process_index, 3))  # of dropout
+            with accelerator.accumulate(self.model):
+                loss = denoising_loss(self.model, self.scheduler, images, noise, timesteps, args.snr_gamma)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.unet.parameters(), args.max_grad_norm or math.inf)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            loss_of_step += loss.detach() / passes
+        if self.ema is not None:
+            self.ema.step(self.unet.parameters())
+        state["step"] += 1
+        self.window.append(torch.stack([loss_of_step, norm]))
+
+    def is_due(self, stopping: bool) -> bool:
+        """Whether to synchronise after this step; all processes do so at the same steps."""
+        args, step = self.args, self.state["step"]
+        events = (args.checkpointing_steps, args.validation_steps, args.sample_steps)
+        due = any(step % every == 0 for every in events)
+        return due or step % SYNC_STEPS == 0 or step == args.max_train_steps or stopping
+
+    def synchronize(self, stop_signal: int) -> tuple[int, str]:
+        """Reads the losses of the last steps, checks and logs them.
+
+        Args:
+            stop_signal (`int`): The signal that this process got, 0 for none.
+
+        Returns:
+            The signal that any process got, and a line for the progress bar.
+
+        Raises:
+            NotFiniteError: A loss or gradient is not finite.
+        """
+        state, now = self.state, time.perf_counter()
+        state["seconds"] = self.before["seconds"] + now - self.began
+        state["unreadable"] = self.before["unreadable"] + self.batches.unreadable
+        losses, stop_signal, state["seconds"] = agree(self.accelerator, self.window, stop_signal, state["seconds"])
+        check_finite(self.args, state["step"], losses, self.accelerator.mixed_precision)
+        steps, passes = state["step"] - self.window_began[0], self.args.gradient_accumulation_steps
+        speed = self.images_per_pass * passes * steps / (now - self.window_began[1])
+        mean_loss, mean_norm = losses.mean(0).tolist()
+        waited = state["seconds_waiting_for_data"] - self.before["seconds_waiting_for_data"]
+        waiting = waited / (now - self.began)
+        self.log.write(
+            state["step"],
+            loss=mean_loss,
+            gradient_norm=mean_norm,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            images_per_second=speed,
+            waiting_for_data=waiting,
+            seconds=state["seconds"],
+        )
+        self.window, self.window_began = [], (state["step"], now)
+        return stop_signal, f"loss {mean_loss:.4f}, {speed:.1f} images/s, {waiting:.1%} waiting for data"
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        folder, limit = self.args.output_dir, self.args.checkpoints_total_limit
+        save_checkpoint(self.accelerator, folder, self.state, self.unet, self.ema, self.batches, limit)
+
+    def look(self, measuring: bool, drawing: bool) -> UNet2DModel:
+        """Measures and draws with the weights that would be saved, and returns those."""
+        args, accelerator, step = self.args, self.accelerator, self.state["step"]
+        averaged = averaged_unet(self.unet, self.ema)
+        if measuring:
+            measured = measure(accelerator, args, averaged, self.scheduler, self.validation, self.train_sample)
+            self.log.write(step, **measured)
+        if drawing and accelerator.is_main_process:
+            with accelerator.autocast():
+                images = sample_images(averaged, self.scheduler, args.num_samples, args.num_inference_steps, args.seed)
+            self.log.draw(step, images)
+        self.window_began = (step, time.perf_counter())
+        return averaged
+
+    def end(self) -> None:
+        """Ends trackers and processes."""
+        self.accelerator.wait_for_everyone()
+        # DistributedDataParallel has to go before its process group.
+        self.model = self.accelerator.free_memory(self.model)[0]
+        self.accelerator.end_training()
