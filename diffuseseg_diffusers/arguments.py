@@ -4,6 +4,7 @@
 import argparse
 from pathlib import Path
 
+from .runs.errors import UserError
 from .runs.hardware import DTYPES
 
 
@@ -49,10 +50,31 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> argparse
         what (`str`): What is written, a noun phrase.
     """
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", type=Path, required=True, help=f"Folder for {what}.")
+    group.add_argument("--output_dir", type=folder_path, required=True, help=f"Folder for {what}.")
     group.add_argument(
         "--overwrite",
         action="store_true",
         help="Replacement of an earlier run in that folder: its own files are removed, and no others.",
     )
     return group
+
+
+def folder_path(text: str) -> Path:
+    """A path as typed; of `--output_dir=~/out` most shells leave the `~` to us."""
+    return Path(text).expanduser()
+
+
+def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
+    """Refuses numbers below 1.
+
+    Args:
+        args (`argparse.Namespace`): The parsed arguments.
+        names (`str`): Which of them; those that are `None` are left alone.
+
+    Raises:
+        UserError: One is below 1.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}.")

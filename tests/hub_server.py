@@ -104,7 +104,9 @@ class LocalHub:
     def put_blob(self, content: bytes) -> str:
         oid = hashlib.sha256(content).hexdigest()
         self.blob(oid).parent.mkdir(parents=True, exist_ok=True)
-        self.blob(oid).write_bytes(content)
+        partial = self.blob(f"{oid}.{threading.get_ident()}.partial")  # files of one content may arrive together
+        partial.write_bytes(content)
+        partial.replace(self.blob(oid))
         return oid
 
     def create(self, kind: str, name: str, private: bool = False, gated: bool = False) -> None:

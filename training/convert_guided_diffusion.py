@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    check_output_folder(args.output_dir, args.overwrite, "convert")
+    check_output_folder(args.output_dir, args.overwrite)
     flags = PRESETS[args.preset] if args.preset else Flags.parse(args.flags)
     unet, scheduler = convert_checkpoint(read_checkpoint(args.checkpoint), flags, DTYPES[args.dtype])
     with output_folder(args.output_dir, args.overwrite, "convert") as folder:

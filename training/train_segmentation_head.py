@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Diffusion timesteps (default: the recipe's); auto: chosen on these images.",
     )
     group.add_argument(
-        "--max_dimensions", type=int, help="Of a feature vector, for auto (default: as the paper's choice has)."
+        "--max_dimensions", type=int, help="Of a feature vector, for auto (default: as the recipe's own features have)."
     )
     group.add_argument("--max_bytes", type=int, help="Of an image's activations in half precision, for auto.")
     group.add_argument("--max_milliseconds", type=float, help="Of the U-Net's passes for an image, for auto.")
@@ -111,7 +111,8 @@ def choose(args: argparse.Namespace, pipe: Any, dataset: LabeledImages, accelera
     tried = [None]
     if accelerator.is_main_process:  # the others would come to the same, but for what they measure of time
         budget = Budget(*limits) if any(limits) else None
-        options = dict(seed=args.seed, batch_size=args.batch_size, cache_dir=args.activation_dir)
+        options = dict(share_noise=not args.fresh_noise, flip=False if args.no_flip else None, seed=args.seed)
+        options |= dict(batch_size=args.batch_size, cache_dir=args.activation_dir)
         tried[0] = choose_features(pipe, dataset, args.recipe, **fixed, budget=budget, **options)
         print(format_choices(tried[0]))
         print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")

@@ -9,6 +9,8 @@ from types import ModuleType
 
 from .. import __doc__ as DESCRIPTION
 from .. import __version__
+from ..runs.command import run_command
+from ..runs.install import missing_extra
 
 
 # What each command does, and the module with its `add_arguments` and `main`.
@@ -35,7 +37,10 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv (`list[str]`, *optional*): The words after `diffuseseg`; those of the command line if not given.
     """
-    argv = sys.argv[1:] if argv is None else [os.fspath(word) for word in argv]
+    run_command(lambda: _run(sys.argv[1:] if argv is None else [os.fspath(word) for word in argv]))
+
+
+def _run(argv: list[str]) -> int | None:
     name = next((word for word in argv if not word.startswith("-")), None)
     parser = argparse.ArgumentParser(prog="diffuseseg", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"diffuseseg {__version__}")
@@ -48,12 +53,10 @@ def main(argv: list[str] | None = None) -> None:
             module.add_arguments(own)
     args = parser.parse_args(argv)
 
-    from diffusers.utils import logging
-
-    from ..runs.command import run_command
+    from diffusers.utils import logging  # takes seconds, and help does without
 
     logging.disable_progress_bar()
-    run_command(lambda: module.main(args))
+    return module.main(args)
 
 
 def _imported(where: str) -> ModuleType:
@@ -62,9 +65,7 @@ def _imported(where: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _OF_TRAIN:
             raise
-        from ..runs.install import missing_extra
-
-        sys.exit(f"error: {missing_extra('train', error.name)}")
+        raise missing_extra("train", error.name) from error
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 import argparse
 
-from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments, check_at_least_one
 from ..data.arguments import add_data_arguments, load_data
 from ..data.columns import describe_dataset
 from ..figures.pages import examples_page
@@ -17,15 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, split="test")
     add_cache_argument(parser)
     parser.add_argument("--batch_size", type=int, default=8, help="Number of images in a pass (default: 8).")
-    parser.add_argument("--absent_as_zero", action="store_true", help="Absent classes count as 0, as in the paper.")
     parser.add_argument(
-        "--count_ignored", action="store_true", help="Predictions on ignored pixels are wrong, as in the paper."
+        "--absent_as_zero", action="store_true", help="An IoU of 0 for absent classes, as in the paper."
     )
-    parser.add_argument("--num_examples", type=int, default=12, help="Images on the page of examples (default: 12).")
+    parser.add_argument(
+        "--count_ignored", action="store_true", help="Predictions on ignored pixels as errors, as in the paper."
+    )
+    parser.add_argument(
+        "--num_examples", type=int, default=12, help="Number of images on the page of examples (default: 12; 0: none)."
+    )
     add_output_arguments(parser, "metrics.json and examples.png")
 
 
 def main(args: argparse.Namespace) -> None:
+    check_at_least_one(args, "batch_size")
     check_output_folder(args.output_dir, args.overwrite)
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir)
     pipe.check_can_segment()

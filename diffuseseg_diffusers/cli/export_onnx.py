@@ -4,6 +4,7 @@
 import argparse
 from pathlib import Path
 
+from ..arguments import add_cache_argument
 from ..runs.errors import UserError
 from ..students.export import export_onnx
 from ..students.segmenter import load_student
@@ -12,13 +13,15 @@ from ..students.segmenter import load_student
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="STUDENT", help="Student: a local folder or a name on the Hub.")
     parser.add_argument("file", type=Path, metavar="FILE", help="ONNX file to write.")
+    parser.add_argument("--revision", help="Branch, tag or commit of a student on the Hub.")
+    add_cache_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="Replacement of a file of that name.")
 
 
 def main(args: argparse.Namespace) -> None:
     if args.file.is_dir() or (args.file.exists() and not args.overwrite):
         raise UserError(f"{args.file} exists and is kept; choose another name, or pass --overwrite for a file.")
-    segmenter = load_student(args.model)
+    segmenter = load_student(args.model, revision=args.revision, cache_dir=args.cache_dir)
     export_onnx(segmenter, args.file)
     height, width = segmenter.image_size
     print(f"Written to {args.file}: pixels [N, 3, {height}, {width}] in [0, 1] to masks.")

@@ -9,28 +9,35 @@ from ..runs.files import read_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="With a pipeline, a student or a dataset.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder with a pipeline, a student or a dataset.")
     parser.add_argument("repo_id", metavar="REPO", help="Repository on the Hub, user/name; made if it is not there.")
-    parser.add_argument("--private", action="store_true", help="Make a new repository private.")
-    parser.add_argument("--commit_message", help="(default: Upload pipeline, student or dataset)")
-    parser.add_argument("--create_pr", action="store_true", help="As a pull request, to look at before it is merged.")
-    parser.add_argument("--license", help="The Hub's identifier of the licence, such as cc-by-4.0 (default: unknown).")
+    parser.add_argument("--private", action="store_true", help="Privacy of the repository, if it is a new one.")
+    parser.add_argument(
+        "--commit_message", help="Message of the commit (default: Upload pipeline, student or dataset)."
+    )
+    parser.add_argument(
+        "--create_pr", action="store_true", help="Upload as a pull request, to look at before it is merged."
+    )
+    parser.add_argument("--license", help="Identifier of the licence on the Hub, such as cc-by-4.0 (default: unknown).")
     parser.add_argument(
         "--evaluation",
         type=Path,
         nargs="+",
         default=[],
         metavar="DIR",
-        help="What `diffuseseg evaluate` wrote, for the card of a pipeline.",
+        help="Folders that `diffuseseg evaluate` wrote, for the card of a pipeline.",
     )
     parser.add_argument(
-        "--analysis", type=Path, metavar="DIR", help="What `diffuseseg analyze` wrote, for the card of a pipeline."
+        "--analysis",
+        type=Path,
+        metavar="DIR",
+        help="Folder that `diffuseseg analyze` wrote, for the card of a pipeline.",
     )
     parser.add_argument(
         "--num_samples",
         type=int,
         default=8,
-        help="Images to generate for the card of a pipeline; 0: none (default: 8).",
+        help="Number of images to generate for the card of a pipeline; 0: none (default: 8).",
     )
 
 

@@ -2,22 +2,23 @@
 """Segments images: `diffuseseg segment`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments, check_at_least_one
+from ..data.image_files import find_images
 from ..data.image_processor import is_address, mask_to_pil, open_image, overlay
 from ..heads.ensemble import image_uncertainty
 from ..hub.loading import load_pipeline
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, check_output_folder, clear_output_folder, exact_pattern, write_record
+from ..runs.files import atomic_file, check_output_folder, clear_output_folder, exact_pattern, to_json, write_record
 from ..segmenter import Segmenter
 
 
@@ -37,17 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    # 1. The inputs, and only then the folder.
+    check_arguments(args)
     check_output_folder(args.output_dir, args.overwrite)
-    images = find_images(args.images)
+    images = list_images(args.images)
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir)
     pipe.check_can_segment()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, got {args.batch_size}.")
-    clear_output_folder(args.output_dir)
-    names = free_names([Path(image).stem for image in images])
+    names = free_names([stem(image) for image in images])
     files = [(f"{name}_mask.png", f"{name}_overlay.png") for name in names]
+    clear_output_folder(args.output_dir)
     owns = [LINES, *(name for pair in files for name in pair)]
     write_record(args.output_dir, "segment", owns=map(exact_pattern, owns))
+
+    # 2. Batch after batch; what cannot be read is named and left out.
     unreadable = 0
     with (
         open(args.output_dir / LINES, "w", encoding="utf-8") as lines,
@@ -62,12 +65,21 @@ def main(args: argparse.Namespace) -> int:
                 except UserError as error:  # the others shall not wait for this one
                     unreadable += 1
                     bar.write(f"error: {error}", file=sys.stderr)
-            for line in segment_batch(pipe, batch, args):
-                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-            lines.flush()
+            if batch:
+                lines.writelines(to_json(line) + "\n" for line in segment_batch(pipe, batch, args))
+                lines.flush()
             bar.update(len(images[own]))
     print(f"{len(images) - unreadable} of {len(images)} images segmented; the masks are in {args.output_dir}.")
     return 1 if unreadable else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses numbers out of range."""
+    check_at_least_one(args, "batch_size")
+    if args.mask_size and min(args.mask_size) < 1:
+        raise UserError(f"--mask_size is a height and a width of at least 1, got {args.mask_size}.")
+    if not 0 <= args.alpha <= 1:
+        raise UserError(f"--alpha must lie in 0 to 1, got {args.alpha}.")
 
 
 def segment_batch(
@@ -97,38 +109,47 @@ def segment_batch(
                 "height": mask.shape[0],
                 "width": mask.shape[1],
                 "class_fractions": {n: round(float(f), 6) for n, f in zip(pipe.label_names, share)},
-                "uncertainty": None if score is None else round(score, 6),
+                "uncertainty": None if score is None else round(score, 6),  # students have none
             }
         )
     return lines
 
 
-def find_images(given: Sequence[str]) -> list[str]:
-    """Addresses and files as they are, folders by the image files anywhere below them.
+def list_images(given: Sequence[str]) -> list[str]:
+    """Addresses and files as they are, folders by the images anywhere below them.
 
     Raises:
-        UserError: There is no such file or folder, or a folder has no images.
+        UserError: A folder has no images, or none of the files is there.
     """
-    suffixes = PIL.Image.registered_extensions()
     found: list[str] = []
     for name in given:
         if not is_address(name) and Path(name).is_dir():
-            inside = sorted(p for p in Path(name).rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            inside = find_images(Path(name))
             if not inside:
                 raise UserError(f"The folder {name} has no images in it.")
             found += map(str, inside)
         else:
             found.append(name)
+    if not any(is_address(name) or Path(name).is_file() for name in found):
+        raise UserError(f"There is no file or folder {', '.join(found)}.")
     return found
+
+
+def stem(image: str) -> str:
+    """What the files of an image are named after: its name without suffix."""
+    path = unquote(urlsplit(image).path) if is_address(image) else image
+    return Path(path).stem or "image"
 
 
 def free_names(stems: Sequence[str]) -> list[str]:
     """The stems, numbered where images of several folders share one."""
-    names: list[str] = []
-    for stem in stems:
-        name, i = stem, 1
-        while name in names:
+    names: dict[str, None] = {}
+    last: dict[str, int] = {}
+    for name in stems:
+        free, i = name, last.get(name, 1)
+        while free in names:
             i += 1
-            name = f"{stem}-{i}"
-        names.append(name)
-    return names
+            free = f"{name}-{i}"
+        names[free] = None
+        last[name] = i
+    return list(names)

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset, IterableDataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from ..data.image_processor import decode_image, open_image
 from ..runs.errors import UserError
 from ..runs.hub_errors import LOG_IN, explain_hub_error
+from .image_processor import decode_image, open_image
 
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -23,8 +22,13 @@ MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
 def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Dataset | IterableDataset:
     """`datasets.load_dataset` for one split of a Hub dataset or local folder, with errors that say what to do.
 
+    Args:
+        name (`str`): Hub dataset or local folder.
+        config_name (`str`, *optional*), split (`str`): Which part of it.
+        **kwargs: As in `datasets.load_dataset`.
+
     Raises:
-        UserError: There is no such dataset, configuration or split.
+        UserError: There is no such dataset, configuration or split, or a file of it is broken.
     """
     local = os.path.isdir(name)
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -37,6 +41,8 @@ def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Data
         reason = None if local else explain_hub_error(error)
         if reason is None and not local and isinstance(error, DatasetNotFoundError):
             reason = f"{str(error).splitlines()[0].rstrip('.')}; to see private and gated ones, {LOG_IN}"
+        if isinstance(error, DatasetGenerationError):  # of a broken file; the cause says in what way
+            reason = reason or error.__cause__
         if reason is None and not isinstance(error, (ValueError, OSError)):
             raise
         where = "" if local else f"There is no folder {name}, and "
@@ -79,12 +85,12 @@ def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
         UserError: It cannot be read; names its path, or `where`.
     """
     if isinstance(value, PIL.Image.Image):
-        return value, where
+        return decode_image(value, f"The image in {where}"), where
     if isinstance(value, str):
         return open_image(value), value
-    if not isinstance(value, Mapping):
+    path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (None, None)
+    if data is None and path is None:
         raise UserError(f"There is no image in {where}, but {value!r:.40}.")
-    path, data = value.get("path"), value.get("bytes")
     if data is None:
         return open_image(path), path
     where = f"{path} ({where})" if path else where

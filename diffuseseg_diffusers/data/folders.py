@@ -5,33 +5,33 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset, Features, Image, Value
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..runs.errors import UserError
 from ..runs.files import read_json
+from .image_files import find_images
 
 
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation")
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
-_SUFFIXES = tuple(PIL.Image.registered_extensions())
 
 
 def read_label_file(path: str | os.PathLike) -> list:
     """Reads `id2label.json`, or a palette in the same form: a list, or an object from class id to name or colour.
 
     Raises:
-        UserError: The ids are not 0, 1, 2, … without gaps.
+        UserError: There is no such file, it is neither of these, or the ids are not 0, 1, 2, … without gaps.
     """
-    labels = read_json(path)
+    labels: object = read_json(path)
     if isinstance(labels, Mapping):
-        labels = {int(k): v for k, v in labels.items()}
-        if sorted(labels) != list(range(len(labels))):
-            raise UserError(f"{path} must name the classes 0 to {len(labels) - 1}, found the ids {sorted(labels)}.")
-        labels = [labels[i] for i in range(len(labels))]
+        if sorted(labels) != sorted(map(str, range(len(labels)))):
+            ids = ", ".join(sorted(labels, key=lambda name: (len(name), name)))
+            raise UserError(f"{path} must name the classes 0 to {len(labels) - 1}, found the ids {ids}.")
+        labels = [labels[str(i)] for i in range(len(labels))]
+    if not isinstance(labels, list) or not labels:
+        raise UserError(f"{path} must hold a list, or an object from class id to name or colour.")
     return labels
 
 
@@ -92,9 +92,3 @@ def _folder_pairs(root: Path) -> list[tuple[str, str]]:
     if lonely:
         raise UserError(f"{lonely[0]} has no mask of the same name in {masks}.")
     return [(str(p), str(by_name[p.relative_to(root / "images").with_suffix("")])) for p in images]
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Image files anywhere below a folder, sorted; hidden ones, as file managers leave them, are none."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]

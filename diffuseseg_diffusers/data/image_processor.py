@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Images of any kind in, class-id masks and overlays out."""
 
+import functools
 import io
 import os
 from collections.abc import Sequence
@@ -51,46 +52,61 @@ def open_image(name: str | os.PathLike) -> PIL.Image.Image:
     Args:
         name (`str` or path): A file, or an address (`https://…`), which is fetched as [`load_image`] of diffusers does.
 
+    Returns:
+        `PIL.Image.Image` in its own mode.
+
     Raises:
         UserError: There is no such file, or it cannot be read as an image; names it.
     """
     if is_address(name):
         try:
-            return load_image(name, convert_method=lambda image: first_page(image, name))
-        except Exception as error:  # of the network, of the server, or of what is no image
-            raise UserError(f"{name} cannot be fetched as an image ({error}); check the address.") from error
+            return load_image(name, convert_method=lambda image: image)  # which would make it RGB
+        except Exception as error:  # of the network, of the server, or of what is no image: of many kinds
+            raise UserError(f"{name} cannot be fetched as an image ({_reason(error)}); check the address.") from error
     if not os.path.isfile(name):
         raise UserError(f"There is no file {name}.")
     return decode_image(name, str(name))
 
 
-def decode_image(file: str | os.PathLike | io.BytesIO, where: str) -> PIL.Image.Image:
+def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: str) -> PIL.Image.Image:
     """Decodes an image file, turned upright as its EXIF data say; of several pages the first, with a warning.
 
     Args:
-        file (path or `io.BytesIO`): What to decode.
+        file (path, `io.BytesIO` or `PIL.Image.Image`): What to decode; an open image is only read, and stays as it is.
         where (`str`): What to call it in messages.
 
     Raises:
         UserError: It cannot be read as an image.
     """
     try:
+        if isinstance(file, PIL.Image.Image):
+            file.load()
+            return file
         with PIL.Image.open(file) as image:
             return PIL.ImageOps.exif_transpose(first_page(image, where))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise UserError(f"{where} cannot be read as an image ({error}); repair or remove it.") from error
+    except Exception as error:  # nothing but Pillow is called here, and broken files make it raise errors of all kinds
+        raise UserError(f"{where} cannot be read as an image ({_reason(error)}); repair or remove it.") from error
 
 
-def first_page(image: PIL.Image.Image, where: str | os.PathLike) -> PIL.Image.Image:
-    """The image itself, which shows its first page; a warning names the number of pages if there are more."""
+def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
+    """The image itself, which shows its first page; a warning, once a file, says how many there are if several."""
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format != "MPO":  # cameras put previews of the same photograph into those
-        logger.warning(f"{where} has {pages} pages; the first is read and the others are left out.")
+        _warn_once(f"{where} has {pages} pages; the first is read and the others are left out.")
     return image
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _reason(error: Exception) -> str:
+    return "its format is not known" if isinstance(error, PIL.UnidentifiedImageError) else str(error) or repr(error)
+
+
 def to_eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Brings a image of any mode to "L" or "RGB"; 16-bit scans keep their full range, 65,535 becoming white.
+    """Brings an image of any mode to "L" or "RGB"; 16-bit scans keep their full range, 65,535 becoming white.
 
     Raises:
         UserError: A floating-point image outside [0, 1], or an integer one outside 16 bits.
@@ -104,7 +120,7 @@ def to_eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
         top = 1.0 if image.mode == "F" else 65535.0
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= top):
-            raise UserError(f'A image of mode "{image.mode}" must lie in 0 to {top:g}, found {low:g} to {high:g}.')
+            raise UserError(f'An image of mode "{image.mode}" must lie in 0 to {top:g}, found {low:g} to {high:g}.')
         if image.mode != "F" and 0 < high < 65535 / 8:
             logger.warning(
                 f"A 16-bit image uses only 0 to {high:g} of 0 to 65535 and becomes almost black in eight bits; if it "
@@ -171,20 +187,19 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
         self.in_channels = in_channels
 
     def load(self, images: ImageInput | Sequence[ImageInput]) -> list[PIL.Image.Image | torch.Tensor]:
-        """Takes a image, a batch of them, or a list of either apart into single images.
+        """Takes an image, a batch of them, or a list of either apart into single images.
 
         Args:
             images:
-                Paths, addresses (`https://…`), PIL images, arrays `[H, W]`, `[H, W, C]` or `[N, H, W, C]`,
-                tensors `[H, W]`, `[C, H, W]` or
-                `[N, C, H, W]`; uint8, or floating point in [0, 1].
+                Paths, addresses (`https://…`), PIL images, arrays `[H, W]`, `[H, W, C]` or `[N, H, W, C]`, tensors
+                `[H, W]`, `[C, H, W]` or `[N, C, H, W]`; uint8, or floating point in [0, 1].
 
         Returns:
             list of `PIL.Image.Image` (eight bits, `in_channels` channels) and, for floating-point arrays,
             `torch.Tensor` (`[in_channels, H, W]` float32 in [0, 1]).
 
         Raises:
-            UserError: A image cannot be read, or has values or channels that a image cannot have.
+            UserError: An image cannot be read, or has values or channels that an image cannot have.
         """
         if not isinstance(images, (list, tuple)):
             images = [images]
@@ -193,7 +208,7 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
             if isinstance(image, (str, os.PathLike)):
                 image = open_image(image)
             if isinstance(image, PIL.Image.Image):
-                image = to_eight_bit(image)
+                image = to_eight_bit(decode_image(image, "An image"))
                 loaded.append(image.convert("L" if self.in_channels == 1 else "RGB"))
             elif isinstance(image, np.ndarray):
                 batch = image[None, ..., None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
@@ -202,13 +217,13 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
                 batch = image[None, None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
                 loaded += [self._single(x) for x in batch]
             else:
-                raise UserError(f"A image is a path, PIL image, array or tensor, got {type(image).__name__}.")
+                raise UserError(f"An image is a path, PIL image, array or tensor, got {type(image).__name__}.")
         return loaded
 
     def _single(self, x: torch.Tensor) -> PIL.Image.Image | torch.Tensor:
         """One array `[C, H, W]`: eight bits become a PIL image, so that they are resized as a file would be."""
         if x.ndim != 3 or x.shape[0] not in (1, 3, 4):
-            raise UserError(f"A image has 1, 3 or 4 channels; got an array that reads as {tuple(x.shape)} (C, H, W).")
+            raise UserError(f"An image has 1, 3 or 4 channels; got an array that reads as {tuple(x.shape)} (C, H, W).")
         x = x[:3]  # drops alpha
         if x.dtype == torch.uint8:
             pixels = x.movedim(0, -1).cpu().numpy()

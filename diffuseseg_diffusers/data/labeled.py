@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset, Image
 
-from ..data.columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
-from ..data.folders import read_folder, read_label_names
 from ..runs.errors import UserError
+from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
+from .folders import read_folder, read_label_names
 
 
 MASK_FORMATS = ("index", "binary", "rgb")
@@ -21,7 +20,7 @@ MASK_FORMATS = ("index", "binary", "rgb")
 
 @dataclass
 class LabeledImage:
-    """A image with its mask.
+    """An image with its mask.
 
     Args:
         image (`PIL.Image.Image`): The image, `W` × `H`, any mode.
@@ -67,6 +66,8 @@ class LabeledImages:
             raise UserError(f"`mask_format` is one of {', '.join(MASK_FORMATS)}, got {mask_format!r}.")
         if mask_format == "rgb" and palette is None:
             raise UserError("Masks in colour need the palette of the classes (`--palette`).")
+        if palette is not None and not all(map(_is_color, palette)):
+            raise UserError("A palette is a colour [red, green, blue] for each class, integers 0 to 255.")
         if isinstance(dataset, Mapping):
             raise UserError(f"Give one split of the dataset, such as dataset[{next(iter(dataset))!r}]; it has several.")
         if not isinstance(dataset, Dataset):
@@ -236,6 +237,11 @@ def load_labeled_images(
     if dataset is None:
         dataset = load_split(name, config_name, split, cache_dir=cache_dir, token=token, revision=revision)
     return LabeledImages(dataset, label_names=label_names, **kwargs)
+
+
+def _is_color(given: object) -> bool:
+    is_triple = isinstance(given, (list, tuple, np.ndarray)) and len(given) == 3
+    return is_triple and all(isinstance(x, (int, np.integer)) and 0 <= x <= 255 for x in given)
 
 
 def _load_npy(path: str) -> np.ndarray:

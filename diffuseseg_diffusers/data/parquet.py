@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset, Features, Image, IterableDataset, get_dataset_config_names, load_dataset
 
-from ..data.folders import SPLITS, read_folder, read_label_names
-from ..data.labeled import LabeledImages
+from .folders import SPLITS, read_folder, read_label_names
+from .labeled import LabeledImages
 
 
 def open_streams(folder: Path) -> Iterator[tuple[str, str, IterableDataset]]:
@@ -50,8 +49,8 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
             row = labeled[i]
             mask = io.BytesIO()
             PIL.Image.fromarray(row.mask).save(mask, "png")
-            picture = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}
-            rows.append({"image": picture, "mask": {"bytes": mask.getvalue(), "path": None}})
+            cell = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}
+            rows.append({"image": cell, "mask": {"bytes": mask.getvalue(), "path": None}})
         written = Dataset.from_list(rows, features=features).cast(Features({"image": Image(), "mask": Image()}))
         (target / "data").mkdir(parents=True, exist_ok=True)
         written.to_parquet(target / "data" / f"{split}-00000-of-00001.parquet")

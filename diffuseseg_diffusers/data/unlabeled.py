@@ -16,10 +16,10 @@ from accelerate.utils import gather
 from datasets import Dataset, Features, Image, IterableDataset
 from tqdm.auto import tqdm
 
-from ..data.columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
-from ..data.folders import find_images
-from ..data.image_processor import to_eight_bit
 from ..runs.errors import UserError
+from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
+from .image_files import find_images
+from .image_processor import to_eight_bit
 
 
 RESIZE_MODES = ("crop", "pad")
@@ -29,7 +29,7 @@ SKIP_HINT = "`--skip_unreadable` goes on without such images."
 
 
 def to_pixels(image: PIL.Image.Image, size: tuple[int, int], channels: int, resize_mode: str = "crop") -> torch.Tensor:
-    """A image of any size and mode as `[channels, height, width]` uint8.
+    """An image of any size and mode as `[channels, height, width]` uint8.
 
     Args:
         image (`PIL.Image.Image`): The image.
@@ -102,7 +102,7 @@ def count_channels(dataset: Dataset | IterableDataset, column: str) -> int:
     for i, row in enumerate(dataset.take(PEEK)):
         try:
             modes.add(to_eight_bit(decode_cell(row[column], f"row {i}")[0]).mode)
-        except ValueError:
+        except UserError:
             continue
     return 1 if modes == {"L"} else 3
 
@@ -148,7 +148,7 @@ class UnlabeledImages(torch.utils.data.Dataset):
         for skipped in range(len(self)):
             try:
                 return self.decode((index + skipped) % len(self)), skipped
-            except ValueError as error:
+            except UserError as error:
                 if not self.skip_unreadable:
                     raise UserError(f"{error} {SKIP_HINT}") from error
         raise UserError("None of the images can be read.")
@@ -184,7 +184,7 @@ class UnlabeledImages(torch.utils.data.Dataset):
             try:
                 pixels[row] = self.decode(mine[row])
                 readable[row] = True
-            except ValueError as error:
+            except UserError as error:
                 if not self.skip_unreadable:
                     raise UserError(f"{error} {SKIP_HINT}") from error
 
@@ -211,7 +211,7 @@ def decode_pixels(value: object, where: str, size: tuple[int, int], channels: in
     image, where = decode_cell(value, where)
     try:
         return to_pixels(image, size, channels, resize_mode)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the pixels only now
+    except UserError as error:
         raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
 
 

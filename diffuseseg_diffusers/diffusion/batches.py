@@ -146,7 +146,7 @@ class StreamedBatches:
         if state.get("num_processes") != processes:
             raise UserError(
                 f"The checkpoint is not of a stream that {processes} processes share (it says "
-                f"{state.get('num_processes')}); resume with as many processes as the run was begun with, and --streaming."
+                f"{state.get('num_processes')}); resume with as many processes as before, and --streaming."
             )
         self.position, self.read = state["position"], tuple(state["read"])
 

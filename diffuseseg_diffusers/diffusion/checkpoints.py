@@ -23,7 +23,7 @@ from .batches import ShuffledBatches, StreamedBatches
 STATE_FILE = "run.json"
 # What a run writes, as patterns for its record.
 OWN_FILES = (
-    *("checkpoint-[0-9]*/*", ".checkpoint-*.partial/*", ".pipeline.partial/*", ".pipeline.old/*"),
+    *("checkpoint-[0-9]*/*", ".checkpoint-[0-9]*.partial/*", ".pipeline.partial/*", ".pipeline.old/*"),
     *("samples/step-*.png", "logs/*", "train_log.jsonl", "training_state.json", "training_curves.png"),
     *("unet/*", "scheduler/*", "model_index.json"),
 )
@@ -102,6 +102,13 @@ def last_good(output_dir: Path) -> str:
     """The newest checkpoint of a run, in a clause for messages."""
     kept = checkpoints(output_dir)
     return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Removes what processes that were killed while saving left in the folder of a run."""
+    for path in output_dir.glob(".checkpoint-*.partial"):
+        if re.fullmatch(r"\.checkpoint-\d+\.partial", path.name):
+            _remove(path)
 
 
 def load_checkpoint(

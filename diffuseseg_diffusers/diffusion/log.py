@@ -57,6 +57,7 @@ class TrainingLog:
             accelerator.init_trackers("train_ddpm", config)
 
     def write(self, step: int, **values) -> None:
+        """Writes an entry to the file and the trackers; a list is of ranges of timesteps."""
         if not values:
             return
         self.entries.append({"step": step, **values})
@@ -95,6 +96,7 @@ def summary(
     unet: UNet2DModel,
     log: TrainingLog,
 ) -> dict:
+    """What `training_state.json` says: what was trained, on what, for how long, with which result."""
     trained = [e for e in log.entries if "loss" in e]
     measured = [e for e in log.entries if "validation" in e]
     return {

@@ -22,12 +22,24 @@ SCHEDULE_STEPS = 1_000_000  # resolution of the learning-rate schedule when it r
 VALIDATION_IMAGES = 128
 
 
-def make_model(args: argparse.Namespace, count_channels: Callable[[], int]) -> tuple[UNet2DModel, DDPMScheduler]:
-    """The U-Net, fresh or pretrained, whose config says size and channels of the images, and its scheduler."""
+def make_model(
+    args: argparse.Namespace, pretrained: object | None, count_channels: Callable[[], int]
+) -> tuple[UNet2DModel, DDPMScheduler]:
+    """The U-Net, fresh or pretrained, whose config says size and channels of the images, and its scheduler.
+
+    Args:
+        args (`argparse.Namespace`): The arguments of `train_ddpm`.
+        pretrained ([`DiffuseSegPipeline`], *optional*): What `--pretrained` names.
+        count_channels (`Callable`): Says how many channels the images have, where nothing else does.
+
+    Raises:
+        UserError: The pipeline has no U-Net for such images, or the config makes none.
+    """
     size = tuple(args.resolution * 2 if len(args.resolution) == 1 else args.resolution) if args.resolution else None
-    if args.pretrained:
-        pipe = DiffuseSegPipeline.from_pretrained(args.pretrained, segmentation_head=None)
-        unet, scheduler = pipe.unet, DDPMScheduler.from_config(pipe.scheduler.config)
+    if pretrained is not None:
+        if not isinstance(pretrained, DiffuseSegPipeline):
+            raise UserError(f"{args.pretrained} has no U-Net on pixels, which is what is trained here.")
+        unet, scheduler = pretrained.unet, DDPMScheduler.from_config(pretrained.scheduler.config)
         if args.channels not in (None, unet.config.in_channels):
             raise UserError(f"{args.pretrained} has {unet.config.in_channels} channels, not {args.channels}.")
         if size:
@@ -107,6 +119,7 @@ def make_batches(
 
 
 def describe_batches(batches: ShuffledBatches | StreamedBatches) -> str:
+    """How many images there are and where they are decoded, in a clause."""
     if isinstance(batches, StreamedBatches):
         return "streamed"
     where = "in memory" if isinstance(batches.images, torch.Tensor) else f"decoded by {batches.num_workers} workers"

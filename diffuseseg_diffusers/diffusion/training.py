@@ -77,11 +77,13 @@ class DenoiserTraining:
         torch.set_float32_matmul_precision("high")
         self.state = {"step": 0, "seconds": 0.0, "seconds_waiting_for_data": 0.0, "unreadable": 0}
 
-    def begin(self, resume_from: Path | None) -> None:
-        """Starts the clock and the log, at a checkpoint if there is one."""
-        if resume_from is not None:
-            self.state |= load_checkpoint(self.accelerator, resume_from, self.unet, self.ema, self.batches)
-            self.accelerator.print(f"Resuming from {resume_from}.")
+    def resume(self, checkpoint: Path) -> None:
+        """Brings the run back to where a checkpoint was made; see [`load_checkpoint`]."""
+        self.state |= load_checkpoint(self.accelerator, checkpoint, self.unet, self.ema, self.batches)
+        self.accelerator.print(f"Resuming from {checkpoint}.")
+
+    def begin(self) -> None:
+        """Starts the clock and the log."""
         self.log = TrainingLog(self.accelerator, self.args, self.state["step"])
         self.before, self.began = dict(self.state), time.perf_counter()
         if self.batches.unreadable:

@@ -50,24 +50,27 @@ class LabeledActivations:
         batch_size: int = 4,
         cache_dir: str | os.PathLike | None = None,
         show_progress: bool = True,
-        views: bool = True,
+        flip: bool | None = None,
     ) -> "LabeledActivations":
-        """Extracts what a recipe learns from.
+        """Extracts what a recipe learns from, and what its heads see in use.
 
         Args:
             extractor, dataset, seed, batch_size, cache_dir, show_progress: As in [`extract_activations`].
             recipe ([`Recipe`]): Says how many augmented views there are, and whether mirror images count.
-            views (`bool`, defaults to `True`): `False` for images that are only to be segmented.
+            flip (`bool`, *optional*): Whether left and right may be exchanged; if not given, as the recipe says, but
+                not if names of classes tell left from right.
         """
-        flip = recipe.flip and not Classes.of(dataset).tell_sides
-        number = recipe.num_views(len(dataset)) if views else 0
+        flip = (recipe.flip and not Classes.of(dataset).tell_sides) if flip is None else flip
+        views = recipe.num_views(len(dataset))
         common: dict[str, Any] = dict(
             seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
         )
-        table = extract_activations(extractor, dataset, augmented_views=number, flip=flip, **common)
-        mirrored = extract_activations(extractor, dataset, mirror=True, **common) if flip else None
+        table = extract_activations(extractor, dataset, augmented_views=views, flip=flip, **common)
         table.to(extractor.device)
-        return cls(table, number, mirrored.to(extractor.device) if mirrored else None)
+        mirrored = None
+        if flip:
+            mirrored = extract_activations(extractor, dataset, mirror=True, **common).to(extractor.device)
+        return cls(table, views, mirrored)
 
     def __len__(self) -> int:
         return len(self.table.labels) // (1 + self.views)
@@ -139,7 +142,8 @@ def fit_groups(
         blocks (sequence of `int`), timesteps (sequence of `int`): What the heads read.
         classes ([`Classes`]): What they tell apart.
         images (sequence of sequences of `int`): What each of them learns from, with its augmented views.
-        recipe ([`Recipe`]): How they are trained. If it standardises, then by all images of the table, held out or not.
+        recipe ([`Recipe`]): How they are trained. If it standardises, then by all images of the table, held out or not;
+            labels of other images count for nothing.
         num_members (`int`, defaults to 1): Members of each.
         seed (`int`): Of weights and order.
 
@@ -191,8 +195,11 @@ def score(
         chosen = entries_of(activations.table, head.config.blocks, head.config.timesteps)
         for image in own:
             row = activations.rows([image])[0]
-            mirrored = activations.mirrored.image(image, chosen) if head.config.flip else None
-            predicted = head.predict(activations.table.image(row, chosen), mirrored=mirrored).labels[0]
+            views = [activations.table.image(row, chosen)]
+            if activations.mirrored is not None:
+                views.append(activations.mirrored.image(image, chosen))
+            views = [[a.to(head.device) for a in view] for view in views]  # a large table stays in memory
+            predicted = head.predict(views[0], mirrored=views[1] if head.config.flip else None).labels[0]
             metric.add(prediction=predicted.cpu().numpy(), reference=activations.table.labels[row].cpu().numpy())
     result = metric.compute(num_labels=classes.number, ignore_index=classes.ignore_index)
     return {

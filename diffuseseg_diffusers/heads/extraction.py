@@ -51,7 +51,7 @@ def extract_activations(
     table = ActivationTable(extractor.feature_info(), total, extractor.size, dtype, cache_dir)
     generator = torch.Generator().manual_seed(seed)
     examples = labeled_examples(dataset, extractor, min_label_fraction, seed, augmented_views, flip)
-    with tqdm(total=total, desc="Extracting features", unit="image", disable=not show_progress) as bar:
+    with tqdm(total=total, desc="Extracting features", unit="image", disable=not show_progress, leave=None) as bar:
         for start in range(0, total, batch_size):
             pixels, labels = zip(*islice(examples, batch_size))
             batch = torch.stack(pixels).flip(-1) if mirror else torch.stack(pixels)  # [N,C,H,W]

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """How segmentation heads are trained."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -59,8 +60,13 @@ class Recipe:
         return max(1, self.augmented_images // num_images - 1) if self.augmented_images else 0
 
     def for_studies(self) -> "Recipe":
-        """The same in half the steps, for comparisons: rankings of features settle before the last point does."""
-        return replace(self, max_steps=self.max_steps // 2) if self.max_steps else self
+        """The same kind of training with a fraction of the work, for comparisons of features with each other.
+
+        At most half of the steps, and no more than 2^18 pixels for each member; a quarter of the augmented views.
+        Rankings of features settle long before the last point does: see docs/analysis.md.
+        """
+        steps = min(self.max_steps // 2 if self.max_steps else math.inf, 2**18 // self.batch_size)
+        return replace(self, max_steps=max(1, int(steps)), augmented_images=math.ceil(self.augmented_images / 4))
 
 
 RECIPES = {

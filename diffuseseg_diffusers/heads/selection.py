@@ -1,9 +1,10 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Which blocks and timesteps to read, chosen by cross-validation on the labelled images."""
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,6 +90,7 @@ def select_features(
     budget: Budget,
     rival: tuple[Sequence[int], Sequence[int]] | None = None,
     choose: Sequence[str] = ("blocks", "timesteps"),
+    announce: Callable[[int, int], None] = lambda step, count: None,
 ) -> list[dict]:
     """Greedy forward selection: the best single cell, then one block or timestep more as long as that helps.
 
@@ -99,6 +101,7 @@ def select_features(
         budget ([`Budget`]): What may not be exceeded.
         rival (two sequences of `int`, *optional*): A choice that competes with what is found, if the budget allows it.
         choose (sequence of `str`): Without `"blocks"` or `"timesteps"`, all of those are taken.
+        announce (`Callable`, *optional*): Called before each step with its number and how many choices it scores.
 
     Returns:
         `list[dict]`: Every choice that was scored, the best first: `blocks`, `timesteps`, `mean_iou`, `step` (1 for
@@ -109,29 +112,35 @@ def select_features(
     """
     tried: dict[tuple, dict] = {}
 
-    def attempt(b: Sequence[int], t: Sequence[int], step: int) -> None:
-        key = (tuple(sorted(b)), tuple(sorted(t)))
-        price = cost(*key)
-        if key not in tried and budget.allows(price):
+    def attempt(step: int, choices: Iterable[tuple[Sequence[int], Sequence[int]]]) -> None:
+        new = {}
+        for b, t in choices:
+            key = (tuple(sorted(b)), tuple(sorted(t)))
+            price = cost(*key)
+            if key not in tried and budget.allows(price):
+                new[key] = price
+        announce(step, len(new))
+        for key, price in new.items():
             tried[key] = {"blocks": key[0], "timesteps": key[1], "mean_iou": scored(*key), "step": step, **price}
 
     def best() -> dict:
         return max(tried.values(), key=lambda c: c["mean_iou"])
 
-    for b in [[b] for b in blocks] if "blocks" in choose else [blocks]:
-        for t in [[t] for t in timesteps] if "timesteps" in choose else [timesteps]:
-            attempt(b, t, 1)
+    first_blocks = [[b] for b in blocks] if "blocks" in choose else [blocks]
+    first_steps = [[t] for t in timesteps] if "timesteps" in choose else [timesteps]
+    attempt(1, itertools.product(first_blocks, first_steps))
     if not tried:
         raise UserError(f"Not even the smallest choice of features stays within the budget {asdict(budget)}; raise it.")
     now, step = None, 1
     while now is not best():
         now, step = best(), step + 1
-        for b in sorted(set(blocks) - set(now["blocks"])):
-            attempt([*now["blocks"], b], now["timesteps"], step)
-        for t in sorted(set(timesteps) - set(now["timesteps"])):
-            attempt(now["blocks"], [*now["timesteps"], t], step)
+        more_blocks = [([*now["blocks"], b], now["timesteps"]) for b in sorted(set(blocks) - set(now["blocks"]))]
+        more_steps = [(now["blocks"], [*now["timesteps"], t]) for t in sorted(set(timesteps) - set(now["timesteps"]))]
+        attempt(step, [*more_blocks, *more_steps])
     if rival is not None:
-        attempt(*rival, 0)
+        attempt(0, [rival])
+        if (own := tried.get((tuple(sorted(rival[0])), tuple(sorted(rival[1]))))) is not None:
+            own["step"] = 0
     return sorted(tried.values(), key=lambda c: -c["mean_iou"])
 
 
@@ -143,6 +152,8 @@ def choose_features(
     timesteps: Sequence[int] | None = None,
     budget: Budget | None = None,
     folds: int = 5,
+    share_noise: bool = True,
+    flip: bool | None = None,
     seed: int = 0,
     batch_size: int = 4,
     cache_dir: str | os.PathLike | None = None,
@@ -153,13 +164,15 @@ def choose_features(
     Args:
         pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]), dataset ([`LabeledImages`]): The frozen model, and the
             images to fit on.
-        recipe (`str` or [`Recipe`], defaults to `"default"`): The one that the head will be fitted with; each choice is
-            measured by it, in half its steps, and its own features compete.
+        recipe (`str` or [`Recipe`], defaults to `"default"`):
+            The one that the head will be fitted with. Every choice is measured by it, shortened by
+            [`Recipe.for_studies`], and its own features compete.
         blocks (sequence of `int`, *optional*), timesteps (sequence of `int`, *optional*):
             Taken as they are if given, else chosen.
         budget ([`Budget`], *optional*): As many dimensions as the recipe's own features have, if not given.
         folds (`int`, defaults to 5): As many as there are images, at most.
-        seed (`int`): Of noise, folds and classifiers.
+        share_noise (`bool`), flip (`bool`, *optional*): As in [`fit_segmentation_head`].
+        seed (`int`): Of noise, folds, augmented views and classifiers.
         batch_size (`int`): Images in a pass.
         cache_dir (path, *optional*): See [`ActivationTable`].
         show_progress (`bool`): Whether to show progress bars.
@@ -170,8 +183,9 @@ def choose_features(
     Raises:
         UserError: There is one image only, or the budget is too small.
     """
-    recipe = find_recipe(recipe)
-    usual = recipe_extractor(pipe, recipe, blocks, timesteps, noise_seed=seed)
+    # 1. What there is to choose from, and what the recipe would read.
+    usual = recipe_extractor(pipe, recipe, blocks, timesteps, share_noise=share_noise, noise_seed=seed)
+    recipe = find_recipe(recipe).for_studies()
     choose = [name for name, given in (("blocks", blocks), ("timesteps", timesteps)) if given is None]
     candidates = (
         sorted({*(blocks or range(len(usual.taps)))}),
@@ -179,20 +193,33 @@ def choose_features(
     )
     held_out = folds_of(len(dataset), min(folds, len(dataset)), seed)
     extractor = usual.choose(*candidates)
-    activations = LabeledActivations.extract(extractor, dataset, recipe, seed, batch_size, cache_dir, show_progress)
+
+    # 2. All of it, extracted once.
+    given = dict(seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress, flip=flip)
+    activations = LabeledActivations.extract(extractor, dataset, recipe, **given)
     table, classes = activations.table, Classes.of(dataset)
     passes = time_passes(extractor, torch.zeros(1, extractor.in_channels, *table.size, device=extractor.device))
     rival = (usual.blocks, usual.timesteps)
     budget = budget or Budget(dimensions=cost_of(table, *rival, passes)["dimensions"])
     for what in missing_classes(activations.labels, others(held_out), classes):
         tqdm.write(what)
-    with tqdm(desc="Choosing features", unit="choice", disable=not show_progress) as bar:
+
+    # 3. Choice after choice.
+    with tqdm(total=0, unit="choice", disable=not show_progress) as bar:
+
+        def announce(step: int, count: int) -> None:
+            bar.total = bar.n + count  # how many steps follow is not known
+            bar.set_description(f"Choosing features, step {step}" if step else "The recipe's own features")
 
         def scored(b: Sequence[int], t: Sequence[int]) -> float:
+            result = cross_validated(activations, b, t, classes, held_out, recipe, seed)
             bar.update()
-            return cross_validated(activations, b, t, classes, held_out, recipe.for_studies(), seed)["mean_iou"]
+            return result["mean_iou"]
 
-        return select_features(scored, lambda b, t: cost_of(table, b, t, passes), *candidates, budget, rival, choose)
+        def cost(b: Sequence[int], t: Sequence[int]) -> dict:
+            return cost_of(table, b, t, passes)
+
+        return select_features(scored, cost, *candidates, budget, rival, choose, announce)
 
 
 def study_timesteps(num_train_timesteps: int) -> list[int]:

@@ -113,8 +113,9 @@ class ActivationTable:
         height, width = self.size
         chosen = ActivationTable([self.info[i] for i in entries], len(self.labels), (height, width), self.dtype)
         for (h, w), own in chosen.entries.items():
-            columns = torch.cat([self._columns(entries[i]) for i in own])
-            torch.index_select(self.tables[h, w], 1, columns, out=chosen.tables[h, w])
+            columns = torch.cat([self._columns(entries[i]) for i in own]).to(self.device)
+            chosen.tables[h, w] = self.tables[h, w].index_select(1, columns)
+        chosen.axes = {resolution: self.axes[resolution] for resolution in chosen.tables}
         chosen.labels = self.labels
         return chosen
 

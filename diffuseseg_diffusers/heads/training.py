@@ -61,14 +61,19 @@ def fit_members(
     epoch_steps = smallest // batch_size
     total = epoch_steps * recipe.max_epochs
     total = min(total, recipe.max_steps or total)
-    training = _MemberTraining(head, members, table, recipe, total, seed, device)
+    training = _MemberTraining(head, members, table, recipe, total, seed, device, None if images is None else pools)
     batches = _PixelBatches(table, pools, batch_size, epoch_steps, total, training)
     stopping = EarlyStopping(len(members), recipe.patience, recipe.patience_from_epoch, device)
 
     # With early stopping, how long it takes is not known; the bar counts to the earliest end, then along.
     earliest = recipe.patience_from_epoch * epoch_steps + recipe.patience if recipe.patience else total
     with tqdm(
-        total=min(total, earliest), desc="Fitting members", unit="step", disable=not show_progress, mininterval=0.5
+        total=min(total, earliest),
+        desc="Fitting members",
+        unit="step",
+        disable=not show_progress,
+        mininterval=0.5,
+        leave=None,  # unless within another bar
     ) as bar:
         for step in range(total):
             loss = training.step(*batches.at(step))  # [K]
@@ -127,6 +132,14 @@ def _labelled_pixels(
     return [pool[torch.isin(of_image, torch.tensor(own))] for own in images]
 
 
+def _class_weights(labels: torch.Tensor, num_classes: int, balance: float) -> torch.Tensor:
+    """The weight of each class, `[C]` float32, by its share of the labels; 1 on average over these."""
+    counts = torch.bincount(labels, minlength=256)[:num_classes].float()
+    share = counts / counts.sum()
+    weights = share.clamp(min=1e-6) ** -balance  # a class without a pixel is never asked for
+    return weights / (weights * share).sum()
+
+
 class _PixelBatches:
     """The members' batches: each passes over its labelled pixels in an order of its own, the odd ones left over."""
 
@@ -166,7 +179,7 @@ class _PixelBatches:
 class _MemberTraining:
     """The members still in training: their stacked layers and Adam's state, which shrink as members finish."""
 
-    def __init__(self, head, members, table, recipe, total_steps, seed, device):
+    def __init__(self, head, members, table, recipe, total_steps, seed, device, pools=None):
         self.head, self.table = head, table
         self.members = torch.tensor(members)  # [K]
         self.generators = [torch.Generator().manual_seed(mixed_seed_32(seed, k)) for k in members]
@@ -185,11 +198,11 @@ class _MemberTraining:
         if recipe.one_cycle:
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, recipe.learning_rate, total_steps)
         self.class_weights = None
-        if recipe.balance:
-            counts = torch.bincount(table.labels.view(-1), minlength=256)[: head.config.num_classes].float()
-            share = counts / counts.sum()
-            weights = share.clamp(min=1e-6) ** -recipe.balance  # a class without a pixel is never asked for
-            self.class_weights = (weights / (weights * share).sum()).to(device)  # [C]
+        if recipe.balance:  # counted over a member's own pixels, if they are not all
+            labels = table.labels.view(-1)
+            counted = [labels] if pools is None else [labels[p.to(labels.device).long()] for p in pools]
+            weights = [_class_weights(own, head.config.num_classes, recipe.balance) for own in counted]
+            self.class_weights = torch.stack(weights).expand(len(members), -1).to(device)  # [K,C]
         self._allocate()
 
     def _allocate(self) -> None:
@@ -210,7 +223,10 @@ class _MemberTraining:
             hidden = torch.bmm(self.weight, x.mT).float() + first.bias.unsqueeze(-1)  # [K,hidden,B]
         hidden.requires_grad_()
         logits = rest(hidden)  # [K,C,B]
-        loss = F.cross_entropy(logits, y, self.class_weights, reduction="none").mean(1)  # [K]
+        loss = F.cross_entropy(logits, y, reduction="none")  # [K,B]
+        if self.class_weights is not None:
+            loss = loss * self.class_weights.gather(1, y)
+        loss = loss.mean(1)  # [K]
         for parameter in rest.parameters():
             parameter.grad = None
         loss.sum().backward()
@@ -251,4 +267,6 @@ class _MemberTraining:
             state["exp_avg"], state["exp_avg_sq"] = state["exp_avg"][kept], state["exp_avg_sq"][kept]
         for buffer in self.layers.buffers():
             buffer.data = buffer.data[going.to(buffer.device)]
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights[going.to(self.class_weights.device)]
         self._allocate()

@@ -16,7 +16,7 @@ from datasets import get_dataset_config_names, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
 from ..data.columns import describe_dataset
-from ..data.folders import find_images
+from ..data.image_files import find_images
 from ..data.parquet import as_parquet
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
@@ -93,7 +93,7 @@ def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
     """What of a pipeline's folder goes to the Hub: weights, configs, the code for them, two images.
 
     Raises:
-        UserError: It is a pipeline of another kind, or a part of it is not there, or only pickled.
+        UserError: It is a pipeline of another kind, or a part of it is missing, or only pickled.
     """
     index = read_json(own_file(folder, INDEX))
     name = index.get("_class_name")
@@ -109,7 +109,7 @@ def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
         root = folder / part if (folder / part).is_dir() else folder  # old pipelines have one level
         weights = sorted(p for p in root.iterdir() if part != "scheduler" and WEIGHTS.fullmatch(p.name))
         if not (root / PARTS[part]).is_file():
-            raise UserError(f"The pipeline in {folder} is not whole: {part} is not there.")
+            raise UserError(f"The pipeline in {folder} is incomplete: {part} is missing.")
         if part != "scheduler" and not any(p.suffix == ".safetensors" for p in weights):
             raise UserError(f"The weights of {part} in {folder} are not in the safetensors format; save them so.")
         for path in (root / PARTS[part], *weights):
@@ -127,17 +127,21 @@ def student_files(folder: Path) -> dict[str, Path | bytes]:
     """What of a student's folder goes to the Hub: weights and configs.
 
     Raises:
-        UserError: One of the files is not there.
+        UserError: One of the files is missing.
     """
     missing = [name for name in STUDENT_FILES if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"The student in {folder} is not whole: {', '.join(missing)} is not there.")
+        raise UserError(f"The student in {folder} is incomplete: {', '.join(missing)} is missing.")
     paths = {name: own_file(folder, name) for name in STUDENT_FILES}
     return {name: clean_json(path) if path.suffix == ".json" else path for name, path in paths.items()}
 
 
 def dataset_files(folder: Path, scratch: Path) -> tuple[Path, dict[str, Path | bytes], set[str]]:
     """What of a dataset's folder goes to the Hub: the files that `datasets` reads, names of classes, our own record.
+
+    Args:
+        folder (`Path`): See [`push_folder`].
+        scratch (`Path`): An empty folder, for layouts that `datasets` does not know.
 
     Returns:
         `tuple`: The folder that `datasets` reads (`scratch` if the dataset was converted), path in the repository to
@@ -249,6 +253,7 @@ def _is_own(folder: Path, name: str) -> bool:
 
 
 def _encode(content: Mapping) -> bytes:
+    """Content of a JSON file, as diffusers writes it."""
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 

@@ -10,13 +10,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
-from ..pipeline_backbone import BackbonePipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.hardware import DTYPES, default_device, default_dtype
 from ..runs.hub_errors import explain_hub_error
-from ..students.segmenter import StudentSegmenter, load_student
+from ..runs.install import missing_extra
+from ..segmenter import Segmenter
 
 
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
@@ -28,7 +28,7 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: str = "auto",
     cache_dir: str | os.PathLike | None = None,
-) -> DiffuseSegPipeline | BackbonePipeline | StudentSegmenter:
+) -> Segmenter:
     """Loads a pipeline, with or without a head, or a student, ready to run.
 
     Args:
@@ -53,6 +53,8 @@ def load_pipeline(
         return load(name, device, precision, {"revision": revision, "cache_dir": cache_dir})
     except UserError:
         raise
+    except ModuleNotFoundError as error:
+        raise missing_extra("train", error.name) from error
     except Exception as error:
         reason = None if is_local else explain_hub_error(error)
         if reason is not None:
@@ -73,13 +75,17 @@ def _load_pixel(name: str, device: torch.device, dtype: torch.dtype, where: dict
     return pipe.to(device)
 
 
-def _load_backbone(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> BackbonePipeline:
+def _load_backbone(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
+    from ..pipeline_backbone import BackbonePipeline  # transformers is of the extra `train`
+
     dtypes = {"backbone": dtype, "default": torch.float32}
     safe = {"trust_remote_code": False, "use_safetensors": True}
     return BackbonePipeline.from_pretrained(name, dtype=dtypes, **safe, **where).to(device)
 
 
-def _load_student(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> StudentSegmenter:
+def _load_student(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
+    from ..students.segmenter import load_student  # transformers is of the extra `train`
+
     return load_student(name, device, dtype, **where)
 
 

@@ -32,6 +32,13 @@ def run_command(command: Callable[[], int | None]) -> None:
         mendable = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _ENVIRONMENT)
         if not mendable or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         status = 1
     sys.exit(status or 0)
+
+
+def _sentence(error: Exception) -> str:
+    """The error's text; of the system's errors without their number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror

@@ -9,14 +9,20 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from .errors import UserError
 
 
 RECORD = ".diffuseseg-run.json"
+# What a process is writing has its number in the name; a kill leaves it behind.
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
+# Folders inside an output folder while new files take the place of old ones; see `_swap`.
+_NEW, _LEAVING, _ASIDE, _OBSOLETE = "new-output", "leaving-output", "replaced-output", "obsolete-output"
 
 
 @contextmanager
@@ -28,14 +34,15 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         yield partial
         partial.replace(path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"{path} could not be written ({error.strerror or error}); an old one is kept"
-        ) from error
+        if error.errno is None:  # of a library, about something else than the disk
+            raise
+        kept = "; the old file is kept" if path.exists() else ""
+        raise OSError(error.errno, f"{path} could not be written ({error.strerror}){kept}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -46,19 +53,27 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def to_json(content: object, indent: int | None = None) -> str:
+    """JSON that can be written as UTF-8; only names of files that are no text themselves (`\\udc…`) are escaped."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return json.dumps(content, indent=indent) if re.search("[\ud800-\udfff]", text) else text
+
+
 def write_json(path: str | os.PathLike, content: object) -> None:
     """Writes JSON atomically."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(content, indent=2) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> dict:
     """Reads a JSON file.
 
     Raises:
-        UserError: It is no JSON.
+        UserError: There is no such file, or it is no JSON.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"There is no file {path}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no JSON file ({error}); repair or remove it.") from error
 
@@ -75,22 +90,29 @@ def flush_to_disk(folder: Path) -> None:
 
 
 def check_output_folder(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that must not be written to, before the long work; removes nothing.
+    """Refuses a folder that must not or cannot be written to, before the long work; removes nothing.
 
     Args:
         folder (`Path`): Where a run is to write; need not be there.
         overwrite (`bool`): Whether an earlier run's files may be replaced.
 
     Raises:
-        UserError: The folder is a file; holds something, and `overwrite` is off; or holds what no run recorded.
+        UserError: The folder is a file; cannot be written to; holds something, and `overwrite` is off; or holds what
+            no run recorded.
     """
-    _restore(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and a folder is needed; choose another --output_dir.")
-    found = list(_files(folder))
+    real = Path(os.path.realpath(folder))
+    existing = next(path for path in (real, *real.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, and a folder is needed; choose another --output_dir.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} cannot be written to; choose another --output_dir.")
+    if existing != real:
+        return
+    _restore(real)
+    found = list(_files(real))
     if found and not overwrite:
         raise UserError(f"{folder} exists and is kept; choose another --output_dir, or pass --overwrite.")
-    foreign = _foreign(folder, found)
+    foreign = _foreign(real, found)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UserError(
@@ -106,46 +128,45 @@ def clear_output_folder(folder: Path) -> None:
         UserError: There are other files.
     """
     check_output_folder(folder, overwrite=True)
-    _remove_run(folder)
+    folder = Path(os.path.realpath(folder))
+    if folder.exists():
+        _remove_run(folder)
+        for abandoned in _abandoned(folder, _NEW):
+            _remove_tree(abandoned)
 
 
 @contextmanager
 def output_folder(folder: Path, overwrite: bool, command: str) -> Iterator[Path]:
-    """Yields a temporary folder that takes the name of `folder` once the block has ended well.
+    """Yields a temporary folder; what is in it becomes the content of `folder` once the block has ended well.
 
-    An old folder stays until then, and comes back if anything fails.
+    A new folder appears under its name whole. In one that is there (it may be a mount, a link, or the working folder)
+    an earlier run's files stay until then, and come back if anything fails.
 
     Args:
         folder (`Path`): What is to be made.
-        overwrite (`bool`): Whether an earlier run's folder may be replaced.
+        overwrite (`bool`): Whether an earlier run's files may be replaced.
         command (`str`): For the record.
 
     Raises:
         UserError: See [`check_output_folder`].
     """
-    folder = Path(os.path.abspath(folder))
     check_output_folder(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, replaced = folder.with_name(f".{folder.name}.{os.getpid()}.partial"), _replaced(folder)
+    real = Path(os.path.realpath(folder))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(real / _NEW) if real.exists() else _partial(real)
+    for abandoned in (*_abandoned(real, _NEW), *_abandoned(real.parent, real.name)):
+        _remove_tree(abandoned)
     partial.mkdir()
     try:
         yield partial
         write_record(partial, command, owns=[exact_pattern(path) for path in _files(partial)])
         check_output_folder(folder, overwrite)  # it may have changed while the block ran
-        if folder.exists():
-            if replaced.exists():  # of a run that ended before it had removed all of it
-                _remove_run(replaced)
-                replaced.rmdir()
-            folder.rename(replaced)
-        partial.rename(folder)
-    except BaseException:
-        _restore(folder)
-        raise
+        if real.exists():
+            _swap(real, partial)
+        else:
+            partial.rename(real)
     finally:
         _remove_tree(partial)
-    if replaced.exists():
-        _remove_run(replaced)
-        replaced.rmdir()
 
 
 def write_record(folder: Path, command: str, owns: Iterable[str], settings: dict | None = None) -> None:
@@ -154,20 +175,72 @@ def write_record(folder: Path, command: str, owns: Iterable[str], settings: dict
     Args:
         folder (`Path`): The run's; made if it is not there.
         command (`str`): Which command the run is of.
-        owns (iterable of `str`): Files of the run, as patterns of paths below the folder (`fnmatch`).
+        owns (iterable of `str`): Files of the run, as patterns of paths below the folder (`fnmatch`; `*` also matches
+            `/`). In a folder below that has a record of its own, that record must list them too.
         settings (`dict`, *optional*): What its results depend on.
     """
     write_json(folder / RECORD, {"command": command, "owns": sorted(owns), "settings": settings or {}})
 
 
 def read_record(folder: Path) -> dict | None:
-    """A folder's record: `command`, `owns`, `settings`; `None` if it has none."""
-    return read_json(folder / RECORD) if (folder / RECORD).is_file() else None
+    """A folder's record: `command`, `owns`, `settings`; `None` if it has none.
+
+    Raises:
+        UserError: The file of that name is no record.
+    """
+    path = Path(folder, RECORD)
+    record = read_json(path) if path.is_file() else None
+    if record is not None and not (isinstance(record, dict) and {"command", "owns", "settings"} <= record.keys()):
+        raise UserError(f"{path} is no record of a run; remove it, or choose another --output_dir.")
+    return record
+
+
+def exact_pattern(path: str) -> str:
+    """The pattern that matches this path alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
+
+
+def remove_partials(folder: Path) -> None:
+    """Removes what a killed process left of [`atomic_file`] and [`output_folder`] among the files of the record."""
+    found = list(_files(folder))
+    foreign = set(_foreign(folder, found))
+    _remove_files(folder, [path for path in found if path not in foreign and _final(path) != path])
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _final(path: str) -> str:
+    """The path below a folder that a temporary one becomes, or is a part of; any other path as it is."""
+    parts = [(part, _PARTIAL.fullmatch(part)) for part in path.split("/")]
+    return "/".join(partial["name"] if partial else part for part, partial in parts)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether this names a temporary folder inside an output folder."""
+    partial = _PARTIAL.fullmatch(name)
+    return partial is not None and partial["name"] in (_NEW, _LEAVING, _ASIDE, _OBSOLETE)
+
+
+def _abandoned(folder: Path, *names: str) -> list[Path]:
+    """Temporary folders of these names in a folder whose process has ended, or is this one."""
+    found = []
+    readable = folder.is_dir() and os.access(folder, os.R_OK)
+    for path in folder.iterdir() if readable else ():
+        partial = _PARTIAL.fullmatch(path.name)
+        if partial and partial["name"] in names and path.is_dir() and not path.is_symlink():
+            process = int(partial["process"])
+            if process == os.getpid() or not psutil.pid_exists(process):
+                found.append(path)
+    return found
 
 
 def _files(folder: Path) -> Iterator[str]:
     """Paths below a folder of all that is no folder, but for the record; links are not followed."""
     for root, folders, files in os.walk(folder):
+        if Path(root) == folder:
+            folders[:] = [name for name in folders if not _is_ours(name)]
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
         for name in [*links, *files]:
             path = os.path.relpath(os.path.join(root, name), folder)
@@ -175,42 +248,50 @@ def _files(folder: Path) -> Iterator[str]:
                 yield Path(path).as_posix()
 
 
-def remove_partials(folder: Path) -> None:
-    """Removes what a killed process left of [`atomic_file`]: temporary files of those that the record lists."""
-    foreign = set(_foreign(folder, found := list(_files(folder))))
-    for path in found:
-        if path not in foreign and _without_partial(path) != path:
-            (folder / path).unlink(missing_ok=True)
-
-
 def _foreign(folder: Path, found: list[str]) -> list[str]:
-    owns = (read_record(folder) or {"owns": []})["owns"]
-    return sorted(
-        path for path in found if not any(fnmatch.fnmatchcase(_without_partial(path), pattern) for pattern in owns)
-    )
+    """Those of the paths that the folder's record does not list, or the record of a folder between."""
+    lists = {"": _matcher(folder)}
+    for path in found:
+        if path.endswith(f"/{RECORD}"):
+            below = path.removesuffix(RECORD)
+            lists[below] = _matcher(folder / below, RECORD)
+
+    def is_own(path: str) -> bool:
+        return all(matches(path.removeprefix(below)) for below, matches in lists.items() if path.startswith(below))
+
+    return sorted(path for path in found if not is_own(path))
 
 
-def _without_partial(path: str) -> str:
-    """The path that [`atomic_file`] writes to under this temporary one; any other path as it is."""
-    return re.sub(r"(^|/)\.([^/]+)\.\d+\.partial$", r"\1\2", path)
+def _matcher(folder: Path, *more: str) -> Callable[[str], bool]:
+    """Tells whether the record of a folder lists a path below it, or what the path is a temporary form of."""
+    owns = [*(read_record(folder) or {"owns": []})["owns"], *more]
+    exact = {pattern for pattern in owns if not set(pattern) & set("*?[")}
+    pattern = re.compile("|".join(fnmatch.translate(pattern) for pattern in owns if pattern not in exact) or "(?!)")
+    return lambda path: any(name in exact or pattern.match(name) for name in (path, _final(path)))
 
 
 def _remove_run(folder: Path) -> None:
     """Removes the files of the folder's record, then the record, and folders that are empty because of it."""
-    foreign = set(_foreign(folder, found := list(_files(folder))))
-    parents = set()
-    for path in found:
-        if path not in foreign:
-            (folder / path).unlink()
-            parents |= set((folder / path).relative_to(folder).parents) - {Path(".")}
+    found = list(_files(folder))
+    foreign = set(_foreign(folder, found))
+    # Records of folders below go last: a kill on the way must not make their files foreign.
+    own = sorted((path for path in found if path not in foreign), key=lambda path: path.endswith(f"/{RECORD}"))
+    _remove_files(folder, own)
     (folder / RECORD).unlink(missing_ok=True)
+
+
+def _remove_files(folder: Path, paths: Iterable[str]) -> None:
+    parents = set()
+    for path in paths:
+        (folder / path).unlink(missing_ok=True)
+        parents |= set(Path(path).parents) - {Path(".")}
     for parent in sorted(parents, key=lambda p: -len(p.parts)):
         if not any((folder / parent).iterdir()):
             (folder / parent).rmdir()
 
 
 def _remove_tree(folder: Path) -> None:
-    """Removes a temporary folder of this process, if it is there."""
+    """Removes a temporary folder of ours, if it is there; links are not followed."""
     for root, folders, files in os.walk(folder, topdown=False):
         for name in files:
             os.unlink(os.path.join(root, name))
@@ -221,17 +302,39 @@ def _remove_tree(folder: Path) -> None:
         folder.rmdir()
 
 
-def _replaced(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.replaced")
+def _swap(folder: Path, new: Path) -> None:
+    """Puts what is in `new` in the place of an earlier run's files in `folder`.
+
+    The old files leave for a folder beside them, whose name says how far this has come, so that [`_restore`] knows
+    what to do after a kill at any point: `_LEAVING` while they leave, `_ASIDE` while the new ones come in, `_OBSOLETE`
+    when all are there.
+    """
+    leaving, aside, obsolete = (_partial(folder / name) for name in (_LEAVING, _ASIDE, _OBSOLETE))
+    names = {path.split("/")[0] for path in _files(folder)}
+    try:
+        leaving.mkdir()
+        for name in (*names, RECORD):
+            if os.path.lexists(folder / name):
+                (folder / name).rename(leaving / name)
+        leaving.rename(aside)
+        (new / RECORD).rename(folder / RECORD)  # the first, because it says what else is new
+        for path in list(new.iterdir()):
+            path.rename(folder / path.name)
+        aside.rename(obsolete)
+        _remove_tree(obsolete)
+    except BaseException:
+        _restore(folder)
+        raise
 
 
 def _restore(folder: Path) -> None:
-    """Brings an old folder back that was moved aside by a run which ended before the new one took its place."""
-    folder = Path(os.path.abspath(folder))
-    if not folder.exists() and _replaced(folder).is_dir():
-        _replaced(folder).rename(folder)
-
-
-def exact_pattern(path: str) -> str:
-    """The pattern that matches this path alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
+    """Ends what a killed or failed [`_swap`] began: whole new files stay, else the old ones come back."""
+    for obsolete in _abandoned(folder, _OBSOLETE):
+        _remove_tree(obsolete)
+    for aside in _abandoned(folder, _ASIDE):
+        _remove_run(folder)
+        aside.rename(_partial(folder / _LEAVING))
+    for leaving in _abandoned(folder, _LEAVING):
+        for path in list(leaving.iterdir()):
+            path.rename(folder / path.name)
+        leaving.rmdir()

@@ -51,26 +51,48 @@ def report_processes(accelerator: Accelerator) -> None:
     Args:
         accelerator (`Accelerator`): Of this process; the main one prints.
     """
-    asked = _processes_asked_for()
-    if accelerator.is_main_process and asked is not None and asked != accelerator.num_processes:
+    asked, number = _processes_asked_for(), accelerator.num_processes
+    if accelerator.is_main_process and asked is not None and asked != number:
+        running = "1 process runs" if number == 1 else f"{number} processes run"
         print(
-            f"{accelerator.num_processes} process runs, though {asked} were asked for: on CPUs `accelerate launch` "
-            f"needs MPI for several. Use `torchrun --nproc_per_node {asked} SCRIPT …` in its place.",
+            f"{running}, though `accelerate launch` was asked for {asked}; on CPUs it needs MPI for several. Use "
+            f"`torchrun --nproc_per_node {asked} SCRIPT …` in its place.",
             file=sys.stderr,
         )
 
 
 def _processes_asked_for() -> int | None:
-    """`--num_processes` of the `accelerate launch` that started this process; `None` if it says none, or none did."""
+    """Number of processes that the `accelerate launch` which started this one was asked for, or is configured for.
+
+    `None` if it says no number, or if this process was started in another way.
+    """
     try:
         words = psutil.Process().parent().cmdline()
     except (psutil.Error, AttributeError):
         return None
-    if "launch" not in words or not any("accelerate" in word for word in words[:3]):
+    given = _launch_arguments(words)
+    if given is None:
         return None
-    for word, following in zip(words, [*words[1:], ""]):
-        name, _, value = word.partition("=")
-        if name in ("--num_processes", "--num-processes"):
-            value = value or following
-            return int(value) if value.isdigit() else None
+    # As `accelerate launch` itself reads them; it has no other way to be asked.
+    from accelerate.commands.config import config_args
+    from accelerate.commands.launch import launch_command_parser
+
+    try:
+        args = launch_command_parser().parse_args(given)
+        asked = args.num_processes
+        if asked is None and (args.config_file or (os.path.isfile(config_args.default_config_file) and not args.cpu)):
+            asked = config_args.load_config_from_file(args.config_file).num_processes
+    except (SystemExit, OSError, ValueError, AttributeError):  # of a version that differs; this is a courtesy
+        return None
+    return asked
+
+
+def _launch_arguments(words: list[str]) -> list[str] | None:
+    """What follows `accelerate launch`, `accelerate-launch` or `python -m accelerate.commands.launch`, or `None`."""
+    for i, word in enumerate(words[:4]):
+        name = os.path.basename(word)
+        if name in ("accelerate-launch", "accelerate.commands.launch"):
+            return words[i + 1 :]
+        if name in ("accelerate", "accelerate.commands.accelerate_cli") and words[i + 1 : i + 2] == ["launch"]:
+            return words[i + 2 :]
     return None

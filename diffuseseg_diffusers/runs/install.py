@@ -3,8 +3,6 @@
 
 import importlib.metadata
 
-from packaging.requirements import Requirement
-
 from .errors import UserError
 
 
@@ -21,6 +19,8 @@ def missing_extra(extra: str, module: str | None = None) -> UserError:
         extra (`str`): Extra of this package that brings it, such as `"onnx"`.
         module (`str`, *optional*): The module that is missing.
     """
+    from packaging.requirements import Requirement  # not a part of Python, and `diffuseseg --help` does without
+
     needed = [Requirement(text) for text in importlib.metadata.requires("diffuseseg-diffusers") or ()]
     named = [f"'{r.name}{r.specifier}'" for r in needed if r.marker and r.marker.evaluate({"extra": extra})]
     return UserError(f"{module or f'The extra {extra!r}'} is not installed; run `pip install {' '.join(named)}`.")

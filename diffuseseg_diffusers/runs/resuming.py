@@ -14,6 +14,7 @@ from .files import (
     clear_output_folder,
     read_record,
     remove_partials,
+    to_json,
     write_record,
     write_text,
 )
@@ -83,10 +84,12 @@ class Results:
     """
 
     def __init__(self, path: Path, settings: dict):
-        self.path, self.by_key = path, {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        if lines:
-            check_same(path, json.loads(lines[0])["settings"], settings)
+        self.path: Path = path
+        self.by_key: dict[str, dict] = {}
+        # Not `splitlines`, which also parts at characters that JSON leaves in texts.
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        if any(lines):
+            check_same(path, self._first(lines[0]), settings)
         for line in lines[1:]:
             try:
                 found = json.loads(line)
@@ -97,16 +100,23 @@ class Results:
         write_text(path, "".join(map(self._line, known)))
 
     def get(self, key: str, compute: Callable[[], dict]) -> dict:
-        """The result of that key: the one that is there, or a new one."""
+        """The result of that key, as JSON holds it: the one that is there, or a new one."""
         if key not in self.by_key:
-            self.by_key[key] = compute()
+            line = self._line({"key": key, "result": compute()})
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(self._line({"key": key, "result": self.by_key[key]}))
+                file.write(line)
+            self.by_key[key] = json.loads(line)["result"]
         return self.by_key[key]
+
+    def _first(self, line: str) -> dict:
+        try:
+            return json.loads(line)["settings"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} holds no results of a run; remove it, or pass --overwrite.") from error
 
     @staticmethod
     def _line(content: dict) -> str:
-        return json.dumps(content, ensure_ascii=False) + "\n"
+        return to_json(content) + "\n"
 
 
 def fingerprint(*modules: torch.nn.Module) -> str:

@@ -1,18 +1,58 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Which features matter: the studies of Baranchuk et al. (ICLR 2022), sections 3 and 4, on anyone's labelled images.
-
-Every activation is computed once, into an [`ActivationTable`] of all blocks and timesteps; a cell of a study trains
-small classifiers on some of its columns. Classifiers of several folds, or of several draws of labelled images, are the
-members of one ensemble and train side by side.
-"""
+"""k-means of the pixels of a few images for a grid of blocks and timesteps (paper, section 3, figure 4)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import torch
+from tqdm.auto import tqdm
 
+from ..features.base import FeatureExtractor
+from ..heads.cross_validation import entries_of
+from ..heads.extraction import extract_activations
 from ..runs.errors import UserError
+from ..runs.install import missing_extra
+from .study import Study, StudyReport
+
+
+NAME = "clusters"
+
+
+def check_clusters(study: Study) -> None:
+    """Refuses to begin without scikit-learn, or with blocks or timesteps that do not exist."""
+    try:
+        import sklearn.cluster  # noqa: F401 (of the extra `analysis`, which choosing features does without)
+    except ModuleNotFoundError as error:
+        raise missing_extra("analysis", "scikit-learn") from error
+    _ = _grid(study)
+
+
+def clusters(study: Study) -> StudyReport:
+    """Clusters of the pixels of the first images; neighbouring panels share names where clusters overlap most."""
+    features = _grid(study)
+    shown = study.dataset.select(range(min(study.num_images, len(study.dataset))))
+    how = dict(seed=study.seed, batch_size=study.batch_size, cache_dir=study.cache_dir)
+    table = extract_activations(features, shown, **how)
+    maps: dict[tuple[int, int], list[np.ndarray]] = {}
+    with tqdm(total=len(features.blocks) * len(features.timesteps), desc="Clusters", unit="cell") as bar:
+        for i, block in enumerate(features.blocks):
+            for j, t in enumerate(features.timesteps):
+                entry = entries_of(table, [block], [t])
+                pixels = [table.image(n, entry)[0][0] for n in range(len(shown))]
+                found = cluster_maps(pixels, study.num_clusters, study.seed)
+                beside = (block, features.timesteps[j - 1]) if j else (features.blocks[i - 1], t) if i else None
+                maps[block, t] = matched(found, maps[beside], study.num_clusters) if beside else found
+                bar.update()
+    settings = study.settings | {"num_clusters": study.num_clusters}
+    rows = [{"block": b, "timestep": t, "num_clusters": study.num_clusters} for b, t in maps]
+    return StudyReport(rows, settings, shown={"images": [row.image for row in shown], "maps": maps})
+
+
+def _grid(study: Study) -> FeatureExtractor:
+    """The blocks that heads read, at every other timestep of those that are studied."""
+    steps = study.all_features.timesteps
+    return study.extractor if study.timesteps else study.extractor.choose(timesteps=steps[1::2] or steps)
 
 
 def cluster_maps(activations: Sequence[torch.Tensor], num_clusters: int = 5, seed: int = 0) -> list[np.ndarray]:
@@ -29,7 +69,7 @@ def cluster_maps(activations: Sequence[torch.Tensor], num_clusters: int = 5, see
     Raises:
         UserError: There are fewer pixels than clusters.
     """
-    from sklearn.cluster import KMeans  # of the extra `analysis`, which choosing features does without
+    from sklearn.cluster import KMeans
 
     pixels = np.concatenate([a.flatten(1).T.float().cpu().numpy() for a in activations])  # [n*h*w,c]
     if len(pixels) < num_clusters:

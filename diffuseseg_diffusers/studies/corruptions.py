@@ -1,22 +1,25 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Which features matter: the studies of Baranchuk et al. (ICLR 2022), sections 3 and 4, on anyone's labelled images.
-
-Every activation is computed once, into an [`ActivationTable`] of all blocks and timesteps; a cell of a study trains
-small classifiers on some of its columns. Classifiers of several folds, or of several draws of labelled images, are the
-members of one ensemble and train side by side.
-"""
+"""Mean IoU under common corruptions (Hendrycks and Dietterich, ICLR 2019) at five severities."""
 
 from dataclasses import replace
 
 import numpy as np
 import PIL.Image
+from tqdm.auto import tqdm
 
 from ..data.image_processor import to_eight_bit
 from ..data.labeled import LabeledImage, LabeledImages
+from ..runs.errors import UserError
+from ..runs.install import missing_extra
+from .study import Study, StudyReport, images_fingerprint
+
+
+NAME = "corruptions"
+SEVERITIES = range(1, 6)
 
 
 class Corrupted(LabeledImages):
-    """Labelled images, corrupted as in Hendrycks and Dietterich (ICLR 2019) by `imagecorruptions`.
+    """Labelled images, corrupted by `imagecorruptions`; masks stay as they are.
 
     Args:
         dataset ([`LabeledImages`]): Clean images.
@@ -32,23 +35,57 @@ class Corrupted(LabeledImages):
         from imagecorruptions import corrupt
 
         row = super().__getitem__(index)
-        picture = to_eight_bit(row.image)
+        image = to_eight_bit(row.image)
         state = np.random.get_state()
         np.random.seed(index)  # the library draws from numpy's global generator
         try:
-            rgb = np.asarray(picture.convert("RGB"))
+            rgb = np.asarray(image.convert("RGB"))
             pixels = corrupt(rgb, severity=self.severity, corruption_name=self.corruption)
         finally:
             np.random.set_state(state)
-        return replace(row, image=PIL.Image.fromarray(pixels.astype(np.uint8)).convert(picture.mode))
+        return replace(row, image=PIL.Image.fromarray(pixels.astype(np.uint8)).convert(image.mode))
 
 
 def corruption_names() -> list[str]:
     """The fifteen common corruptions.
 
     Raises:
-        ImportError: `imagecorruptions` is not installed, or a library that it needs.
+        UserError: `imagecorruptions` is not installed, or cannot be used; says why.
     """
-    from imagecorruptions import get_corruption_names
-
+    try:
+        from imagecorruptions import get_corruption_names
+    except ModuleNotFoundError as error:
+        raise missing_extra("analysis", error.name) from error
+    except ImportError as error:  # where a library of the system is missing that OpenCV wants
+        raise UserError(f"imagecorruptions cannot be used ({error}); install what it lacks.") from error
     return get_corruption_names("common")
+
+
+def check_corruptions(study: Study) -> None:
+    """Refuses to begin without `imagecorruptions` or without test images."""
+    corruption_names()
+    study.need_test()
+    _ = study.extractor
+
+
+def corruptions(study: Study) -> StudyReport:
+    """Mean IoU on test images, clean and under every corruption at every severity, of one head."""
+    test, extractor = study.need_test(), study.extractor
+    chosen = {"blocks": list(extractor.blocks), "timesteps": list(extractor.timesteps)}
+    settings = study.settings | chosen | {"test_images": images_fingerprint(test)}
+    results = study.results(NAME, settings)
+    pairs = [(name, severity) for name in corruption_names() for severity in SEVERITIES]
+    if any(key not in results.by_key for key in ("clean", *(f"{name} {severity}" for name, severity in pairs))):
+        study.fit(study.dataset, study.seed)
+    clean = results.get("clean", lambda: {"mean_iou": study.measure(test)})["mean_iou"]
+    rows = []
+    for name, severity in tqdm(pairs, "Corruptions", unit="cell"):
+        mean_iou = results.get(
+            f"{name} {severity}", lambda n=name, s=severity: {"mean_iou": study.measure(Corrupted(test, n, s))}
+        )["mean_iou"]
+        relative = mean_iou / clean if clean else None
+        rows.append({"corruption": name, "severity": severity, "mean_iou": mean_iou, "relative": relative})
+    summary = [f"{'mean IoU':<18} clean {clean:.4f}; severity" + "".join(f"{s:>8}" for s in SEVERITIES)]
+    for name in corruption_names():
+        summary.append(f"{name:<38}" + "".join(f"{r['mean_iou']:>8.4f}" for r in rows if r["corruption"] == name))
+    return StudyReport(rows, settings, summary, {"clean": clean})

@@ -1,31 +1,14 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Which features matter: the studies of Baranchuk et al. (ICLR 2022), sections 3 and 4, on anyone's labelled images.
-
-Every activation is computed once, into an [`ActivationTable`] of all blocks and timesteps; a cell of a study trains
-small classifiers on some of its columns. Classifiers of several folds, or of several draws of labelled images, are the
-members of one ensemble and train side by side.
-"""
-
-from collections.abc import Sequence
+"""What labels are worth: mean IoU on test images over the number of labelled ones."""
 
 import numpy as np
-import torch
+from tqdm.auto import tqdm
 
-from ..heads.cross_validation import Classes, fit_groups, score
-from ..heads.recipes import RECIPES
-from ..heads.table import ActivationTable
+from ..runs.errors import UserError
+from .study import Study, StudyReport, images_fingerprint
 
 
-def class_sizes(labels: torch.Tensor, classes: Classes) -> tuple[list[float], list[bool]]:
-    """Mean share of the labelled area of each class, and whether it is small: below the median (paper, section 3).
-
-    Args:
-        labels (`torch.Tensor`): `[N, H, W]` uint8.
-        classes ([`Classes`]): What is told apart.
-    """
-    counts = torch.bincount(labels.flatten().long(), minlength=256)[: classes.number].double()
-    shares = counts / counts.sum()
-    return shares.tolist(), (shares < shares.quantile(0.5)).tolist()
+NAME = "labels"
 
 
 def label_draws(num_images: int, count: int, draws: int, seed: int = 0) -> list[list[int]]:
@@ -34,32 +17,55 @@ def label_draws(num_images: int, count: int, draws: int, seed: int = 0) -> list[
     return [sorted(rng.permutation(num_images)[:count].tolist()) for _ in range(draws)]
 
 
-def label_efficiency(
-    train: ActivationTable,
-    test: ActivationTable,
-    blocks: Sequence[int],
-    timesteps: Sequence[int],
-    classes: Classes,
-    count: int,
-    draws: int = 5,
-    num_members: int = 10,
-    seed: int = 0,
-) -> dict:
-    """Mean IoU on test images with a number of labelled images, drawn several times.
+def check_labels(study: Study) -> None:
+    """Refuses counts of which there are not as many images, and missing test images, before the long work."""
+    study.need_test()
+    _ = study.extractor
+    if not _counts(study):
+        raise UserError(
+            f"--counts {' '.join(map(str, study.counts))} asks for more than the {len(study.dataset)} images that "
+            f"there are; give a smaller number."
+        )
 
-    Args:
-        train ([`ActivationTable`]), test ([`ActivationTable`]): Activations and labels of the two splits.
-        blocks (sequence of `int`), timesteps (sequence of `int`): What the heads read.
-        classes ([`Classes`]): What they tell apart.
-        count (`int`): Labelled images of a draw.
-        draws (`int`, defaults to 5): How many draws.
-        num_members (`int`, defaults to 10): Members of a head.
-        seed (`int`): Of the draws and the heads.
 
-    Returns:
-        `dict`: `mean_iou`, a list with that of each draw; `images`, what was drawn.
+def labels(study: Study) -> StudyReport:
+    """Mean IoU on test images over the number of labelled images, each number drawn several times.
+
+    A head is fitted for each draw, as `diffuseseg fit` would on these images, with seeds that differ.
     """
-    images = label_draws(len(train.labels), count, draws, seed)
-    heads = fit_groups(train, blocks, timesteps, classes, images, num_members, RECIPES["fast"], seed)
-    everything = [range(len(test.labels))]
-    return {"mean_iou": [score([h], test, everything, classes)["mean_iou"] for h in heads], "images": images}
+    test, extractor = study.need_test(), study.extractor
+    chosen = {"blocks": list(extractor.blocks), "timesteps": list(extractor.timesteps)}
+    settings = study.settings | chosen | {"test_images": images_fingerprint(test)}
+    results = study.results(NAME, settings)
+
+    def compute(images: list[int], seed: int) -> dict:
+        study.fit(study.dataset.select(images), seed)
+        return {"mean_iou": study.measure(test), "images": images}
+
+    rows, summary = [], []
+    with tqdm(total=len(_counts(study)) * study.draws, desc="Labelled images", unit="head") as bar:
+        for count in _counts(study):
+            own = []
+            for draw, images in enumerate(label_draws(len(study.dataset), count, study.draws, study.seed)):
+                key = f"{count} labelled, draw {draw}"
+                own.append(results.get(key, lambda i=images, d=draw: compute(i, study.seed + d)))
+                bar.update()
+            rows.append({"labelled_images": count, **_spread([result["mean_iou"] for result in own])})
+            rows[-1]["images"] = [result["images"] for result in own]
+            summary.append(f"{count:>3} labelled: {rows[-1]['mean']:.4f} ± {rows[-1]['std']:.4f}")
+    return StudyReport(rows, settings, summary)
+
+
+def _counts(study: Study) -> list[int]:
+    return [count for count in study.counts if count <= len(study.dataset)]
+
+
+def _spread(scores: list[float]) -> dict:
+    values = np.array(scores)
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "least": float(values.min()),
+        "most": float(values.max()),
+        "mean_iou": scores,
+    }

@@ -134,7 +134,7 @@ def test_a_broken_picture_is_named_and_the_others_are_segmented(drawn, tmp_path)
 
 
 def test_segmenting_needs_no_extra_and_the_others_say_which(drawn, tmp_path):
-    without = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'evaluate', 'matplotlib']));"
+    without = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'evaluate', 'matplotlib', 'transformers']));"
     without += "from diffuseseg_diffusers.cli import main; main(sys.argv[1:])"
     pictures, model = drawn / "data" / "test" / "images", ("--model", drawn / "model")
     run("python", "-c", without, "segment", pictures, *model, "--output_dir", tmp_path / "out")

@@ -25,7 +25,7 @@ def test_images_and_masks_move_alike(seed, size):
     assert torch.equal(again[0], moved) and torch.equal(again[1], moved_masks)
 
 
-def test_a_turn_does_not_shear_pictures_that_are_not_square():
+def test_a_turn_does_not_shear_images_that_are_not_square():
     """A disc stays as wide as it is high."""
     y, x = torch.meshgrid(torch.arange(64), torch.arange(128), indexing="ij")
     disc = (((y - 32) ** 2 + (x - 64) ** 2) < 15**2).long()[None]

@@ -24,12 +24,12 @@ from diffuseseg_diffusers.data.drawn_faces import (
 
 
 def test_faces_are_a_function_of_seed_and_number():
-    picture, classes = draw_face(3)
+    image, classes = draw_face(3)
     again, same = draw_face(3)
-    assert np.array_equal(picture, again) and np.array_equal(classes, same)
-    assert picture.shape == (64, 64, 3) and picture.dtype == classes.dtype == np.uint8 and classes.shape == (64, 64)
+    assert np.array_equal(image, again) and np.array_equal(classes, same)
+    assert image.shape == (64, 64, 3) and image.dtype == classes.dtype == np.uint8 and classes.shape == (64, 64)
     for other in (draw_face(4), draw_face(3, seed=1)):
-        assert (other[0] != picture).mean() > 0.5 and (other[1] != classes).mean() > 0.05
+        assert (other[0] != image).mean() > 0.5 and (other[1] != classes).mean() > 0.05
 
 
 def test_every_face_has_its_parts_and_they_vary():
@@ -39,18 +39,18 @@ def test_every_face_has_its_parts_and_they_vary():
     assert 0.2 < (areas[:, GLASSES] > 0).mean() < 0.5
     assert (areas[:, EYES] > 0).mean() > 0.85 and (areas[:, HAIR] > 0.02).mean() > 0.85
     assert (areas[:, CLOTHES] > 0).mean() > 0.9
-    brightness = np.array([picture.mean() for picture, _ in faces])
+    brightness = np.array([image.mean() for image, _ in faces])
     assert brightness.std() > 15
-    skins = np.array([picture[classes == SKIN].mean(0) for picture, classes in faces])
+    skins = np.array([image[classes == SKIN].mean(0) for image, classes in faces])
     assert skins.std(0).min() > 15
 
 
-def test_masks_are_those_of_the_picture():
+def test_masks_are_those_of_the_image():
     """The colour of a class differs from what surrounds it where the mask says that it ends."""
     ratios = []
     for i in range(30):
-        picture, classes = draw_face(i)
-        step = np.abs(np.diff(picture.astype(float), axis=1)).mean(2)
+        image, classes = draw_face(i)
+        step = np.abs(np.diff(image.astype(float), axis=1)).mean(2)
         border = classes[:, 1:] != classes[:, :-1]
         ratios.append(step[border].mean() / step[~border].mean())
     assert np.median(ratios) > 3

@@ -1,5 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import io
 import logging
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -10,18 +14,29 @@ from PIL import Image
 
 from diffuseseg_diffusers.data.image_processor import (
     DiffuseSegImageProcessor,
+    decode_image,
     default_palette,
     mask_to_pil,
     open_image,
     overlay,
     to_eight_bit,
 )
+from diffuseseg_diffusers.runs.errors import UserError
 
 from ..conftest import draw
 
 
+@pytest.fixture
+def warnings(caplog):
+    """What the image processor warns of."""
+    logger = logging.getLogger("diffuseseg_diffusers.data.image_processor")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_kind_of_picture_gives_the_same_pixels(channels, tmp_path):
+def test_every_kind_of_image_gives_the_same_pixels(channels, tmp_path):
     processor = DiffuseSegImageProcessor(channels)
     array = draw((12, 20), 0, channels)[0]
     Image.fromarray(array).save(tmp_path / "a.png")
@@ -49,7 +64,7 @@ def test_every_kind_of_picture_gives_the_same_pixels(channels, tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I", "F"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_of_any_mode_are_taken(mode, channels):
+def test_images_of_any_mode_are_taken(mode, channels):
     grey = Image.fromarray(draw((9, 7), 0)[0])
     if mode in ("I;16", "I"):
         values = np.asarray(grey).astype(np.uint16) * 257
@@ -74,16 +89,11 @@ def test_sixteen_bit_scans_keep_their_full_range():
     assert np.array_equal(np.asarray(to_eight_bit(Image.fromarray(ramp))).ravel(), np.arange(256))
 
 
-def test_twelve_bit_scans_in_sixteen_bits_are_warned_of(caplog):
-    logger = logging.getLogger("diffuseseg_diffusers.image_processor")
-    logger.addHandler(caplog.handler)
-    try:
-        to_eight_bit(Image.fromarray(np.full((4, 4), 60000, np.uint16)))
-        assert not caplog.text
-        to_eight_bit(Image.fromarray(np.full((4, 4), 4095, np.uint16)))
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert "uses only 0 to 4095 of 0 to 65535" in caplog.text
+def test_twelve_bit_scans_in_sixteen_bits_are_warned_of(warnings):
+    to_eight_bit(Image.fromarray(np.full((4, 4), 60000, np.uint16)))
+    assert not warnings.text
+    to_eight_bit(Image.fromarray(np.full((4, 4), 4095, np.uint16)))
+    assert "uses only 0 to 4095 of 0 to 65535" in warnings.text
 
 
 @settings(max_examples=30, deadline=None)
@@ -92,7 +102,7 @@ def test_twelve_bit_scans_in_sixteen_bits_are_warned_of(caplog):
     height=st.integers(1, 33),
     width=st.integers(1, 33),
 )
-def test_pictures_of_mixed_sizes_become_one_batch(sizes, height, width):
+def test_images_of_mixed_sizes_become_one_batch(sizes, height, width):
     processor = DiffuseSegImageProcessor(1)
     arrays = [np.full(s, 10 * i, np.uint8) for i, s in enumerate(sizes)]
     mixed = [Image.fromarray(a) if i % 2 else a for i, a in enumerate(arrays)]
@@ -103,7 +113,7 @@ def test_pictures_of_mixed_sizes_become_one_batch(sizes, height, width):
         torch.testing.assert_close(x, torch.full((1, height, width), 10 * i / 127.5 - 1), atol=1e-5, rtol=0)
 
 
-def test_shrinking_is_antialiased_for_pictures_and_tensors():
+def test_shrinking_is_antialiased_for_images_and_tensors():
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
     processor = DiffuseSegImageProcessor(1)
@@ -111,15 +121,15 @@ def test_shrinking_is_antialiased_for_pictures_and_tensors():
     assert pixels.abs().max() < 0.2  # grey, not a moiré of black and white
 
 
-def test_broken_missing_and_impossible_pictures_are_refused_in_a_sentence(tmp_path):
+def test_broken_missing_and_impossible_images_are_refused_in_a_sentence(tmp_path):
     Image.fromarray(draw((64, 64), 0)[0]).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.png").write_text("no image")
     for name in ("half.png", "text.png"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read as a image"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
             open_image(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="There is no file .*none.png"):
+    with pytest.raises(UserError, match="There is no file .*none.png"):
         open_image(tmp_path / "none.png")
     processor = DiffuseSegImageProcessor(3)
     for image, message in (
@@ -135,7 +145,7 @@ def test_broken_missing_and_impossible_pictures_are_refused_in_a_sentence(tmp_pa
         DiffuseSegImageProcessor(4)
 
 
-def test_pictures_are_turned_as_their_exif_data_say(tmp_path):
+def test_images_are_turned_as_their_exif_data_say(tmp_path):
     image = Image.fromarray(draw((10, 20), 0)[0])
     exif = Image.Exif()
     exif[274] = 6  # rotate by 90° to view
@@ -165,3 +175,81 @@ def test_overlays_colour_classes_and_leave_ignored_pixels():
     mask[2:] = 255
     result = np.asarray(overlay(image, mask, [[200, 0, 0]], alpha=0.5))
     assert result[0, 0].tolist() == [150, 50, 50] and result[3, 3].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "gif", "webp", "png"])
+def test_of_several_pages_the_first_is_read_and_one_line_says_so(suffix, warnings, tmp_path):
+    """Point 8 of what was found: the others were dropped without a word."""
+    pages = [Image.fromarray(draw((16, 16), i, 3)[0]) for i in range(3)]
+    path = tmp_path / f"scan.{suffix}"
+    pages[0].save(path, save_all=True, append_images=pages[1:], **({"lossless": True} if suffix == "webp" else {}))
+    for _ in range(2):  # the line comes once a file
+        first = open_image(path)
+    assert np.abs(np.asarray(first.convert("RGB"), int) - np.asarray(pages[0], int)).mean() < 8  # GIF has few colours
+    assert [r.getMessage() for r in warnings.records] == [
+        f"{path} has 3 pages; the first is read and the others are left out."
+    ]
+    decode_image(io.BytesIO(path.read_bytes()), f"The image in row {suffix}")
+    assert f"The image in row {suffix} has 3 pages" in warnings.text
+    pages[0].save(path)
+    open_image(path)
+    assert len(warnings.records) == 2
+
+
+def test_whatever_is_wrong_with_the_pixels_is_one_error_for_users(tmp_path):
+    """Pillow raises a dozen kinds of errors on broken files."""
+    rng, refused = np.random.default_rng(0), 0
+    image = Image.fromarray(draw((16, 16), 0, 3)[0])
+    for suffix in ("png", "gif", "tiff", "jpeg", "bmp", "ppm", "webp"):
+        whole = io.BytesIO()
+        image.save(whole, suffix, **({"save_all": True, "append_images": [image.rotate(9)]} if suffix == "gif" else {}))
+        for _ in range(60):
+            data = bytearray(whole.getvalue())
+            for place in rng.integers(0, min(len(data), 300), 4):
+                data[place] = rng.integers(256)
+            try:
+                decode_image(io.BytesIO(data), "row 7")
+            except UserError as error:
+                refused += 1
+                assert "row 7 cannot be read as an image" in str(error) and "BytesIO" not in str(error)
+    assert refused > 50
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    Image.fromarray(draw((64, 64), 0)[0]).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    with Image.open(tmp_path / "half.png") as half, pytest.raises(UserError, match="cannot be read as an image"):
+        DiffuseSegImageProcessor(3).load(half)  # opened, and not read before
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An HTTP server of a folder; gives its address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *args: None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}"
+        http.shutdown()
+
+
+def test_addresses_are_taken_as_load_image_does_and_keep_their_mode(server, tmp_path):
+    image = Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16))
+    image.save(tmp_path / "scan.png")
+    assert open_image(f"{server}/scan.png").mode == image.mode
+    processor = DiffuseSegImageProcessor(1)
+    fetched, read = processor.load([f"{server}/scan.png", tmp_path / "scan.png"])
+    assert np.array_equal(np.asarray(fetched), np.arange(256).reshape(16, 16)) and fetched == read
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(draw((10, 20), 0)[0]).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(f"{server}/turned.jpg").size == (10, 20)
+
+
+def test_an_address_that_gives_no_image_is_one_error_for_users(server, tmp_path):
+    (tmp_path / "page.html").write_text("<html></html>")
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    for address in (f"{server}/page.html", f"{server}/none.png", f"{server}/half.png", "http://127.0.0.1:9/x.png"):
+        with pytest.raises(UserError, match=f"{address} cannot be fetched as an image .*; check the address"):
+            DiffuseSegImageProcessor(3).load(address)
+    with pytest.raises(UserError, match="There is no file ftp://x/y.png"):
+        open_image("ftp://x/y.png")

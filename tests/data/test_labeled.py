@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffuseseg_diffusers import LabeledImages, load_labeled_images
 from diffuseseg_diffusers.data.folders import read_label_file
+from diffuseseg_diffusers.runs.errors import UserError
 
 from ..conftest import dataset_of, draw, drawn_dataset, shared
 
@@ -125,6 +126,9 @@ def test_masks_in_colour_are_converted_by_a_palette_and_else_refused():
         LabeledImages(dataset, mask_format="rgb", palette=[[1, 1, 1], [2, 2, 2]])[0]
     with pytest.raises(ValueError, match="need the palette"):
         LabeledImages(dataset, mask_format="rgb")
+    for wrong in ([[0, 0]], ["black"], [[0, 0, 256]], [3]):
+        with pytest.raises(UserError, match="A palette is a colour"):
+            LabeledImages(dataset, mask_format="rgb", palette=wrong)
 
 
 def test_palette_images_are_masks_of_their_indices(tmp_path):
@@ -165,12 +169,12 @@ def test_image_and_mask_of_different_sizes_are_refused_with_both_sizes(tmp_path)
         load_labeled_images(tmp_path)[0]
 
 
-def test_broken_pictures_are_named_by_path_or_row(tmp_path):
+def test_broken_images_are_named_by_path_or_row(tmp_path):
     write_pairs(tmp_path / "images", tmp_path / "masks")
     path = tmp_path / "images" / "p1.png"
     path.write_bytes(path.read_bytes()[:100])
     labeled = load_labeled_images(tmp_path)
-    with pytest.raises(ValueError, match="images/p1.png cannot be read as a image"):
+    with pytest.raises(ValueError, match="images/p1.png cannot be read as an image"):
         labeled[1]
     rows = dataset_of(*zip(*[draw((8, 8), i) for i in range(2)]))
     data = [dict(r) for r in LabeledImages(rows).dataset]
@@ -221,6 +225,21 @@ def test_a_column_of_class_numbers_is_no_mask():
         LabeledImages(Dataset.from_dict({"image": [image], "label": [3]}))
 
 
+def test_a_row_without_its_image_or_mask_is_named():
+    image, mask = draw((8, 8), 0)
+    rows = {"image": [Image.fromarray(image), None], "mask": [Image.fromarray(mask)] * 2}
+    labeled = LabeledImages(Dataset.from_dict(rows), num_classes=3)
+    with pytest.raises(UserError, match="There is no image in row 1, but None"):
+        labeled[1]
+
+
+def test_a_broken_data_file_is_named_with_what_is_wrong(tmp_path):
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "train-00000-of-00001.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="faces cannot be loaded: .*[Pp]arquet"):
+        load_labeled_images(tmp_path / "faces", cache_dir=str(tmp_path / "cache"))
+
+
 def test_holding_out_a_fraction_is_deterministic_and_keeps_the_settings():
     labeled = drawn_dataset(10, ignore_index=9)
     train, held_out = labeled.split(0.3, seed=1)
@@ -236,7 +255,11 @@ def test_holding_out_a_fraction_is_deterministic_and_keeps_the_settings():
 def test_label_files_must_name_every_class(tmp_path):
     path = tmp_path / "id2label.json"
     path.write_text(json.dumps({"0": "a", "2": "c"}))
-    with pytest.raises(ValueError, match=r"name the classes 0 to 1, found the ids \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"name the classes 0 to 1, found the ids 0, 2"):
         read_label_file(path)
+    for wrong in (3, [], {"a": "b"}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match="id2label.json must"):
+            read_label_file(path)
     path.write_text(json.dumps(["a", "b"]))
     assert read_label_file(path) == ["a", "b"]

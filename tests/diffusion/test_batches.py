@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, count_channels, load_unlabeled, to_pixels
+from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
 
 from ..conftest import draw
@@ -21,7 +21,7 @@ from ..conftest import draw
 @pytest.fixture(autouse=True)
 def quick_shutdown(monkeypatch):
     """`datasets` waits five seconds for its threads at the end of each epoch of a stream."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
 
 
 def numbered(count: int) -> torch.Tensor:
@@ -61,7 +61,7 @@ def read(batches, count):
     steps=st.integers(1, 12),
     first=st.integers(0, 5),
 )
-def test_processes_together_read_every_epoch_once_from_wherever_they_go_on(count, batch_size, processes, steps, first):
+def test_processes_together_read_every_epoch_once_from_wherever_they_resume(count, batch_size, processes, steps, first):
     total = batch_size * processes
     position = first * total
 
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_dataset_is_refused():
 
 
 @pytest.mark.parametrize("files", [1, 3])
-def test_a_stream_reads_every_epoch_once_and_goes_on_where_it_was(files, tmp_path):
+def test_a_stream_reads_every_epoch_once_and_resumes_where_it_was(files, tmp_path):
     write_parquet(tmp_path, 10, files)
     alone = read(stream(tmp_path), 10)
     epochs = np.array(alone).reshape(3, 10)
@@ -137,66 +137,7 @@ def test_a_stream_leaves_out_what_is_held_out_and_what_cannot_be_read(tmp_path):
         read(stream(tmp_path, held_out=[row["image"] for row in dataset]), 1)
 
 
-def test_a_stream_of_broken_pictures_ends(tmp_path):
+def test_a_stream_of_broken_images_ends(tmp_path):
     write_parquet(tmp_path, 4, 1, broken=range(4))
     with pytest.raises(ValueError, match="None of the images"):
         read(stream(tmp_path, skip_unreadable=True), 1)
-
-
-def test_unreadable_pictures_are_named_or_counted(tmp_path):
-    for i in range(4):
-        Image.fromarray(draw((16, 16), i)[0]).save(tmp_path / f"{i}.png")
-    whole = (tmp_path / "3.png").read_bytes()
-    (tmp_path / "1.png").write_bytes(b"no image")
-    (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])  # found only when its pixels are read
-    dataset, column = load_unlabeled(data_dir=str(tmp_path))
-    images = UnlabeledImages(dataset, column, (16, 16), 1)
-    with pytest.raises(ValueError, match=r"[12]\.png cannot be read.*--skip_unreadable"):
-        images.load()
-    with pytest.raises(ValueError, match=r"2\.png cannot be read.*--skip_unreadable"):
-        images[2]
-    images.skip_unreadable = True
-    pixels, unreadable = images.load()
-    assert len(pixels) == 2 and unreadable == 2
-    assert images[1][1] == 2 and torch.equal(images[1][0], pixels[1])
-    with pytest.raises(ValueError, match="None of the images"):
-        images.select([1, 2]).load()
-
-
-def test_crop_and_pad_keep_proportions():
-    wide = Image.fromarray(np.repeat(np.arange(40, dtype=np.uint8)[None] * 6, 20, 0))  # 20 × 40, brighter to the right
-    cropped, padded = to_pixels(wide, (20, 20), 1, "crop")[0], to_pixels(wide, (20, 20), 1, "pad")[0]
-    assert cropped.min() >= 55 and cropped.max() <= 180  # the middle half
-    assert (padded[:5] == 0).all() and (padded[15:] == 0).all() and padded[10].max() > 220
-    rgb = to_pixels(wide.convert("RGB"), (8, 12), 3)
-    assert rgb.shape == (3, 8, 12) and rgb.dtype == torch.uint8 and rgb.is_contiguous()
-
-
-def test_channels_are_those_of_the_images(tmp_path):
-    for i, channels in enumerate([1, 1, 3]):
-        Image.fromarray(draw((16, 16), i, channels)[0]).save(tmp_path / f"{i}.png")
-    (tmp_path / "0_first.png").write_bytes(b"no image")
-    dataset, column = load_unlabeled(data_dir=str(tmp_path))
-    assert count_channels(dataset, column) == 3
-    assert count_channels(dataset.select([0, 1, 2]), column) == 1
-
-
-def test_missing_columns_and_images_are_told(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no images in it"):
-        load_unlabeled(data_dir=str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match="There is no folder"):
-        load_unlabeled(data_dir=str(tmp_path / "nowhere"))
-    (tmp_path / "words" / "data").mkdir(parents=True)
-    words = Dataset.from_dict({"text": ["a"], "label_name": ["b"]})
-    words.to_parquet(tmp_path / "words" / "data" / "train-00000-of-00001.parquet")
-    for streaming in (False, True):
-        with pytest.raises(ValueError, match="it has 'text', 'label_name'"):
-            load_unlabeled(str(tmp_path / "words"), streaming=streaming)
-        with pytest.raises(ValueError, match="no column 'scan'"):
-            load_unlabeled(str(tmp_path / "words"), image_column="scan", streaming=streaming)
-    (tmp_path / "none" / "data").mkdir(parents=True)
-    none = Dataset.from_dict({"image": []}, features=Features({"image": ImageFeature()}))
-    none.to_parquet(tmp_path / "none" / "data" / "train-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match="corresponds to no data"):
-        load_unlabeled(str(tmp_path / "none"))

@@ -19,7 +19,7 @@ folder, out = sys.argv[1:]
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
 accelerator = Accelerator(cpu=True)
 batch_size = 8 // accelerator.num_processes
-dataset, column = load_unlabeled(data_dir=f"{folder}/pictures")
+dataset, column = load_unlabeled(data_dir=f"{folder}/images")
 pixels, _ = UnlabeledImages(dataset, column, (16, 16), 1).load()
 batches = ShuffledBatches(pixels, batch_size, seed=0)
 torch.manual_seed(0)

@@ -192,10 +192,10 @@ def test_of_a_local_path_the_last_part_stays_and_other_texts_do_not_change(tmp_p
 
 
 def test_images_in_folders_come_back_as_they_were_without_the_page_of_the_card(hub, tmp_path):
-    for label in ("cat", "dog"):
+    for number, label in enumerate(("cat", "dog")):
         (tmp_path / "pets" / label).mkdir(parents=True)
         for i in range(2):
-            Image.fromarray(draw((16, 16), i, channels=3)[0]).save(tmp_path / "pets" / label / f"{i}.png")
+            Image.fromarray(draw((16, 16), 2 * number + i, channels=3)[0]).save(tmp_path / "pets" / label / f"{i}.png")
     push_folder(tmp_path / "pets", "alice/pets")
     files = set(hub.files("datasets", "alice/pets"))
     assert files == {

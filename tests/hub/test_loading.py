@@ -426,7 +426,8 @@ def test_a_head_that_is_broken_newer_or_pickled_is_refused_and_nothing_is_run(hu
     assert not tripped.exists()
 
 
-def test_a_download_resumes_after_errors_and_where_a_connection_was_cut(hub, tmp_path):
+def test_a_download_resumes_after_errors_and_where_a_connection_was_cut(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     pipe = made()
     push("alice/shaky", pipe)
     hub.requests.clear()

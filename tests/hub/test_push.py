@@ -20,7 +20,7 @@ from diffuseseg_diffusers.hub.push import push_folder, push_pipeline
 from diffuseseg_diffusers.runs.files import write_json
 
 from ..conftest import QUICK, ROOT, TOKENS, draw, make_unet, run
-from .common import ONLINE, PIPELINE_FILES, fitted, saved, write_images
+from .common import ONLINE, PIPELINE_FILES, fitted, saved, saved_student, write_images
 
 
 def test_a_push_is_one_commit_of_what_is_needed_and_no_more(hub, tmp_path):
@@ -120,6 +120,7 @@ def test_a_push_killed_halfway_and_repeated_leaves_one_whole_repository(hub, tmp
 
 
 def test_errors_that_pass_are_waited_out_and_others_are_a_sentence(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
     folder = saved(tmp_path / "model", seed=72)
     hub.fail("POST", "/preupload/", status=500, times=2)
     hub.fail("PUT", "/lfs/upload/", status=429, headers={"Retry-After": "1"})
@@ -153,6 +154,13 @@ def test_what_is_not_whole_is_refused_before_the_first_request(hub, tmp_path):
     weights.unlink()
     with pytest.raises(UserError, match="segmentation_head .* safetensors"):
         push_folder(folder, "alice/nothing")
+    student = saved_student(tmp_path / "student")
+    (student / "model.safetensors").write_bytes((student / "model.safetensors").read_bytes()[:-50])
+    with pytest.raises(UserError, match="student cannot be loaded"):
+        push_folder(student, "alice/nothing")
+    (student / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="is incomplete: preprocessor_config.json is missing"):
+        push_folder(student, "alice/nothing")
     assert hub.requests == [] and not hub.has("models", "alice/nothing")
 
 
@@ -213,25 +221,15 @@ def test_a_repository_that_was_there_or_got_files_is_never_removed(hub, tmp_path
 
 
 def test_train_fit_evaluate_push_and_segment_with_names_on_the_hub(hub, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "fast", QUICK)
+    monkeypatch.setitem(RECIPES, "default", QUICK)
     push_folder(write_images(tmp_path / "pictures", count=8), "alice/work", private=True)
     tiny = dict(make_unet().config) | {"sample_size": 16}
     write_json(tmp_path / "tiny.json", {k: v for k, v in tiny.items() if not k.startswith("_")})
     result = run(
-        *("diffuseseg", "train-ddpm", "--dataset_name", "alice/work", "--streaming", "--model_config"),
-        *(tmp_path / "tiny.json", "--resolution", "16", "--train_batch_size", "2", "--max_train_steps", "2"),
-        *(
-            "--num_validation_images",
-            "2",
-            "--num_samples",
-            "0",
-            "--dataloader_num_workers",
-            "0",
-            "--push_to_hub",
-            "--hub_model_id",
-            "alice/work-ddpm",
-        ),
-        *("--hub_private_repo", "--output_dir", tmp_path / "ddpm"),
+        *("diffuseseg", "train-ddpm", "--dataset_name", "alice/work", "--streaming", "--dataloader_num_workers", "0"),
+        *("--model_config", tmp_path / "tiny.json", "--resolution", "16", "--train_batch_size", "2"),
+        *("--max_train_steps", "2", "--num_validation_images", "2", "--num_samples", "0", "--hub_private_repo"),
+        *("--push_to_hub", "--hub_model_id", "alice/work-ddpm", "--output_dir", tmp_path / "ddpm"),
         **ONLINE,
     )
     assert "Pushed: " in result.stdout

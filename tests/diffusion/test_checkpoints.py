@@ -1,0 +1,133 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMPipeline, DDPMScheduler
+from safetensors.torch import load_file
+
+from diffuseseg_diffusers.diffusion import checkpoints
+from diffuseseg_diffusers.diffusion.batches import ShuffledBatches
+from diffuseseg_diffusers.diffusion.checkpoints import (
+    load_checkpoint,
+    read_log,
+    remove_leftovers,
+    save_checkpoint,
+    save_pipeline,
+)
+from diffuseseg_diffusers.runs.errors import UserError
+
+from ..conftest import make_unet
+
+
+@pytest.fixture
+def accelerator():
+    accelerator = Accelerator(cpu=True)
+    yield accelerator
+    accelerator.free_memory()
+
+
+def batches(count: int = 8) -> ShuffledBatches:
+    return ShuffledBatches(torch.zeros(count, 1, 16, 16, dtype=torch.uint8), 4, seed=0)
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
+
+
+def test_the_newest_checkpoints_stay_and_folders_of_others_too(tmp_path, accelerator):
+    unet = make_unet()
+    (tmp_path / "checkpoint-000001").mkdir()
+    (tmp_path / "checkpoint-000001" / "mine.txt").write_text("mine")
+    (tmp_path / "checkpoint-best").mkdir()
+    for step in (2, 3, 4, 4):
+        save_checkpoint(accelerator, tmp_path, {"step": step}, unet, None, batches(), limit=2)
+    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-000003", "checkpoint-000004"]
+    assert (tmp_path / "checkpoint-000001" / "mine.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir())[-1] == "checkpoint-best"
+
+
+def test_what_does_not_fit_a_checkpoint_is_named(tmp_path, accelerator):
+    path = save_checkpoint(accelerator, tmp_path, {"step": 1}, make_unet(), None, batches())
+    for unet, data, sentence in (
+        (
+            make_unet(block_out_channels=(8, 16, 32)),
+            batches(),
+            r"block_out_channels is \[8, 16, 24\] there and",
+        ),
+        (make_unet(), batches(9), "8 training images, and now there are 9"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            load_checkpoint(accelerator, path, unet, None, data)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("{}")
+    for folder in ("other", "nowhere"):
+        with pytest.raises(UserError, match="is no checkpoint of train-ddpm"):
+            load_checkpoint(accelerator, tmp_path / folder, make_unet(), None, batches())
+    assert load_checkpoint(accelerator, path, make_unet(), None, batches())["step"] == 1
+
+
+def test_a_save_that_fails_leaves_the_last_good_one_and_says_so(tmp_path, accelerator, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError("no space left")
+
+    unet, scheduler = make_unet(), DDPMScheduler()
+    save_checkpoint(accelerator, tmp_path, {"step": 1}, unet, None, batches())
+    save_pipeline(tmp_path, unet, scheduler)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(checkpoints, "flush_to_disk", full)
+    monkeypatch.setattr(accelerator, "save_state", full)
+    with pytest.raises(UserError, match="checkpoint of step 2 cannot be saved.*no space left.*checkpoint-000001"):
+        save_checkpoint(accelerator, tmp_path, {"step": 2}, unet, None, batches())
+    with pytest.raises(UserError, match="pipeline cannot be saved.*no space left"):
+        save_pipeline(tmp_path, unet, scheduler)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_leftovers_of_killed_saves_are_removed_and_nothing_else(tmp_path):
+    for name in (".checkpoint-000007.partial", ".checkpoint-mine.partial", "checkpoint-000005"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("")
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".checkpoint-mine.partial", "checkpoint-000005"]
+
+
+@pytest.mark.parametrize("cut_after", range(6))
+def test_a_pipeline_is_not_lost_when_its_replacement_is_cut_off_anywhere(cut_after, tmp_path, monkeypatch):
+    old, new, newest = (make_unet(seed) for seed in range(3))
+    save_pipeline(tmp_path, old, DDPMScheduler())
+    renamed, rename, killed = [], Path.rename, False
+
+    def rename_or_die(path, target):
+        if len(renamed) == cut_after:
+            raise KeyboardInterrupt
+        renamed.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_or_die)
+        try:
+            save_pipeline(tmp_path, new, DDPMScheduler())
+        except KeyboardInterrupt:
+            killed = True
+    assert killed
+    # The next save brings the old one back before it writes, and so keeps one if it fails itself.
+    monkeypatch.setattr(checkpoints, "flush_to_disk", lambda folder: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(UserError, match="full"):
+        save_pipeline(tmp_path, newest, DDPMScheduler())
+    assert torch.equal(weights(tmp_path), old.conv_in.weight)
+    DDPMPipeline.from_pretrained(tmp_path)
+    monkeypatch.undo()
+    save_pipeline(tmp_path, newest, DDPMScheduler())
+    assert torch.equal(weights(tmp_path), newest.conv_in.weight)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model_index.json", "scheduler", "unet"]
+
+
+def test_logs_end_at_the_checkpoint_and_at_half_a_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n')
+    assert [e["step"] for e in read_log(path, 20)] == [10, 20]
+    path.write_text('{"step": 10}\n{"st')
+    assert [e["step"] for e in read_log(path, 20)] == [10]
+    assert read_log(tmp_path / "none", 5) == []

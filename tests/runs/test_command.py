@@ -1,0 +1,76 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""One line for what users can mend, a traceback for what is a bug of ours."""
+
+import errno
+
+import pytest
+
+from diffuseseg_diffusers.runs.command import run_command
+from diffuseseg_diffusers.runs.errors import NotFiniteError, UserError
+from diffuseseg_diffusers.runs.files import atomic_file
+
+
+def raising(error: BaseException):
+    def command():
+        raise error
+
+    return command
+
+
+def exit_status(command) -> int:
+    with pytest.raises(SystemExit) as end:
+        run_command(command)
+    return end.value.code
+
+
+MENDABLE = [
+    (UserError("There is no folder x."), "error: There is no folder x."),
+    (NotFiniteError("The loss is not finite."), "error: The loss is not finite."),
+    (PermissionError(errno.EACCES, "Permission denied", "/x"), "error: /x: Permission denied"),
+    (OSError(errno.ENOSPC, "No space left"), "error: No space left"),
+]
+
+
+@pytest.mark.parametrize("error, line", MENDABLE)
+def test_what_users_can_mend_is_one_line(error, line, capsys, monkeypatch):
+    monkeypatch.delenv("DIFFUSESEG_DEBUG", raising=False)
+    assert exit_status(raising(error)) == 1
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("x"), FileNotFoundError(errno.ENOENT, "No file", "x")])
+def test_a_bug_of_ours_shows_its_traceback(error, capsys, monkeypatch):
+    """Point 11 of what was found: one line for every `ValueError` hid bugs."""
+    monkeypatch.delenv("DIFFUSESEG_DEBUG", raising=False)
+    with pytest.raises(type(error)):
+        run_command(raising(error))
+    assert capsys.readouterr().err == ""
+
+
+def test_every_error_shows_its_traceback_with_diffuseseg_debug(monkeypatch):
+    monkeypatch.setenv("DIFFUSESEG_DEBUG", "1")
+    for error, _ in MENDABLE:
+        with pytest.raises(type(error)):
+            run_command(raising(error))
+    monkeypatch.setenv("DIFFUSESEG_DEBUG", "0")
+    assert exit_status(raising(UserError("x"))) == 1
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, capsys):
+    def command():
+        with atomic_file(tmp_path / "mask.png"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert exit_status(command) == 1
+    line = f"error: {tmp_path / 'mask.png'} could not be written (No space left on device)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_the_status_of_a_command_is_that_of_the_process(capsys):
+    assert [exit_status(lambda s=s: s) for s in (None, 0, 3)] == [0, 0, 3]
+    assert exit_status(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_errors_for_users_are_still_value_errors():
+    assert issubclass(UserError, ValueError) and issubclass(NotFiniteError, (UserError, FloatingPointError))

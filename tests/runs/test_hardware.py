@@ -1,0 +1,86 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+from types import SimpleNamespace
+from unittest import mock
+
+import psutil
+import pytest
+import torch
+from accelerate.commands.config import config_args
+
+from diffuseseg_diffusers.runs.hardware import default_dtype, hardware, report_processes
+
+from ..conftest import run
+
+
+PYTHON, LAUNCH = "/venv/bin/python", "/venv/bin/accelerate"
+CPU = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: 'no'\nuse_cpu: true\n"
+
+
+def reported(capsys, *words: str, processes: int = 1, is_main: bool = True) -> str:
+    parent = SimpleNamespace(parent=lambda: SimpleNamespace(cmdline=lambda: list(words)))
+    with mock.patch.object(psutil, "Process", lambda: parent):
+        report_processes(SimpleNamespace(num_processes=processes, is_main_process=is_main))
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (PYTHON, LAUNCH, "launch", "--cpu", "--num_processes", "2", "x.py"),
+        (PYTHON, LAUNCH, "launch", "--num-processes=2", "--cpu", "x.py", "--num_processes", "1"),
+        (PYTHON, f"{LAUNCH}-launch", "--cpu", "--num_processes", "2", "x.py"),
+        (PYTHON, "-m", "accelerate.commands.launch", "--num_processes", "2", "-m", "x"),
+    ],
+)
+def test_fewer_processes_than_asked_for_are_said_in_one_line(words, capsys):
+    line = reported(capsys, *words)
+    assert line.count("\n") == 1 and "1 process runs, though `accelerate launch` was asked for 2" in line
+    assert "Use `torchrun --nproc_per_node 2 SCRIPT …`" in line
+    assert reported(capsys, *words, processes=2) == reported(capsys, *words, is_main=False) == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bash",),
+        (PYTHON, "-m", "pytest", "--num_processes", "2"),
+        (PYTHON, LAUNCH, "launch", "--cpu", "x.py", "--num_processes", "2"),
+        (PYTHON, LAUNCH, "test", "--num_processes", "2"),
+        ("launch",),
+        (),
+    ],
+)
+def test_nothing_is_said_where_nothing_else_was_asked_for(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "none.yaml"))
+    assert reported(capsys, *words) == ""
+
+
+def test_the_number_of_the_configuration_counts_where_the_command_line_names_none(capsys, monkeypatch, tmp_path):
+    (tmp_path / "config.yaml").write_text(CPU + "num_processes: 4\n")
+    launch = (PYTHON, LAUNCH, "launch")
+    assert "asked for 4" in reported(capsys, *launch, "--config_file", str(tmp_path / "config.yaml"), "x.py")
+    monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "config.yaml"))
+    assert "asked for 4" in reported(capsys, *launch, "x.py")
+    assert reported(capsys, *launch, "--num_processes", "1", "x.py") == ""
+
+
+def test_accelerate_launch_on_cpus_says_that_one_process_runs_and_what_to_use(tmp_path):
+    """Point 13 of what was found, with Accelerate itself."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from accelerate import Accelerator\n"
+        "from diffuseseg_diffusers.runs.hardware import report_processes\n"
+        "accelerator = Accelerator(cpu=True)\n"
+        "report_processes(accelerator)\n"
+        "print('processes', accelerator.num_processes)\n"
+    )
+    result = run("accelerate", "launch", "--cpu", "--num_processes", "2", script)
+    if "processes 1" in result.stdout:  # without MPI
+        assert "torchrun --nproc_per_node 2" in result.stderr
+
+
+def test_the_default_precision_is_that_of_the_hardware(monkeypatch):
+    for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx}, raising=False)
+        assert default_dtype(torch.device("cpu")) == expected
+    assert "threads" in hardware(torch.device("cpu"))
