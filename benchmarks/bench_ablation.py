@@ -7,7 +7,7 @@
 Each seed draws 2 and 10 of the labelled images, fits every variant on them and measures it on all others: the
 default recipe with one thing changed, and what it was held against (`spatial context`: two 3 × 3 convolutions on the
 same features; `adapted U-Net`: low-rank adapters in the whole U-Net, which needs `peft`). Members: 3. The same command
-line goes on where it was cut off.
+line resumes where it was cut off.
 """
 
 import argparse
@@ -21,26 +21,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench_labels import SHIFTS, Shifted
+from bench_unet import MirrorSegmenter
 from datasets import Dataset, Features, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import (
-    DecoderFeatureExtractor,
     DiffuseSegPipeline,
     LabeledImages,
     evaluate_segmentation,
     fit_segmentation_head,
-    head_training,
     load_labeled_images,
 )
 from diffuseseg_diffusers.data.augmentation import IGNORED, augment
-from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
-from diffuseseg_diffusers.heads.recipes import RECIPES, default_blocks
+from diffuseseg_diffusers.heads import extraction
+from diffuseseg_diffusers.heads.fit import recipe_extractor
+from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.pipeline_diffuseseg import DiffuseSegPipelineOutput
 from diffuseseg_diffusers.runs.files import write_json
 from diffuseseg_diffusers.runs.hardware import hardware
 from diffuseseg_diffusers.runs.resuming import Results
@@ -50,16 +49,15 @@ from diffuseseg_diffusers.studies.labels import label_draws
 
 DEFAULT = RECIPES["default"]
 PUBLISHED = replace(DEFAULT, blocks=PAPER_BLOCKS)  # at their relative depth
+UNLABELED: list[Dataset] = []  # filled by `main`
 
 
-class Network(torch.nn.Module):
-    """A network trained on whole labelled images, in the seat of the pipeline."""
+class Network(MirrorSegmenter):
+    """A network trained on whole labelled images, in place of the pipeline."""
 
     def __init__(self, pipe: DiffuseSegPipeline, dataset: LabeledImages):
-        super().__init__()
-        self.images = DiffuseSegImageProcessor(pipe.unet.config.in_channels)
-        self.size = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, default_blocks(pipe.unet, DEFAULT)).size
-        self.label_names = dataset.label_names
+        extractor = recipe_extractor(pipe, DEFAULT)
+        super().__init__(dataset, extractor.size, extractor.in_channels)
         self.dataset = dataset
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,24 +84,13 @@ class Network(torch.nn.Module):
             optimizer.zero_grad()
         return self.eval()
 
-    @torch.no_grad()
-    def segment(self, pictures, batch_size: int = 8, output_type: str = "np") -> DiffuseSegPipelineOutput:
-        masks = []
-        for picture in self.images.load(pictures):
-            pixels = self.images.preprocess([picture], *self.size)
-            straight, mirrored = self(self.inputs(torch.cat([pixels, pixels.flip(-1)]))).float().softmax(1)
-            mean = F.interpolate((straight + mirrored.flip(-1))[None], self.images.sizes([picture])[0], mode="bilinear")
-            masks.append(mean[0].max(0).indices.to(torch.uint8).numpy())
-        return DiffuseSegPipelineOutput(images=list(pictures), masks=masks)
-
 
 class SpatialContext(Network):
     """The default features, a linear layer at their own resolution, and two 3 × 3 convolutions at that of the image."""
 
     def __init__(self, pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int, width: int = 64):
         super().__init__(pipe, dataset)
-        blocks = default_blocks(pipe.unet, DEFAULT)
-        self.extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, blocks, DEFAULT.timesteps, noise_seed=seed)
+        self.extractor = recipe_extractor(pipe, DEFAULT, noise_seed=seed)
         channels = [i.channels for i in self.extractor.feature_info()]
         self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(c, affine=False) for c in channels)
         self.first = torch.nn.ModuleList(torch.nn.Conv2d(c, width, 1, bias=False) for c in channels)
@@ -123,8 +110,8 @@ class SpatialContext(Network):
     def fit(self, seed: int) -> "Network":
         generator = torch.Generator().manual_seed(seed)
         pixels, masks = self.tensors()
-        copies = 160 // len(pixels)
-        pixels, masks = pixels.repeat(copies, 1, 1, 1), masks.repeat(copies, 1, 1)
+        views = 160 // len(pixels)
+        pixels, masks = pixels.repeat(views, 1, 1, 1), masks.repeat(views, 1, 1)
         lit, masks = augment(pixels / 2 + 0.5, masks, generator, p=0.5)
         kept = [self.inputs(part * 2 - 1) for part in lit.split(8)]
         kept = [torch.cat(parts) for parts in zip(*kept)]
@@ -148,14 +135,13 @@ class AdaptedUNet(Network):
         names = [n for n, m in unet.named_modules() if isinstance(m, inside) and n not in ("conv_in", "conv_out")]
         unet = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), unet)
         unet.conv_out = torch.nn.Conv2d(unet.conv_out.in_channels, dataset.num_classes, 3, padding=1)
-        self.unet, self.t = unet, DEFAULT.timesteps[0]
-        self.noise = DecoderFeatureExtractor(
-            pipe.unet, pipe.scheduler, default_blocks(pipe.unet, DEFAULT), DEFAULT.timesteps, noise_seed=seed
-        )
+        self.unet, self.extractor = unet, recipe_extractor(pipe, DEFAULT, noise_seed=seed)
+        self.t = self.extractor.timesteps[0]
 
     def inputs(self, pixels: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(pixels.shape[1:], generator=torch.Generator().manual_seed(self.noise.noise_seed))
-        return self.noise.scheduler.add_noise(pixels, noise.expand_as(pixels), torch.tensor([self.t] * len(pixels)))
+        noise = torch.randn(pixels.shape[1:], generator=torch.Generator().manual_seed(self.extractor.noise_seed))
+        at = torch.tensor([self.t] * len(pixels))
+        return self.extractor.scheduler.add_noise(pixels, noise.expand_as(pixels), at)
 
     def forward(self, noisy: torch.Tensor) -> torch.Tensor:
         return self.unet(noisy, self.t).sample
@@ -175,7 +161,7 @@ def head(recipe=DEFAULT, **changes):
     """A variant of the head: another recipe, or other features."""
 
     def fit(pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int) -> DiffuseSegPipeline:
-        features = {k: v(pipe.unet) if callable(v) else v for k, v in changes.items()}
+        features = {k: v(pipe) if callable(v) else v for k, v in changes.items()}
         pipe.segmentation_head = fit_segmentation_head(
             pipe, dataset, recipe=recipe, num_members=3, seed=seed, **features
         )
@@ -185,20 +171,20 @@ def head(recipe=DEFAULT, **changes):
 
 
 def all_changes(pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int) -> DiffuseSegPipeline:
-    """Copies that are turned, scaled, shifted and lit anew, all at once, where the default's are by half of these."""
-    with mock.patch.object(head_training, "augment", lambda *arguments, p: augment(*arguments)):
+    """Augmented views with all changes at once, where the default's have half of these."""
+    with mock.patch.object(extraction, "augment", lambda *arguments, p: augment(*arguments)):
         return head()(pipe, dataset, seed)
 
 
 def self_training(pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int) -> DiffuseSegPipeline:
     """The head fitted again, on the labelled images and on what it is surest of in as many unlabelled ones."""
     fit = head()
-    pictures = list(pipe.unlabeled.shuffle(seed).select(range(100))["image"])
-    output = fit(pipe, dataset, seed).segment(pictures, output_type="np")
+    images = list(UNLABELED[0].shuffle(seed).select(range(100))["image"])
+    output = fit(pipe, dataset, seed).segment(images, output_type="np")
     limit = np.quantile(np.stack(output.uncertainty), 0.7)  # the other pixels have no label
     masks = [np.where(u < limit, m, 255).astype(np.uint8) for m, u in zip(output.masks, output.uncertainty)]
-    rows = [dataset[i] for i in range(len(dataset))] * (len(pictures) // len(dataset))
-    columns = {"image": [*pictures, *(r.image for r in rows)], "mask": [*masks, *(r.mask for r in rows)]}
+    rows = [dataset[i] for i in range(len(dataset))] * (len(images) // len(dataset))
+    columns = {"image": [*images, *(r.image for r in rows)], "mask": [*masks, *(r.mask for r in rows)]}
     columns["mask"] = [Image.fromarray(m) for m in columns["mask"]]
     both = Dataset.from_dict(columns, features=Features({"image": ImageFeature(), "mask": ImageFeature()}))
     return fit(pipe, LabeledImages(both, label_names=dataset.label_names), seed)
@@ -215,13 +201,13 @@ VARIANTS = {
     "features: timestep 10 alone": head(timesteps=(10,)),
     "features: timesteps 50 150 250": head(timesteps=(50, 150, 250)),
     "features: timesteps 1 10 25": head(timesteps=(1, 10, 25)),
-    "features: the paper's blocks": head(blocks=lambda unet: default_blocks(unet, PUBLISHED)),
-    "features: outputs of up-blocks": head(blocks=lambda unet: default_blocks(unet, RECIPES["paper"])),
-    "features: all decoder blocks": head(blocks=lambda unet: range(len(unet.up_blocks) * (unet.layers_per_block + 1))),
+    "features: the paper's blocks": head(blocks=lambda pipe: recipe_extractor(pipe, PUBLISHED).blocks),
+    "features: outputs of up-blocks": head(blocks=lambda pipe: recipe_extractor(pipe, "paper").blocks),
+    "features: all decoder blocks": head(blocks=lambda pipe: range(len(pipe.feature_extractor().taps))),
     "features: fresh noise": head(share_noise=False),
-    "copies: none": head(replace(DEFAULT, augmented_images=0)),
-    "copies: all changes at once": all_changes,
-    "copies: 320 images": head(replace(DEFAULT, augmented_images=320)),
+    "augmented views: none": head(replace(DEFAULT, augmented_images=0)),
+    "augmented views: all changes at once": all_changes,
+    "augmented views: 320 images": head(replace(DEFAULT, augmented_images=320)),
     "no mirror images": head(flip=False),
     "hard votes": head(replace(DEFAULT, voting="hard")),
     "equal weights of classes": head(replace(DEFAULT, balance=0.0)),
@@ -249,7 +235,7 @@ def main() -> None:
     args = parser.parse_args()
     data = load_labeled_images(args.dataset_name, args.dataset_config_name, "train")
     pipe = load_pipeline(args.model)
-    pipe.unlabeled = load_dataset(args.dataset_name, args.unlabeled_config_name, split="train")
+    UNLABELED.append(load_dataset(args.dataset_name, args.unlabeled_config_name, split="train"))
     cells = Results(args.output_dir / "cells.jsonl", {"model": args.model, "dataset": args.dataset_name})
 
     def run(variant: str, count: int, seed: int) -> dict:

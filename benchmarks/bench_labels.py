@@ -4,8 +4,8 @@
     python benchmarks/bench_labels.py --model MODEL --dataset_name DATA --dataset_config_name labeled --output_dir OUT
 
 The labelled images are the first of the training split. Methods: `paper`, the published recipe with its features;
-`default`, what `diffuseseg fit` does; `unet`, the U-Net from scratch of `bench_unet.py`. The same command line goes on
-where it was cut off.
+`default`, what `diffuseseg fit` does; `unet`, the U-Net from scratch of `bench_unet.py`. The same command line
+resumes where it was cut off.
 """
 
 import argparse
@@ -49,17 +49,17 @@ class Shifted(LabeledImages):
         if self.shift == "blurred":
             return replace(row, image=image.filter(PIL.ImageFilter.GaussianBlur(min(image.size) / 64)))
         moved = []
-        for picture, resample, outside in ((image, 2, None), (mask, 0, self.ignore_index)):
-            pixels = np.asarray(picture)
+        for whole, resample, outside in ((image, 2, None), (mask, 0, self.ignore_index)):
+            pixels = np.asarray(whole)
             border = [(s // 2, s // 2) for s in pixels.shape[:2]] + [(0, 0)] * (pixels.ndim - 2)
             how = {"mode": "reflect"} if outside is None else {"constant_values": outside}
             wide = PIL.Image.fromarray(np.pad(pixels, border, **how))  # so that nothing comes from outside of it
             if self.shift == "rotated":
                 wide = wide.rotate(15, resample=resample)
-                moved.append(wide.crop(centred(wide.size, picture.size)))
+                moved.append(wide.crop(centred(wide.size, whole.size)))
             else:
-                frame = centred(wide.size, [x / 0.75 for x in picture.size])
-                moved.append(wide.crop(frame).resize(picture.size, resample))
+                frame = centred(wide.size, [x / 0.75 for x in whole.size])
+                moved.append(wide.crop(frame).resize(whole.size, resample))
         return replace(row, image=moved[0], mask=np.asarray(moved[1]))
 
 

@@ -52,15 +52,15 @@ def write_checkpoint(path: Path) -> None:
     torch.save(state, path)
 
 
-def picture() -> np.ndarray:
-    """A drawn one: `[256, 256, 3]` uint8."""
+def drawn_image() -> np.ndarray:
+    """Noise of large pixels: `[256, 256, 3]` uint8."""
     return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 
 
 def make_head(work_dir: Path) -> None:
     """Members with random weights that see standardised features, as fitted ones do, so that masks have a pattern."""
     pipe = load_pipeline(str(work_dir / "model"), device="cpu", dtype="float32")
-    features = DecoderFeatureExtractor(pipe.unet, pipe.scheduler)(pixels_of(picture()))
+    features = DecoderFeatureExtractor(pipe.unet, pipe.scheduler)(pixels_of(drawn_image()))
     torch.manual_seed(0)
     head = PixelClassifierEnsemble(
         num_classes=28,
@@ -92,7 +92,7 @@ def load(work_dir: Path, dtype: str) -> DiffuseSegPipeline:
 
 def ours(work_dir: Path, dtype: str, repeats: int) -> dict:
     pipe, loading = timed(load, work_dir, dtype)
-    image, pixels = picture(), pixels_of(picture())
+    image, pixels = drawn_image(), pixels_of(drawn_image())
     one = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, timesteps=[150])
     head = pipe.segmentation_head
     activations = DecoderFeatureExtractor(pipe.unet, pipe.scheduler)(pixels).activations
@@ -110,7 +110,7 @@ def ours(work_dir: Path, dtype: str, repeats: int) -> dict:
 
 def naive(work_dir: Path, repeats: int) -> dict:
     pipe = load(work_dir, "float32")
-    head, pixels = pipe.segmentation_head, pixels_of(picture())
+    head, pixels = pipe.segmentation_head, pixels_of(drawn_image())
     extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler)
     noise = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
 
@@ -177,9 +177,9 @@ def convert(work_dir: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", type=Path, required=True, help="For checkpoint and pipeline, 4.4 GB.")
-    parser.add_argument("--repeats", type=int, default=3, help="Of which medians are taken (default: 3).")
-    parser.add_argument("--side", choices=SIDES, help="Only this one, in this process.")
+    parser.add_argument("--work_dir", type=Path, required=True, help="Folder for checkpoint and pipeline, 4.4 GB.")
+    parser.add_argument("--repeats", type=int, default=3, help="Number of runs to take medians of (default: 3).")
+    parser.add_argument("--side", choices=SIDES, help="The one to run, in this process (default: all).")
     args = parser.parse_args()
     if args.side is None:
         args.work_dir.mkdir(parents=True, exist_ok=True)

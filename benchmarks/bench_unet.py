@@ -3,7 +3,7 @@
 
     python benchmarks/bench_unet.py --dataset_name DATA --counts 20 --minutes 3
 
-Pictures and masks are flipped, turned, scaled, shifted and lit anew alike; the learning rate is warmed up and annealed
+Images and masks are flipped, turned, scaled, shifted and lit anew alike; the learning rate is warmed up and annealed
 over the time that it gets; in use, it sees the mirror image too. The draws of labelled images are those of `diffuseseg
 analyze --study labels` with the same seed; where a draw holds all images, seeds alone differ.
 """
@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
 from diffuseseg_diffusers.data.augmentation import IGNORED, augment
-from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
-from diffuseseg_diffusers.pipeline_diffuseseg import DiffuseSegPipelineOutput
+from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor, default_palette
+from diffuseseg_diffusers.heads.classes import Classes
+from diffuseseg_diffusers.segmenter import SegmentedBatch, Segmenter
 from diffuseseg_diffusers.students.training import segmentation_loss
 from diffuseseg_diffusers.studies.labels import label_draws
 
@@ -34,16 +35,38 @@ def convolutions(channels: int, width: int) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers)
 
 
-class PlainUNet(torch.nn.Module):
-    """The U-Net of Ronneberger et al. (2015) with batch norms, in the seat of the pipeline."""
+class MirrorSegmenter(Segmenter, torch.nn.Module):
+    """A network that gives logits `[N, classes, H, W]`, in use averaged with those of the mirror image."""
+
+    def __init__(self, dataset: LabeledImages, size: tuple[int, int], channels: int):
+        torch.nn.Module.__init__(self)
+        self.images = DiffuseSegImageProcessor(channels)
+        self.size, self.channels, self.classes = size, channels, Classes.of(dataset)
+
+    image_size = property(lambda self: self.size)
+    in_channels = property(lambda self: self.channels)
+    label_names = property(lambda self: self.classes.names)
+    palette = property(lambda self: self.classes.palette or default_palette(self.classes.number))
+
+    def inputs(self, pixels: torch.Tensor):
+        """What the network takes, of images `[N, C, H, W]` in [-1, 1]."""
+        return pixels
+
+    def segment_batch(self, pixels, sizes, class_labels=None, generator=None, return_probabilities=False):
+        self.eval()
+        straight, mirrored = self(self.inputs(torch.cat([pixels, pixels.flip(-1)]))).float().softmax(1).chunk(2)
+        mean = (straight + mirrored.flip(-1)) / 2  # [N,C,H,W]
+        found = [F.interpolate(one[None], size=size, mode="bilinear")[0] for one, size in zip(mean, sizes)]
+        masks = [p.max(0).indices.to(torch.uint8) for p in found]
+        return SegmentedBatch(masks, probabilities=found if return_probabilities else None)
+
+
+class PlainUNet(MirrorSegmenter):
+    """The U-Net of Ronneberger et al. (2015) with batch norms."""
 
     def __init__(self, dataset: LabeledImages, width: int, levels: int):
-        super().__init__()
         first = dataset[0].image
-        self.channels = 1 if first.mode == "L" else 3
-        self.size = (first.height, first.width)
-        self.images = DiffuseSegImageProcessor(self.channels)
-        self.label_names = dataset.label_names or [f"class {c}" for c in range(dataset.num_classes)]
+        super().__init__(dataset, (first.height, first.width), 1 if first.mode == "L" else 3)
         widths = [width * 2 ** min(i, 3) for i in range(levels)]
         self.down = torch.nn.ModuleList(map(convolutions, [self.channels, *widths], widths))
         self.up = torch.nn.ModuleList(convolutions(sum(w), w[0]) for w in zip(widths, widths[1:]))
@@ -63,19 +86,6 @@ class PlainUNet(torch.nn.Module):
                 skip = skips.pop()
                 x = block(torch.cat([skip, F.interpolate(x, size=skip.shape[-2:], mode="bilinear")], dim=1))
             return self.out(x).float()
-
-    @torch.no_grad()
-    def segment(self, pictures, batch_size: int = 8, output_type: str = "np") -> DiffuseSegPipelineOutput:
-        """Masks from the mean of what it says of each picture and of its mirror image."""
-        self.eval()
-        masks = []
-        for picture in self.images.load(pictures):
-            pixels = self.images.preprocess([picture], *self.size)
-            straight, mirrored = self(torch.cat([pixels, pixels.flip(-1)])).softmax(1)
-            mean = (straight + mirrored.flip(-1))[None]  # [1,C,H,W]
-            mean = F.interpolate(mean, size=self.images.sizes([picture])[0], mode="bilinear")
-            masks.append(mean[0].max(0).indices.to(torch.uint8).numpy())
-        return DiffuseSegPipelineOutput(images=list(pictures), masks=masks)
 
 
 def train(

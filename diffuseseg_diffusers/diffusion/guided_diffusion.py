@@ -72,7 +72,10 @@ class Flags:
         """
         types: dict[str, Any] = {f.name: f.type for f in fields(cls)}
         given: dict[str, Any] = {}
-        words = [part for word in shlex.split(text) for part in word.split("=", 1)]
+        try:
+            words = [part for word in shlex.split(text) for part in word.split("=", 1)]
+        except ValueError as error:
+            raise UserError(f"The flags cannot be read: {error}.") from error
         while words:
             name = words.pop(0)
             key = name.removeprefix("--")
@@ -91,13 +94,24 @@ class Flags:
         text = self.channel_mult or CHANNEL_MULT.get(self.image_size)
         if text is None:
             raise UserError(f"For images of {self.image_size} pixels, --channel_mult has no default; give it.")
-        return [float(m) for m in text.split(",")]
+        return _numbers("channel_mult", text, float)
 
     @property
     def attention_levels(self) -> list[bool]:
         """Which levels attend, the finest first."""
-        rates = {self.image_size // int(r) for r in self.attention_resolutions.split(",")}
+        rates = {self.image_size // r for r in _numbers("attention_resolutions", self.attention_resolutions, int)}
         return [2**level in rates for level in range(len(self.multipliers))]
+
+
+def _numbers(name: str, text: str, kind: type) -> list:
+    """A flag's numbers, above 0, with commas between them."""
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) <= 0:
+        raise UserError(f"The flag --{name} is positive numbers with commas between them, got {text}.")
+    return numbers
 
 
 LSUN_256 = Flags(

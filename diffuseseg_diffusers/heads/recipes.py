@@ -62,11 +62,15 @@ class Recipe:
     def for_studies(self) -> "Recipe":
         """The same kind of training with a fraction of the work, for comparisons of features with each other.
 
-        At most half of the steps, and no more than 2^18 pixels for each member; a quarter of the augmented views.
-        Rankings of features settle long before the last point does: see docs/analysis.md.
+        Half of the steps, of no more than 256 pixels each, on a quarter of the augmented views. Rankings of features
+        settle long before the last point does: see docs/analysis.md.
         """
-        steps = min(self.max_steps // 2 if self.max_steps else math.inf, 2**18 // self.batch_size)
-        return replace(self, max_steps=max(1, int(steps)), augmented_images=math.ceil(self.augmented_images / 4))
+        return replace(
+            self,
+            batch_size=min(self.batch_size, 256),
+            max_steps=max(1, (self.max_steps or 8192) // 2),
+            augmented_images=math.ceil(self.augmented_images / 4),
+        )
 
 
 RECIPES = {

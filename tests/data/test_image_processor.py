@@ -1,9 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import io
-import logging
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -24,15 +20,7 @@ from diffuseseg_diffusers.data.image_processor import (
 from diffuseseg_diffusers.runs.errors import UserError
 
 from ..conftest import draw
-
-
-@pytest.fixture
-def warnings(caplog):
-    """What the image processor warns of."""
-    logger = logging.getLogger("diffuseseg_diffusers.data.image_processor")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
+from ..http_server import served
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -89,11 +77,11 @@ def test_sixteen_bit_scans_keep_their_full_range():
     assert np.array_equal(np.asarray(to_eight_bit(Image.fromarray(ramp))).ravel(), np.arange(256))
 
 
-def test_twelve_bit_scans_in_sixteen_bits_are_warned_of(warnings):
+def test_twelve_bit_scans_in_sixteen_bits_are_warned_of(caplog):
     to_eight_bit(Image.fromarray(np.full((4, 4), 60000, np.uint16)))
-    assert not warnings.text
+    assert not caplog.text
     to_eight_bit(Image.fromarray(np.full((4, 4), 4095, np.uint16)))
-    assert "uses only 0 to 4095 of 0 to 65535" in warnings.text
+    assert "uses only 0 to 4095 of 0 to 65535" in caplog.text
 
 
 @settings(max_examples=30, deadline=None)
@@ -178,7 +166,7 @@ def test_overlays_colour_classes_and_leave_ignored_pixels():
 
 
 @pytest.mark.parametrize("suffix", ["tiff", "gif", "webp", "png"])
-def test_of_several_pages_the_first_is_read_and_one_line_says_so(suffix, warnings, tmp_path):
+def test_of_several_pages_the_first_is_read_and_one_line_says_so(suffix, caplog, tmp_path):
     """Point 8 of what was found: the others were dropped without a word."""
     pages = [Image.fromarray(draw((16, 16), i, 3)[0]) for i in range(3)]
     path = tmp_path / f"scan.{suffix}"
@@ -186,16 +174,17 @@ def test_of_several_pages_the_first_is_read_and_one_line_says_so(suffix, warning
     for _ in range(2):  # the line comes once a file
         first = open_image(path)
     assert np.abs(np.asarray(first.convert("RGB"), int) - np.asarray(pages[0], int)).mean() < 8  # GIF has few colours
-    assert [r.getMessage() for r in warnings.records] == [
+    assert [r.getMessage() for r in caplog.records] == [
         f"{path} has 3 pages; the first is read and the others are left out."
     ]
     decode_image(io.BytesIO(path.read_bytes()), f"The image in row {suffix}")
-    assert f"The image in row {suffix} has 3 pages" in warnings.text
+    assert f"The image in row {suffix} has 3 pages" in caplog.text
     pages[0].save(path)
     open_image(path)
-    assert len(warnings.records) == 2
+    assert len(caplog.records) == 2
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_whatever_is_wrong_with_the_pixels_is_one_error_for_users(tmp_path):
     """Pillow raises a dozen kinds of errors on broken files."""
     rng, refused = np.random.default_rng(0), 0
@@ -223,13 +212,9 @@ def test_whatever_is_wrong_with_the_pixels_is_one_error_for_users(tmp_path):
 
 @pytest.fixture
 def server(tmp_path):
-    """An HTTP server of a folder; gives its address."""
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    handler.log_message = lambda *args: None
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_address[1]}"
-        http.shutdown()
+    """The address of the test's own folder."""
+    with served(tmp_path) as address:
+        yield address
 
 
 def test_addresses_are_taken_as_load_image_does_and_keep_their_mode(server, tmp_path):

@@ -23,6 +23,7 @@ from diffuseseg_diffusers.diffusion.guided_diffusion import (
     read_checkpoint,
     unet_config,
 )
+from diffuseseg_diffusers.runs.errors import UserError
 
 from ..conftest import run, shared
 from .guided_unet import forward, random_state
@@ -251,11 +252,14 @@ def test_models_of_another_kind_are_named():
         ("--image_size", "--image_size has no value"),
         ("--image_size big", "--image_size is a number, got big"),
         ("--class_cond maybe", "--class_cond is True or False, got maybe"),
+        ("--image_size '64", "The flags cannot be read: No closing quotation"),
+        ("--channel_mult 1,two", "--channel_mult is positive numbers with commas between them, got 1,two"),
+        ("--attention_resolutions 0", "--attention_resolutions is positive numbers"),
     ],
 )
 def test_flags_that_cannot_be_read_are_named(text, said):
-    with pytest.raises(ValueError, match=said):
-        Flags.parse(text)
+    with pytest.raises(UserError, match=said):
+        Flags.parse(text).attention_levels
 
 
 def test_flags_are_read_as_the_scripts_read_them():

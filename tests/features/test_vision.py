@@ -129,6 +129,6 @@ def test_the_commands_take_a_backbone(tmp_path):
         *("--output_dir", tmp_path / "masks"),
         OMP_NUM_THREADS="1",
     )
-    assert Image.open(tmp_path / "masks" / "picture_mask.png").size == (50, 40)
+    assert Image.open(tmp_path / "masks" / "image_mask.png").size == (50, 40)
     said = run(*fit, "--blocks", "auto", "--output_dir", tmp_path / "auto", expect=1)
     assert "give --blocks as numbers" in said.stderr

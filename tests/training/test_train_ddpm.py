@@ -31,6 +31,7 @@ from diffuseseg_diffusers.runs.errors import NotFiniteError, UserError
 from training import train_ddpm
 
 from ..conftest import ROOT, draw, run
+from ..diffusion.two_processes import observe
 
 
 TINY = {
@@ -66,6 +67,12 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def quick_shutdown(monkeypatch):
+    """`datasets` waits five seconds for its threads at the end of each epoch of a stream."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+
+
 # Bits are compared with those of other processes, which run with one thread.
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,10 +86,15 @@ def arguments(drawn: Path, out: Path, *more, steps=6) -> list[str]:
     return [str(x) for x in [*given, *more]]
 
 
+def reset_accelerate() -> None:
+    """Ends what an earlier run in this process set up."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def train(drawn: Path, out: Path, *more, steps=6) -> dict:
     """Trains in this process; returns what `training_state.json` says."""
-    for state in (AcceleratorState, GradientState):
-        state._reset_state(*([True] if state is AcceleratorState else []))
+    reset_accelerate()
     parser = argparse.ArgumentParser()
     train_ddpm.add_arguments(parser)
     assert not train_ddpm.main(parser.parse_args(arguments(drawn, out, *more, steps=steps)))
@@ -125,7 +137,7 @@ def started(*command):
 
 
 def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
-    for _ in range(1200):
+    for _ in range(3600):
         if (out / "train_log.jsonl").is_file() and any(e["step"] >= step for e in log_so_far(out)):
             return
         assert process.poll() is None, process.output()
@@ -208,7 +220,7 @@ def test_a_terminated_run_saves_first_and_resumes_exactly(drawn, tmp_path):
     with started(*command, *arguments(drawn, tmp_path / "run", steps=100_000)) as endless:
         wait_for_step(endless, tmp_path / "run", 10)
         endless.send_signal(signal.SIGTERM)
-        assert endless.wait(60) == 128 + signal.SIGTERM, endless.output()
+        assert endless.wait(180) == 128 + signal.SIGTERM, endless.output()
         told = re.search(r"step (\d+) is saved; the same command line resumes", endless.output())
     step = int(told[1])
     assert [p.name for p in (tmp_path / "run").glob("checkpoint-*")] == [f"checkpoint-{step:06d}"]
@@ -217,31 +229,27 @@ def test_a_terminated_run_saves_first_and_resumes_exactly(drawn, tmp_path):
     assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
 
 
-def test_two_processes_train_as_one_with_both_batches(drawn, tmp_path):
-    """Over gloo: gradients, decoding, streams (tests/diffusion/two_processes.py), and the script itself."""
-    run(sys.executable, "tests/diffusion/two_processes.py", drawn, tmp_path / "one", OMP_NUM_THREADS="1")
-    run(*TWO, "tests/diffusion/two_processes.py", drawn, tmp_path / "two", OMP_NUM_THREADS="1")
-    one, two = (torch.load(tmp_path / f"{name}_0.pt", weights_only=True) for name in ("one", "two"))
-    other = torch.load(tmp_path / "two_1.pt", weights_only=True)
+def test_two_processes_train_as_one_with_both_batches(drawn, tmp_path, quick_shutdown):
+    """Over gloo: gradients, decoding, streams, and a whole run (tests/diffusion/two_processes.py)."""
+    options = ("--lr_warmup_steps", "0", "--use_ema")
+    both = arguments(drawn, tmp_path / "both", *options, steps=10)
+    run(*TWO, "tests/diffusion/two_processes.py", drawn, tmp_path / "two", *both, OMP_NUM_THREADS="1")
+    reset_accelerate()
+    one = observe(drawn)
+    halves = [torch.load(tmp_path / f"two_{i}.pt", weights_only=True) for i in range(2)]
     assert one["gradient"].abs().max() > 1e-3
-    for half in (two, other):
+    for half in halves:
         torch.testing.assert_close(half["gradient"], one["gradient"], rtol=1e-4, atol=1e-6)
         assert torch.equal(half["pixels"], one["pixels"])
-    assert two["streamed"].isdisjoint(other["streamed"]) and two["streamed"] | other["streamed"] == one["streamed"]
+    streams = [half["streamed"] for half in halves]
+    assert streams[0].isdisjoint(streams[1]) and streams[0] | streams[1] == one["streamed"]
 
-    run(
-        *(*TWO, "training/train_ddpm.py"),
-        *arguments(drawn, tmp_path / "both", "--lr_warmup_steps", "0", "--use_ema", steps=10),
-        OMP_NUM_THREADS="1",
-    )
-    alone = train(
-        drawn, tmp_path / "single", "--lr_warmup_steps", "0", "--train_batch_size", "8", "--use_ema", steps=10
-    )
-    both = json.loads((tmp_path / "both" / "training_state.json").read_text())
-    assert both["num_processes"] == 2 and both["images_seen"] == alone["images_seen"] == 80
+    alone = train(drawn, tmp_path / "single", *options, "--train_batch_size", "8", steps=10)
+    state = json.loads((tmp_path / "both" / "training_state.json").read_text())
+    assert state["num_processes"] == 2 and state["images_seen"] == alone["images_seen"] == 80
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "single"), rel=1e-3)
     # One process resumes where two were.
-    state = train(drawn, tmp_path / "both", "--lr_warmup_steps", "0", "--use_ema", steps=12)
+    state = train(drawn, tmp_path / "both", *options, steps=12)
     assert state["images_seen"] == 80 + 2 * 4
 
 
@@ -304,9 +312,7 @@ def test_each_way_to_read_the_images_trains_the_same(drawn, tmp_path):
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "memory"))
 
 
-def test_a_stream_is_trained_on_and_resumed_exactly(drawn, tmp_path, monkeypatch):
-    # `datasets` waits five seconds for its threads at the end of each epoch of a stream.
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+def test_a_stream_is_trained_on_and_resumed_exactly(drawn, tmp_path, quick_shutdown):
     options = ("--dataset_name", str(drawn / "parquet"), "--streaming", "--num_validation_images", "4")
     options += ("--shuffle_buffer_size", "6", "--dataloader_num_workers", "2")
     state = train(drawn, tmp_path / "alone", *options, steps=14)
