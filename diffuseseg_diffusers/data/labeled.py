@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -239,7 +240,7 @@ def load_labeled_images(
     return LabeledImages(dataset, label_names=label_names, **kwargs)
 
 
-def _is_color(given: object) -> bool:
+def _is_color(given: Any) -> bool:
     is_triple = isinstance(given, (list, tuple, np.ndarray)) and len(given) == 3
     return is_triple and all(isinstance(x, (int, np.integer)) and 0 <= x <= 255 for x in given)
 

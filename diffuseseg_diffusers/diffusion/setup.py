@@ -71,7 +71,7 @@ def make_batches(
 ) -> tuple[ShuffledBatches | StreamedBatches, torch.Tensor, torch.Tensor]:
     """Training batches; and of the validation images, and of as many training images, the share of this process."""
     state = PartialState()
-    channels, *size = shape
+    channels, size = shape[0], shape[1:]
     options = dict(resize_mode=args.resize_mode, skip_unreadable=args.skip_unreadable)
     wanted = args.num_validation_images
     if args.streaming:

@@ -5,6 +5,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -75,7 +76,7 @@ class DenoiserTraining:
         self.model, self.optimizer = accelerator.prepare(unet, optimizer)
         self.rate_at = learning_rate_schedule(args, self.optimizer)
         torch.set_float32_matmul_precision("high")
-        self.state = {"step": 0, "seconds": 0.0, "seconds_waiting_for_data": 0.0, "unreadable": 0}
+        self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "seconds_waiting_for_data": 0.0, "unreadable": 0}
 
     def resume(self, checkpoint: Path) -> None:
         """Brings the run back to where a checkpoint was made; see [`load_checkpoint`]."""

@@ -37,7 +37,7 @@ def examples_page(
     """
     titles = ["image", "reference", "prediction", "errors", "uncertainty"]
     maps = [e.uncertainty for e in examples if e.uncertainty is not None]
-    columns = []
+    columns: list[list] = []
     for e in examples:
         shown = to_eight_bit(e.image)
         wrong = (e.prediction != e.reference) & (e.reference != ignore_index)

@@ -34,11 +34,13 @@ class LabeledActivations:
         table ([`ActivationTable`]): Of each image, followed by its augmented views.
         views (`int`): Augmented views of an image.
         mirrored ([`ActivationTable`], *optional*): Of the mirror image of each image.
+        device (`torch.device`): Where heads are trained and used; the tables are there too, if there is room for them.
     """
 
     table: ActivationTable
     views: int = 0
     mirrored: ActivationTable | None = None
+    device: torch.device = torch.device("cpu")
 
     @classmethod
     def extract(
@@ -70,7 +72,7 @@ class LabeledActivations:
         mirrored = None
         if flip:
             mirrored = extract_activations(extractor, dataset, mirror=True, **common).to(extractor.device)
-        return cls(table, views, mirrored)
+        return cls(table, views, mirrored, extractor.device)
 
     def __len__(self) -> int:
         return len(self.table.labels) // (1 + self.views)
@@ -151,7 +153,7 @@ def fit_groups(
         `list[PixelClassifierEnsemble]`, of raw activations.
     """
     blocks = sorted(blocks)
-    chosen = activations.table.select(entries_of(activations.table, blocks, timesteps))
+    chosen = activations.table.select(entries_of(activations.table, blocks, timesteps)).to(activations.device)
     config = dict(
         num_classes=classes.number,
         block_channels=[f.channels for f in chosen.info[: len(blocks)]],
@@ -164,13 +166,13 @@ def fit_groups(
     )
     together = PixelClassifierEnsemble(num_members=len(images) * num_members, **config)
     shares = [activations.rows(own) for own in images for _ in range(num_members)]
-    fit_members(together, chosen, recipe, seed, device=chosen.device, show_progress=False, images=shares)
+    fit_members(together, chosen, recipe, seed, device=activations.device, show_progress=False, images=shares)
     heads = []
     for group in range(len(images)):
         head = PixelClassifierEnsemble(num_members=num_members, **config)
         own = slice(group * num_members, (group + 1) * num_members)
         head.load_state_dict({name: tensor[own] for name, tensor in together.state_dict().items()})
-        heads.append(head.to(chosen.device).eval())
+        heads.append(head.to(activations.device).eval())
     return heads
 
 
@@ -198,7 +200,7 @@ def score(
             views = [activations.table.image(row, chosen)]
             if activations.mirrored is not None:
                 views.append(activations.mirrored.image(image, chosen))
-            views = [[a.to(head.device) for a in view] for view in views]  # a large table stays in memory
+            views = [[a.to(activations.device) for a in view] for view in views]  # a large table stays in memory
             predicted = head.predict(views[0], mirrored=views[1] if head.config.flip else None).labels[0]
             metric.add(prediction=predicted.cpu().numpy(), reference=activations.table.labels[row].cpu().numpy())
     result = metric.compute(num_labels=classes.number, ignore_index=classes.ignore_index)

@@ -195,7 +195,9 @@ def choose_features(
     extractor = usual.choose(*candidates)
 
     # 2. All of it, extracted once.
-    given = dict(seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress, flip=flip)
+    given: dict[str, Any] = dict(
+        seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress, flip=flip
+    )
     activations = LabeledActivations.extract(extractor, dataset, recipe, **given)
     table, classes = activations.table, Classes.of(dataset)
     passes = time_passes(extractor, torch.zeros(1, extractor.in_channels, *table.size, device=extractor.device))

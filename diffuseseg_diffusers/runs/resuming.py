@@ -115,7 +115,7 @@ class Results:
             raise UserError(f"{self.path} holds no results of a run; remove it, or pass --overwrite.") from error
 
     @staticmethod
-    def _line(content: dict) -> str:
+    def _line(content: object) -> str:
         return to_json(content) + "\n"
 
 

@@ -2,6 +2,7 @@
 """One classifier on one block at one timestep (paper, section 3, figure 3): where the classes can be told apart."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -41,9 +42,7 @@ def blocks_timesteps(study: Study) -> StudyReport:
             for block in features.blocks:
                 found = results.get(
                     f"{block}@{t}",
-                    lambda a=activations, b=block, t=t: cross_validated(
-                        a, [b], [t], classes, held_out, recipe, study.seed
-                    ),
+                    partial(cross_validated, activations, [block], [t], classes, held_out, recipe, study.seed),
                 )
                 rows.append({"block": block, "timestep": t, **found, **means_by_size(found["per_class_iou"], small)})
                 bar.update()

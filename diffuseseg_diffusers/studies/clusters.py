@@ -2,6 +2,7 @@
 """k-means of the pixels of a few images for a grid of blocks and timesteps (paper, section 3, figure 4)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -32,7 +33,7 @@ def clusters(study: Study) -> StudyReport:
     """Clusters of the pixels of the first images; neighbouring panels share names where clusters overlap most."""
     features = _grid(study)
     shown = study.dataset.select(range(min(study.num_images, len(study.dataset))))
-    how = dict(seed=study.seed, batch_size=study.batch_size, cache_dir=study.cache_dir)
+    how: dict[str, Any] = dict(seed=study.seed, batch_size=study.batch_size, cache_dir=study.cache_dir)
     table = extract_activations(features, shown, **how)
     maps: dict[tuple[int, int], list[np.ndarray]] = {}
     with tqdm(total=len(features.blocks) * len(features.timesteps), desc="Clusters", unit="cell") as bar:
@@ -46,7 +47,7 @@ def clusters(study: Study) -> StudyReport:
                 bar.update()
     settings = study.settings | {"num_clusters": study.num_clusters}
     rows = [{"block": b, "timestep": t, "num_clusters": study.num_clusters} for b, t in maps]
-    return StudyReport(rows, settings, shown={"images": [row.image for row in shown], "maps": maps})
+    return StudyReport(rows, settings, shown={"images": [shown[i].image for i in range(len(shown))], "maps": maps})
 
 
 def _grid(study: Study) -> FeatureExtractor:

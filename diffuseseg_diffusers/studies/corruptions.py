@@ -2,6 +2,7 @@
 """Mean IoU under common corruptions (Hendrycks and Dietterich, ICLR 2019) at five severities."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -77,12 +78,15 @@ def corruptions(study: Study) -> StudyReport:
     pairs = [(name, severity) for name in corruption_names() for severity in SEVERITIES]
     if any(key not in results.by_key for key in ("clean", *(f"{name} {severity}" for name, severity in pairs))):
         study.fit(study.dataset, study.seed)
-    clean = results.get("clean", lambda: {"mean_iou": study.measure(test)})["mean_iou"]
+
+    def measured(images: LabeledImages) -> dict:
+        return {"mean_iou": study.measure(images)}
+
+    clean = results.get("clean", partial(measured, test))["mean_iou"]
     rows = []
     for name, severity in tqdm(pairs, "Corruptions", unit="cell"):
-        mean_iou = results.get(
-            f"{name} {severity}", lambda n=name, s=severity: {"mean_iou": study.measure(Corrupted(test, n, s))}
-        )["mean_iou"]
+        corrupted = partial(measured, Corrupted(test, name, severity))
+        mean_iou = results.get(f"{name} {severity}", corrupted)["mean_iou"]
         relative = mean_iou / clean if clean else None
         rows.append({"corruption": name, "severity": severity, "mean_iou": mean_iou, "relative": relative})
     summary = [f"{'mean IoU':<18} clean {clean:.4f}; severity" + "".join(f"{s:>8}" for s in SEVERITIES)]

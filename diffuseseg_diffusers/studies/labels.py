@@ -1,6 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What labels are worth: mean IoU on test images over the number of labelled ones."""
 
+from functools import partial
+
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -48,7 +50,7 @@ def labels(study: Study) -> StudyReport:
             own = []
             for draw, images in enumerate(label_draws(len(study.dataset), count, study.draws, study.seed)):
                 key = f"{count} labelled, draw {draw}"
-                own.append(results.get(key, lambda i=images, d=draw: compute(i, study.seed + d)))
+                own.append(results.get(key, partial(compute, images, study.seed + draw)))
                 bar.update()
             rows.append({"labelled_images": count, **_spread([result["mean_iou"] for result in own])})
             rows[-1]["images"] = [result["images"] for result in own]

@@ -2,7 +2,8 @@
 """Choices of the noise that images are given (paper, section 4, "stochastic feature extraction")."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
@@ -38,7 +39,8 @@ class NoiseVariant(DecoderFeatureExtractor):
     def choose(
         self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **options: Any
     ) -> "NoiseVariant":
-        return super().choose(blocks, timesteps, **{"noise": self.noise, "draws": self.draws, **options})
+        chosen = super().choose(blocks, timesteps, **{"noise": self.noise, "draws": self.draws, **options})
+        return cast(NoiseVariant, chosen)
 
     def draw_noise(
         self, images: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
@@ -92,7 +94,7 @@ def noise(study: Study) -> StudyReport:
 
     rows = []
     for trained, tested in tqdm(pairs, "Trained / tested", unit="pair"):
-        result = results.get(f"{trained} / {tested}", lambda a=trained, b=tested: compute(a, b))
+        result = results.get(f"{trained} / {tested}", partial(compute, trained, tested))
         rows.append({"trained": trained, "tested": tested, **result})
     summary = [f"{'trained with':<14}" + "".join(f"{n:>14}" for n in NOISES)]
     for trained in NOISES:

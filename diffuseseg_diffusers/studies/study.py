@@ -142,7 +142,7 @@ class Study:
 
     def activations(self, extractor: FeatureExtractor) -> LabeledActivations:
         """What the shortened recipe learns from, with these features."""
-        how = dict(seed=self.seed, batch_size=self.batch_size, cache_dir=self.cache_dir)
+        how: dict[str, Any] = dict(seed=self.seed, batch_size=self.batch_size, cache_dir=self.cache_dir)
         return LabeledActivations.extract(extractor, self.dataset, self.short_recipe, **how)
 
     def fit(self, dataset: LabeledImages, seed: int) -> None:
@@ -181,7 +181,7 @@ def images_fingerprint(dataset: LabeledImages) -> str:
         UserError: One of them cannot be read.
     """
     digest = hashlib.sha256()
-    for row in dataset:
+    for row in (dataset[i] for i in range(len(dataset))):
         digest.update(row.image.tobytes())
         digest.update(row.mask.tobytes())
     return digest.hexdigest()[:16]

@@ -259,7 +259,7 @@ def test_models_of_another_kind_are_named():
 )
 def test_flags_that_cannot_be_read_are_named(text, said):
     with pytest.raises(UserError, match=said):
-        Flags.parse(text).attention_levels
+        _ = Flags.parse(text).attention_levels
 
 
 def test_flags_are_read_as_the_scripts_read_them():
