@@ -25,7 +25,7 @@ from .image_processor import to_eight_bit
 RESIZE_MODES = ("crop", "pad")
 PEEK = 16  # images that are looked at to tell grey-scale from colour
 _GATHER_ROWS = 4096
-SKIP_HINT = "`--skip_unreadable` goes on without such images."
+SKIP_HINT = "`--skip_unreadable` trains without such images."
 
 
 def to_pixels(image: PIL.Image.Image, size: tuple[int, int], channels: int, resize_mode: str = "crop") -> torch.Tensor:

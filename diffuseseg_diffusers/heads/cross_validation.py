@@ -197,11 +197,12 @@ def score(
         chosen = entries_of(activations.table, head.config.blocks, head.config.timesteps)
         for image in own:
             row = activations.rows([image])[0]
-            views = [activations.table.image(row, chosen)]
-            if activations.mirrored is not None:
-                views.append(activations.mirrored.image(image, chosen))
-            views = [[a.to(activations.device) for a in view] for view in views]  # a large table stays in memory
-            predicted = head.predict(views[0], mirrored=views[1] if head.config.flip else None).labels[0]
+            # Of large tables, which stay in memory, one image goes to the device.
+            straight = [a.to(head.device) for a in activations.table.image(row, chosen)]
+            mirrored = None
+            if head.config.flip:
+                mirrored = [a.to(head.device) for a in activations.mirrored.image(image, chosen)]
+            predicted = head.predict(straight, mirrored=mirrored).labels[0]
             metric.add(prediction=predicted.cpu().numpy(), reference=activations.table.labels[row].cpu().numpy())
     result = metric.compute(num_labels=classes.number, ignore_index=classes.ignore_index)
     return {

@@ -49,7 +49,7 @@ def test_the_demo_shows_the_whole_idea(tmp_path):
 def test_the_demo_trains_first_if_asked(tmp_path):
     run(
         *("diffuseseg", "demo", "--train", "--train_minutes", "0.02", "--output_dir", tmp_path / "demo"),
-        *("--num_test", "2", "--num_generated", "2", "--num_inference_steps", "2", "--num_faces", "150"),
+        *("--num_test", "2", "--num_generated", "2", "--num_inference_steps", "2", "--num_faces", "40"),
     )
     state = json.loads((tmp_path / "demo" / "ddpm" / "training_state.json").read_text())
     assert state["step"] >= 1 and state["arguments"]["dataset_config_name"] == "unlabeled"

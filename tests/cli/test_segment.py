@@ -58,7 +58,7 @@ def test_a_broken_image_is_named_and_the_others_are_segmented(drawn, tmp_path):
 
 
 def test_segmenting_needs_no_extra(drawn, tmp_path):
-    without = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'evaluate', 'matplotlib']));"
+    without = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'evaluate', 'matplotlib', 'transformers']));"
     without += "from diffuseseg_diffusers.cli import main; main(sys.argv[1:])"
     images, model = drawn / "data" / "test" / "images", ("--model", drawn / "model")
     run("python", "-c", without, "segment", images, *model, "--output_dir", tmp_path / "out")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseseg_diffusers.runs.errors import UserError
@@ -55,6 +55,7 @@ def test_a_folder_that_no_run_made_is_refused(tmp_path):
 
 
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists), max_size=5))
+@settings(max_examples=50, deadline=None)
 def test_results_are_there_again_whatever_their_keys_and_texts(tmp_path_factory, wanted):
     path = tmp_path_factory.mktemp("results") / "results.jsonl"
     results = Results(path, {"seed": 0})

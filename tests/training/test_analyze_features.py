@@ -35,7 +35,7 @@ def short(monkeypatch):
 
 
 def analyze(folders, *more, **kwargs):
-    given = ("--model", folders / "model", "--dataset_name", folders / "drawn", "--folds", "2", "--draws", "2")
+    given = ("--model", folders / "model", "--dataset_name", folders / "drawn", "--folds", "2", "--draws", "1")
     return run("diffuseseg", "analyze", *given, "--cache_dir", folders / "cache", *more, OMP_NUM_THREADS="1", **kwargs)
 
 
