@@ -32,6 +32,7 @@ from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
 from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
+from diffuseseg_diffusers.segmenter import HeadSegmenter
 
 
 AUTO = "auto"
@@ -143,6 +144,8 @@ def main(args: argparse.Namespace) -> None:
         pipe = load_backbone(args.backbone, device, revision=args.revision, cache_dir=args.cache_dir)
     else:
         pipe = load_pipeline(args.model, args.revision, device, args.dtype, cache_dir=args.cache_dir)
+        if not isinstance(pipe, HeadSegmenter):
+            raise UserError(f"{args.model} is a student, which has no head to fit; give a diffusion model.")
         pipe.segmentation_head = None  # a head that is there already is replaced
 
     # 2. Features and head.
