@@ -77,7 +77,16 @@ def python(code: str, folder, expect: int = 0, **env: str) -> subprocess.Complet
         packages.mkdir()
         clean_environment(packages)
     wanted = {"PYTHONPATH": str(packages), "OMP_NUM_THREADS": "1", **env}
-    kept = {k: v for k, v in os.environ.items() if k.startswith(("HF_", "PATH", "HOME", "LD_", "TMP"))}
+    ours = (
+        "HF_",
+        "PATH",
+        "HOME",
+        "LD_",
+        "TMP",
+        "ATEN_",
+        "ONEDNN_",
+    )  # the last two: the same kernels, for the same bits
+    kept = {k: v for k, v in os.environ.items() if k.startswith(ours)}
     result = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=folder, capture_output=True, text=True, timeout=300, env=kept | wanted
     )
