@@ -19,7 +19,7 @@ test = [
     "hypothesis>=6.100",
     "pytest>=8.0",
     "pytest-xdist>=3.6",
-    "tensorboard>=2.15",
+    "tensorboard>=2.18",
 ]
 docs = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.30", "ruff>=0.9"]
 lint = ["mypy>=1.13", "pre-commit>=3.7", "ruff>=0.9"]

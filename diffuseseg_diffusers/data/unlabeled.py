@@ -4,6 +4,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def load_unlabeled(
 def count_channels(dataset: Dataset | IterableDataset, column: str) -> int:
     """1 if the first images are all grey-scale, else 3; images that cannot be read do not count."""
     modes = set()
-    for i, row in enumerate(dataset.take(PEEK)):
+    for i, row in enumerate(islice(dataset, PEEK)):
         try:
             modes.add(to_eight_bit(decode_cell(row[column], f"row {i}")[0]).mode)
         except UserError:

@@ -16,7 +16,7 @@ from typing import Any
 from diffusers.utils import logging
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
@@ -254,10 +254,7 @@ def _commit(
     A repository that this made and that is still empty is removed if the Hub refuses the commit; not after an error
     that passes, because the next push resumes there. `more` gets a sentence about it.
     """
-    try:
-        card.validate(upload.repo_type)
-    except ValueError as error:
-        raise UserError(f"The Hub does not take the card for {repo_id}: {error}") from error
+    _validate_card(api, repo_id, card, upload.repo_type)
     upload.files[CARD] = str(card).encode()
     operations = [CommitOperationAdd(name, content) for name, content in sorted(upload.files.items())]
     is_new = _make_repository(api, repo_id, upload.repo_type, private)
@@ -272,6 +269,18 @@ def _commit(
             more.append(_remove_empty(api, repo_id, upload.repo_type))
         raise
     return commit.pr_url or commit.commit_url
+
+
+def _validate_card(api: HfApi, repo_id: str, card: ModelCard | DatasetCard, repo_type: str) -> None:
+    """Asks the Hub whether it takes the card, before anything is made there.
+
+    `RepoCard.validate` of huggingface_hub 1 asks huggingface.co, whatever `HF_ENDPOINT` says.
+    """
+    body = {"repoType": repo_type, "content": str(card)}
+    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"})
+    if response.status_code == 400:
+        raise UserError(f"The Hub does not take the card for {repo_id}: {response.text}")
+    hf_raise_for_status(response)
 
 
 def _make_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> bool:

@@ -1,5 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from datasets import Dataset, Features
@@ -65,6 +66,6 @@ def test_missing_columns_and_images_are_told(tmp_path):
             load_unlabeled(str(tmp_path / "words"), image_column="scan", streaming=streaming)
     (tmp_path / "none" / "data").mkdir(parents=True)
     none = Dataset.from_dict({"image": []}, features=Features({"image": ImageFeature()}))
-    none.to_parquet(tmp_path / "none" / "data" / "train-00000-of-00001.parquet")
+    parquet.write_table(none.data.table, tmp_path / "none" / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="corresponds to no data"):
         load_unlabeled(str(tmp_path / "none"))
