@@ -62,9 +62,11 @@ class LocalHub:
         self.requests: list[tuple[str, str, int]] = []  # method, path, status
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
-        # As on the Hub, large files come from another host, and clients keep their token from it.
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        # As on the Hub, large files come from a host of another name, and clients keep their token from it.
+        self.url, self.storage_url = (
+            f"http://{name}:{server.server_port}" for name, server in zip(("127.0.0.1", "localhost"), self.servers)
+        )
         self.threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in self.servers]
 
     def __enter__(self) -> "LocalHub":
