@@ -23,7 +23,8 @@ import torch.nn.functional as F
 
 from diffuseseg_diffusers import DecoderFeatureExtractor, DiffuseSegPipeline, PixelClassifierEnsemble
 from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, checkpoint_shapes
-from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS, PAPER_TIMESTEPS
+from diffuseseg_diffusers.features.noise import PAPER_TIMESTEPS
+from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.runs.hardware import hardware
 
@@ -119,7 +120,7 @@ def naive(work_dir: Path, repeats: int) -> dict:
         rows = []
         for t in PAPER_TIMESTEPS:
             noisy = pipe.scheduler.add_noise(pixels, noise, torch.tensor([t]))
-            with extractor.tapped() as tapped:
+            with extractor.reading(extractor.unet) as tapped:
                 pipe.unet(noisy, t)
             rows += [F.interpolate(tapped[b], size=(256, 256), mode="bilinear") for b in PAPER_BLOCKS]
         return torch.cat(rows, 1)[0].flatten(1).T  # [65536, 8448]

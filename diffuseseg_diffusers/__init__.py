@@ -10,8 +10,10 @@ __version__ = "0.2.0.dev0"
 # needs none of what the extra `train` brings.
 _PUBLIC = {
     "ActivationTable": "heads.table",
+    "AutoDiffuseSegPipeline": "pipeline_auto",
     "BackbonePipeline": "pipeline_backbone",
     "Classes": "heads.classes",
+    "ComposedDiffuseSegPipeline": "pipeline_composed",
     "DecoderFeatureExtractor": "features.pixel_unet",
     "DiffuseSegPipeline": "pipeline_diffuseseg",
     "DiffuseSegPipelineOutput": "segmenter",

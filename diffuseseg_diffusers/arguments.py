@@ -25,6 +25,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, backbone: bool = False)
             "--backbone", help="Vision model of transformers in its place: a local folder or a name on the Hub."
         )
     group.add_argument("--revision", help="Branch, tag or commit of a model on the Hub.")
+    group.add_argument(
+        "--base_model",
+        help="Base of a head that was saved alone: a local folder or a name on the Hub (default: as the head says).",
+    )
     group.add_argument("--device", help="Device to run on, such as cuda:1 (default: a GPU if there is one).")
     group.add_argument(
         "--dtype",
@@ -57,6 +61,24 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> argparse
         help="Replacement of an earlier run in that folder: its own files are removed, and no others.",
     )
     return group
+
+
+def block_name(text: str) -> int | str:
+    """A block as typed: its number, or the name of a module."""
+    return int(text) if text.isdecimal() else text
+
+
+def height_and_width(given: list[int] | None) -> tuple[int, int] | None:
+    """What `--resolution` means: one side of squares, or height and width.
+
+    Raises:
+        UserError: There are more numbers, or one is below 1.
+    """
+    if given is None:
+        return None
+    if len(given) > 2 or min(given) < 1:
+        raise UserError(f"--resolution is one side, or height and width, in pixels; got {' '.join(map(str, given))}.")
+    return given[0], given[-1]
 
 
 def folder_path(text: str) -> Path:

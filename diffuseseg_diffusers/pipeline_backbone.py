@@ -9,14 +9,14 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import AutoImageProcessor, AutoModel
 
-from .features.base import FeatureExtractor
+from .features.base import Block, FeatureExtractor
 from .features.families import find_family
 from .runs.errors import UserError
 from .runs.hub_errors import explain_hub_error
-from .segmenter import HeadSegmenter
+from .segmenter import HeadPipeline
 
 
-class BackbonePipeline(HeadSegmenter, DiffusionPipeline):
+class BackbonePipeline(HeadPipeline, DiffusionPipeline):
     """Segments images with a head on the features of a frozen model of any known family; it generates none.
 
     Args:
@@ -32,10 +32,10 @@ class BackbonePipeline(HeadSegmenter, DiffusionPipeline):
         self.register_modules(backbone=backbone, image_processor=image_processor, segmentation_head=segmentation_head)
 
     def feature_extractor(
-        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> FeatureExtractor:
         family = find_family(self.components)
-        return family.of(self.components, blocks=blocks, timesteps=timesteps, device=self._execution_device, **choice)
+        return family.of(self, blocks=blocks, timesteps=timesteps, device=self._execution_device, **choice)
 
 
 def load_backbone(

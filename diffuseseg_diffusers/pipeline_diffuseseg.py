@@ -15,15 +15,16 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from .data.image_processor import DiffuseSegImageProcessor, mask_to_pil
-from .features.base import FeatureExtractor
-from .features.pixel_unet import DecoderFeatureExtractor, default_class_labels, image_size
+from .features.base import Block, FeatureExtractor
+from .features.noise import NoiseSchedule
+from .features.pixel_unet import DecoderFeatureExtractor, default_class_labels, first_tensor, image_size
 from .heads.ensemble import PixelClassifierEnsemble
 from .runs.errors import UserError
 from .saved_code import code_files
 from .segmenter import (
     HOW_TO_FIT,
     DiffuseSegPipelineOutput,
-    HeadSegmenter,
+    HeadPipeline,
     Segmenter,
     check_output_type,
     predict_masks,
@@ -33,7 +34,7 @@ from .segmenter import (
 logger = logging.get_logger(__name__)
 
 
-class DiffuseSegPipeline(HeadSegmenter, DiffusionPipeline):
+class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
     """Unconditional (or class-conditional) image generation with masks, and segmentation of real images.
 
     Args:
@@ -116,16 +117,21 @@ class DiffuseSegPipeline(HeadSegmenter, DiffusionPipeline):
             `dict`: Content of each file by its path below the folder.
         """
         # Each after those that it needs.
-        needed = (UserError, DiffuseSegImageProcessor, FeatureExtractor, DecoderFeatureExtractor)
+        needed = (UserError, DiffuseSegImageProcessor, NoiseSchedule, FeatureExtractor, DecoderFeatureExtractor)
         needed += (PixelClassifierEnsemble, Segmenter)
         modules = [*(c.__module__ for c in needed), code_files.__module__, DiffuseSegPipeline.__module__]
         return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)
 
+    @property
+    def denoiser(self) -> UNet2DModel:
+        """The model whose activations are read."""
+        return self.unet
+
     def feature_extractor(
-        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> DecoderFeatureExtractor:
         device = self._execution_device
-        return DecoderFeatureExtractor(self.unet, self.scheduler, blocks, timesteps, device=device, **choice)
+        return DecoderFeatureExtractor.of(self, blocks=blocks, timesteps=timesteps, device=device, **choice)
 
     @torch.no_grad()
     def __call__(
@@ -220,10 +226,10 @@ class DiffuseSegPipeline(HeadSegmenter, DiffusionPipeline):
         steps = self._steps_to_tap(extractor) if extractor is not None else []
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
-        tapped: dict[int, dict[int, torch.Tensor]] = {}  # by step, then by block
+        tapped: dict[int, Any] = {}  # by step, then by block
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_input = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)
-            with extractor.tapped() if i in steps else nullcontext() as tapped[i]:
+            with extractor.reading(self.unet) if i in steps else nullcontext() as tapped[i]:
                 prediction = self.unet(model_input, t, class_labels=class_labels).sample  # [N,C,H,W] or [N,2C,H,W]
             prediction = prediction.float()
             if not self._scheduler_uses_variance():
@@ -233,7 +239,7 @@ class DiffuseSegPipeline(HeadSegmenter, DiffusionPipeline):
                 given = {"sample": sample} if "sample" in callback[1] else {}
                 sample = (callback[0](self, i, int(t), given) or {}).get("sample", sample)
         blocks = extractor.blocks if extractor is not None else ()
-        return sample, [tapped[i][block] for i in steps for block in blocks]
+        return sample, [first_tensor(tapped[i][block]) for i in steps for block in blocks]
 
     def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
         if class_labels is None:

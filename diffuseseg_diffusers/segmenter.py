@@ -13,7 +13,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from .data.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil
-from .features.base import FeatureExtractor
+from .features.base import Block, FeatureExtractor
 from .heads.ensemble import PixelClassifierEnsemble
 from .runs.errors import UserError
 
@@ -199,53 +199,21 @@ class Segmenter(ABC):
 
 
 class HeadSegmenter(Segmenter):
-    """A diffusers pipeline that segments with a head on a frozen model's activations.
-
-    To be mixed into a [`DiffusionPipeline`] with an optional component `segmentation_head`
-    ([`PixelClassifierEnsemble`]). Subclasses give the features.
-    """
+    """Segments with a head on a frozen model's activations, which subclasses give."""
 
     segmentation_head: PixelClassifierEnsemble | None
-    # What the diffusers pipeline brings.
-    config: Any
-    register_modules: Callable[..., None]
-    maybe_free_model_hooks: Callable[[], None]
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
-        """Reads `model_index.json` as if it named no code; diffusers calls this before the download and after it."""
-        index = super()._dict_from_json_file(json_file, **kwargs)  # type: ignore[misc]
-        if isinstance(index.get("_class_name"), list):
-            index["_class_name"] = index["_class_name"][-1]
-        if (index.get("segmentation_head") or [None])[0] is not None:
-            index["segmentation_head"] = ["diffusers", "ModelMixin"]  # the download takes no class that it cannot find
-        return index
-
-    @classmethod
-    def load_config(cls, *args, **kwargs) -> dict | tuple:
-        """As in diffusers; the class of the head is the one that is installed."""
-        loaded = super().load_config(*args, **kwargs)  # type: ignore[misc]
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
-        if (index.get("segmentation_head") or [None])[0] is not None:
-            index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
-        return loaded
-
-    def __setattr__(self, name: str, value: Any):
-        super().__setattr__(name, value)
-        # diffusers leaves a component that was None as (None, None) in the config, and would not save the new one.
-        if name == "segmentation_head" and value is not None and self.config.segmentation_head[0] is None:
-            self.register_modules(segmentation_head=value)
+    maybe_free_model_hooks: Callable[[], None]  # of diffusers' pipelines
 
     @abstractmethod
     def feature_extractor(
-        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> FeatureExtractor:
         """The frozen model as a source of features.
 
         Args:
-            blocks (sequence of `int`, *optional*), timesteps (sequence of `int`, *optional*):
+            blocks (sequence of `int` or `str`, *optional*), timesteps (sequence of `int`, *optional*):
                 What to read; the family's default if not given.
-            **choice: `share_noise`, `noise_seed`, `size`: see the family's extractor.
+            **choice: `share_noise`, `noise_seed`, `size`, `prompt`: see the family's extractor.
         """
 
     def head_extractor(self) -> FeatureExtractor:
@@ -263,6 +231,7 @@ class HeadSegmenter(Segmenter):
             share_noise=head.share_noise,
             noise_seed=head.noise_seed,
             size=tuple(head.image_size),
+            prompt=head.prompt,
         )
         if head.in_channels != extractor.in_channels:
             raise UserError(
@@ -317,6 +286,43 @@ class HeadSegmenter(Segmenter):
 
     def release(self) -> None:
         self.maybe_free_model_hooks()
+
+
+class HeadPipeline(HeadSegmenter):
+    """A diffusers pipeline of which the head is a component.
+
+    To be mixed into a [`DiffusionPipeline`] with an optional component `segmentation_head`
+    ([`PixelClassifierEnsemble`]).
+    """
+
+    # What the diffusers pipeline brings.
+    config: Any
+    register_modules: Callable[..., None]
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
+        """Reads `model_index.json` as if it named no code; diffusers calls this before the download and after it."""
+        index = super()._dict_from_json_file(json_file, **kwargs)  # type: ignore[misc]
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = ["diffusers", "ModelMixin"]  # the download takes no class that it cannot find
+        return index
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict | tuple:
+        """As in diffusers; the class of the head is the one that is installed."""
+        loaded = super().load_config(*args, **kwargs)  # type: ignore[misc]
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
+        return loaded
+
+    def __setattr__(self, name: str, value: Any):
+        super().__setattr__(name, value)
+        # diffusers leaves a component that was None as (None, None) in the config, and would not save the new one.
+        if name == "segmentation_head" and value is not None and self.config.segmentation_head[0] is None:
+            self.register_modules(segmentation_head=value)
 
 
 def predict_masks(

@@ -21,7 +21,8 @@ LADDER = [
     {"features"},
     {"heads", "saved_code"},
     {"segmenter"},
-    {"pipeline_diffuseseg", "pipeline_backbone"},
+    {"pipeline_diffuseseg", "pipeline_backbone", "pipeline_composed"},
+    {"pipeline_auto"},
     {"inference"},
     {"students", "diffusion", "factory", "studies"},
     {"figures"},
@@ -33,7 +34,14 @@ LADDER = [
 ]
 # What a saved pipeline carries to load without this package.
 CARRIED = {
-    *("runs.errors", "data.image_processor", "features.base", "features.pixel_unet", "heads.ensemble"),
+    *(
+        "runs.errors",
+        "data.image_processor",
+        "features.noise",
+        "features.base",
+        "features.pixel_unet",
+        "heads.ensemble",
+    ),
     *("segmenter", "saved_code", "pipeline_diffuseseg"),
 }
 MODULES = {

@@ -12,7 +12,12 @@ import csv
 import io
 from pathlib import Path
 
-from diffuseseg_diffusers.arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from diffuseseg_diffusers.arguments import (
+    add_cache_argument,
+    add_model_arguments,
+    add_output_arguments,
+    block_name,
+)
 from diffuseseg_diffusers.data.arguments import add_data_arguments, load_data
 from diffuseseg_diffusers.data.columns import describe_dataset
 from diffuseseg_diffusers.data.labeled import LabeledImages
@@ -56,9 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--folds", type=int, default=5, help="Number of folds of cross-validations (default: 5).")
     group.add_argument(
         "--blocks",
-        type=int,
+        type=block_name,
         nargs="+",
-        help="Blocks, the deepest is 0 (default: all for blocks-timesteps, else the recipe's).",
+        help="Blocks by number, or by the name of a module (default: all for blocks-timesteps, else the recipe's).",
     )
     group.add_argument(
         "--timesteps",
@@ -112,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
 
 def load_study(args: argparse.Namespace) -> Study:
     """The model and the images that all studies share."""
-    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir)
+    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(
             f"{args.model} is a student, which has no features to study; give the model that it learnt from."

@@ -11,18 +11,26 @@ that was cut off.
 import argparse
 import shutil
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import DiffuseSegPipeline
-from diffuseseg_diffusers.arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from diffuseseg_diffusers.arguments import (
+    add_cache_argument,
+    add_model_arguments,
+    add_output_arguments,
+    height_and_width,
+)
 from diffuseseg_diffusers.data.columns import describe_dataset
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
 from diffuseseg_diffusers.factory.sampling import (
     IMAGE_FORMATS,
     SCHEDULERS,
+    call_arguments,
     check_generates_masks,
     generate_batch,
     scheduler_for,
@@ -61,7 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_samples", type=int, required=True, help="Number of images to generate, before any are left out."
     )
     group.add_argument("--batch_size", type=int, default=16, help="Number of images at once (default: 16).")
-    group.add_argument("--scheduler", choices=list(SCHEDULERS), default="ddim", help="Sampler (default: ddim).")
+    group.add_argument(
+        "--scheduler",
+        choices=list(SCHEDULERS),
+        help="Sampler; ddpm: the model's own (default: ddim for U-Nets on pixels, else the model's own).",
+    )
     group.add_argument("--num_inference_steps", type=int, default=50, help="Number of denoising steps (default: 50).")
     group.add_argument(
         "--masks_while_sampling",
@@ -69,6 +81,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Masks from the denoising steps themselves, without a further pass of the U-Net.",
     )
     group.add_argument("--seed", type=int, default=0, help="Seed of all images (default: 0).")
+    group = parser.add_argument_group("prompts, of models that take them")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--prompt", help="Text of all images.")
+    which.add_argument("--prompts_file", type=Path, help="File with a prompt on each line, which images take in turn.")
+    group.add_argument("--negative_prompt", help="Text that guidance leads away from.")
+    group.add_argument("--guidance_scale", type=float, help="Strength of guidance (default: the pipeline's own).")
+    group.add_argument(
+        "--resolution",
+        type=int,
+        nargs="+",
+        help="Side, or height and width, in pixels of the images (default: the pipeline's own).",
+    )
     group = parser.add_argument_group("what is left out")
     group.add_argument(
         "--drop_uncertain", type=float, default=0.1, help="Most uncertain fraction (default: 0.1; 0: none)."
@@ -104,15 +128,18 @@ def main(args: argparse.Namespace) -> None:
     report_processes(accelerator)
     if accelerator.is_main_process and not may_resume(args.output_dir, COMMAND):
         check_output_folder(args.output_dir, args.overwrite)
-    pipe = load_pipeline(args.model, args.revision, args.device or accelerator.device, args.dtype, args.cache_dir)
+    where = (args.device or accelerator.device, args.dtype, args.cache_dir)
+    pipe: Any = load_pipeline(args.model, args.revision, *where, args.base_model)
     check_generates_masks(pipe, args.model)
-    pipe.scheduler = scheduler_for(args.scheduler, pipe.scheduler)
+    pipe.scheduler = scheduler_for(args.scheduler or default_scheduler(pipe), pipe.scheduler)
+    prompts, resolution = read_prompts(args), height_and_width(args.resolution)
+    arguments = call_arguments(pipe, prompts, args.guidance_scale, resolution, args.negative_prompt)
     pipe.set_progress_bar_config(disable=True)
     references = None
     if args.train_dataset_name:
         name, config_name = args.train_dataset_name, args.train_dataset_config_name
         references = load_unlabeled(name, config_name, args.train_split, cache_dir=args.cache_dir)
-    settings = settings_of(args, pipe)
+    settings = settings_of(args, pipe, prompts)
     if accelerator.is_main_process:
         prepare_push(args)
         open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite)
@@ -126,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     show = {"desc": "Generating", "unit": "image", "disable": not accelerator.is_main_process}
     with tqdm(total=len(mine) * args.batch_size, initial=(len(mine) - len(missing)) * args.batch_size, **show) as bar:
-        options = (args.num_inference_steps, args.masks_while_sampling, args.image_format)
+        options = (args.num_inference_steps, args.masks_while_sampling, args.image_format, arguments)
         for batch in missing:
             table = generate_batch(pipe, batch, args.batch_size, args.seed, *options)
             write_table(part_path(args.output_dir, batch), table)
@@ -162,22 +189,45 @@ def check_arguments(args: argparse.Namespace) -> Selection:
     return Selection(args.drop_uncertain, args.drop_common, args.min_distance)
 
 
-def settings_of(args: argparse.Namespace, pipe: DiffuseSegPipeline) -> dict:
+def default_scheduler(pipe: Any) -> str:
+    """DDIM for U-Nets on pixels, whose own sampler takes a thousand steps; for others their own, here called ddpm."""
+    return "ddim" if isinstance(pipe, DiffuseSegPipeline) else "ddpm"
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts that were given; none if none were.
+
+    Raises:
+        UserError: The file cannot be read, or is empty.
+    """
+    if args.prompts_file is None:
+        return [args.prompt] if args.prompt is not None else []
+    try:
+        lines = args.prompts_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The prompts in {args.prompts_file} cannot be read: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"There are no prompts in {args.prompts_file}; write one on each line.")
+    return prompts
+
+
+def settings_of(args: argparse.Namespace, pipe: Any, prompts: list[str]) -> dict:
     """What the dataset depends on."""
     names = ("num_samples", "batch_size", "num_inference_steps", "masks_while_sampling", "seed", "image_format")
     names += ("drop_uncertain", "drop_common", "min_distance", "shard_mb")
     names += ("train_dataset_name", "train_dataset_config_name", "train_split")
+    names += ("negative_prompt", "guidance_scale", "resolution")
     return {
-        "weights": fingerprint(pipe.unet, pipe.segmentation_head),
+        "weights": fingerprint(pipe.denoiser, pipe.segmentation_head),
         "scheduler": type(pipe.scheduler).__name__,
-        "dtype": str(pipe.unet.dtype).removeprefix("torch."),
+        "dtype": str(pipe.denoiser.dtype).removeprefix("torch."),
+        "prompts": prompts or None,
         **{name: getattr(args, name) for name in names},
     }
 
 
-def write_dataset(
-    args: argparse.Namespace, pipe: DiffuseSegPipeline, selection: Selection, references: tuple | None
-) -> dict:
+def write_dataset(args: argparse.Namespace, pipe: Any, selection: Selection, references: tuple | None) -> dict:
     """Writes shards, class names and figures of the batches that are there; returns what came of it."""
     folder, samples = args.output_dir, Samples(args.output_dir, args.num_samples, args.batch_size)
     if references is not None:

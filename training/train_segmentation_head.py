@@ -18,9 +18,16 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, evaluate_segmentation, fit_segmentation_head
-from diffuseseg_diffusers.arguments import add_cache_argument, add_model_arguments, add_output_arguments
+from diffuseseg_diffusers.arguments import (
+    add_cache_argument,
+    add_model_arguments,
+    add_output_arguments,
+    block_name,
+    height_and_width,
+)
 from diffuseseg_diffusers.data.arguments import add_data_arguments, load_data
 from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.heads.selection import Budget, choose_features, format_choices
@@ -50,21 +57,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--blocks",
-        type=number_or_auto,
+        type=block_name,
         nargs="+",
-        help="Decoder blocks, the deepest is 0 (default: the recipe's); auto: chosen on these images.",
+        help="Blocks by number, or by the name of a module: see `diffuseseg taps` (default: the recipe's); auto: "
+        "chosen on these images.",
     )
     which.add_argument("--up_blocks", type=int, nargs="+", help="Outputs of whole up-blocks, the deepest is 0.")
-    group.add_argument(
+    when = group.add_mutually_exclusive_group()
+    when.add_argument(
         "--timesteps",
         type=number_or_auto,
         nargs="+",
         help="Diffusion timesteps (default: the recipe's); auto: chosen on these images.",
     )
+    when.add_argument(
+        "--noise_levels",
+        type=float,
+        nargs="+",
+        help="Noise-to-signal ratios above 0 in place of timesteps, the same for every model.",
+    )
+    group.add_argument(
+        "--resolution",
+        type=int,
+        nargs="+",
+        help="Side, or height and width, in pixels at which images are read (default: the model's own).",
+    )
+    group.add_argument("--prompt", help="Text that conditions the model (default: its null prompt).")
     group.add_argument(
         "--max_dimensions", type=int, help="Of a feature vector, for auto (default: as the recipe's own features have)."
     )
-    group.add_argument("--max_bytes", type=int, help="Of an image's activations in half precision, for auto.")
+    group.add_argument("--max_bytes", type=int, help="Limit of an image's activations in half precision.")
     group.add_argument("--max_milliseconds", type=float, help="Of the U-Net's passes for an image, for auto.")
     group.add_argument("--fresh_noise", action="store_true", help="Noise of its own for every image and timestep.")
     group = parser.add_argument_group("training")
@@ -100,20 +122,23 @@ def choose(args: argparse.Namespace, pipe: Any, dataset: LabeledImages, accelera
     for name in auto:
         if getattr(args, name) != [AUTO]:
             raise UserError(f"--{name} takes numbers or auto, got both: {getattr(args, name)}.")
+    reading = dict(size=args.resolution, prompt=args.prompt)
     if not auto:
-        if any(limits):
-            raise UserError(
-                "--max_dimensions, --max_bytes and --max_milliseconds are for --blocks or --timesteps auto."
-            )
+        if args.max_dimensions or args.max_milliseconds:
+            raise UserError("--max_dimensions and --max_milliseconds are for --blocks or --timesteps auto.")
+        chosen = (args.blocks, args.timesteps, args.up_blocks, args.noise_levels)
+        check_bytes(recipe_extractor(pipe, args.recipe, *chosen, **reading).feature_info(), args.max_bytes)
         return []
+    if args.noise_levels:
+        raise UserError("--noise_levels and auto exclude each other; leave one out.")
     numbers = {name: None if name in auto else getattr(args, name) for name in ("blocks", "timesteps")}
-    usual = recipe_extractor(pipe, args.recipe, **numbers, up_blocks=args.up_blocks)
+    usual = recipe_extractor(pipe, args.recipe, **numbers, up_blocks=args.up_blocks, **reading)
     fixed = {name: None if name in auto else getattr(usual, name) for name in numbers}
     tried = [None]
     if accelerator.is_main_process:  # the others would come to the same, but for what they measure of time
         budget = Budget(*limits) if any(limits) else None
         options = dict(share_noise=not args.fresh_noise, flip=False if args.no_flip else None, seed=args.seed)
-        options |= dict(batch_size=args.batch_size, cache_dir=args.activation_dir)
+        options |= dict(batch_size=args.batch_size, cache_dir=args.activation_dir, **reading)
         tried[0] = choose_features(pipe, dataset, args.recipe, **fixed, budget=budget, **options)
         print(format_choices(tried[0]))
         print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")
@@ -123,9 +148,20 @@ def choose(args: argparse.Namespace, pipe: Any, dataset: LabeledImages, accelera
     return tried[0]
 
 
+def check_bytes(info: list[FeatureInfo], limit: int | None) -> None:
+    """Refuses features that take more than `--max_bytes` an image."""
+    taken = sum(2 * i.channels * i.height * i.width for i in info)
+    if limit is not None and taken > limit:
+        raise UserError(
+            f"The activations of an image take {taken:,} bytes, more than --max_bytes {limit:,}; choose fewer --blocks "
+            f"or --timesteps, a smaller --resolution, or auto."
+        )
+
+
 def main(args: argparse.Namespace) -> None:
     # 1. Inputs, all of them checked before the long work.
     check_output_folder(args.output_dir, args.overwrite)
+    args.resolution = height_and_width(args.resolution)
     if args.backbone and args.push_to_hub:
         raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
     device = torch.device(args.device or default_device())
@@ -143,7 +179,7 @@ def main(args: argparse.Namespace) -> None:
     if args.backbone:
         pipe = load_backbone(args.backbone, device, revision=args.revision, cache_dir=args.cache_dir)
     else:
-        pipe = load_pipeline(args.model, args.revision, device, args.dtype, cache_dir=args.cache_dir)
+        pipe = load_pipeline(args.model, args.revision, device, args.dtype, args.cache_dir, args.base_model)
         if not isinstance(pipe, HeadSegmenter):
             raise UserError(f"{args.model} is a student, which has no head to fit; give a diffusion model.")
         pipe.segmentation_head = None  # a head that is there already is replaced
@@ -166,6 +202,9 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         cache_dir=args.activation_dir,
         accelerator=accelerator,
+        noise_levels=args.noise_levels,
+        size=args.resolution,
+        prompt=args.prompt,
     )
     if not accelerator.is_main_process:
         return
@@ -178,7 +217,7 @@ def main(args: argparse.Namespace) -> None:
         report["validation"]["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, split)
         print(format_metrics(report["validation"]))
     original = pipe
-    if not args.backbone:  # the U-Net is saved as it was, not in the precision that it ran in
+    if isinstance(pipe, DiffuseSegPipeline):  # the U-Net is saved as it was, not in the precision that it ran in
         where = dict(revision=args.revision, cache_dir=args.cache_dir)
         original = DiffuseSegPipeline.from_pretrained(args.model, segmentation_head=None, **where)
         original.segmentation_head = pipe.segmentation_head

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     check_at_least_one(args, "batch_size")
     check_output_folder(args.output_dir, args.overwrite)
-    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir)
+    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     pipe.check_can_segment()
     names = pipe.label_names
     dataset = load_data(args, ignore_index=pipe.ignore_index, label_names=names, num_classes=len(names))

@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     check_arguments(args)
     check_output_folder(args.output_dir, args.overwrite)
     images = list_images(args.images)
-    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir)
+    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     pipe.check_can_segment()
     names = free_names([stem(image) for image in images])
     files = [(f"{name}_mask.png", f"{name}_overlay.png") for name in names]

@@ -4,7 +4,10 @@
 DatasetGAN (Zhang et al., CVPR 2021), and DatasetDDPM of Baranchuk et al. (ICLR 2022), section 4.2.
 """
 
+import inspect
 import io
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -13,22 +16,31 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from ..data.image_processor import mask_to_pil
+from ..features.noise import BetaSchedule, noise_schedule
 from ..heads.ensemble import image_uncertainty
+from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.seeds import mixed_seed
-from .shards import PART_SCHEMA
+from .shards import PART_SCHEMA, PROMPT
 
 
+Generator: TypeAlias = DiffuseSegPipeline | ComposedDiffuseSegPipeline  # of images with masks
 SCHEDULERS = {"ddpm": None, "ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
 IMAGE_FORMATS = ("png", "jpeg")
 MAX_CLASSES = 255  # a mask holds ids 0 to 255, and 255 means that there is no label
 
 
 def scheduler_for(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The sampler of that name, a key of `SCHEDULERS`, with the noise schedule of the given one."""
+    """The sampler of that name, a key of `SCHEDULERS`, with the noise schedule of the given one.
+
+    Raises:
+        UserError: The given one has no schedule of betas, which DDIM and DPM-Solver++ need here.
+    """
     if SCHEDULERS[name] is None:
         return scheduler
+    if not isinstance(noise_schedule(scheduler), BetaSchedule):
+        raise UserError(f"{name} does not sample with the noise of {type(scheduler).__name__}; leave --scheduler out.")
     options = {"algorithm_type": "dpmsolver++", "solver_order": 2} if name == "dpmsolver++" else {}
     return SCHEDULERS[name].from_config(scheduler.config, **options)
 
@@ -41,9 +53,9 @@ def check_generates_masks(pipe: object, name: str) -> None:
         name (`str`): For messages.
 
     Raises:
-        UserError: It is no [`DiffuseSegPipeline`], has no segmentation head, or too many classes.
+        UserError: It generates no images, has no segmentation head, or too many classes.
     """
-    if not isinstance(pipe, DiffuseSegPipeline):
+    if not isinstance(pipe, Generator):
         raise UserError(f"{name} segments images, but generates none; give a diffusion model with a segmentation head.")
     if pipe.segmentation_head is None:
         raise UserError(f"{name} has no segmentation head, and would give no masks; fit one: `diffuseseg fit`.")
@@ -54,14 +66,57 @@ def check_generates_masks(pipe: object, name: str) -> None:
         )
 
 
+def call_arguments(
+    pipe: Generator,
+    prompts: Sequence[str] = (),
+    guidance_scale: float | None = None,
+    resolution: tuple[int, int] | None = None,
+    negative_prompt: str | None = None,
+) -> Callable[[Sequence[int]], dict[str, Any]]:
+    """What a pipeline's call takes for the images of given indices, beside generators and steps.
+
+    Args:
+        pipe: As loaded.
+        prompts (sequence of `str`): Image `i` gets prompt `i` modulo their number.
+        guidance_scale (`float`, *optional*), resolution (two `int`, *optional*), negative_prompt (`str`, *optional*):
+            As the call takes them; its defaults if not given.
+
+    Raises:
+        UserError: The pipeline needs prompts and there are none, or it does not take what was given.
+    """
+    takes = inspect.signature((pipe.base if isinstance(pipe, ComposedDiffuseSegPipeline) else pipe).__call__).parameters
+    fixed: dict[str, Any] = {"guidance_scale": guidance_scale}
+    fixed |= dict(zip(("height", "width"), resolution)) if resolution else {}
+    fixed = {name: value for name, value in fixed.items() if value is not None}
+    given = {**fixed, **({"prompt": prompts} if prompts else {}), **({"negative_prompt": 1} if negative_prompt else {})}
+    if unknown := sorted(given.keys() - takes.keys()):
+        raise UserError(f"{type(pipe.denoiser).__name__} takes no {' and no '.join(unknown)}; leave that out.")
+    if "prompt" in takes and not prompts:
+        raise UserError("This model generates from prompts; give --prompt or --prompts_file.")
+
+    def for_images(indices: Sequence[int]) -> dict[str, Any]:
+        if prompts:
+            texts = {"prompt": [prompts[i % len(prompts)] for i in indices]}
+            if negative_prompt:
+                texts["negative_prompt"] = [negative_prompt] * len(indices)
+            return {**fixed, **texts}
+        if "class_labels" in takes and "batch_size" not in takes:  # DiT: the null class, which knows no guidance
+            null = pipe.denoiser.config.num_embeds_ada_norm
+            return {"guidance_scale": 1.0, **fixed, "class_labels": [null] * len(indices)}
+        return {**fixed, "batch_size": len(indices)}
+
+    return for_images
+
+
 def generate_batch(
-    pipe: DiffuseSegPipeline,
+    pipe: Generator,
     batch: int,
     batch_size: int,
     seed: int,
     num_inference_steps: int,
     masks_while_sampling: bool = False,
     image_format: str = "png",
+    arguments: Callable[[Sequence[int]], dict[str, Any]] | None = None,
 ) -> pa.Table:
     """One batch of the dataset, a function of its number, the seed and the settings alone.
 
@@ -69,20 +124,22 @@ def generate_batch(
     features if the head was fitted with fresh noise.
 
     Args:
-        pipe ([`DiffuseSegPipeline`]): With a head.
+        pipe ([`DiffuseSegPipeline`] or [`ComposedDiffuseSegPipeline`]): With a head.
         batch (`int`): Number of the batch; it holds the images `batch * batch_size` and following.
         batch_size (`int`): Images in a batch.
         seed (`int`): Of the run.
         num_inference_steps (`int`), masks_while_sampling (`bool`): As in [`DiffuseSegPipeline.__call__`].
         image_format (`str`, defaults to `"png"`): One of `IMAGE_FORMATS`.
+        arguments (`Callable`, *optional*): Of [`call_arguments`]; only the number of images if not given.
 
     Returns:
-        `pyarrow.Table`: The columns of `PART_SCHEMA`.
+        `pyarrow.Table`: The columns of `PART_SCHEMA`, and `prompt` if there is one.
     """
     indices = range(batch * batch_size, (batch + 1) * batch_size)
     seeds = [mixed_seed(seed, i) for i in indices]
+    given = arguments(indices) if arguments else {"batch_size": batch_size}
     output = pipe(
-        batch_size=batch_size,
+        **given,
         generator=[torch.Generator().manual_seed(s) for s in seeds],
         num_inference_steps=num_inference_steps,
         masks_while_sampling=masks_while_sampling,
@@ -100,7 +157,10 @@ def generate_batch(
         "index": list(indices),
         "pixels": [np.bincount(mask.ravel(), minlength=num_classes).tolist() for mask in output.masks],
     }
-    return pa.table(columns, schema=PART_SCHEMA)
+    schema = PART_SCHEMA
+    if "prompt" in given:
+        columns["prompt"], schema = given["prompt"], schema.append(PROMPT)
+    return pa.table(columns, schema=schema)
 
 
 def _encode(image: PIL.Image.Image, image_format: str) -> bytes:

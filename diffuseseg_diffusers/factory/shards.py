@@ -29,6 +29,7 @@ FEATURES = Features(
 )
 # Of a batch: the columns of the dataset, and the number of pixels of each class.
 PART_SCHEMA = FEATURES.arrow_schema.append(pa.field("pixels", pa.list_(pa.int64())))
+PROMPT = pa.field("prompt", pa.string())  # a further column, of images that were made from prompts
 PARTS = ".parts"
 SHARD_FILES = "data/train-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"  # a pattern
 PART_FILES = f"{PARTS}/[0-9]*.parquet"  # a pattern
@@ -76,6 +77,12 @@ class Samples:
         return [PIL.Image.open(io.BytesIO(cell["bytes"])) for cell in cells]
 
     @property
+    def features(self) -> Features:
+        """The columns of the dataset."""
+        has_prompts = PROMPT.name in pq.read_schema(part_path(self.folder, 0)).names
+        return Features({**FEATURES, **({PROMPT.name: Value("string")} if has_prompts else {})})
+
+    @property
     def image_mode(self) -> str:
         """ "L" or "RGB", as Pillow calls it."""
         return self.images(np.array([0]))[0].mode
@@ -110,15 +117,16 @@ def write_shards(folder: Path, samples: Samples, kept: np.ndarray, shard_bytes: 
     Raises:
         OSError: A shard could not be written, as on a full disk; the others are kept.
     """
+    features = samples.features
     shard_of = np.cumsum(samples.encoded_sizes()[kept]) // shard_bytes  # [n]
     parts = [kept[shard_of == shard] for shard in np.unique(shard_of)]
     shards = []
     for number, indices in enumerate(parts):
         path = folder / "data" / f"train-{number:05d}-of-{len(parts):05d}.parquet"
         if not path.is_file():
-            with atomic_file(path) as partial, pq.ParquetWriter(partial, FEATURES.arrow_schema) as writer:
+            with atomic_file(path) as partial, pq.ParquetWriter(partial, features.arrow_schema) as writer:
                 for group in samples.groups(indices):
-                    writer.write_table(samples.rows(group, list(FEATURES)).cast(FEATURES.arrow_schema))
+                    writer.write_table(samples.rows(group, list(features)).cast(features.arrow_schema))
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(2**20):

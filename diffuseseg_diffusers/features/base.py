@@ -2,14 +2,20 @@
 """The protocol of features: what can be tapped, images in, activations out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..runs.errors import NotFiniteError, UserError
+from .noise import PAPER_TIMESTEPS, NoiseSchedule, paper_schedule
+
+
+Block: TypeAlias = int | str  # what a block is called: its number, or the name of a module
 
 
 @dataclass(frozen=True)
@@ -17,16 +23,22 @@ class Tap:
     """A place in a model where activations can be read, known before anything runs (as timm's `FeatureInfo`).
 
     Args:
-        index (`int`): Number of the block; of a U-Net, decoder blocks counted from the deepest (the paper's numbering).
+        index (`int` or `str`):
+            Number of the block: of a U-Net, decoder blocks counted from the deepest (the paper's numbering), of a
+            transformer, its blocks counted from the first. Or the name of a module.
         module (`str`): Name of the module whose output it is, for `model.get_submodule`.
         channels (`int`): Channels of the activation.
         stride (`int`): Pixels of the image for one of the activation, along each axis.
+        of_input (`bool`, defaults to `False`): Whether it is what goes into the module, and not what comes out.
+        share (`float`, *optional*): Of a pass's multiplications, the part that is done when it is reached, if known.
     """
 
-    index: int
+    index: int | str
     module: str
     channels: int
     stride: int
+    of_input: bool = False
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +46,13 @@ class FeatureInfo:
     """What one entry of [`Features.activations`] is, known before anything runs.
 
     Args:
-        block (`int`): Number of the tap, [`Tap.index`].
+        block (`int` or `str`): Number or name of the tap, [`Tap.index`].
         timestep (`int`): Diffusion timestep of the noised image; 0 for models without noise.
         channels (`int`): Channels of the activation.
         height (`int`), width (`int`): Its resolution in pixels.
     """
 
-    block: int
+    block: int | str
     timestep: int
     channels: int
     height: int
@@ -62,6 +74,10 @@ class Features(BaseOutput):
     info: list[FeatureInfo]
 
 
+class LastTapReached(Exception):
+    """Leaves a forward pass once nothing after this point is needed."""
+
+
 class FeatureExtractor(ABC):
     """A frozen model as a source of pixel features: a choice of its taps and, for diffusion models, of noise levels.
 
@@ -69,14 +85,18 @@ class FeatureExtractor(ABC):
 
     Args:
         taps (sequence of [`Tap`]): All that can be tapped.
-        blocks (sequence of `int`, *optional*): Which of them to read; [`~FeatureExtractor.default_blocks`] if none.
+        blocks (sequence of `int` or `str`, *optional*): Which of them to read, by number or name;
+            [`~FeatureExtractor.default_blocks`] if none.
         timesteps (sequence of `int`, *optional*): Diffusion timesteps, likewise.
         size (two `int`): Height and width in pixels at which images are read.
         in_channels (`int`): Channels of the images.
-        num_timesteps (`int`, defaults to 1): Of the model's noise schedule; 1 for models without noise.
+        schedule ([`NoiseSchedule`], *optional*): How images are noised; none for models without noise, which know
+            timestep 0 alone.
 
     Attributes:
         share_noise (`bool`), noise_seed (`int`): How noise is drawn; see [`DecoderFeatureExtractor`].
+        prompt (`str`, *optional*): What conditions the model; the family's null prompt if none.
+        numbers (`list[int]`): Of the taps that have one.
 
     Raises:
         UserError: A block or timestep does not exist, is given twice, or none is given.
@@ -84,41 +104,48 @@ class FeatureExtractor(ABC):
 
     share_noise: bool = True
     noise_seed: int = 0
+    prompt: str | None = None
 
     def __init__(
         self,
         taps: Sequence[Tap],
-        blocks: Sequence[int] | None,
+        blocks: Sequence[Block] | None,
         timesteps: Sequence[int] | None,
         size: tuple[int, int],
         in_channels: int,
-        num_timesteps: int = 1,
+        schedule: NoiseSchedule | None = None,
     ):
-        self.taps, self.size, self.in_channels = list(taps), (size[0], size[1]), in_channels
-        self.num_timesteps = num_timesteps
+        self.taps, self.size = list(taps), (size[0], size[1])
+        self.in_channels, self.schedule = in_channels, schedule
+        self._by_index = {tap.index: tap for tap in taps}
+        self.numbers = [i for i in self._by_index if isinstance(i, int)]
         blocks = self.default_blocks() if blocks is None else blocks
         timesteps = self.default_timesteps() if timesteps is None else timesteps
         for block in blocks:
-            if not 0 <= block < len(taps):
-                raise UserError(f"Block {block} does not exist: this model has blocks 0 to {len(taps) - 1}.")
+            if block not in self._by_index:
+                raise UserError(f"Block {block} does not exist: this model has blocks 0 to {len(self.numbers) - 1}.")
+        low, high = (schedule.lowest, schedule.highest) if schedule else (0, 0)
         for t in timesteps:
-            if not 0 <= t < num_timesteps:
-                raise UserError(f"Timestep {t} does not exist: this model has timesteps 0 to {num_timesteps - 1}.")
+            if not low <= t <= high:
+                raise UserError(f"Timestep {t} does not exist: this model has timesteps {low} to {high}.")
         if not blocks or not timesteps:
             raise UserError(f"At least one block and one timestep are needed, got blocks {blocks}, steps {timesteps}.")
         if len(set(blocks)) < len(blocks) or len(set(timesteps)) < len(timesteps):
             raise UserError(f"A block or timestep is given twice: blocks {blocks}, timesteps {timesteps}.")
-        self.blocks, self.timesteps = tuple(sorted(blocks)), tuple(timesteps)
+        self.blocks, self.timesteps = ordered(blocks), tuple(timesteps)
 
     @classmethod
     @abstractmethod
-    def of(cls, components: Mapping[str, Any], **choice: Any) -> "FeatureExtractor":
-        """An extractor of the model that a pipeline's components hold.
+    def of(cls, pipe: Any, **choice: Any) -> "FeatureExtractor":
+        """An extractor of the model that a pipeline holds.
 
         Args:
-            components (mapping): By name, as `DiffusionPipeline.components`.
-            **choice: `blocks`, `timesteps`, `share_noise`, `noise_seed`, `size` and `device`; what a family has no use
-                for, it leaves out.
+            pipe (`DiffusionPipeline`): With the components that tell the family.
+            **choice: `blocks`, `timesteps`, `share_noise`, `noise_seed`, `size`, `prompt` and `device`; what a family
+                has no use for, it leaves out.
+
+        Raises:
+            UserError: A prompt was given to a model that knows none, or the model cannot be read.
         """
 
     @property
@@ -133,7 +160,7 @@ class FeatureExtractor(ABC):
 
     @abstractmethod
     def choose(
-        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **options: Any
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
     ) -> "FeatureExtractor":
         """Another choice of the same model; what is not given stays as it is."""
 
@@ -146,9 +173,17 @@ class FeatureExtractor(ABC):
                 What a recipe reads of a U-Net with 18 decoder blocks, as the paper's have; the family translates it.
         """
 
-    def default_timesteps(self, of_1000: Sequence[int] = (0,)) -> tuple[int, ...]:
-        """Timesteps to read if none are given; `of_1000` is what a recipe reads in a schedule of 1,000 steps."""
-        return tuple(dict.fromkeys(t * self.num_timesteps // 1000 for t in of_1000))
+    def default_timesteps(self, of_1000: Sequence[int] = PAPER_TIMESTEPS) -> tuple[int, ...]:
+        """Timesteps to read if none are given.
+
+        Args:
+            of_1000 (sequence of `int`): What a recipe reads of the paper's linear schedule of 1,000 steps; the model's
+                timesteps with the same noise-to-signal ratio are taken.
+        """
+        if self.schedule is None:
+            return (0,)
+        paper = paper_schedule()
+        return tuple(dict.fromkeys(self.schedule.timestep(paper.ratio(t)) for t in of_1000))
 
     def check_size(self, height: int, width: int) -> None:  # noqa: B027 (a family may take every size)
         """Refuses image sizes that the model cannot take.
@@ -171,7 +206,7 @@ class FeatureExtractor(ABC):
         """
         height, width = height or self.size[0], width or self.size[1]
         self.check_size(height, width)
-        taps = [self.taps[block] for block in self.blocks]
+        taps = [self._by_index[block] for block in self.blocks]
         return [
             FeatureInfo(tap.index, t, tap.channels, height // tap.stride, width // tap.stride)
             for t in self.timesteps
@@ -200,6 +235,44 @@ class FeatureExtractor(ABC):
             NotFiniteError: An activation is not finite; names its block and timestep.
         """
 
+    def draw_noise(
+        self, images: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+    ) -> torch.Tensor:
+        """The noise of a batch `[N, C, H, W]`: `[T*N, C, H, W]` for `T` timesteps, on the device of the images."""
+        n, *shape = images.shape
+        steps = len(self.timesteps)
+        if self.share_noise:
+            seeded = torch.Generator().manual_seed(self.noise_seed)
+            return torch.randn(1, *shape, generator=seeded).expand(steps * n, *shape).to(images.device)
+        own = list(generator) if isinstance(generator, (list, tuple)) else [generator] * n
+        if len(own) != n:
+            raise UserError(f"{len(own)} generators were given for {n} images; give one, or one for each image.")
+        drawn = [randn_tensor((steps, *shape), generator=g, device=images.device) for g in own]
+        return torch.stack(drawn, dim=1).flatten(0, 1)
+
+    @contextmanager
+    def reading(self, model: torch.nn.Module, stop_at: int | str | None = None) -> Iterator[dict[Block, Any]]:
+        """Yields a dict that every pass of a model within the context fills: block to what its tap sees, as it is.
+
+        Hooks exist within the context alone.
+
+        Args:
+            model (`torch.nn.Module`): The model that the taps are places of.
+            stop_at (`int` or `str`, *optional*): The block behind which the pass ends, with [`LastTapReached`], which
+                the caller has to catch.
+        """
+        seen: dict[Block, Any] = {}
+        with ExitStack() as hooks:
+            for block in self.blocks:
+                tap = self._by_index[block]
+                module = model.get_submodule(tap.module)
+                hook = _reader(seen, block, tap.of_input, block == stop_at)
+                if tap.of_input:
+                    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                else:
+                    hooks.callback(module.register_forward_hook(hook).remove)
+            yield seen
+
     def check_finite(self, features: Features) -> Features:
         """Refuses activations that are not finite, with one synchronisation of the device."""
         # A sum is finite only if every summand is.
@@ -212,3 +285,20 @@ class FeatureExtractor(ABC):
                 f"if it ran in float16."
             )
         return features
+
+
+def ordered(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """Numbers ascending, then names: the order in which features are concatenated."""
+    return tuple(sorted(blocks, key=lambda block: (isinstance(block, str), block)))
+
+
+def _reader(seen: dict[Block, Any], block: int | str, of_input: bool, stop: bool):
+    def hook(module: torch.nn.Module, args: tuple, other: Any) -> None:  # `other`: keyword arguments, or the output
+        if of_input:
+            seen[block] = args[0] if args else other["hidden_states"]
+        else:
+            seen[block] = other
+        if stop:
+            raise LastTapReached
+
+    return hook

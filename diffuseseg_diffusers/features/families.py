@@ -9,10 +9,19 @@ from ..runs.errors import UserError
 from .base import FeatureExtractor
 
 
-# A component and its class, which tell the family, and the class that reads its features, imported when asked for.
-FAMILIES = {
-    ("unet", "UNet2DModel"): "pixel_unet:DecoderFeatureExtractor",
-    ("backbone", "PreTrainedModel"): "vision:VisionFeatureExtractor",
+# A component, its class, and another component that must be there: they tell the family. The first that fits is taken,
+# and the class that reads its features is imported when asked for.
+FAMILIES: dict[tuple[str, str, str | None], str] = {
+    ("unet", "UNet2DModel", "vqvae"): "latent_unet:LatentUNetFeatureExtractor",
+    ("unet", "UNet2DModel", "vae"): "latent_unet:LatentUNetFeatureExtractor",
+    ("unet", "UNet2DModel", None): "pixel_unet:DecoderFeatureExtractor",
+    ("unet", "UNet2DConditionModel", "vae"): "latent_unet:TextUNetFeatureExtractor",
+    ("transformer", "DiTTransformer2DModel", "vae"): "dit:DiTFeatureExtractor",
+    ("transformer", "PixArtTransformer2DModel", "vae"): "pixart:PixArtFeatureExtractor",
+    ("transformer", "SanaTransformer2DModel", "vae"): "pixart:SanaFeatureExtractor",
+    ("transformer", "SD3Transformer2DModel", "vae"): "mmdit:SD3FeatureExtractor",
+    ("transformer", "FluxTransformer2DModel", "vae"): "mmdit:FluxFeatureExtractor",
+    ("backbone", "PreTrainedModel", None): "vision:VisionFeatureExtractor",
 }
 
 
@@ -25,10 +34,14 @@ def find_family(components: Mapping[str, Any]) -> type[FeatureExtractor]:
     Raises:
         UserError: They belong to none of the known families; names them and the families.
     """
-    for (component, kind), where in FAMILIES.items():
-        if kind in {c.__name__ for c in type(components.get(component)).__mro__}:
+    for (component, kind, other), where in FAMILIES.items():
+        model = components.get(component)
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
+        if kind in {c.__name__ for c in type(model).__mro__} and (not other or components.get(other) is not None):
             module, name = where.split(":")
             return getattr(importlib.import_module(f".{module}", __package__), name)
     found = ", ".join(f"{name} ({type(value).__name__})" for name, value in components.items())
-    known = " or ".join(f"{component} ({kind})" for component, kind in FAMILIES)
-    raise UserError(f"A pipeline of {found} gives no features that are known here; one with {known} does.")
+    known = dict.fromkeys(
+        f"{component} ({kind}{f' with a {other}' if other else ''})" for component, kind, other in FAMILIES
+    )
+    raise UserError(f"A pipeline of {found} gives no features that are known here; one with {' or '.join(known)} does.")

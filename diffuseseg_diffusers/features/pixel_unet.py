@@ -6,24 +6,18 @@ noised to a few late timesteps, one U-Net pass per timestep predicts the noise, 
 blocks are the representation of its pixels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers import SchedulerMixin, UNet2DModel
 
 from ..runs.errors import UserError
-from .base import FeatureExtractor, Features, Tap
+from .base import Block, FeatureExtractor, Features, LastTapReached, Tap
+from .noise import noise_schedule
 
 
 PAPER_BLOCKS = (5, 6, 7, 8, 12)
-PAPER_TIMESTEPS = (50, 150, 250)
-
-
-class _LastBlockReached(Exception):
-    """Leaves the U-Net's forward pass once nothing after this point is needed."""
 
 
 def num_decoder_blocks(unet: UNet2DModel) -> int:
@@ -90,7 +84,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
 
     Args:
         unet ([`UNet2DModel`]): The frozen diffusion model.
-        scheduler ([`SchedulerMixin`]): Any scheduler with `add_noise`.
+        scheduler ([`SchedulerMixin`]): Of the U-Net's pipeline; says how images are noised, see [`noise_schedule`].
         blocks (sequence of `int`, *optional*):
             Decoder blocks counted from the deepest: block `i` is residual layer `i % (layers_per_block + 1)` of
             `up_blocks[i // (layers_per_block + 1)]`, with its attention and, for the last layer, the upsampler. The
@@ -113,7 +107,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
         self,
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
-        blocks: Sequence[int] | None = None,
+        blocks: Sequence[Block] | None = None,
         timesteps: Sequence[int] | None = None,
         up_blocks: Sequence[int] | None = None,
         share_noise: bool = True,
@@ -123,11 +117,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
     ):
         if up_blocks is not None:
             blocks = up_block_outputs(unet, up_blocks)
-        self.unet = unet
-        # Multistep schedulers look timesteps up in their sampling schedule, and would noise to another level whenever
-        # it lacks one; the forward process itself depends on the betas alone.
-        has_betas = hasattr(scheduler, "alphas_cumprod")
-        self.scheduler = DDPMScheduler.from_config(scheduler.config) if has_betas else scheduler
+        self.unet, self.scheduler = unet, scheduler
         self.share_noise, self.noise_seed, self._device = share_noise, noise_seed, device
         super().__init__(
             decoder_taps(unet),
@@ -135,12 +125,14 @@ class DecoderFeatureExtractor(FeatureExtractor):
             timesteps,
             size or image_size(unet),
             unet.config.in_channels,
-            scheduler.config.num_train_timesteps,
+            noise_schedule(scheduler),
         )
 
     @classmethod
-    def of(cls, components: Mapping[str, Any], **choice: Any) -> "DecoderFeatureExtractor":
-        return cls(components["unet"], components["scheduler"], **choice)
+    def of(cls, pipe: Any, **choice: Any) -> "DecoderFeatureExtractor":
+        if choice.pop("prompt", None) is not None:
+            raise UserError(f"{type(pipe.unet).__name__} takes no prompt; leave it out.")
+        return cls(pipe.unet, pipe.scheduler, **choice)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -151,7 +143,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
         return self._device or self.unet.device
 
     def choose(
-        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **options: Any
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
     ) -> "DecoderFeatureExtractor":
         given = dict(share_noise=self.share_noise, noise_seed=self.noise_seed, size=self.size, device=self._device)
         blocks = self.blocks if blocks is None else blocks
@@ -165,9 +157,6 @@ class DecoderFeatureExtractor(FeatureExtractor):
         if total == 18:
             return PAPER_BLOCKS
         return up_block_outputs(self.unet, range(len(self.unet.config.block_out_channels)))
-
-    def default_timesteps(self, of_1000: Sequence[int] = PAPER_TIMESTEPS) -> tuple[int, ...]:
-        return super().default_timesteps(of_1000)
 
     def check_size(self, height: int, width: int) -> None:
         check_image_size(self.unet, height, width)
@@ -199,7 +188,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
         images = images.to(device, torch.float32)  # [N,C,H,W]
         noise = self.draw_noise(images, generator)  # [T*N,C,H,W]
         timesteps = torch.tensor(self.timesteps, device=device).repeat_interleave(n)  # [T*N]
-        noisy = self.scheduler.add_noise(images.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,C,H,W]
+        noisy = self.schedule.add_noise(images.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,C,H,W]
         if class_labels is None:
             class_labels = default_class_labels(self.unet, n, device)
         if class_labels is not None:
@@ -209,56 +198,22 @@ class DecoderFeatureExtractor(FeatureExtractor):
         was_training = self.unet.training
         self.unet.eval()
         try:
-            with self.tapped(stop_early=True) as tapped:
+            with self.reading(self.unet, stop_at=self.blocks[-1]) as seen:
                 self.unet(noisy, timesteps, class_labels=class_labels)
-        except _LastBlockReached:
+        except LastTapReached:
             pass
         finally:
             self.unet.train(was_training)
 
         # 3. Timesteps apart, timestep-major as in the published code.
-        activations = [tapped[i.block].unflatten(0, (steps, n))[self.timesteps.index(i.timestep)] for i in info]
+        tapped = {block: first_tensor(output).unflatten(0, (steps, n)) for block, output in seen.items()}
+        activations = [tapped[i.block][self.timesteps.index(i.timestep)] for i in info]
         return self.check_finite(Features(activations=activations, info=info))
 
-    @contextmanager
-    def tapped(self, stop_early: bool = False) -> Iterator[dict[int, torch.Tensor]]:
-        """Yields a dict that every pass of the U-Net within the context fills: block to `[N, channels, h, w]`.
 
-        Args:
-            stop_early (`bool`, defaults to `False`): End the pass after the last block, with an exception that the
-                caller has to catch.
-        """
-        tapped: dict[int, torch.Tensor] = {}
-        with ExitStack() as hooks:
-            for block in self.blocks:
-                hook = self._tap(tapped, block, stop_early and block == self.blocks[-1])
-                module = self.unet.get_submodule(self.taps[block].module)
-                hooks.callback(module.register_forward_hook(hook).remove)
-            yield tapped
-
-    def draw_noise(
-        self, images: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> torch.Tensor:
-        """The noise of a batch `[N, C, H, W]`: `[T*N, C, H, W]` for `T` timesteps, on the device of the images."""
-        n, *shape = images.shape
-        steps = len(self.timesteps)
-        if self.share_noise:
-            seeded = torch.Generator().manual_seed(self.noise_seed)
-            return torch.randn(1, *shape, generator=seeded).expand(steps * n, *shape).to(images.device)
-        own = list(generator) if isinstance(generator, (list, tuple)) else [generator] * n
-        if len(own) != n:
-            raise UserError(f"{len(own)} generators were given for {n} images; give one, or one for each image.")
-        drawn = [randn_tensor((steps, *shape), generator=g, device=images.device) for g in own]
-        return torch.stack(drawn, dim=1).flatten(0, 1)
-
-    @staticmethod
-    def _tap(tapped: dict[int, torch.Tensor], block: int, stop: bool):
-        def hook(module, args, output):
-            tapped[block] = output[0] if isinstance(output, tuple) else output
-            if stop:
-                raise _LastBlockReached
-
-        return hook
+def first_tensor(output: torch.Tensor | tuple) -> torch.Tensor:
+    """The activation in what a module of a U-Net returns."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def image_size(unet: UNet2DModel) -> tuple[int, int]:

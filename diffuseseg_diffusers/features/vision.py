@@ -8,14 +8,14 @@ import copy
 import functools
 import inspect
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..runs.errors import UserError
-from .base import FeatureExtractor, FeatureInfo, Features, Tap
+from .base import Block, FeatureExtractor, FeatureInfo, Features, Tap
 
 
 DEFAULT_SIZE = 224  # of images, where neither image processor nor config say one
@@ -45,7 +45,7 @@ class VisionFeatureExtractor(FeatureExtractor):
         self,
         backbone: PreTrainedModel,
         image_processor: Any,
-        blocks: Sequence[int] | None = None,
+        blocks: Sequence[Block] | None = None,
         timesteps: Sequence[int] | None = None,
         size: tuple[int, int] | None = None,
         device: torch.device | None = None,
@@ -63,14 +63,16 @@ class VisionFeatureExtractor(FeatureExtractor):
         described = (
             by_size[size] if size in by_size else by_size.setdefault(size, describe_hidden_states(backbone, size))
         )
-        self._shapes = [shape for _, shape in described]
+        self._shapes: dict[Any, torch.Size] = dict(enumerate(shape for _, shape in described))
         taps = [Tap(i, name, s[1], -(-size[0] // s[2])) for i, (name, s) in enumerate(described)]
         super().__init__(taps, blocks, timesteps, size, in_channels=3)
 
     @classmethod
-    def of(cls, components: Mapping[str, Any], **choice: Any) -> "VisionFeatureExtractor":
+    def of(cls, pipe: Any, **choice: Any) -> "VisionFeatureExtractor":
+        if choice.pop("prompt", None) is not None:
+            raise UserError(f"{type(pipe.backbone).__name__} takes no prompt; leave it out.")
         choice = {name: value for name, value in choice.items() if name not in ("share_noise", "noise_seed")}
-        return cls(components["backbone"], components["image_processor"], **choice)
+        return cls(pipe.backbone, pipe.image_processor, **choice)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,7 +83,7 @@ class VisionFeatureExtractor(FeatureExtractor):
         return self._device or self.backbone.device
 
     def choose(
-        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **options: Any
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
     ) -> "VisionFeatureExtractor":
         if "up_blocks" in options:
             raise UserError(f"{type(self.backbone).__name__} has no up-blocks; give `blocks`, its hidden states.")
@@ -92,9 +94,6 @@ class VisionFeatureExtractor(FeatureExtractor):
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
         total = len(self.taps)
         return tuple(sorted({round(total * part / 4) - 1 for part in (1, 2, 3, 4)} - {-1}))
-
-    def default_timesteps(self, of_1000: Sequence[int] = (0,)) -> tuple[int, ...]:
-        return (0,)
 
     def check_size(self, height: int, width: int) -> None:
         if (height, width) != self.size:
@@ -112,7 +111,7 @@ class VisionFeatureExtractor(FeatureExtractor):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Features:
         """Hidden states of a batch of images, `[N, 3, H, W]` in [-1, 1]; there is no class and no noise."""
-        states = hidden_states(self.backbone, self._normalize(images.to(self.device)))
+        states: Any = hidden_states(self.backbone, self._normalize(images.to(self.device)))
         return self.check_finite(Features(activations=[states[b] for b in self.blocks], info=self.feature_info()))
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:

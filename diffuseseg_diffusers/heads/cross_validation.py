@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..data.labeled import LabeledImages
-from ..features.base import FeatureExtractor
+from ..features.base import Block, FeatureExtractor, ordered
 from ..metrics import MEAN_IOU
 from ..runs.errors import UserError
 from .classes import Classes
@@ -121,15 +121,15 @@ def missing_classes(labels: torch.Tensor, images: Sequence[Sequence[int]], class
     return said
 
 
-def entries_of(table: ActivationTable, blocks: Sequence[int], timesteps: Sequence[int]) -> list[int]:
+def entries_of(table: ActivationTable, blocks: Sequence[Block], timesteps: Sequence[int]) -> list[int]:
     """Positions in `table.info` of blocks × timesteps, in the order in which a head takes them."""
     position = {(f.timestep, f.block): i for i, f in enumerate(table.info)}
-    return [position[t, b] for t in timesteps for b in sorted(blocks)]
+    return [position[t, b] for t in timesteps for b in ordered(blocks)]
 
 
 def fit_groups(
     activations: LabeledActivations,
-    blocks: Sequence[int],
+    blocks: Sequence[Block],
     timesteps: Sequence[int],
     classes: Classes,
     images: Sequence[Sequence[int]],
@@ -152,7 +152,7 @@ def fit_groups(
     Returns:
         `list[PixelClassifierEnsemble]`, of raw activations.
     """
-    blocks = sorted(blocks)
+    blocks = list(ordered(blocks))
     chosen = activations.table.select(entries_of(activations.table, blocks, timesteps)).to(activations.device)
     config = dict(
         num_classes=classes.number,
@@ -213,7 +213,7 @@ def score(
 
 def cross_validated(
     activations: LabeledActivations,
-    blocks: Sequence[int],
+    blocks: Sequence[Block],
     timesteps: Sequence[int],
     classes: Classes,
     folds: Sequence[Sequence[int]],

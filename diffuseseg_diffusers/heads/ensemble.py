@@ -19,11 +19,13 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from ..features.base import Block
 from ..runs.errors import UserError
 
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+PIXEL_FORMAT = 2  # of heads without prompt and base, which older versions read
 # Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
 # most this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
 STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
@@ -107,7 +109,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
     Args:
         num_classes (`int`): Number of classes, ids `0` to `num_classes - 1`.
         block_channels (sequence of `int`): Channels of each decoder block in `blocks`.
-        blocks (sequence of `int`): Decoder blocks, ascending, in the paper's numbering.
+        blocks (sequence of `int` or `str`): Decoder blocks, ascending, in the paper's numbering, or names of modules.
         timesteps (sequence of `int`): Diffusion timesteps, in the order in which features are concatenated.
         num_members (`int`, defaults to 10): Members of the ensemble.
         hidden_sizes (sequence of two `int`, *optional*):
@@ -123,6 +125,10 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             Whether the members vote on every image twice, on what they see of it and of its mirror image.
         voting (`str`, defaults to `"hard"`):
             `"hard"`, every member has one vote (the paper's way), or `"soft"`, the mean of their probabilities decides.
+        prompt (`str`, *optional*): What conditioned the model; the model's null prompt if none.
+        base (mapping, *optional*):
+            Of a head on a pipeline of somebody else's, which pipeline: `model` (name or folder), `revision`, `pipeline`
+            (its class) and `fingerprint` (see [`weights_fingerprint`]).
         format_version (`int`, defaults to 2): What a saved head is made of; a newer one than this code's is refused.
     """
 
@@ -132,7 +138,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         *,  # diffusers takes positional arguments for defaults, and would not load the head again
         num_classes: int,
         block_channels: Sequence[int],
-        blocks: Sequence[int],
+        blocks: Sequence[Block],
         timesteps: Sequence[int],
         num_members: int = 10,
         hidden_sizes: Sequence[int] | None = None,
@@ -145,7 +151,9 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         ignore_index: int = 255,
         flip: bool = False,
         voting: str = "hard",
-        format_version: int = FORMAT_VERSION,
+        prompt: str | None = None,
+        base: Mapping | None = None,
+        format_version: int = PIXEL_FORMAT,
     ):
         super().__init__()
         if format_version > FORMAT_VERSION:

@@ -14,7 +14,7 @@ from diffusers.utils import logging
 
 from ..data.image_processor import default_palette
 from ..data.labeled import LabeledImages
-from ..features.base import FeatureExtractor
+from ..features.base import Block, FeatureExtractor
 from ..runs.errors import UserError
 from .classes import Classes
 from .ensemble import PixelClassifierEnsemble
@@ -30,7 +30,7 @@ logger = logging.get_logger(__name__)
 def fit_segmentation_head(
     pipe: Any,
     dataset: Any,
-    blocks: Sequence[int] | None = None,
+    blocks: Sequence[Block] | None = None,
     timesteps: Sequence[int] | None = None,
     up_blocks: Sequence[int] | None = None,
     num_members: int = 10,
@@ -44,6 +44,10 @@ def fit_segmentation_head(
     batch_size: int = 4,
     cache_dir: str | os.PathLike | None = None,
     accelerator: Accelerator | None = None,
+    *,
+    noise_levels: Sequence[float] | None = None,
+    size: tuple[int, int] | None = None,
+    prompt: str | None = None,
 ) -> PixelClassifierEnsemble:
     """Fits a segmentation head for a pipeline on a few labelled images (paper, section 4).
 
@@ -51,7 +55,8 @@ def fit_segmentation_head(
         pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]): The frozen model; set `pipe.segmentation_head` to the
             result.
         dataset ([`LabeledImages`] or `datasets.Dataset`): Images with masks; a dataset is wrapped with its defaults.
-        blocks (sequence of `int`, *optional*): Blocks to read, in the paper's numbering; the recipe's if not given.
+        blocks (sequence of `int` or `str`, *optional*): Blocks to read, in the paper's numbering, or names of modules;
+            the recipe's if not given.
         timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given.
         up_blocks (sequence of `int`, *optional*): Of a U-Net, outputs of whole up-blocks, in place of `blocks`.
         num_members (`int`, defaults to 10): Members of the ensemble.
@@ -68,6 +73,9 @@ def fit_segmentation_head(
         batch_size (`int`, defaults to 4): Images that go through the model at once, each at every timestep.
         cache_dir (path, *optional*): Keep activations in a temporary file in this folder instead of in memory.
         accelerator (`Accelerator`, *optional*): Deals the members out to its processes.
+        noise_levels (sequence of `float`, *optional*): Noise-to-signal ratios above 0, in place of `timesteps`.
+        size (two `int`, *optional*): Height and width at which images are read; the model's own if not given.
+        prompt (`str`, *optional*): What conditions the model, in fitting and in use; its null prompt if not given.
 
     Returns:
         [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode.
@@ -83,7 +91,8 @@ def fit_segmentation_head(
         dataset.num_classes, label_names or dataset.label_names, dataset.ignore_index, palette or dataset.palette
     )
     flip = (recipe.flip and not classes.tell_sides) if flip is None else flip
-    extractor = recipe_extractor(pipe, recipe, blocks, timesteps, up_blocks, share_noise=share_noise, noise_seed=seed)
+    choice = dict(share_noise=share_noise, noise_seed=seed, size=size, prompt=prompt)
+    extractor = recipe_extractor(pipe, recipe, blocks, timesteps, up_blocks, noise_levels, **choice)
     views, show = recipe.num_views(len(dataset)), accelerator is None or accelerator.is_local_main_process
     table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show, views, flip)
     return fit_head(table, extractor, classes, recipe, num_members, flip, seed, True, accelerator)
@@ -92,21 +101,31 @@ def fit_segmentation_head(
 def recipe_extractor(
     pipe: Any,
     recipe: str | Recipe = "default",
-    blocks: Sequence[int] | None = None,
+    blocks: Sequence[Block] | None = None,
     timesteps: Sequence[int] | None = None,
     up_blocks: Sequence[int] | None = None,
+    noise_levels: Sequence[float] | None = None,
     **choice: Any,
 ) -> FeatureExtractor:
     """The features of a pipeline that a recipe reads; what is given comes before what the recipe says.
 
     Args:
-        pipe, recipe, blocks, timesteps, up_blocks: As in [`fit_segmentation_head`].
-        **choice: `share_noise`, `noise_seed`, as in [`DecoderFeatureExtractor`].
+        pipe, recipe, blocks, timesteps, up_blocks, noise_levels: As in [`fit_segmentation_head`].
+        **choice: `share_noise`, `noise_seed`, `size`, `prompt`, as in [`~HeadSegmenter.feature_extractor`].
+
+    Raises:
+        UserError: Two of them exclude each other, or the model knows no noise.
     """
     recipe = find_recipe(recipe)
     if blocks is not None and up_blocks is not None:
         raise UserError("Give `blocks` or `up_blocks`, not both.")
+    if timesteps is not None and noise_levels is not None:
+        raise UserError("Give `timesteps` or `noise_levels`, not both.")
     extractor = pipe.feature_extractor(**choice)
+    if noise_levels is not None:
+        if extractor.schedule is None:
+            raise UserError("This model sees no noise; leave `noise_levels` out.")
+        timesteps = [extractor.schedule.timestep(level) for level in noise_levels]
     timesteps = extractor.default_timesteps(recipe.timesteps) if timesteps is None else timesteps
     if up_blocks is not None:
         return extractor.choose(timesteps=timesteps, up_blocks=up_blocks)
@@ -162,6 +181,7 @@ def fit_head(
         ignore_index=classes.ignore_index,
         flip=flip,
         voting=recipe.voting,
+        prompt=extractor.prompt,
     )
     # The members are trained side by side, a share of them on each process.
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)

@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..features.pixel_unet import PAPER_TIMESTEPS
+from ..features.base import Block
+from ..features.noise import PAPER_TIMESTEPS
 from ..runs.errors import UserError
 
 
@@ -53,7 +54,7 @@ class Recipe:
     flip: bool = False
     voting: str = "hard"
     timesteps: Sequence[int] = PAPER_TIMESTEPS
-    blocks: Sequence[int] | None = None
+    blocks: Sequence[Block] | None = None
 
     def num_views(self, num_images: int) -> int:
         """Augmented views of each of so many labelled images."""

@@ -13,13 +13,17 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.labeled import LabeledImages
-from ..features.base import FeatureExtractor
+from ..features.base import Block, FeatureExtractor, ordered
 from ..runs.errors import UserError
 from .classes import Classes
 from .cross_validation import LabeledActivations, cross_validated, entries_of, folds_of, missing_classes, others
 from .fit import recipe_extractor
 from .recipes import Recipe, find_recipe
 from .table import ActivationTable
+
+
+# Of the paper's schedule of 1,000 steps; denser where images are less noisy, as the informative ones are.
+STUDY_TIMESTEPS = (10, 50, 100, 150, 200, 250, 300, 400, 600, 800)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Budget:
 
 
 def cost_of(
-    table: ActivationTable, blocks: Sequence[int], timesteps: Sequence[int], pass_milliseconds: dict[int, float]
+    table: ActivationTable, blocks: Sequence[Block], timesteps: Sequence[int], pass_milliseconds: dict[Block, float]
 ) -> dict:
     """What blocks × timesteps cost, with the keys of [`Budget`].
 
@@ -56,11 +60,11 @@ def cost_of(
     return {
         "dimensions": sum(f.channels for f in info),
         "bytes": sum(2 * f.channels * f.height * f.width for f in info),
-        "milliseconds": len(timesteps) * pass_milliseconds[max(blocks)],
+        "milliseconds": len(timesteps) * max(pass_milliseconds[block] for block in blocks),
     }
 
 
-def time_passes(extractor: FeatureExtractor, image: torch.Tensor, repeats: int = 3) -> dict[int, float]:
+def time_passes(extractor: FeatureExtractor, image: torch.Tensor, repeats: int = 3) -> dict[Block, float]:
     """Milliseconds an image and timestep that a pass takes to each block of an extractor; medians.
 
     Args:
@@ -83,12 +87,12 @@ def time_passes(extractor: FeatureExtractor, image: torch.Tensor, repeats: int =
 
 
 def select_features(
-    scored: Callable[[Sequence[int], Sequence[int]], float],
-    cost: Callable[[Sequence[int], Sequence[int]], dict],
-    blocks: Sequence[int],
+    scored: Callable[[Sequence[Block], Sequence[int]], float],
+    cost: Callable[[Sequence[Block], Sequence[int]], dict],
+    blocks: Sequence[Block],
     timesteps: Sequence[int],
     budget: Budget,
-    rival: tuple[Sequence[int], Sequence[int]] | None = None,
+    rival: tuple[Sequence[Block], Sequence[int]] | None = None,
     choose: Sequence[str] = ("blocks", "timesteps"),
     announce: Callable[[int, int], None] = lambda step, count: None,
 ) -> list[dict]:
@@ -112,10 +116,10 @@ def select_features(
     """
     tried: dict[tuple, dict] = {}
 
-    def attempt(step: int, choices: Iterable[tuple[Sequence[int], Sequence[int]]]) -> None:
+    def attempt(step: int, choices: Iterable[tuple[Sequence[Block], Sequence[int]]]) -> None:
         new = {}
         for b, t in choices:
-            key = (tuple(sorted(b)), tuple(sorted(t)))
+            key = (ordered(b), tuple(sorted(t)))
             price = cost(*key)
             if key not in tried and budget.allows(price):
                 new[key] = price
@@ -134,12 +138,12 @@ def select_features(
     now, step = None, 1
     while now is not best():
         now, step = best(), step + 1
-        more_blocks = [([*now["blocks"], b], now["timesteps"]) for b in sorted(set(blocks) - set(now["blocks"]))]
+        more_blocks = [([*now["blocks"], b], now["timesteps"]) for b in ordered(set(blocks) - set(now["blocks"]))]
         more_steps = [(now["blocks"], [*now["timesteps"], t]) for t in sorted(set(timesteps) - set(now["timesteps"]))]
         attempt(step, [*more_blocks, *more_steps])
     if rival is not None:
         attempt(0, [rival])
-        if (own := tried.get((tuple(sorted(rival[0])), tuple(sorted(rival[1]))))) is not None:
+        if (own := tried.get((ordered(rival[0]), tuple(sorted(rival[1]))))) is not None:
             own["step"] = 0
     return sorted(tried.values(), key=lambda c: -c["mean_iou"])
 
@@ -148,7 +152,7 @@ def choose_features(
     pipe: Any,
     dataset: LabeledImages,
     recipe: str | Recipe = "default",
-    blocks: Sequence[int] | None = None,
+    blocks: Sequence[Block] | None = None,
     timesteps: Sequence[int] | None = None,
     budget: Budget | None = None,
     folds: int = 5,
@@ -158,6 +162,8 @@ def choose_features(
     batch_size: int = 4,
     cache_dir: str | os.PathLike | None = None,
     show_progress: bool = True,
+    size: tuple[int, int] | None = None,
+    prompt: str | None = None,
 ) -> list[dict]:
     """Chooses blocks and timesteps by cross-validation on the labelled images.
 
@@ -173,9 +179,8 @@ def choose_features(
         folds (`int`, defaults to 5): As many as there are images, at most.
         share_noise (`bool`), flip (`bool`, *optional*): As in [`fit_segmentation_head`].
         seed (`int`): Of noise, folds, augmented views and classifiers.
-        batch_size (`int`): Images in a pass.
-        cache_dir (path, *optional*): See [`ActivationTable`].
-        show_progress (`bool`): Whether to show progress bars.
+        batch_size (`int`), cache_dir (path, *optional*), show_progress (`bool`): As in [`extract_activations`].
+        size (two `int`, *optional*), prompt (`str`, *optional*): As in [`fit_segmentation_head`].
 
     Returns:
         `list[dict]`: As [`select_features`]; the first is the choice.
@@ -184,12 +189,13 @@ def choose_features(
         UserError: There is one image only, or the budget is too small.
     """
     # 1. What there is to choose from, and what the recipe would read.
-    usual = recipe_extractor(pipe, recipe, blocks, timesteps, share_noise=share_noise, noise_seed=seed)
+    reading: dict[str, Any] = dict(share_noise=share_noise, noise_seed=seed, size=size, prompt=prompt)
+    usual = recipe_extractor(pipe, recipe, blocks, timesteps, **reading)
     recipe = find_recipe(recipe).for_studies()
     choose = [name for name, given in (("blocks", blocks), ("timesteps", timesteps)) if given is None]
     candidates = (
-        sorted({*(blocks or range(len(usual.taps)))}),
-        sorted({*(timesteps or [*study_timesteps(usual.num_timesteps), *usual.timesteps])}),
+        ordered({*(blocks or usual.numbers)}),
+        sorted({*(timesteps or [*usual.default_timesteps(STUDY_TIMESTEPS), *usual.timesteps])}),
     )
     held_out = folds_of(len(dataset), min(folds, len(dataset)), seed)
     extractor = usual.choose(*candidates)
@@ -213,21 +219,15 @@ def choose_features(
             bar.total = bar.n + count  # how many steps follow is not known
             bar.set_description(f"Choosing features, step {step}" if step else "The recipe's own features")
 
-        def scored(b: Sequence[int], t: Sequence[int]) -> float:
+        def scored(b: Sequence[Block], t: Sequence[int]) -> float:
             result = cross_validated(activations, b, t, classes, held_out, recipe, seed)
             bar.update()
             return result["mean_iou"]
 
-        def cost(b: Sequence[int], t: Sequence[int]) -> dict:
+        def cost(b: Sequence[Block], t: Sequence[int]) -> dict:
             return cost_of(table, b, t, passes)
 
         return select_features(scored, cost, *candidates, budget, rival, choose, announce)
-
-
-def study_timesteps(num_train_timesteps: int) -> list[int]:
-    """Ten timesteps, denser where images are less noisy, as the informative ones are."""
-    parts = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 0.8)
-    return sorted({int(p * num_train_timesteps) for p in parts})
 
 
 def format_choices(choices: Sequence[dict], count: int = 5) -> str:

@@ -4,12 +4,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
+from ..pipeline_auto import AutoDiffuseSegPipeline, is_pixel_index
+from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import read_json
@@ -28,16 +31,18 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: str = "auto",
     cache_dir: str | os.PathLike | None = None,
+    base_model: str | None = None,
 ) -> Segmenter:
     """Loads a pipeline, with or without a head, or a student, ready to run.
 
     Args:
-        name (`str`): Local folder or Hub name of a [`DiffuseSegPipeline`], a plain `DDPMPipeline`, a
-            [`BackbonePipeline`], or a student.
+        name (`str`): Local folder or Hub name of a [`DiffuseSegPipeline`], any pipeline of diffusers whose denoiser is
+            of a known family, a head on such a one, a [`BackbonePipeline`], or a student.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         device (`str` or `torch.device`, *optional*): See [`default_device`].
         dtype (`str`, defaults to `"auto"`): A key of `DTYPES`, or see [`default_dtype`].
         cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
+        base_model (`str`, *optional*): Where the base of a head is, if not where the head says.
 
     Raises:
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
@@ -49,8 +54,13 @@ def load_pipeline(
     device = torch.device(device) if device else default_device()
     precision = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
     try:
-        load = LOADERS[_kind(name, revision, cache_dir)]
-        return load(name, device, precision, {"revision": revision, "cache_dir": cache_dir})
+        kind = _kind(name, revision, cache_dir)
+        where = {"revision": revision, "cache_dir": cache_dir}
+        if kind == COMPOSED:
+            where["base_model"] = base_model
+        elif base_model is not None:
+            raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")
+        return LOADERS[kind](name, device, precision, where)
     except UserError:
         raise
     except ModuleNotFoundError as error:
@@ -59,7 +69,8 @@ def load_pipeline(
         reason = None if is_local else explain_hub_error(error)
         if reason is not None:
             message = f"There is no folder {name}, and the pipeline {name} cannot be loaded: {reason}."
-        elif isinstance(error, (OSError, ValueError, SafetensorError)):  # what the libraries say of broken files
+        # What the libraries say of broken files, and diffusers of classes that it does not have.
+        elif isinstance(error, (OSError, ValueError, SafetensorError, AttributeError)):
             message = f"The pipeline {name} cannot be loaded: {error}"
         else:
             raise
@@ -83,6 +94,12 @@ def _load_backbone(name: str, device: torch.device, dtype: torch.dtype, where: d
     return BackbonePipeline.from_pretrained(name, dtype=dtypes, **safe, **where).to(device)
 
 
+def _load_composed(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
+    """Any other pipeline of diffusers; that its denoiser is not known is found out when it is loaded."""
+    pipe: Any = AutoDiffuseSegPipeline.from_pretrained(name, dtype=dtype, **where)
+    return pipe.to(device)
+
+
 def _load_student(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
     from ..students.segmenter import load_student  # transformers is of the extra `train`
 
@@ -90,8 +107,10 @@ def _load_student(name: str, device: torch.device, dtype: torch.dtype, where: di
 
 
 # Which class loads what, by `_class_name` in the index of a pipeline, or the end of the class in `architectures` of a
-# model. Pipelines of diffusers without a head need a U-Net for pixels, and nothing else of them is used.
+# model. Of pipelines with a U-Net for pixels, nothing else is used; all others of diffusers are composed with a head.
+COMPOSED = ComposedDiffuseSegPipeline.__name__
 LOADERS: dict[str, Callable] = {
+    COMPOSED: _load_composed,
     "DiffuseSegPipeline": _load_pixel,
     "DDPMPipeline": _load_pixel,
     "DDIMPipeline": _load_pixel,
@@ -110,8 +129,8 @@ def _kind(name: str, revision: str | None, cache_dir: str | os.PathLike | None) 
     if index is not None:
         given = index.get("_class_name")
         kind = given[-1] if isinstance(given, list) else given
-        if kind not in LOADERS and (index.get("unet") or [None])[-1] == "UNet2DModel":
-            kind = "DDPMPipeline"
+        if kind is not None and kind not in LOADERS:
+            kind = "DDPMPipeline" if is_pixel_index(index) else COMPOSED
     else:
         index = _read(name, CONFIG, revision, cache_dir) or {}
         given = next(iter(index.get("architectures") or []), None)

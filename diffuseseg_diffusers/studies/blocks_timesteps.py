@@ -53,7 +53,9 @@ def blocks_timesteps(study: Study) -> StudyReport:
         f"Best: block {best['block']} at timestep {best['timestep']}, mean IoU {best['mean_iou']:.4f}.",
         f"Small classes, below the median share of the area: {', '.join(named)}.",
     ]
-    return StudyReport(sorted(rows, key=lambda r: (r["block"], r["timestep"])), settings, summary)
+    return StudyReport(
+        sorted(rows, key=lambda r: (features.blocks.index(r["block"]), r["timestep"])), settings, summary
+    )
 
 
 def class_sizes(labels: torch.Tensor, classes: Classes) -> tuple[list[float], list[bool]]:

@@ -35,7 +35,7 @@ def clusters(study: Study) -> StudyReport:
     shown = study.dataset.select(range(min(study.num_images, len(study.dataset))))
     how: dict[str, Any] = dict(seed=study.seed, batch_size=study.batch_size, cache_dir=study.cache_dir)
     table = extract_activations(features, shown, **how)
-    maps: dict[tuple[int, int], list[np.ndarray]] = {}
+    maps: dict[tuple, list[np.ndarray]] = {}
     with tqdm(total=len(features.blocks) * len(features.timesteps), desc="Clusters", unit="cell") as bar:
         for i, block in enumerate(features.blocks):
             for j, t in enumerate(features.timesteps):

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from tqdm.auto import tqdm
 
-from ..features.base import Features
+from ..features.base import Block, Features
 from ..features.pixel_unet import DecoderFeatureExtractor
 from ..heads.cross_validation import LabeledActivations, fit_groups, others, score
 from ..heads.ensemble import PixelClassifierEnsemble
@@ -37,7 +37,7 @@ class NoiseVariant(DecoderFeatureExtractor):
         self.noise, self.draws = noise, draws if noise == "averaged" else 1
 
     def choose(
-        self, blocks: Sequence[int] | None = None, timesteps: Sequence[int] | None = None, **options: Any
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
     ) -> "NoiseVariant":
         chosen = super().choose(blocks, timesteps, **{"noise": self.noise, "draws": self.draws, **options})
         return cast(NoiseVariant, chosen)
@@ -84,7 +84,7 @@ def noise(study: Study) -> StudyReport:
         study.say_missing_classes(study.labels())
         for kind in tqdm(NOISES, "Noise", unit="kind"):
             how = dict(noise_seed=study.seed, noise=kind, draws=study.draws)
-            tables[kind] = study.activations(NoiseVariant.of(study.pipe.components, **chosen, **how))
+            tables[kind] = study.activations(NoiseVariant.of(study.pipe, **chosen, **how))
 
     def compute(trained: str, tested: str) -> dict:
         if trained not in heads:

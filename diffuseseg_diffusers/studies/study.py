@@ -13,13 +13,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.labeled import LabeledImages
-from ..features.base import FeatureExtractor
+from ..features.base import Block, FeatureExtractor
 from ..heads.classes import Classes
 from ..heads.cross_validation import LabeledActivations, folds_of, missing_classes, others
 from ..heads.extraction import labeled_examples
 from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
-from ..heads.selection import study_timesteps
+from ..heads.selection import STUDY_TIMESTEPS
 from ..inference.evaluation import evaluate_segmentation
 from ..runs.errors import UserError
 from ..runs.resuming import Results, fingerprint
@@ -70,7 +70,7 @@ class Study:
     dataset: LabeledImages
     folder: Path
     recipe: str = "default"
-    blocks: Sequence[int] | None = None
+    blocks: Sequence[Block] | None = None
     timesteps: Sequence[int] | None = None
     test: LabeledImages | None = None
     folds: int = 5
@@ -94,10 +94,10 @@ class Study:
 
     @cached_property
     def all_features(self) -> FeatureExtractor:
-        """The blocks that were given, or all, at the timesteps that were given, or at [`study_timesteps`]."""
+        """The blocks that were given, or all, at the timesteps that were given, or at `STUDY_TIMESTEPS`."""
         return self.extractor.choose(
-            self.blocks or range(len(self.extractor.taps)),
-            self.timesteps or study_timesteps(self.extractor.num_timesteps),
+            self.blocks or self.extractor.numbers,
+            self.timesteps or self.extractor.default_timesteps(STUDY_TIMESTEPS),
         )
 
     @property

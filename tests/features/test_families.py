@@ -37,8 +37,8 @@ class PyramidFeatureExtractor(FeatureExtractor):
         super().__init__(taps, blocks, timesteps, size or (16, 16), in_channels=3)
 
     @classmethod
-    def of(cls, components, **choice: Any):
-        return cls(components["backbone"], choice.get("blocks"), choice.get("timesteps"), choice.get("size"))
+    def of(cls, pipe, **choice: Any):
+        return cls(pipe.backbone, choice.get("blocks"), choice.get("timesteps"), choice.get("size"))
 
     dtype = property(lambda self: torch.float32)
     device = property(lambda self: torch.device("cpu"))
@@ -59,7 +59,7 @@ def pyramids(monkeypatch):
     module = types.ModuleType("diffuseseg_diffusers.features.pyramid")
     module.PyramidFeatureExtractor = PyramidFeatureExtractor
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(families.FAMILIES, ("backbone", "Pyramid"), "pyramid:PyramidFeatureExtractor")
+    monkeypatch.setitem(families.FAMILIES, ("backbone", "Pyramid", None), "pyramid:PyramidFeatureExtractor")
 
 
 def test_a_third_family_is_fitted_chosen_for_measured_and_used_without_a_change_elsewhere(pyramids):
@@ -76,7 +76,7 @@ def test_a_third_family_is_fitted_chosen_for_measured_and_used_without_a_change_
 def test_the_family_is_told_by_the_components_and_an_unknown_one_is_refused_by_name():
     pipe = DiffuseSegPipeline(make_unet(), DDPMScheduler())
     assert families.find_family(pipe.components) is DecoderFeatureExtractor
-    with pytest.raises(UserError, match=r"backbone \(Pyramid\).*one with unet \(UNet2DModel\) or backbone"):
+    with pytest.raises(UserError, match=r"backbone \(Pyramid\).*one with unet \(UNet2DModel"):
         BackbonePipeline(Pyramid(), None).feature_extractor()
 
 

@@ -27,7 +27,11 @@ def test_the_recipe_says_which_features_are_read_and_how_the_members_vote():
     assert config.flip and config.voting == "soft"
     pipe.scheduler = DDPMScheduler(num_train_timesteps=4000)
     paper = fit_segmentation_head(pipe, dataset, recipe=replace(RECIPES["paper"], max_steps=2), num_members=2).config
-    assert list(paper.blocks) == [3, 7, 11] and list(paper.timesteps) == [200, 600, 1000]
+    assert list(paper.blocks) == [3, 7, 11] and list(paper.timesteps) == [
+        92,
+        291,
+        491,
+    ]  # as noisy as 50, 150, 250 of 1,000
     assert not paper.flip and paper.voting == "hard"
     large = make_unet(layers_per_block=5)  # 18 decoder blocks
     pipe = DiffuseSegPipeline(large, DDPMScheduler())

@@ -17,7 +17,7 @@ def test_the_variants_of_noise_are_what_they_are_called():
     images[1] = images[0]
 
     def extracted(noise, seed=0, **kwargs):
-        extractor = NoiseVariant.of(pipe.components, blocks=[3], timesteps=[150, 151], noise=noise, **kwargs)
+        extractor = NoiseVariant.of(pipe, blocks=[3], timesteps=[150, 151], noise=noise, **kwargs)
         return extractor(images, generator=torch.Generator().manual_seed(seed)).activations
 
     plain = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, [3], [150, 151])(images).activations
@@ -28,7 +28,7 @@ def test_the_variants_of_noise_are_what_they_are_called():
     fresh = extracted("fresh")
     assert not torch.equal(fresh[0][0], fresh[0][1])
     generator = torch.Generator().manual_seed(0)
-    one = NoiseVariant.of(pipe.components, blocks=[1], timesteps=[50], noise="fresh").choose([3], [150, 151])
+    one = NoiseVariant.of(pipe, blocks=[1], timesteps=[50], noise="fresh").choose([3], [150, 151])
     assert (one.noise, one.share_noise) == ("fresh", False)
     draws = [one(images, generator=generator).activations for _ in range(3)]
     averaged = extracted("averaged", draws=3)

@@ -95,7 +95,8 @@ def test_what_cannot_be_studied_is_a_sentence(folders, tmp_path):
         ("c", ("--study", "labels", "--test_split", "none"), "none"),
     ]:
         said = analyze(folders, *given, "--output_dir", tmp_path / name, expect=1)
-        assert message in said.stderr and said.stderr.startswith("error: ") and not (tmp_path / name).exists()
+        last = said.stderr.strip().splitlines()[-1].rpartition("\r")[2]  # behind progress bars of datasets
+        assert message in last and last.startswith("error: ") and not (tmp_path / name).exists()
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "mine.txt").write_text("x")
     said = analyze(folders, "--output_dir", tmp_path / "d", expect=1)

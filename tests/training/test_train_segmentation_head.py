@@ -32,8 +32,10 @@ def test_fit_chooses_blocks_and_timesteps_and_says_what_it_chose(given, tmp_path
     assert len(report) > 1 and all(c["bytes"] <= 10000 for c in report)
     said = run(*auto[:-1], tmp_path / "none", "--max_bytes", "1", expect=1)
     assert "stays within the budget" in said.stderr
-    said = run(*given, "--max_bytes", "1", "--output_dir", tmp_path / "none", expect=1)
+    said = run(*given, "--max_dimensions", "1", "--output_dir", tmp_path / "none", expect=1)
     assert "are for --blocks or --timesteps auto" in said.stderr
+    said = run(*given, "--max_bytes", "1", "--output_dir", tmp_path / "none", expect=1)
+    assert "more than --max_bytes 1;" in said.stderr
 
 
 def test_features_are_chosen_for_the_head_that_will_be_fitted(given, tmp_path, monkeypatch):

@@ -1,0 +1,320 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Activations of any frozen denoiser of diffusers that works on latents; a family says how its denoiser is called."""
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..runs.errors import UserError
+from .base import Block, FeatureExtractor, FeatureInfo, Features, LastTapReached, Tap
+from .latents import encode_latents, latent_stride
+from .noise import noise_schedule
+
+
+# What has been found out of each denoiser: its taps by size, and its conditioning by prompt and size.
+_DESCRIBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_CONDITIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a numbered tap is: the output of a module, or what goes into it."""
+
+    module: str
+    of_input: bool = False
+
+
+class DenoiserFeatureExtractor(FeatureExtractor):
+    """Activations of a denoiser for noised latents of images, in one batched pass that ends early.
+
+    A family is a subclass that says which places have numbers, what conditions the denoiser, and how it is called; all
+    else is here. Nothing of the pipeline is changed.
+
+    Args:
+        pipe (`DiffusionPipeline`): With the denoiser, its autoencoder, scheduler and text encoders.
+        blocks (sequence of `int` or `str`, *optional*):
+            Numbers of blocks, or names of modules as in `denoiser.named_modules()`, such as
+            `up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`.
+        timesteps (sequence of `int`, *optional*): Of the model's own schedule; see [`NoiseSchedule`].
+        share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0): As in [`DecoderFeatureExtractor`].
+        size (two `int`, *optional*): Height and width at which images are read; the model's own if not given.
+        prompt (`str`, *optional*): What conditions the denoiser; the model's null prompt if not given.
+        device (`torch.device`, *optional*): Where the denoiser computes, if its weights are elsewhere between passes.
+
+    Raises:
+        UserError: The pipeline has no autoencoder that fits the denoiser; a block, timestep or size does not exist.
+    """
+
+    component = "transformer"  # name of the denoiser in the pipeline
+    conditional_first = False  # which half of a batch under classifier-free guidance has the prompt
+
+    def __init__(
+        self,
+        pipe: Any,
+        blocks: Sequence[Block] | None = None,
+        timesteps: Sequence[int] | None = None,
+        share_noise: bool = True,
+        noise_seed: int = 0,
+        size: tuple[int, int] | None = None,
+        prompt: str | None = None,
+        device: torch.device | None = None,
+    ):
+        self.pipe, self.vae = pipe, autoencoder(pipe)
+        denoiser = getattr(pipe, self.component)
+        self.denoiser = getattr(denoiser, "_orig_mod", denoiser)  # hooks and an early end would break compiled graphs
+        self.share_noise, self.noise_seed, self.prompt, self._device = share_noise, noise_seed, prompt, device
+        self._vae_stride = latent_stride(self.vae)
+        if self.vae.config.latent_channels != self.latent_channels:
+            raise UserError(
+                f"The denoiser takes {self.latent_channels} channels of latents, but the autoencoder gives "
+                f"{self.vae.config.latent_channels}; models of inpainting and of editing are not known here."
+            )
+        height, width = size or self.own_size()
+        self.size = (height, width)
+        self.check_size(height, width)
+        self._shapes: dict[Block, torch.Size] = {}
+        taps = self._described(tuple(b for b in blocks or () if isinstance(b, str)))
+        super().__init__(
+            taps, blocks, timesteps, self.size, self.vae.config.in_channels, noise_schedule(pipe.scheduler)
+        )
+
+    # What a family says.
+
+    @abstractmethod
+    def places(self) -> list[Place]:
+        """Of the blocks that have numbers, in their order."""
+
+    @abstractmethod
+    def encode_condition(self) -> dict[str, torch.Tensor]:
+        """What conditions every pass, computed by the pipeline's own text encoders: tensors `[1, ...]` by name."""
+
+    @abstractmethod
+    def stand_in(self) -> dict[str, torch.Tensor]:
+        """Tensors of the shapes of [`~DenoiserFeatureExtractor.encode_condition`], by the configs alone."""
+
+    @abstractmethod
+    def arguments(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
+    ) -> dict[str, Any]:
+        """The arguments of the denoiser, as its pipeline gives them.
+
+        Args:
+            latents (`torch.Tensor`): `[N, C, h, w]`, noised.
+            timesteps (`torch.Tensor`): `[N]`, of the schedule.
+            condition (`dict`): Of [`~DenoiserFeatureExtractor.encode_condition`], `[N, ...]`.
+        """
+
+    @abstractmethod
+    def own_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was made for."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that the denoiser takes."""
+        return self.denoiser.config.in_channels
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of the latents for a token, along each axis; 1 for U-Nets."""
+        return self.denoiser.config.patch_size
+
+    # What all share.
+
+    @classmethod
+    def of(cls, pipe: Any, **choice: Any) -> "DenoiserFeatureExtractor":
+        return cls(pipe, **choice)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.denoiser.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device or self.denoiser.device
+
+    def choose(
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
+    ) -> "DenoiserFeatureExtractor":
+        given = dict(share_noise=self.share_noise, noise_seed=self.noise_seed, size=self.size, prompt=self.prompt)
+        if (up_blocks := options.pop("up_blocks", None)) is not None:
+            blocks = self.up_block_outputs(up_blocks)
+        blocks = self.blocks if blocks is None else blocks
+        timesteps = self.timesteps if timesteps is None else timesteps
+        return type(self)(self.pipe, blocks, timesteps, **{**given, "device": self._device, **options})
+
+    def up_block_outputs(self, up_blocks: Sequence[int]) -> list[int]:
+        """Numbers of the outputs of whole up-blocks; refused by what has none."""
+        raise UserError(f"{type(self.denoiser).__name__} has no up-blocks; give `blocks`.")
+
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Of a transformer the blocks at a third, a half and two thirds of its depth, whatever the recipe."""
+        total = len(self.numbers)
+        return tuple(sorted({round(total * part) for part in (1 / 3, 1 / 2, 2 / 3)}))
+
+    def check_size(self, height: int, width: int) -> None:
+        multiple = self._vae_stride * self.patch_size
+        if height % multiple or width % multiple:
+            near = " × ".join(str(max(multiple, round(x / multiple) * multiple)) for x in (height, width))
+            raise UserError(
+                f"This model takes sizes that are multiples of {multiple}, got {height} × {width}; the nearest is "
+                f"{near}."
+            )
+        if (height, width) != self.size:
+            raise UserError(f"This extractor reads images of {self.size[0]} × {self.size[1]}, got {height} × {width}.")
+
+    def feature_info(self, height: int | None = None, width: int | None = None) -> list[FeatureInfo]:
+        self.check_size(height or self.size[0], width or self.size[1])
+        return [FeatureInfo(b, t, *self._shapes[b][1:]) for t in self.timesteps for b in self.blocks]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Features:
+        n, c, height, width = images.shape
+        if c != self.in_channels:
+            raise UserError(f"The images have {c} channels, but the autoencoder takes {self.in_channels}.")
+        info = self.feature_info(height, width)
+        device, steps = self.device, len(self.timesteps)
+
+        # 1. Latents, noised to every timestep; batch entry t * N + i is image i at timestep t.
+        latents = encode_latents(self.vae, images.to(device, torch.float32))  # [N,c,h,w]
+        noise = self.draw_noise(latents, generator)  # [T*N,c,h,w]
+        timesteps = torch.tensor(self.timesteps, device=device).repeat_interleave(n)  # [T*N]
+        noisy = self.schedule.add_noise(latents.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,c,h,w]
+        condition = {k: v.to(device).expand(steps * n, *v.shape[1:]) for k, v in self.condition().items()}
+
+        # 2. One pass that ends at the last tap.
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        try:
+            with self.reading(self.denoiser, stop_at=self._last()) as seen:
+                self.denoiser(**self.arguments(noisy, timesteps, condition), return_dict=False)
+        except LastTapReached:
+            pass
+        finally:
+            self.denoiser.train(was_training)
+
+        # 3. Maps, timesteps apart.
+        maps = {block: self.as_map(output, noisy.shape[-2:]).unflatten(0, (steps, n)) for block, output in seen.items()}
+        activations = [maps[i.block][self.timesteps.index(i.timestep)] for i in info]
+        return self.check_finite(Features(activations=activations, info=info))
+
+    def condition(self) -> dict[str, torch.Tensor]:
+        """What conditions every pass, `[1, ...]` by name; encoded once, so that text encoders can be freed then."""
+        known, key = _CONDITIONS.setdefault(self.denoiser, {}), (self.prompt, self.size)
+        if key not in known:
+            try:
+                known[key] = self.encode_condition()
+            except (AttributeError, TypeError) as error:
+                gone = [n for n, c in self.pipe.components.items() if n.startswith("text_encoder") and c is None]
+                if not gone:
+                    raise
+                raise UserError(
+                    f"The pipeline has no {' and no '.join(gone)} to encode the prompt {self.prompt or ''!r}; load it "
+                    f"with its text encoders, and free them after the first use."
+                ) from error
+        return known[key]
+
+    def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
+        """What a tap sees as a map `[N, channels, h, w]`: itself, or the tokens of the image in their places.
+
+        Args:
+            output (`torch.Tensor` or tuple): Of a tuple it is the last with an axis of tokens, the image's stream.
+            grid (two `int`): Height and width of the latents.
+        """
+        if isinstance(output, tuple):
+            output = [x for x in output if isinstance(x, torch.Tensor) and x.ndim >= 3][-1]
+        if output.ndim == 4:
+            return output
+        height, width = self.token_grid(grid, output.shape[1])
+        return output[:, -height * width :].mT.unflatten(2, (height, width))  # text, where there is any, stands first
+
+    def token_grid(self, grid: Sequence[int], tokens: int) -> tuple[int, int]:
+        """Height and width of the image among so many tokens.
+
+        Raises:
+            UserError: They are not the image's.
+        """
+        height, width = (side // self.patch_size for side in grid)
+        if tokens < height * width:
+            raise UserError(f"{tokens} tokens have no place in an image of {height} × {width}; choose another module.")
+        return height, width
+
+    def latent_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the latents of an image."""
+        return height // self._vae_stride, width // self._vae_stride
+
+    def timestep_of(self, args: tuple, kwargs: dict[str, Any]) -> float:
+        """The schedule's timestep in what a pipeline calls its denoiser with: the reverse of `arguments`."""
+        given = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        return float(torch.as_tensor(given).flatten()[0])
+
+    def _last(self) -> int | str:
+        """The block that a pass reaches last."""
+        return max(self.blocks, key=lambda block: (self._order[block], str(block)))
+
+    def _described(self, names: tuple[str, ...]) -> list[Tap]:
+        """All numbered taps, and those of the given names, by a twin of the denoiser that computes nothing."""
+        known, key = _DESCRIBED.setdefault(self.denoiser, {}), (type(self), self.size, names)
+        if key not in known:
+            known[key] = self._describe(names)
+        taps, self._shapes, self._order = known[key]
+        return taps
+
+    @torch.no_grad()
+    def _describe(self, names: tuple[str, ...]) -> tuple[list[Tap], dict, dict]:
+        places: dict[Block, Place] = {**dict(enumerate(self.places())), **{name: Place(name) for name in names}}
+        modules = dict(self.denoiser.named_modules())
+        for name in names:
+            if name not in modules:
+                raise UserError(f"{type(self.denoiser).__name__} has no module {name!r}; `diffuseseg taps` lists some.")
+        with torch.device("meta"):
+            twin = type(self.denoiser).from_config(dict(self.denoiser.config)).to("meta").eval()
+            grid = self.latent_grid(*self.size)
+            latents, timesteps = torch.zeros(1, self.latent_channels, *grid), torch.zeros(1, dtype=torch.long)
+            arguments = self.arguments(latents, timesteps, {k: v.to("meta") for k, v in self.stand_in().items()})
+        shapes: dict[Block, torch.Size] = {}
+        order: dict[Block, int] = {}
+        done: dict[Block, int] = {}
+
+        def note(index: int | str, output: Any) -> None:
+            shapes[index] = self.as_map(output, grid).shape
+            order[index], done[index] = len(order), counter.get_total_flops()
+
+        for index, place in places.items():
+            module = twin.get_submodule(place.module)
+            if place.of_input:
+                module.register_forward_pre_hook(
+                    lambda m, args, kwargs, i=index: note(i, args[0] if args else kwargs["hidden_states"]),
+                    with_kwargs=True,
+                )
+            else:
+                module.register_forward_hook(lambda m, args, output, i=index: note(i, output))
+        with FlopCounterMode(display=False) as counter:
+            twin(**arguments, return_dict=False)
+        for index in places.keys() - shapes.keys():
+            raise UserError(f"A pass of {type(self.denoiser).__name__} does not run {places[index].module}.")
+        total = counter.get_total_flops()
+        taps = [
+            Tap(i, p.module, shapes[i][1], self.size[0] // shapes[i][2], p.of_input, done[i] / total)
+            for i, p in places.items()
+        ]
+        return taps, shapes, order
+
+
+def autoencoder(pipe: Any) -> torch.nn.Module:
+    """The autoencoder of a latent diffusion pipeline."""
+    return getattr(pipe, "vae", None) or pipe.vqvae
+
+
+def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a config's `sample_size`."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
