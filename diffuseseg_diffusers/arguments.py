@@ -24,6 +24,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, backbone: bool = False)
         which.add_argument(
             "--backbone", help="Vision model of transformers in its place: a local folder or a name on the Hub."
         )
+    add_model_options(group)
+
+
+def add_model_options(group: argparse._ArgumentGroup) -> None:
+    """Where a model comes from, and how it runs."""
     group.add_argument("--revision", help="Branch, tag or commit of a model on the Hub.")
     group.add_argument(
         "--base_model",

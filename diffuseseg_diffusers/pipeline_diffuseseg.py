@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .data.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from .features.base import Block, FeatureExtractor
+from .features.dry_run import Place
 from .features.noise import NoiseSchedule
 from .features.pixel_unet import DecoderFeatureExtractor, default_class_labels, first_tensor, image_size
 from .heads.ensemble import PixelClassifierEnsemble
@@ -117,7 +118,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             `dict`: Content of each file by its path below the folder.
         """
         # Each after those that it needs.
-        needed = (UserError, DiffuseSegImageProcessor, NoiseSchedule, FeatureExtractor, DecoderFeatureExtractor)
+        needed = (UserError, DiffuseSegImageProcessor, NoiseSchedule, Place, FeatureExtractor, DecoderFeatureExtractor)
         needed += (PixelClassifierEnsemble, Segmenter)
         modules = [*(c.__module__ for c in needed), code_files.__module__, DiffuseSegPipeline.__module__]
         return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)

@@ -38,6 +38,7 @@ CARRIED = {
         "runs.errors",
         "data.image_processor",
         "features.noise",
+        "features.dry_run",
         "features.base",
         "features.pixel_unet",
         "heads.ensemble",

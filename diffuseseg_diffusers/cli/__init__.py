@@ -17,6 +17,7 @@ from ..runs.install import missing_extra
 COMMANDS = {
     "demo": ("Show the whole idea on drawn faces.", ".demo"),
     "train-ddpm": ("Train a diffusion model on unlabelled images.", "..training.train_ddpm"),
+    "taps": ("List what can be read of a model.", ".taps"),
     "fit": ("Fit a segmentation head on a few labelled images.", "..training.train_segmentation_head"),
     "evaluate": ("Measure a fitted model on labelled images.", ".evaluate"),
     "segment": ("Segment images.", ".segment"),

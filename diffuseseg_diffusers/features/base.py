@@ -192,6 +192,10 @@ class FeatureExtractor(ABC):
             UserError: Names the nearest size that it takes.
         """
 
+    def shares(self) -> dict[Block, float | None]:
+        """Of each tap, the part of a pass's multiplications that is done when it is reached; `None` if not known."""
+        return {tap.index: tap.share for tap in self.taps}
+
     def feature_info(self, height: int | None = None, width: int | None = None) -> list[FeatureInfo]:
         """Describes the activations of a `height` × `width` image without running the model.
 

@@ -4,14 +4,13 @@
 import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..runs.errors import UserError
 from .base import Block, FeatureExtractor, FeatureInfo, Features, LastTapReached, Tap
+from .dry_run import Place, dry_run
 from .latents import encode_latents, latent_stride
 from .noise import noise_schedule
 
@@ -19,14 +18,6 @@ from .noise import noise_schedule
 # What has been found out of each denoiser: its taps by size, and its conditioning by prompt and size.
 _DESCRIBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _CONDITIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a numbered tap is: the output of a module, or what goes into it."""
-
-    module: str
-    of_input: bool = False
 
 
 class DenoiserFeatureExtractor(FeatureExtractor):
@@ -276,38 +267,21 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         for name in names:
             if name not in modules:
                 raise UserError(f"{type(self.denoiser).__name__} has no module {name!r}; `diffuseseg taps` lists some.")
-        with torch.device("meta"):
-            twin = type(self.denoiser).from_config(dict(self.denoiser.config)).to("meta").eval()
-            grid = self.latent_grid(*self.size)
+        grid = self.latent_grid(*self.size)
+
+        def arguments() -> dict[str, Any]:
             latents, timesteps = torch.zeros(1, self.latent_channels, *grid), torch.zeros(1, dtype=torch.long)
-            arguments = self.arguments(latents, timesteps, {k: v.to("meta") for k, v in self.stand_in().items()})
-        shapes: dict[Block, torch.Size] = {}
-        order: dict[Block, int] = {}
-        done: dict[Block, int] = {}
+            return self.arguments(latents, timesteps, {k: v.to("meta") for k, v in self.stand_in().items()})
 
-        def note(index: int | str, output: Any) -> None:
-            shapes[index] = self.as_map(output, grid).shape
-            order[index], done[index] = len(order), counter.get_total_flops()
-
-        for index, place in places.items():
-            module = twin.get_submodule(place.module)
-            if place.of_input:
-                module.register_forward_pre_hook(
-                    lambda m, args, kwargs, i=index: note(i, args[0] if args else kwargs["hidden_states"]),
-                    with_kwargs=True,
-                )
-            else:
-                module.register_forward_hook(lambda m, args, output, i=index: note(i, output))
-        with FlopCounterMode(display=False) as counter:
-            twin(**arguments, return_dict=False)
-        for index in places.keys() - shapes.keys():
+        seen = dry_run(self.denoiser, places, arguments)
+        for index in places.keys() - seen.keys():
             raise UserError(f"A pass of {type(self.denoiser).__name__} does not run {places[index].module}.")
-        total = counter.get_total_flops()
+        shapes = {index: self.as_map(sighting.output, grid).shape for index, sighting in seen.items()}
         taps = [
-            Tap(i, p.module, shapes[i][1], self.size[0] // shapes[i][2], p.of_input, done[i] / total)
+            Tap(i, p.module, shapes[i][1], self.size[0] // shapes[i][2], p.of_input, seen[i].share)
             for i, p in places.items()
         ]
-        return taps, shapes, order
+        return taps, shapes, {index: sighting.order for index, sighting in seen.items()}
 
 
 def autoencoder(pipe: Any) -> torch.nn.Module:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from ..runs.errors import UserError
-from .denoiser import DenoiserFeatureExtractor, Place, both_sides
+from .denoiser import DenoiserFeatureExtractor, both_sides
+from .dry_run import Place
 
 
 class DiTFeatureExtractor(DenoiserFeatureExtractor):

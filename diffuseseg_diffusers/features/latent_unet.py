@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..runs.errors import UserError
-from .denoiser import DenoiserFeatureExtractor, Place, both_sides
+from .denoiser import DenoiserFeatureExtractor, both_sides
+from .dry_run import Place
 from .pixel_unet import default_class_labels
 
 
@@ -46,11 +47,14 @@ class LatentUNetFeatureExtractor(DenoiserFeatureExtractor):
         return [ends[k] for k in up_blocks]
 
     def encode_condition(self) -> dict[str, torch.Tensor]:
+        if self.prompt is not None:
+            raise UserError(f"{type(self.denoiser).__name__} takes no prompt; leave it out.")
         labels = default_class_labels(self.denoiser, 1, self.device)
         return {} if labels is None else {"class_labels": labels}
 
     def stand_in(self) -> dict[str, torch.Tensor]:
-        return {name: torch.zeros_like(value) for name, value in self.encode_condition().items()}
+        labels = default_class_labels(self.denoiser, 1)
+        return {} if labels is None else {"class_labels": torch.zeros_like(labels)}
 
     def arguments(
         self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]

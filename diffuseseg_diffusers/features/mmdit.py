@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..runs.errors import UserError
-from .denoiser import DenoiserFeatureExtractor, Place, both_sides
+from .denoiser import DenoiserFeatureExtractor, both_sides
+from .dry_run import Place
 
 
 class SD3FeatureExtractor(DenoiserFeatureExtractor):

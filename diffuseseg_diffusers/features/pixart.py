@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .denoiser import DenoiserFeatureExtractor, Place, both_sides
+from .denoiser import DenoiserFeatureExtractor, both_sides
+from .dry_run import Place
 
 
 class PixArtFeatureExtractor(DenoiserFeatureExtractor):

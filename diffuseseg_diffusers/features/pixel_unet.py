@@ -14,6 +14,7 @@ from diffusers import SchedulerMixin, UNet2DModel
 
 from ..runs.errors import UserError
 from .base import Block, FeatureExtractor, Features, LastTapReached, Tap
+from .dry_run import Place, dry_run
 from .noise import noise_schedule
 
 
@@ -157,6 +158,14 @@ class DecoderFeatureExtractor(FeatureExtractor):
         if total == 18:
             return PAPER_BLOCKS
         return up_block_outputs(self.unet, range(len(self.unet.config.block_out_channels)))
+
+    def shares(self) -> dict[Block, float | None]:
+        def arguments() -> dict[str, Any]:
+            images = torch.zeros(1, self.in_channels, *self.size)
+            return {"sample": images, "timestep": 0, "class_labels": default_class_labels(self.unet, 1, images.device)}
+
+        places: dict[Block, Place] = {tap.index: Place(tap.module) for tap in self.taps}
+        return {index: sighting.share for index, sighting in dry_run(self.unet, places, arguments).items()}
 
     def check_size(self, height: int, width: int) -> None:
         check_image_size(self.unet, height, width)

@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetsError
 from ..data.columns import describe_dataset
 from ..data.image_files import find_images
 from ..data.parquet import as_parquet
+from ..pipeline_composed import HEAD, ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import RECORD, read_json, read_record
@@ -41,7 +42,7 @@ class Upload:
     """What goes to the Hub.
 
     Args:
-        kind (`str`): `"pipeline"`, `"student"` or `"dataset"`.
+        kind (`str`): `"pipeline"`, `"head"`, `"student"` or `"dataset"`.
         root (`Path`): The folder, or one with a dataset that was converted.
         files (`dict`): Path in the repository to a file or its content.
         left_out (`list[str]`): Paths of the folder that do not go.
@@ -75,7 +76,10 @@ def collect(folder: Path, scratch: Path) -> Upload:
     Raises:
         UserError: The folder holds nothing to push, something of it is missing, or a link leads out of it.
     """
-    if (folder / INDEX).is_file():
+    if (folder / INDEX).is_file() and is_head(folder):
+        upload = Upload("head", folder, head_files(folder))
+        used = {CARD, INDEX, *RECORDS}
+    elif (folder / INDEX).is_file():
         upload = Upload("pipeline", folder, pipeline_files(folder))
         used = {CARD, INDEX, *RECORDS}
     elif (folder / STUDENT_RECORD).is_file():
@@ -121,6 +125,33 @@ def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
     if is_ours:
         return files | {name: text.encode() for name, text in DiffuseSegPipeline.code_files(index).items()}
     return files | {INDEX: _encode(index)}
+
+
+def is_head(folder: Path) -> bool:
+    """Whether a folder holds a head alone, whose base is somewhere else."""
+    return read_json(own_file(folder, INDEX)).get("_class_name") == ComposedDiffuseSegPipeline.__name__
+
+
+def head_files(folder: Path) -> dict[str, Path | bytes]:
+    """What of the folder of a head on somebody else's pipeline goes to the Hub: the head, and which base it is for.
+
+    Raises:
+        UserError: The base is not on the Hub, or a file is missing.
+    """
+    part = PARTS["segmentation_head"]
+    paths = {f"{HEAD}/{part}": own_file(folder, f"{HEAD}/{part}")}
+    for path in sorted(p for p in (folder / HEAD).iterdir() if WEIGHTS.fullmatch(p.name)):
+        paths[f"{HEAD}/{path.name}"] = own_file(folder, f"{HEAD}/{path.name}")
+    if len(paths) < 2 or not paths[f"{HEAD}/{part}"].is_file():
+        raise UserError(f"The head in {folder} is incomplete: its config or its weights are missing.")
+    base = (read_json(paths[f"{HEAD}/{part}"]).get("base") or {}).get("model")
+    if base is None or os.path.isabs(base):
+        raise UserError(
+            f"The base of the head in {folder} is {base or 'not known'}, which nobody else can fetch; push the base to "
+            f"the Hub, and fit with its name there: `diffuseseg fit --model NAME`."
+        )
+    files: dict[str, Path | bytes] = {n: clean_json(p) if p.suffix == ".json" else p for n, p in paths.items()}
+    return {**files, INDEX: clean_json(folder / INDEX)}
 
 
 def student_files(folder: Path) -> dict[str, Path | bytes]:

@@ -18,6 +18,8 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
+from ..heads.ensemble import PixelClassifierEnsemble
+from ..pipeline_composed import HEAD
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import read_json
@@ -26,6 +28,7 @@ from ..students.segmenter import load_student
 from .cards import CARD, RECORDS, SAMPLES, own_card, png
 from .dataset_card import dataset_card, read_parts
 from .files import Upload, collect, without_local_paths
+from .head_card import head_card
 from .loading import load_pipeline
 from .model_card import model_card, sample_sheet
 from .student_card import student_card
@@ -67,9 +70,10 @@ def push_folder(
     pipe: DiffuseSegPipeline | None = None,
     analysis: str | os.PathLike | None = None,
 ) -> str:
-    """Uploads a folder with a pipeline, a student or a dataset, and its card in one commit.
+    """Uploads a folder with a pipeline, a head, a student or a dataset, and its card in one commit.
 
-    Of a pipeline's folder go its weights, its configs and the code for them; of a student's, weights and configs; of a
+    Of a pipeline's folder go its weights, its configs and the code for them; of a head on somebody else's pipeline the
+    head, and the name of that pipeline; of a student's, weights and configs; of a
     dataset's, the files that `datasets` reads and the names of the classes. Hidden files, links that lead out of the
     folder and paths of this machine do not. One line says what is left out. What a push that was cut off had uploaded
     is not uploaded again.
@@ -216,9 +220,11 @@ def finish_push(args: argparse.Namespace) -> None:
 
 
 def _load(upload: Upload) -> Any:
-    """What is in an upload, for its card: a pipeline, a student, or the parts of a dataset."""
+    """What is in an upload, for its card: a pipeline, a head, a student, or the parts of a dataset."""
     if upload.kind == "pipeline":
         return load_pipeline(os.fspath(upload.root))
+    if upload.kind == "head":
+        return PixelClassifierEnsemble.from_pretrained(upload.root, subfolder=HEAD)
     return load_student(os.fspath(upload.root)) if upload.kind == "student" else read_parts(upload.root)
 
 
@@ -231,6 +237,10 @@ def _make_card(
         found = [name for name in RECORDS if (folder / name).is_file()]
         records = {name: without_local_paths(read_json(folder / name)) for name in found}
         card = model_card(loaded, repo_id, upload.files, license, evaluations, records, own)
+    elif upload.kind == "head":
+        path = folder / RECORDS[1]
+        fitting = without_local_paths(read_json(path)) if path.is_file() else None
+        card = head_card(loaded, repo_id, license, evaluations, fitting, own)
     elif upload.kind == "student":
         card = student_card(folder, repo_id, license, own)
     else:
