@@ -2,8 +2,11 @@
 """Arguments that commands share, so that the same name means the same everywhere."""
 
 import argparse
+import math
+from collections.abc import Callable
 from pathlib import Path
 
+from .runs.command import run_command
 from .runs.errors import UserError
 from .runs.hardware import DTYPES
 
@@ -89,6 +92,51 @@ def height_and_width(given: list[int] | None) -> tuple[int, int] | None:
 def folder_path(text: str) -> Path:
     """A path as typed; of `--output_dir=~/out` most shells leave the `~` to us."""
     return Path(text).expanduser()
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuses numbers that no option has a meaning for: below 0, infinite, or none at all (`nan`).
+
+    Args:
+        args (`argparse.Namespace`): All arguments of a command.
+
+    Raises:
+        UserError: One is such a number; names the option.
+    """
+    for name, value in vars(args).items():
+        if name == "timesteps":  # of some models they are negative; the model says which it has
+            continue
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, (int, float)) and not (math.isfinite(number) and number >= 0):
+                raise UserError(f"--{name} must be a number of at least 0, got {number}.")
+
+
+def inputs_of(args: argparse.Namespace) -> list[object]:
+    """What a command reads, names of files and folders among it: all its arguments but for where it writes."""
+    written = ("output_dir", "cache_dir", "activation_dir", "hub_id", "resume_from_checkpoint")
+    found: list[object] = []
+    for name, value in vars(args).items():
+        if name not in written:
+            found += value if isinstance(value, (list, tuple)) else [value]
+    return found
+
+
+def run_script(description: str | None, add_arguments: Callable, main: Callable) -> None:
+    """Runs a script of `training/` with the arguments of the command line; ends the process.
+
+    Args:
+        description (`str`): Of the script.
+        add_arguments (`Callable`), main (`Callable`): Its own.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    args = parser.parse_args()
+
+    def checked() -> int | None:
+        check_numbers(args)
+        return main(args)
+
+    run_command(checked)
 
 
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:

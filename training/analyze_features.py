@@ -17,6 +17,8 @@ from diffuseseg_diffusers.arguments import (
     add_model_arguments,
     add_output_arguments,
     block_name,
+    inputs_of,
+    run_script,
 )
 from diffuseseg_diffusers.data.arguments import add_data_arguments, load_data
 from diffuseseg_diffusers.data.columns import describe_dataset
@@ -24,7 +26,6 @@ from diffuseseg_diffusers.data.labeled import LabeledImages
 from diffuseseg_diffusers.figures.studies import FIGURES, study_figures
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json, write_text
 from diffuseseg_diffusers.runs.resuming import may_resume, open_run
@@ -106,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
     study = load_study(args)
     for name in args.study:
         STUDIES[name].check(study)
-    open_run(args.output_dir, COMMAND, study.settings, OWNED, args.overwrite)
+    open_run(args.output_dir, COMMAND, study.settings, OWNED, args.overwrite, inputs_of(args))
 
     # 2. One study after another.
     for name in args.study:
@@ -170,7 +171,4 @@ def write_report(folder: Path, name: str, report: StudyReport) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parsed = parser.parse_args()
-    run_command(lambda: main(parsed))
+    run_script(__doc__, add_arguments, main)

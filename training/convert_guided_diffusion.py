@@ -11,9 +11,8 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline
 
-from diffuseseg_diffusers.arguments import add_output_arguments
+from diffuseseg_diffusers.arguments import add_output_arguments, run_script
 from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
-from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder
 from diffuseseg_diffusers.runs.hardware import DTYPES
 
@@ -43,7 +42,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parsed = parser.parse_args()
-    run_command(lambda: main(parsed))
+    run_script(__doc__, add_arguments, main)

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
@@ -24,6 +23,8 @@ from diffuseseg_diffusers.arguments import (
     add_model_arguments,
     add_output_arguments,
     height_and_width,
+    inputs_of,
+    run_script,
 )
 from diffuseseg_diffusers.data.columns import describe_dataset
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
@@ -50,10 +51,9 @@ from diffuseseg_diffusers.figures.pages import samples_page
 from diffuseseg_diffusers.hub.dataset_card import GENERATION
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
-from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import check_output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes
 from diffuseseg_diffusers.runs.resuming import fingerprint, may_resume, open_run
 
 
@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     # 1. The inputs, and only then the folder.
     selection = check_arguments(args)
-    device = torch.device(args.device or default_device())
+    device = find_device(args.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     report_processes(accelerator)
     if accelerator.is_main_process and not may_resume(args.output_dir, COMMAND):
@@ -134,6 +134,9 @@ def main(args: argparse.Namespace) -> None:
     pipe.scheduler = scheduler_for(args.scheduler or default_scheduler(pipe), pipe.scheduler)
     prompts, resolution = read_prompts(args), height_and_width(args.resolution)
     arguments = call_arguments(pipe, prompts, args.guidance_scale, resolution, args.negative_prompt)
+    limit = pipe.scheduler.config.num_train_timesteps
+    if args.num_inference_steps > limit:
+        raise UserError(f"--num_inference_steps must be at most the model's {limit}, got {args.num_inference_steps}.")
     pipe.set_progress_bar_config(disable=True)
     references = None
     if args.train_dataset_name:
@@ -142,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
     settings = settings_of(args, pipe, prompts)
     if accelerator.is_main_process:
         prepare_push(args)
-        open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite)
+        open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite, inputs_of(args))
     accelerator.wait_for_everyone()
     done = (args.output_dir / GENERATION).is_file()
 
@@ -186,6 +189,8 @@ def check_arguments(args: argparse.Namespace) -> Selection:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if args.shard_mb <= 0:
         raise UserError(f"--shard_mb must be above 0, got {args.shard_mb}.")
+    if args.min_distance > 1:
+        raise UserError(f"--min_distance must lie in 0 to 1, got {args.min_distance}.")
     return Selection(args.drop_uncertain, args.drop_common, args.min_distance)
 
 
@@ -253,7 +258,4 @@ def write_dataset(args: argparse.Namespace, pipe: Any, selection: Selection, ref
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parsed = parser.parse_args()
-    run_command(lambda: main(parsed))
+    run_script(__doc__, add_arguments, main)

@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from diffusers import DDPMPipeline
 
 from diffuseseg_diffusers import DiffuseSegPipeline, evaluate_segmentation, fit_segmentation_head
-from diffuseseg_diffusers.arguments import add_output_arguments
+from diffuseseg_diffusers.arguments import add_output_arguments, run_script
 from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
 from diffuseseg_diffusers.figures.pages import examples_page
 from diffuseseg_diffusers.heads.recipes import RECIPES
@@ -28,10 +27,9 @@ from diffuseseg_diffusers.inference.published_benchmarks import (
     load_benchmark_images,
     read_benchmark,
 )
-from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import DTYPES, default_device
+from diffuseseg_diffusers.runs.hardware import DTYPES, find_device
 from diffuseseg_diffusers.runs.resuming import Results, may_resume, open_run
 from diffuseseg_diffusers.students.segmenter import StudentSegmenter, load_student
 from diffuseseg_diffusers.training import generate_dataset, train_student
@@ -190,8 +188,8 @@ def dataset_ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, fo
         whole.segmentation_head = fitted_pipeline(args, spec, train, seed).segmentation_head
         with output_folder(labeler, overwrite=False, command=COMMAND) as partial:
             whole.save_pretrained(partial)
-    steps, device = args.num_inference_steps, torch.device(args.device or default_device())
-    run_script(
+    steps, device = args.num_inference_steps, find_device(args.device)
+    run_other(
         generate_dataset,
         model=labeler,
         num_samples=args.num_samples or own["num_samples"],
@@ -204,7 +202,7 @@ def dataset_ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, fo
         dtype=args.dtype,
         output_dir=folder / "synthetic",
     )
-    run_script(
+    run_other(
         train_student,
         "--from_scratch",
         "--no_augmentation",
@@ -219,7 +217,7 @@ def dataset_ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, fo
     return load_student(student, device)
 
 
-def run_script(module: ModuleType, *switches: str, **options) -> None:
+def run_other(module: ModuleType, *switches: str, **options) -> None:
     """Runs another script as its command line would; it resumes by itself."""
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
@@ -228,7 +226,4 @@ def run_script(module: ModuleType, *switches: str, **options) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parsed = parser.parse_args()
-    run_command(lambda: main(parsed))
+    run_script(__doc__, add_arguments, main)

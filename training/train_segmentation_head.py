@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -23,7 +22,9 @@ from diffuseseg_diffusers.arguments import (
     add_model_arguments,
     add_output_arguments,
     block_name,
+    check_at_least_one,
     height_and_width,
+    run_script,
 )
 from diffuseseg_diffusers.data.arguments import add_data_arguments, load_data
 from diffuseseg_diffusers.data.columns import describe_dataset
@@ -35,10 +36,9 @@ from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.pipeline_backbone import load_backbone
-from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes
 from diffuseseg_diffusers.segmenter import HeadSegmenter
 
 
@@ -161,10 +161,11 @@ def check_bytes(info: list[FeatureInfo], limit: int | None) -> None:
 def main(args: argparse.Namespace) -> None:
     # 1. Inputs, all of them checked before the long work.
     check_output_folder(args.output_dir, args.overwrite)
+    check_at_least_one(args, "batch_size", "num_members")
     args.resolution = height_and_width(args.resolution)
     if args.backbone and args.push_to_hub:
         raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
-    device = torch.device(args.device or default_device())
+    device = find_device(args.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     report_processes(accelerator)
     if accelerator.is_main_process:
@@ -258,7 +259,4 @@ def describe_fit(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parsed = parser.parse_args()
-    run_command(lambda: main(parsed))
+    run_script(__doc__, add_arguments, main)

@@ -17,12 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
-from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments
+from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments, inputs_of, run_script
 from diffuseseg_diffusers.data.columns import describe_dataset
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.inference.evaluation import format_metrics
-from diffuseseg_diffusers.runs.command import run_command
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
 from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
@@ -108,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
     start = segmenter.model.name_or_path  # empty where weights are fresh
     if accelerator.is_main_process:
         prepare_push(args)
-        open_run(args.output_dir, COMMAND, settings_of(args, accelerator), OWNED, args.overwrite)
+        open_run(args.output_dir, COMMAND, settings_of(args, accelerator), OWNED, args.overwrite, inputs_of(args))
     accelerator.wait_for_everyone()
 
     # 2. Epochs, each with a checkpoint in the end.
@@ -229,7 +228,4 @@ def report_of(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parsed = parser.parse_args()
-    run_command(lambda: main(parsed))
+    run_script(__doc__, add_arguments, main)

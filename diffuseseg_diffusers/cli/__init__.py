@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ("Show the whole idea on drawn faces.", ".demo"),
     "train-ddpm": ("Train a diffusion model on unlabelled images.", "..training.train_ddpm"),
     "taps": ("List what can be read of a model.", ".taps"),
+    "train-autoencoder": ("Train an autoencoder for latent diffusion.", "..training.train_autoencoder"),
     "fit": ("Fit a segmentation head on a few labelled images.", "..training.train_segmentation_head"),
     "evaluate": ("Measure a fitted model on labelled images.", ".evaluate"),
     "segment": ("Segment images.", ".segment"),
@@ -56,7 +57,10 @@ def _run(argv: list[str]) -> int | None:
 
     from diffusers.utils import logging  # takes seconds, and help does without
 
+    from ..arguments import check_numbers
+
     logging.disable_progress_bar()
+    check_numbers(args)
     return module.main(args)
 
 

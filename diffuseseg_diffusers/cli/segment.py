@@ -2,6 +2,8 @@
 """Segments images: `diffuseseg segment`."""
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +14,26 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments, check_at_least_one
+from ..arguments import (
+    add_cache_argument,
+    add_model_arguments,
+    add_output_arguments,
+    check_at_least_one,
+    inputs_of,
+)
 from ..data.image_files import find_images
-from ..data.image_processor import is_address, mask_to_pil, open_image, overlay
+from ..data.image_processor import DiffuseSegImageProcessor, is_address, mask_to_pil, open_image, overlay
 from ..heads.ensemble import image_uncertainty
 from ..hub.loading import load_pipeline
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, check_output_folder, clear_output_folder, exact_pattern, to_json, write_record
+from ..runs.files import atomic_file, check_output_folder, exact_pattern, to_json, write_text
+from ..runs.resuming import may_resume, open_run
 from ..segmenter import Segmenter
 
 
-LINES = "segments.jsonl"
+COMMAND, LINES = "segment", "segments.jsonl"
+PARTIAL_LINES = f"{LINES}.partial"
+LONGEST = 200  # bytes of a file's name before `_overlay.png`; file systems take 255, temporary names included
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,37 +51,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     # 1. The inputs, and only then the folder.
     check_arguments(args)
-    check_output_folder(args.output_dir, args.overwrite)
+    if not may_resume(args.output_dir, COMMAND):
+        check_output_folder(args.output_dir, args.overwrite)
     images = list_images(args.images)
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     pipe.check_can_segment()
     names = free_names([stem(image) for image in images])
     files = [(f"{name}_mask.png", f"{name}_overlay.png") for name in names]
-    clear_output_folder(args.output_dir)
-    owns = [LINES, *(name for pair in files for name in pair)]
-    write_record(args.output_dir, "segment", owns=map(exact_pattern, owns))
+    owns = [LINES, PARTIAL_LINES, *(name for pair in files for name in pair)]
+    settings = {"images": images, "model": args.model, "revision": args.revision, "base_model": args.base_model}
+    settings |= {"mask_size": args.mask_size, "alpha": args.alpha}
+    open_run(args.output_dir, COMMAND, settings, map(exact_pattern, owns), args.overwrite, inputs_of(args))
+    if (args.output_dir / LINES).is_file():
+        print(f"{args.output_dir} is complete.")
+        return 0
 
-    # 2. Batch after batch; what cannot be read is named and left out.
+    # 2. Batch after batch; what cannot be read is named and left out. The lines take their name once all are there.
+    path = args.output_dir / PARTIAL_LINES
+    done = finished_lines(path)
+    missing = [(image, pair) for image, pair in zip(images, files) if image not in done]
+    write_text(path, "".join(to_json(line) + "\n" for line in done.values()))
     unreadable = 0
-    with (
-        open(args.output_dir / LINES, "w", encoding="utf-8") as lines,
-        tqdm(total=len(images), desc="Segmenting", unit="image") as bar,
-    ):
-        for start in range(0, len(images), args.batch_size):
-            own = slice(start, start + args.batch_size)
+    show = {"total": len(images), "initial": len(images) - len(missing), "desc": "Segmenting", "unit": "image"}
+    with open(path, "a", encoding="utf-8") as lines, tqdm(**show) as bar:
+        for start in range(0, len(missing), args.batch_size):
             batch = []
-            for image, pair in zip(images[own], files[own]):
+            for image, pair in missing[start : start + args.batch_size]:
                 try:
                     batch.append((image, open_image(image), *pair))
                 except UserError as error:  # the others shall not wait for this one
                     unreadable += 1
                     bar.write(f"error: {error}", file=sys.stderr)
-            if batch:
-                lines.writelines(to_json(line) + "\n" for line in segment_batch(pipe, batch, args))
-                lines.flush()
-            bar.update(len(images[own]))
+            for part in (batch,) if can_be_read(pipe, batch) else [[one] for one in batch]:
+                try:
+                    lines.writelines(to_json(line) + "\n" for line in segment_batch(pipe, part, args))
+                    lines.flush()
+                except UserError as error:
+                    unreadable += 1
+                    bar.write(f"error: {part[0][0]}: {error}", file=sys.stderr)
+            bar.update(min(args.batch_size, len(missing) - start))
+    path.rename(args.output_dir / LINES)
     print(f"{len(images) - unreadable} of {len(images)} images segmented; the masks are in {args.output_dir}.")
     return 1 if unreadable else 0
+
+
+def finished_lines(path: Path) -> dict[str, dict]:
+    """What a run that was cut off has done, by image; a line that it was writing then is left out."""
+    found = {}
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        found[line["image"]] = line
+    return found
+
+
+def can_be_read(pipe: Segmenter, batch: Sequence[tuple]) -> bool:
+    """Whether the values of all images are in range, so that the batch can go through the model at once."""
+    try:
+        DiffuseSegImageProcessor(pipe.in_channels).load([image for _, image, _, _ in batch])
+    except UserError:
+        return False
+    return bool(batch)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -138,7 +181,8 @@ def list_images(given: Sequence[str]) -> list[str]:
 def stem(image: str) -> str:
     """What the files of an image are named after: its name without suffix."""
     path = unquote(urlsplit(image).path) if is_address(image) else image
-    return Path(path).stem or "image"
+    name = Path(path).stem or "image"
+    return os.fsencode(name)[:LONGEST].decode("utf-8", "ignore") if len(os.fsencode(name)) > LONGEST else name
 
 
 def free_names(stems: Sequence[str]) -> list[str]:

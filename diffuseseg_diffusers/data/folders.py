@@ -60,10 +60,19 @@ def read_folder(folder: Path, split: str) -> Dataset | None:
             raise UserError(f"The dataset {folder} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
         if pairs:
             images, masks = zip(*pairs)
+            if wrong := next((p for p in (*images, *masks) if not _is_text(p)), None):
+                raise UserError(
+                    f"The name of {wrong!r} is no UTF-8 text, which `datasets` cannot hold; rename the file."
+                )
             mask = Value("string") if masks[0].endswith(".npy") else Image(decode=False)
             features = Features({"image": Image(decode=False), "mask": mask})
             return Dataset.from_dict({"image": list(images), "mask": list(masks)}, features=features)
     return None
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path is text, and not bytes that no text has."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def _npy_pairs(root: Path) -> list[tuple[str, str]]:

@@ -126,8 +126,8 @@ class LabeledImages:
         Raises:
             UserError: There are not enough images, or the fraction is not between 0 and 1.
         """
-        held_out = max(1, round(fraction * len(self)))
-        if not 0 < fraction < 1 or held_out >= len(self):
+        held_out = max(1, round(fraction * len(self))) if 0 < fraction < 1 else 0
+        if not held_out or held_out >= len(self):
             raise UserError(f"Cannot hold out a fraction of {fraction} of {len(self)} images.")
         order = np.random.default_rng(seed).permutation(len(self))
         return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
@@ -247,6 +247,9 @@ def _is_color(given: Any) -> bool:
 
 def _load_npy(path: str) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        mask = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read as a NumPy array ({error}); repair or remove it.") from error
+    if mask.dtype.kind not in "biuf" or not mask.size:
+        raise UserError(f"{path} holds an array {mask.shape} of {mask.dtype}, and a mask of class ids is needed.")
+    return mask

@@ -1,7 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Checkpoints of a training run, its pipeline and its log."""
 
+import fnmatch
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
 from diffusers.training_utils import EMAModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
@@ -22,10 +24,23 @@ from .batches import ShuffledBatches, StreamedBatches
 
 STATE_FILE = "run.json"
 # What a run writes, as patterns for its record.
+SIX = "[0-9]" * 6  # digits of a step in names; from a million on there are more
+MODEL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+IN_CHECKPOINTS = (
+    *("model*.safetensors", "model.safetensors.index.json", "optimizer*.bin", "scheduler*.bin", "scaler.pt"),
+    *("sampler*.bin", "random_states_[0-9]*.pkl", "data_[0-9]*.json", STATE_FILE),
+    *(f"unet_ema/{name}" for name in MODEL_FILES),
+)
+PIPELINE_FILES = (
+    *(f"{part}/{name}" for part in ("unet", "transformer", "vqvae", "vae") for name in MODEL_FILES),
+    *("scheduler/scheduler_config.json", "model_index.json", *MODEL_FILES),
+)
 OWN_FILES = (
-    *("checkpoint-[0-9]*/*", ".checkpoint-[0-9]*.partial/*", ".pipeline.partial/*", ".pipeline.old/*"),
-    *("samples/step-*.png", "logs/*", "train_log.jsonl", "training_state.json", "training_curves.png"),
-    *("unet/*", "scheduler/*", "model_index.json"),
+    *(f"{folder}/{n}" for folder in (f"checkpoint-{SIX}", f"checkpoint-[1-9]{SIX}") for n in IN_CHECKPOINTS),
+    *(f".checkpoint-{SIX}{more}.partial/*" for more in ("", "[0-9]")),
+    *(".pipeline.partial/*", ".pipeline.old/*", *PIPELINE_FILES),
+    *(f"samples/step-{SIX}.png", f"samples/step-[1-9]{SIX}.png", "logs/train_ddpm/*"),
+    *("train_log.jsonl", "training_state.json", "training_curves.png"),
 )
 
 
@@ -145,7 +160,13 @@ def load_checkpoint(
     mine = folder / f"data_{accelerator.process_index}.json"
     # Images in any order are shared out by position alone, so a process that was not there can read another's state.
     batches.load_state_dict(read_json(mine if mine.is_file() else folder / "data_0.json"))
-    accelerator.load_state(str(folder))
+    try:
+        accelerator.load_state(str(folder))
+    except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError) as error:
+        others = [path.name for path in checkpoints(folder.parent) if path != folder]
+        instead = f"--resume_from_checkpoint {folder.parent / others[-1]}" if others else "--overwrite"
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"The checkpoint {folder} cannot be read ({reason}); resume with {instead}.") from error
     accelerator.step = 0
     if ema is not None:
         # `EMAModel.from_pretrained` warns of what it wrote into the config itself.
@@ -163,8 +184,8 @@ def _comparable(unet: UNet2DModel) -> dict:
     return json.loads(json.dumps(config))
 
 
-def save_pipeline(output_dir: Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
-    """Writes a plain [`DDPMPipeline`] into a run's folder.
+def save_pipeline(output_dir: Path, made: DiffusionPipeline | ModelMixin) -> None:
+    """Writes a pipeline, or a model, into a run's folder.
 
     An earlier one stays until the new one is on the disk, and if the run is killed while they change places, the next
     call brings it back before it writes.
@@ -180,7 +201,7 @@ def save_pipeline(output_dir: Path, unet: UNet2DModel, scheduler: DDPMScheduler)
     _remove(partial)
     _remove(old)
     with _cleared_on_failure(partial, True, "The pipeline"):
-        DDPMPipeline(unet, scheduler).save_pretrained(partial)
+        made.save_pretrained(partial)
         flush_to_disk(partial)
     old.mkdir()
     for part in list(partial.iterdir()):
@@ -188,8 +209,19 @@ def save_pipeline(output_dir: Path, unet: UNet2DModel, scheduler: DDPMScheduler)
         if target.exists():
             target.rename(old / part.name)
         part.rename(target)
+        _keep_foreign(old / part.name, target)
     partial.rmdir()
     _remove(old)
+
+
+def _keep_foreign(old: Path, new: Path) -> None:
+    """Moves back what somebody put among the files of a part of the pipeline."""
+    for path in sorted(old.rglob("*")) if old.is_dir() else ():
+        inside = path.relative_to(old)
+        own = any(fnmatch.fnmatch(f"{old.name}/{inside.as_posix()}", pattern) for pattern in PIPELINE_FILES)
+        if not own and not path.is_dir() and not (new / inside).exists():
+            (new / inside).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(new / inside)
 
 
 def _remove(path: Path) -> None:

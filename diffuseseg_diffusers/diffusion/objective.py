@@ -6,13 +6,16 @@ run's seed and the step's position in the stream of images, so a checkpoint need
 """
 
 import math
+from collections.abc import Mapping
 
 import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel, compute_snr
+from tqdm.auto import tqdm
 
+from ..features.pixel_unet import image_size
 from ..runs.seeds import mixed_seed
 
 
@@ -56,8 +59,13 @@ def draw_step(
 
 
 def to_model_range(pixels: torch.Tensor, device: torch.device, flips: torch.Tensor | None = None) -> torch.Tensor:
-    """`[N, C, H, W]` uint8 to float32 in [-1, 1], channels last, mirrored left to right where `flips` says so."""
-    images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
+    """`[N, C, H, W]` uint8 to float32 in [-1, 1], channels last, mirrored left to right where `flips` says so.
+
+    Latents, which are float32 already, stay as they are.
+    """
+    images = pixels.to(device, non_blocking=True)
+    if not images.is_floating_point():
+        images = images.float() / 127.5 - 1
     if flips is not None:
         images = torch.where(flips[:, None, None, None], images.flip(-1), images)
     return images.contiguous(memory_format=torch.channels_last)
@@ -70,6 +78,7 @@ def denoising_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     snr_gamma: float | None = None,
+    condition: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Mean squared error of what the scheduler's `prediction_type` says the U-Net predicts (Ho et al., eq. 14).
 
@@ -79,12 +88,13 @@ def denoising_loss(
         snr_gamma (`float`, *optional*):
             Min-SNR weighting with this γ (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy",
             2023, section 3.4).
+        condition (`dict`, *optional*): See [`null_condition`].
 
     Returns:
         Scalar float32.
     """
     noisy = scheduler.add_noise(images, noise, timesteps)
-    output = unet(noisy, timesteps, return_dict=False)[0].float()
+    output = unet(noisy, timesteps, **(condition or {}), return_dict=False)[0].float()
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         target = noise
@@ -158,7 +168,7 @@ def denoising_losses(
         noise = torch.cat(noise).to(unet.device)  # [N*10,C,H,W]
         images = to_model_range(batch.repeat_interleave(NUM_BUCKETS, 0), unet.device)
         noisy = scheduler.add_noise(images, noise, timesteps)
-        output = unet(noisy, timesteps, return_dict=False)[0].float()
+        output = unet(noisy, timesteps, **null_condition(unet.config, timesteps), return_dict=False)[0].float()
         error = (predicted_noise(scheduler, output, noisy, timesteps) - noise).square().mean((1, 2, 3))
         errors.append(error.unflatten(0, (n, NUM_BUCKETS)).double().cpu())
     return torch.cat(errors).mean(0)
@@ -166,7 +176,7 @@ def denoising_losses(
 
 def averaged_unet(unet: UNet2DModel, ema: EMAModel | None) -> UNet2DModel:
     """A copy to look at and to save: the averaged weights if there are any, else those of the last step."""
-    copy = UNet2DModel.from_config(unet.config).to(unet.device, memory_format=torch.channels_last)
+    copy = type(unet).from_config(unet.config).to(unet.device, memory_format=torch.channels_last)
     copy.load_state_dict(unet.state_dict())
     if ema is not None:
         ema.copy_to(copy.parameters())
@@ -174,10 +184,45 @@ def averaged_unet(unet: UNet2DModel, ema: EMAModel | None) -> UNet2DModel:
 
 
 def sample_images(
-    unet: UNet2DModel, scheduler: DDPMScheduler, count: int, num_inference_steps: int, seed: int
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    count: int,
+    num_inference_steps: int,
+    seed: int,
+    vae: torch.nn.Module | None = None,
 ) -> list[PIL.Image.Image]:
     """Images drawn by the model with DDIM, which needs few steps; the same noise whenever the seed is the same."""
+    if vae is not None:
+        return sample_latents(unet, DDIMScheduler.from_config(scheduler.config), count, num_inference_steps, seed, vae)
     pipe = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
     pipe.set_progress_bar_config(desc="Sampling", leave=False)
     generator = torch.Generator().manual_seed(seed)
     return pipe(count, generator=generator, num_inference_steps=num_inference_steps).images
+
+
+@torch.no_grad()
+def sample_latents(
+    denoiser: torch.nn.Module,
+    scheduler: DDIMScheduler,
+    count: int,
+    num_inference_steps: int,
+    seed: int,
+    vae: torch.nn.Module,
+) -> list[PIL.Image.Image]:
+    """Images of latents that a model draws, of any proportions, as its pipeline would decode them."""
+    shape = (count, denoiser.config.in_channels, *image_size(denoiser))
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(denoiser.device)  # [N,c,h,w]
+    scheduler.set_timesteps(num_inference_steps)
+    for t in tqdm(scheduler.timesteps, desc="Sampling", leave=False):
+        steps = t.expand(count).to(denoiser.device)
+        predicted = denoiser(latents, steps, **null_condition(denoiser.config, steps), return_dict=False)[0].float()
+        latents = scheduler.step(predicted, t, latents).prev_sample
+    images = vae.decode(latents / vae.config.scaling_factor).sample  # [N,C,H,W]
+    pixels = (images / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+    return DDIMPipeline.numpy_to_pil(pixels)
+
+
+def null_condition(config: Mapping, timesteps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a denoiser needs beside images and timesteps `[N]`: of class-conditional transformers the null class."""
+    classes = config.get("num_embeds_ada_norm")
+    return {} if classes is None else {"class_labels": torch.full_like(timesteps, classes)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from diffusers.optimization import get_scheduler
 
 from ..data.unlabeled import UnlabeledImages
@@ -15,6 +15,8 @@ from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.seeds import mixed_seed
 from .batches import ShuffledBatches, StreamedBatches
+from .latents import latent_shape
+from .transformers import make_transformer, transformer_config
 from .unets import BETA_SCHEDULES, check_trainable, make_unet, preset_config, read_model_config
 
 
@@ -23,13 +25,17 @@ VALIDATION_IMAGES = 128
 
 
 def make_model(
-    args: argparse.Namespace, pretrained: object | None, count_channels: Callable[[], int]
-) -> tuple[UNet2DModel, DDPMScheduler]:
-    """The U-Net, fresh or pretrained, whose config says size and channels of the images, and its scheduler.
+    args: argparse.Namespace,
+    pretrained: object | None,
+    vae: AutoencoderKL | None,
+    count_channels: Callable[[], int],
+) -> tuple[UNet2DModel | DiTTransformer2DModel, DDPMScheduler]:
+    """The denoiser, fresh or pretrained, whose config says size and channels of what it denoises, and its scheduler.
 
     Args:
         args (`argparse.Namespace`): The arguments of `train_ddpm`.
         pretrained ([`DiffuseSegPipeline`], *optional*): What `--pretrained` names.
+        vae (`AutoencoderKL`, *optional*): What `--vae` names.
         count_channels (`Callable`): Says how many channels the images have, where nothing else does.
 
     Raises:
@@ -49,6 +55,15 @@ def make_model(
             if isinstance(module, torch.nn.Dropout):
                 module.p = args.dropout
         return unet, scheduler
+    scheduler = DDPMScheduler(
+        beta_schedule=BETA_SCHEDULES[args.beta_schedule or "linear"],
+        prediction_type=args.prediction_type or "epsilon",
+        clip_sample=vae is None,  # images have a range, latents have none
+    )
+    if vae is not None:
+        return make_latent_denoiser(args, latent_shape(vae, size or (64, 64))), scheduler
+    if args.denoiser != "unet":
+        raise UserError("A transformer denoises latents; give --vae, which `train-autoencoder` makes.")
     if args.model_config:
         config = read_model_config(args.model_config)
         size = size or config.get("sample_size") or 64
@@ -59,11 +74,18 @@ def make_model(
         size = size or (64, 64)
         config = preset_config(size, args.channels or count_channels(), args.base_channels)
     config |= {"sample_size": size[0] if size[0] == size[1] else list(size), "dropout": args.dropout}
-    scheduler = DDPMScheduler(
-        beta_schedule=BETA_SCHEDULES[args.beta_schedule or "linear"],
-        prediction_type=args.prediction_type or "epsilon",
-    )
     return make_unet(config), scheduler
+
+
+def make_latent_denoiser(args: argparse.Namespace, shape: tuple[int, int, int]) -> UNet2DModel | DiTTransformer2DModel:
+    """A denoiser of latents `[C, h, w]` with fresh weights, by `--denoiser`, `--model_config` and `--base_channels`."""
+    channels, *size = shape
+    given = read_model_config(args.model_config) if args.model_config else {}
+    if args.denoiser == "dit":
+        return make_transformer({**transformer_config((size[0], size[1]), args.base_channels), **given}, shape)
+    config = given or preset_config((size[0], size[1]), channels, args.base_channels)
+    config |= {"in_channels": channels, "out_channels": channels, "dropout": args.dropout}
+    return make_unet({**config, "sample_size": size[0] if size[0] == size[1] else size})
 
 
 def make_batches(

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A training run of a denoiser: one optimisation step, measuring and drawing, saving."""
+"""A training run: its loop, one optimisation step, measuring and drawing, saving."""
 
 import argparse
 import math
@@ -9,33 +9,34 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
 
 from ..features.pixel_unet import image_size
 from ..runs.seeds import mixed_seed
 from .batches import ShuffledBatches, StreamedBatches
 from .checkpoints import load_checkpoint, save_checkpoint
 from .log import TrainingLog, measure
-from .objective import averaged_unet, denoising_loss, draw_step, sample_images, to_model_range
+from .objective import averaged_unet, denoising_loss, draw_step, null_condition, sample_images, to_model_range
 from .setup import describe_batches, learning_rate_schedule
-from .stopping import agree, check_finite, finished
+from .stopping import StopSignal, agree, check_finite, finished
 
 
 # Losses are read from the device, and processes agree on stopping, once in so many steps: reading waits for the device.
 SYNC_STEPS = 10
 
 
-class DenoiserTraining:
-    """A U-Net in training, with its optimizer, averaged weights, batches and log.
+class Training:
+    """A model in training, with its optimizer, averaged weights, batches and log. Subclasses say what it learns.
 
     Args:
-        args (`argparse.Namespace`): The arguments of `train_ddpm`.
+        args (`argparse.Namespace`): The arguments of the script.
         accelerator (`Accelerator`): Of this process.
-        unet ([`UNet2DModel`]), scheduler ([`DDPMScheduler`]): What is trained, and its noise.
-        batches ([`ShuffledBatches`] or [`StreamedBatches`]): Training images.
-        validation (`torch.Tensor`), train_sample (`torch.Tensor`): `[N, C, H, W]` uint8 to measure on, the first held
-            out.
+        unet (`ModelMixin`): What is trained.
+        batches ([`ShuffledBatches`] or [`StreamedBatches`]): Training images, or latents of such.
+        validation (`torch.Tensor`), train_sample (`torch.Tensor`): `[N, C, H, W]` uint8, or latents in float32, to
+            measure on, the first held out.
 
     Attributes:
         state (`dict`): `step`, `seconds`, `seconds_waiting_for_data`, `unreadable`; what checkpoints keep.
@@ -45,13 +46,12 @@ class DenoiserTraining:
         self,
         args: argparse.Namespace,
         accelerator: Accelerator,
-        unet: UNet2DModel,
-        scheduler: DDPMScheduler,
+        unet: Any,
         batches: ShuffledBatches | StreamedBatches,
         validation: torch.Tensor,
         train_sample: torch.Tensor,
     ):
-        self.args, self.accelerator, self.unet, self.scheduler = args, accelerator, unet, scheduler
+        self.args, self.accelerator, self.unet = args, accelerator, unet
         self.batches, self.validation, self.train_sample = batches, validation, train_sample
         self.shape = (unet.config.in_channels, *image_size(unet))
         if args.gradient_checkpointing:
@@ -65,7 +65,7 @@ class DenoiserTraining:
                 use_ema_warmup=True,
                 power=args.ema_power,
                 foreach=True,
-                model_cls=UNet2DModel,
+                model_cls=type(unet),
                 model_config=unet.config,
             )
         optimizer = torch.optim.AdamW(
@@ -73,10 +73,54 @@ class DenoiserTraining:
         )
         if args.compile:
             unet.compile()
-        self.model, self.optimizer = accelerator.prepare(unet, optimizer)
+        self.model, self.optimizer = accelerator.prepare(self.whole(), optimizer)
         self.rate_at = learning_rate_schedule(args, self.optimizer)
         torch.set_float32_matmul_precision("high")
         self.state: dict[str, Any] = {"step": 0, "seconds": 0.0, "seconds_waiting_for_data": 0.0, "unreadable": 0}
+
+    def whole(self) -> torch.nn.Module:
+        """What a step runs: the model, or a module around it."""
+        return self.unet
+
+    def loss(self, pixels: torch.Tensor, position: int, rows: slice) -> torch.Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            pixels (`torch.Tensor`): `[B, C, H, W]`, of this process.
+            position (`int`): Images of all processes before this batch; everything random is a function of it.
+            rows (`slice`): Of this process among the images of all.
+        """
+        raise NotImplementedError
+
+    def look(self, measuring: bool, drawing: bool) -> Any:
+        """Measures and draws with the weights that would be saved, and returns those."""
+        raise NotImplementedError
+
+    def run(self) -> int:
+        """The loop; returns the number of the signal that stopped it, or 0."""
+        args, state = self.args, self.state
+        show = self.accelerator.is_main_process
+        steps = {"total": args.max_train_steps, "initial": state["step"], "unit": "step"}
+        progress = tqdm(desc="Training", disable=not show, **steps)
+        with StopSignal() as stop, progress as bar:
+            stream, last = iter(self.batches), self.finished
+            while not last:
+                self.optimize(stream)
+                bar.update()
+                if not self.is_due(stop.alone(self.accelerator)):
+                    continue
+                stopped, line = self.synchronize(stop.signal)
+                bar.set_postfix_str(line)
+                last, step = self.finished, state["step"]
+                if step % args.checkpointing_steps == 0 or last or stopped:
+                    self.save()
+                if stopped:
+                    return stopped
+                measuring = step % args.validation_steps == 0
+                drawing = args.num_samples > 0 and step % args.sample_steps == 0
+                if (measuring or drawing) and not last:
+                    self.look(measuring, drawing)
+        return 0
 
     def resume(self, checkpoint: Path) -> None:
         """Brings the run back to where a checkpoint was made; see [`load_checkpoint`]."""
@@ -117,10 +161,9 @@ class DenoiserTraining:
     def optimize(self, stream) -> None:
         """One optimisation step on the next batches of `[B, C, H, W]` uint8."""
         args, accelerator, state = self.args, self.accelerator, self.state
-        device, passes, total = accelerator.device, args.gradient_accumulation_steps, self.images_per_pass
+        device, passes = accelerator.device, args.gradient_accumulation_steps
         first_row = args.train_batch_size * accelerator.process_index
         rows = slice(first_row, first_row + args.train_batch_size)
-        num_timesteps = self.scheduler.config.num_train_timesteps
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate_at(state["step"], state["seconds"])
         loss_of_step = torch.zeros((), device=device)
@@ -128,11 +171,8 @@ class DenoiserTraining:
             position, asked = self.batches.position, time.perf_counter()
             pixels = next(stream)  # [B,C,H,W] uint8
             state["seconds_waiting_for_data"] += time.perf_counter() - asked
-            noise, timesteps, flips = draw_step(args.seed, position, total, rows, self.shape, num_timesteps, device)
-            images = to_model_range(pixels, device, flips if args.random_flip else None)
-            torch.manual_seed(mixed_seed(args.seed, position, accelerator.process_index, 3))  # of dropout
             with accelerator.accumulate(self.model):
-                loss = denoising_loss(self.model, self.scheduler, images, noise, timesteps, args.snr_gamma)
+                loss = self.loss(pixels, position, rows)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.unet.parameters(), args.max_grad_norm or math.inf)
@@ -190,23 +230,53 @@ class DenoiserTraining:
         folder, limit = self.args.output_dir, self.args.checkpoints_total_limit
         save_checkpoint(self.accelerator, folder, self.state, self.unet, self.ema, self.batches, limit)
 
-    def look(self, measuring: bool, drawing: bool) -> UNet2DModel:
-        """Measures and draws with the weights that would be saved, and returns those."""
-        args, accelerator, step = self.args, self.accelerator, self.state["step"]
-        averaged = averaged_unet(self.unet, self.ema)
-        if measuring:
-            measured = measure(accelerator, args, averaged, self.scheduler, self.validation, self.train_sample)
-            self.log.write(step, **measured)
-        if drawing and accelerator.is_main_process:
-            with accelerator.autocast():
-                images = sample_images(averaged, self.scheduler, args.num_samples, args.num_inference_steps, args.seed)
-            self.log.draw(step, images)
-        self.window_began = (step, time.perf_counter())
-        return averaged
-
     def end(self) -> None:
         """Ends trackers and processes."""
         self.accelerator.wait_for_everyone()
         # DistributedDataParallel has to go before its process group.
         self.model = self.accelerator.free_memory(self.model)[0]
         self.accelerator.end_training()
+
+
+class DenoiserTraining(Training):
+    """A denoiser in training, of pixels or of latents; the other arguments as in [`Training`].
+
+    Args:
+        scheduler ([`DDPMScheduler`]): Its noise.
+        vae (`AutoencoderKL` or `VQModel`, *optional*): What latents are decoded with, to draw.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        unet: Any,
+        scheduler: DDPMScheduler,
+        *images: Any,
+        vae: torch.nn.Module | None = None,
+    ):
+        self.scheduler, self.vae = scheduler, vae
+        super().__init__(args, accelerator, unet, *images)
+
+    def loss(self, pixels: torch.Tensor, position: int, rows: slice) -> torch.Tensor:
+        args, device = self.args, self.accelerator.device
+        num_timesteps, total = self.scheduler.config.num_train_timesteps, self.images_per_pass
+        noise, timesteps, flips = draw_step(args.seed, position, total, rows, self.shape, num_timesteps, device)
+        images = to_model_range(pixels, device, flips if args.random_flip and self.vae is None else None)
+        torch.manual_seed(mixed_seed(args.seed, position, self.accelerator.process_index, 3))  # of dropout
+        condition = null_condition(self.unet.config, timesteps)
+        return denoising_loss(self.model, self.scheduler, images, noise, timesteps, args.snr_gamma, condition)
+
+    def look(self, measuring: bool, drawing: bool) -> Any:
+        args, accelerator, step = self.args, self.accelerator, self.state["step"]
+        averaged = averaged_unet(self.unet, self.ema)
+        if measuring:
+            measured = measure(accelerator, args, averaged, self.scheduler, self.validation, self.train_sample)
+            self.log.write(step, **measured)
+        if drawing and accelerator.is_main_process:
+            steps = args.num_inference_steps
+            with accelerator.autocast():
+                images = sample_images(averaged, self.scheduler, args.num_samples, steps, args.seed, self.vae)
+            self.log.draw(step, images)
+        self.window_began = (step, time.perf_counter())
+        return averaged

@@ -16,7 +16,7 @@ from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import read_json
-from ..runs.hardware import DTYPES, default_device, default_dtype
+from ..runs.hardware import DTYPES, default_dtype, find_device
 from ..runs.hub_errors import explain_hub_error
 from ..runs.install import missing_extra
 from ..segmenter import Segmenter
@@ -51,7 +51,7 @@ def load_pipeline(
     is_local = os.path.isdir(name)
     if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise UserError(f"There is no folder {name}.")
-    device = torch.device(device) if device else default_device()
+    device = find_device(device)
     precision = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
     try:
         kind = _kind(name, revision, cache_dir)
@@ -126,6 +126,8 @@ def _kind(name: str, revision: str | None, cache_dir: str | os.PathLike | None) 
         UserError: It is none of these.
     """
     index = _read(name, INDEX, revision, cache_dir)
+    if index is not None and not isinstance(index, dict):
+        raise UserError(f"The {INDEX} of {name} holds no object of components; repair or replace it.")
     if index is not None:
         given = index.get("_class_name")
         kind = given[-1] if isinstance(given, list) else given

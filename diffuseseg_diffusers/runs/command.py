@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -13,7 +14,17 @@ DEBUG = "DIFFUSESEG_DEBUG"  # set to 1, every error shows its traceback
 
 # What the machine, not the program, has to be blamed for.
 _ENVIRONMENT = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ENAMETOOLONG),
+    *(
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EMFILE,
+        errno.EIO,
+        errno.ENAMETOOLONG,
+        errno.EFBIG,
+    ),
 }
 
 
@@ -29,12 +40,21 @@ def run_command(command: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     except Exception as error:
-        mendable = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _ENVIRONMENT)
+        mendable = isinstance(error, UserError) or _is_of_machine(error)
         if not mendable or os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         status = 1
     sys.exit(status or 0)
+
+
+def _is_of_machine(error: Exception) -> bool:
+    """Whether the system refused something; PyTorch and safetensors have classes of their own for a full disk."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else None
+    return number in _ENVIRONMENT
 
 
 def _sentence(error: Exception) -> str:

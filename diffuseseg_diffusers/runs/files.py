@@ -18,7 +18,13 @@ import psutil
 from .errors import UserError
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 RECORD = ".diffuseseg-run.json"
+_LOCKED: list[int] = []  # descriptor of the folder that this process has locked
 # What a process is writing has its number in the name; a kill leaves it behind.
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
 # Folders inside an output folder while new files take the place of old ones; see `_swap`.
@@ -121,18 +127,53 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
-def clear_output_folder(folder: Path) -> None:
+def clear_output_folder(folder: Path, inputs: Iterable[object] = ()) -> None:
     """Removes the files that the folder's record lists; to be called once all inputs are known to be valid.
 
+    Args:
+        folder (`Path`): Of a run.
+        inputs (iterable): What the new run reads: names, of which those of files and folders are kept.
+
     Raises:
-        UserError: There are other files.
+        UserError: There are other files, or one of the files is an input.
     """
     check_output_folder(folder, overwrite=True)
-    folder = Path(os.path.realpath(folder))
+    shown, folder = folder, Path(os.path.realpath(folder))
     if folder.exists():
+        read = [Path(os.path.realpath(name)) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
+        for path in (folder / name for name in _files(folder)):
+            if any(path == given or given in path.parents for given in read):
+                raise UserError(
+                    f"--overwrite would remove {path}, which this run is to read; choose another --output_dir than "
+                    f"{shown}."
+                )
         _remove_run(folder)
         for abandoned in _abandoned(folder, _NEW):
             _remove_tree(abandoned)
+
+
+def lock_folder(folder: Path) -> None:
+    """Keeps other processes of DiffuseSeg out of a run's folder until this one ends, or locks another folder.
+
+    Raises:
+        UserError: Another process is at work in it.
+    """
+    if fcntl is None:  # Windows
+        return
+    while _LOCKED:
+        os.close(_LOCKED.pop())
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"Another process is at work in {folder}; wait for it, or choose another --output_dir."
+        ) from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return
+    _LOCKED.append(descriptor)
 
 
 @contextmanager
@@ -190,7 +231,9 @@ def read_record(folder: Path) -> dict | None:
     """
     path = Path(folder, RECORD)
     record = read_json(path) if path.is_file() else None
-    if record is not None and not (isinstance(record, dict) and {"command", "owns", "settings"} <= record.keys()):
+    kinds = {"command": str, "owns": list, "settings": dict}
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    if record is not None and not whole:
         raise UserError(f"{path} is no record of a run; remove it, or choose another --output_dir.")
     return record
 

@@ -9,6 +9,8 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from .errors import UserError
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -18,6 +20,21 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, or [`default_device`].
+
+    Raises:
+        UserError: There is no such device.
+    """
+    try:
+        device = torch.device(name) if name else default_device()
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"There is no device {name} here ({reason}); leave --device out.") from error
+    return device
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

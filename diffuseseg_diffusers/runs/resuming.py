@@ -12,6 +12,7 @@ from .errors import UserError
 from .files import (
     check_output_folder,
     clear_output_folder,
+    lock_folder,
     read_record,
     remove_partials,
     to_json,
@@ -20,7 +21,9 @@ from .files import (
 )
 
 
-def open_run(folder: Path, command: str, settings: dict, owns: Iterable[str], overwrite: bool) -> bool:
+def open_run(
+    folder: Path, command: str, settings: dict, owns: Iterable[str], overwrite: bool, inputs: Iterable[object] = ()
+) -> bool:
     """Begins a run in a folder, or resumes the one that is there; to be called once all inputs are known to be valid.
 
     Args:
@@ -29,19 +32,24 @@ def open_run(folder: Path, command: str, settings: dict, owns: Iterable[str], ov
         settings (`dict`): What its results depend on, as JSON holds it.
         owns (iterable of `str`): Files that the run writes, as patterns of paths below the folder (`fnmatch`).
         overwrite (`bool`): Whether to remove an earlier run's files and begin anew.
+        inputs (iterable): What the run reads: names of files and folders among them are not removed.
 
     Returns:
         `bool`: Whether a run of these settings was there, to be resumed.
 
     Raises:
-        UserError: The folder holds another run, and `overwrite` is off (what differs is named), or foreign files.
+        UserError: The folder holds another run, and `overwrite` is off (what differs is named), or foreign files; or
+            another process is at work in it.
     """
+    if folder.is_dir():
+        lock_folder(folder)
     if overwrite:
-        clear_output_folder(folder)
+        clear_output_folder(folder, inputs)
     record = read_record(folder)
     if record is None:
         check_output_folder(folder, overwrite=False)
         write_record(folder, command, owns, settings)
+        lock_folder(folder)
         return False
     if record["command"] != command:
         raise UserError(

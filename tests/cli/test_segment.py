@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_student_segments_as_a_pipeline_does_but_for_its_uncertainty(drawn, st
     assert all(line["uncertainty"] is None and sum(line["class_fractions"].values()) > 0.99 for line in lines)
 
 
-def test_a_killed_run_is_overwritten_and_only_its_own_files_are(drawn, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_and_overwriting_takes_its_own_files_alone(drawn, tmp_path, monkeypatch):
     images, out = drawn / "data" / "test" / "images", tmp_path / "out"
     command = ("diffuseseg", "segment", images, "--model", drawn / "model", "--batch_size", "1", "--output_dir", out)
 
@@ -108,13 +109,31 @@ def test_a_killed_run_is_overwritten_and_only_its_own_files_are(drawn, tmp_path,
     run(*command, expect=130)
     monkeypatch.undo()
     assert (out / "21_overlay.png").exists() and not (out / "22_mask.png").exists()
-    assert "is kept" in run(*command, expect=1).stderr
+    assert not (out / "segments.jsonl").exists()  # which says that all is there
     (out / "mine_mask.png").write_bytes(b"mine")  # named like a result, and not one of this run
     assert "mine_mask.png" in run(*command, "--overwrite", expect=1).stderr
     (out / "mine_mask.png").rename(tmp_path / "mine_mask.png")
-    run(*command, "--overwrite")
+    again, calls = cli_segment.segment_batch, []
+    monkeypatch.setattr(cli_segment, "segment_batch", lambda *given: calls.append(given) or again(*given))
+    run(*command)
+    assert len(calls) == 2  # the images that were missing
     made = [f"{i}_{kind}.png" for i in range(20, 24) for kind in ("mask", "overlay")]
     assert sorted(p.name for p in out.iterdir()) == sorted([*made, "segments.jsonl", ".diffuseseg-run.json"])
+    lines = [json.loads(line) for line in (out / "segments.jsonl").read_text().splitlines()]
+    assert [line["mask"] for line in lines] == [name for name in made if "mask" in name]
+    run(*command, "--overwrite")
+    assert sorted(p.name for p in out.iterdir()) == sorted([*made, "segments.jsonl", ".diffuseseg-run.json"])
+
+
+def test_one_image_that_cannot_be_segmented_is_named_and_does_not_stop_the_others(drawn, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(drawn / "data" / "test" / "images", images)
+    Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32)).save(images / "nan.tiff")
+    shutil.copy(images / "20.png", images / f"{'x' * 245}.png")
+    given = ("--model", drawn / "model", "--output_dir", tmp_path / "out")
+    said = run("diffuseseg", "segment", images, *given, expect=1)
+    assert "nan.tiff" in said.stderr and "found nan to nan" in said.stderr
+    assert "5 of 6 images segmented" in said.stdout
 
 
 def test_nothing_is_overwritten_where_no_image_is_found(drawn, tmp_path):

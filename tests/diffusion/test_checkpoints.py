@@ -74,14 +74,14 @@ def test_a_save_that_fails_leaves_the_last_good_one_and_says_so(tmp_path, accele
 
     unet, scheduler = make_unet(), DDPMScheduler()
     save_checkpoint(accelerator, tmp_path, {"step": 1}, unet, None, batches())
-    save_pipeline(tmp_path, unet, scheduler)
+    save_pipeline(tmp_path, DDPMPipeline(unet, scheduler))
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(checkpoints, "flush_to_disk", full)
     monkeypatch.setattr(accelerator, "save_state", full)
     with pytest.raises(UserError, match="checkpoint of step 2 cannot be saved.*no space left.*checkpoint-000001"):
         save_checkpoint(accelerator, tmp_path, {"step": 2}, unet, None, batches())
     with pytest.raises(UserError, match="pipeline cannot be saved.*no space left"):
-        save_pipeline(tmp_path, unet, scheduler)
+        save_pipeline(tmp_path, DDPMPipeline(unet, scheduler))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -96,7 +96,7 @@ def test_leftovers_of_killed_saves_are_removed_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("cut_after", range(6))
 def test_a_pipeline_is_not_lost_when_its_replacement_is_cut_off_anywhere(cut_after, tmp_path, monkeypatch):
     old, new, newest = (make_unet(seed) for seed in range(3))
-    save_pipeline(tmp_path, old, DDPMScheduler())
+    save_pipeline(tmp_path, DDPMPipeline(old, DDPMScheduler()))
     renamed, rename, killed = [], Path.rename, False
 
     def rename_or_die(path, target):
@@ -108,18 +108,18 @@ def test_a_pipeline_is_not_lost_when_its_replacement_is_cut_off_anywhere(cut_aft
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename_or_die)
         try:
-            save_pipeline(tmp_path, new, DDPMScheduler())
+            save_pipeline(tmp_path, DDPMPipeline(new, DDPMScheduler()))
         except KeyboardInterrupt:
             killed = True
     assert killed
     # The next save brings the old one back before it writes, and so keeps one if it fails itself.
     monkeypatch.setattr(checkpoints, "flush_to_disk", lambda folder: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(UserError, match="full"):
-        save_pipeline(tmp_path, newest, DDPMScheduler())
+        save_pipeline(tmp_path, DDPMPipeline(newest, DDPMScheduler()))
     assert torch.equal(weights(tmp_path), old.conv_in.weight)
     DDPMPipeline.from_pretrained(tmp_path)
     monkeypatch.undo()
-    save_pipeline(tmp_path, newest, DDPMScheduler())
+    save_pipeline(tmp_path, DDPMPipeline(newest, DDPMScheduler()))
     assert torch.equal(weights(tmp_path), newest.conv_in.weight)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model_index.json", "scheduler", "unet"]
 

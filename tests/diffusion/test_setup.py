@@ -31,4 +31,4 @@ def test_learning_rates_decay_over_the_minutes_or_what_is_further():
 
 def test_a_model_without_a_unet_on_pixels_is_no_start():
     with pytest.raises(UserError, match="some/student has no U-Net on pixels"):
-        make_model(Namespace(pretrained="some/student", resolution=None), object(), lambda: 1)
+        make_model(Namespace(pretrained="some/student", resolution=None), object(), None, lambda: 1)

@@ -1,0 +1,122 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A small autoencoder for latent diffusion: reconstruction and a weak pull towards a normal distribution.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (CVPR 2022), section 3.1, without the
+perceptual and adversarial losses, which need networks of their own.
+"""
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import nn
+
+from ..features.latents import latents_of
+from ..runs.seeds import mixed_seed
+from .objective import averaged_unet, draw_step, to_model_range
+from .training import Training
+
+
+MEASURED = 2048  # training images that the scale of the latents is measured on
+
+
+def make_autoencoder(
+    size: tuple[int, int], channels: int, latent_channels: int, downsample: int, base_channels: int
+) -> AutoencoderKL:
+    """An autoencoder with fresh weights.
+
+    Args:
+        size (two `int`): Height and width of the images in pixels.
+        channels (`int`): Of the images, 1 or 3.
+        latent_channels (`int`): Of the latents.
+        downsample (`int`): Pixels of the image for one of the latents, along each axis; a power of two.
+        base_channels (`int`): Width of the finest level; deeper ones are twice as wide.
+    """
+    levels = int(math.log2(downsample)) + 1
+    return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(base_channels * min(2**level, 2) for level in range(levels)),
+        latent_channels=latent_channels,
+        norm_num_groups=math.gcd(base_channels, 8),
+        layers_per_block=1,
+        sample_size=size[0] if size[0] == size[1] else list(size),
+        mid_block_add_attention=False,
+    )
+
+
+class Reconstruction(nn.Module):
+    """Images `[N, C, H, W]` and noise of their latents to reconstructions, and the divergence from a normal."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = self.vae.encode(images).latent_dist
+        generator = torch.Generator(images.device).manual_seed(seed)
+        restored = self.vae.decode(posterior.sample(generator)).sample  # [N,C,H,W]
+        return restored, posterior.kl().mean() / images[0].numel()
+
+
+class AutoencoderTraining(Training):
+    """An [`AutoencoderKL`] in training; the arguments are those of [`Training`]."""
+
+    def whole(self) -> nn.Module:
+        return Reconstruction(self.unet)
+
+    def loss(self, pixels: torch.Tensor, position: int, rows: slice) -> torch.Tensor:
+        args, device = self.args, self.accelerator.device
+        _, _, flips = draw_step(args.seed, position, self.images_per_pass, rows, (1, 1, 1), 1, device)
+        images = to_model_range(pixels, device, flips if args.random_flip else None)
+        seed = mixed_seed(args.seed, position, self.accelerator.process_index, 6)
+        restored, divergence = self.model(images, seed)
+        return F.l1_loss(restored.float(), images) + args.kl_weight * divergence.float()
+
+    @torch.no_grad()
+    def look(self, measuring: bool, drawing: bool) -> AutoencoderKL:
+        step = self.state["step"]
+        averaged: Any = averaged_unet(self.unet, self.ema)
+        if measuring:
+            found = {n: self.errors(averaged, x) for n, x in (("validation", self.validation),) if len(x)}
+            self.log.write(step, **{f"{n}_{k}": v for n, errors in found.items() for k, v in errors.items()})
+        if drawing and self.accelerator.is_main_process:
+            images = to_model_range(self.validation[: self.args.num_samples], averaged.device)
+            restored = averaged.decode(latents_of(averaged.encode(images))).sample
+            pairs = torch.stack([images, restored.clamp(-1, 1)], dim=1).flatten(0, 1)  # each before its own
+            self.log.draw(step, [to_pil(x) for x in pairs])
+        self.window_began = (step, time.perf_counter())
+        return averaged
+
+    def errors(self, vae: AutoencoderKL, pixels: torch.Tensor) -> dict[str, float]:
+        """Mean absolute error of reconstructions, in [0, 1], and peak signal-to-noise ratio in dB."""
+        absolute, squared = [], []
+        for batch in pixels.split(64):
+            images = to_model_range(batch, vae.device)
+            difference = (vae.decode(latents_of(vae.encode(images))).sample.clamp(-1, 1) - images) / 2
+            absolute.append(difference.abs().mean((1, 2, 3)))
+            squared.append(difference.square().mean((1, 2, 3)))
+        psnr = -10 * torch.cat(squared).clamp(min=1e-10).log10()
+        return {"absolute_error": torch.cat(absolute).mean().item(), "psnr": psnr.mean().item()}
+
+    @torch.no_grad()
+    def scaling_factor(self, vae: AutoencoderKL) -> float:
+        """What makes the standard deviation of latents 1 (Rombach et al., appendix G)."""
+        images: Any = self.batches.images
+        if not torch.is_tensor(images):
+            images = torch.stack([images[i][0] for i in range(min(len(images), MEASURED))])
+        found = [latents_of(vae.encode(to_model_range(b, vae.device))) for b in images[:MEASURED].split(64)]
+        return 1 / torch.cat(found).std().item()
+
+
+def to_pil(image: torch.Tensor) -> PIL.Image.Image:
+    """`[C, H, W]` in [-1, 1] as an image."""
+    pixels = ((image.cpu() / 2 + 0.5) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return PIL.Image.fromarray(np.squeeze(pixels, -1) if pixels.shape[-1] == 1 else pixels)
