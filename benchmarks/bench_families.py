@@ -1,0 +1,122 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What segmenting costs with each family of denoisers, against the least that it can cost.
+
+The floor is one encoding of the image, and the denoiser's own forward pass at all noise levels, left behind the last
+tap; both are called as the family's pipeline calls them, with random weights. The head reads the default recipe's
+blocks and timesteps and sees no mirror image.
+
+    python benchmarks/bench_families.py                    # tiny models of every family
+    python benchmarks/bench_families.py --full --size 256  # a U-Net and an autoencoder of Stable Diffusion 1.5's shape
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from diffuseseg_diffusers import AutoDiffuseSegPipeline, PixelClassifierEnsemble, recipe_extractor  # noqa: E402
+from diffuseseg_diffusers.features.base import LastTapReached  # noqa: E402
+from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor  # noqa: E402
+from diffuseseg_diffusers.runs.hardware import hardware  # noqa: E402
+from tests.tiny_pipelines import FAMILIES, stable_diffusion  # noqa: E402
+
+
+def full_size() -> object:
+    """Stable Diffusion 1.5's U-Net and autoencoder with random weights, beside a tiny text encoder of its width."""
+    pipe = stable_diffusion()
+    with torch.device("cpu"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
+    pipe.register_modules(unet=unet.eval(), vae=vae.eval())
+    return pipe
+
+
+def head_for(extractor: DenoiserFeatureExtractor) -> PixelClassifierEnsemble:
+    """A head with random weights that reads an extractor."""
+    head = PixelClassifierEnsemble(
+        num_classes=6,
+        block_channels=[i.channels for i in extractor.feature_info()[: len(extractor.blocks)]],
+        blocks=list(extractor.blocks),
+        timesteps=list(extractor.timesteps),
+        num_members=10,
+        image_size=list(extractor.size),
+        voting="soft",
+    )
+    return head.eval()
+
+
+@torch.no_grad()
+def floor(extractor: DenoiserFeatureExtractor, images: torch.Tensor) -> None:
+    """One encoding and one pass to the last tap, by hand."""
+    latents = extractor.vae.encode(images)
+    latents = latents.latent_dist.mode() if hasattr(latents, "latent_dist") else list(latents.values())[0]
+    steps = torch.tensor(extractor.timesteps).repeat_interleave(len(images))
+    condition = {k: v.expand(len(steps), *v.shape[1:]) for k, v in extractor.condition().items()}
+    arguments = extractor.arguments(latents.repeat(len(extractor.timesteps), 1, 1, 1), steps, condition)
+    tap = {t.index: t for t in extractor.taps}[max(extractor.blocks, key=lambda b: extractor.shares()[b])]
+    module = extractor.denoiser.get_submodule(tap.module)
+
+    def leave(*_):
+        raise LastTapReached
+
+    hook = module.register_forward_pre_hook(leave) if tap.of_input else module.register_forward_hook(leave)
+    try:
+        extractor.denoiser(**arguments, return_dict=False)
+    except LastTapReached:
+        pass
+    finally:
+        hook.remove()
+
+
+def median_seconds(functions: list[Callable], repeats: int) -> list[float]:
+    """Of each function, taken in turns after a warm-up."""
+    seconds = np.zeros((repeats + 1, len(functions)))
+    for row in seconds:
+        for j, function in enumerate(functions):
+            began = time.perf_counter()
+            function()
+            row[j] = time.perf_counter() - began
+    return np.median(seconds[1:], axis=0).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="Stable Diffusion 1.5's shape.")
+    parser.add_argument("--size", type=int, default=128, help="Side of the images (default: 128).")
+    parser.add_argument("--repeats", type=int, default=5, help="Measurements of each (default: 5).")
+    args = parser.parse_args()
+    print(f"{hardware(torch.device('cpu'))}, {torch.get_num_threads()} threads, images of {args.size} × {args.size}")
+    print("| family | floor, s | segment, s | ratio | kB of features an image |\n|---|---|---|---|---|")
+    makes = {"SD 1.5's shape": full_size} if args.full else {n: make for n, (make, _) in FAMILIES.items()}
+    for name, make in makes.items():
+        if name == "consistency":  # on pixels, as bench_features.py
+            continue
+        pipe = AutoDiffuseSegPipeline.from_pipe(make())
+        size = (32, 32) if name == "SD3" else (16, 16) if name == "DiT" else (args.size, args.size)  # what they take
+        extractor = recipe_extractor(pipe, "default", size=size)
+        pipe.segmentation_head = head_for(extractor)
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        least, whole = median_seconds(
+            [lambda: floor(extractor, pixels), lambda: pipe.segment([image], output_type="np")], args.repeats
+        )
+        size_kb = sum(2 * i.channels * i.height * i.width for i in extractor.feature_info()) / 1e3
+        print(f"| {name} | {least:.4f} | {whole:.4f} | {whole / least:.2f} | {size_kb:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
