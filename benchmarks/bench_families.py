@@ -2,12 +2,13 @@
 """What segmenting costs with each family of denoisers, against the least that it can cost.
 
 The floor is one encoding of the image, and the denoiser's own forward pass at all noise levels, left behind the last
-tap; both are called as the family's pipeline calls them, with random weights. Beside it stand the extraction of features
-and the whole of `segment`, with a head of ten members on the default recipe's features that sees no mirror image. With
-tiny models, the head costs more than they do.
+tap; both are called as the family's pipeline calls them, with random weights. Beside it stand the extraction of the
+default recipe's features and the whole of `segment`, with a head of ten members that sees no mirror image. With tiny
+models, the head costs more than they do.
 
     python benchmarks/bench_families.py                    # tiny models of every family
     python benchmarks/bench_families.py --full --size 256  # a U-Net and an autoencoder of Stable Diffusion 1.5's shape
+    python benchmarks/bench_families.py --memory           # bytes of features an image, of models as they are published
 """
 
 import argparse
@@ -27,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from diffuseseg_diffusers import AutoDiffuseSegPipeline, PixelClassifierEnsemble, recipe_extractor  # noqa: E402
 from diffuseseg_diffusers.features.base import LastTapReached  # noqa: E402
 from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor  # noqa: E402
+from diffuseseg_diffusers.features.families import find_family  # noqa: E402
+from diffuseseg_diffusers.heads.recipes import RECIPES  # noqa: E402
 from diffuseseg_diffusers.runs.hardware import hardware  # noqa: E402
 from tests.tiny_pipelines import FAMILIES, stable_diffusion  # noqa: E402
 
@@ -45,6 +48,76 @@ def full_size() -> object:
         )
     pipe.register_modules(unet=unet.eval(), vae=vae.eval())
     return pipe
+
+
+def published_shapes() -> dict[str, Callable]:
+    """Denoisers of the shapes that are published, on the meta device, in tiny pipelines of their family."""
+    xl = dict(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    sd3_shape = dict(sample_size=128, num_layers=24, num_attention_heads=24, attention_head_dim=64)
+    sd3_shape |= dict(caption_projection_dim=1536, pos_embed_max_size=192)
+    flux_shape = dict(in_channels=64, num_layers=19, num_single_layers=38, guidance_embeds=True)
+    pixart_shape = dict(num_layers=28, attention_head_dim=72, num_attention_heads=16, out_channels=8)
+    pixart_shape |= dict(caption_channels=4096, cross_attention_dim=1152, in_channels=4)
+    wide = {"latent_channels": 16}
+    shapes = {
+        "Stable Diffusion 1.5": ("Stable Diffusion", dict(sample_size=64, cross_attention_dim=768), {}, 4),
+        "SDXL": ("SDXL", xl, {}, 4),
+        "DiT-XL/2 256": ("DiT", dict(num_attention_heads=16, attention_head_dim=72, out_channels=8), {}, 4),
+        "PixArt-α 512": ("PixArt-α", {**pixart_shape, "sample_size": 64}, {}, 4),
+        "PixArt-α 1024": ("PixArt-α", {**pixart_shape, "sample_size": 128}, {}, 4),
+        "Sana 1.6B 1024": ("Sana", dict(sample_size=32), {"latent_channels": 32}, 6),
+        "Stable Diffusion 3 medium": ("SD3", sd3_shape, wide, 4),
+        "Flux.1-dev": ("Flux", flux_shape, wide, 4),
+    }
+
+    def make(family: str, denoiser: dict, vae: dict, levels: int) -> object:
+        pipe = FAMILIES[family][0]()
+        name = "unet" if hasattr(pipe, "unet") else "transformer"
+        with torch.device("meta"):
+            model = type(getattr(pipe, name))(**denoiser)
+        widths = "encoder_block_out_channels" if family == "Sana" else "block_out_channels"
+        pipe.vae.register_to_config(**{widths: (8,) * levels, "latent_channels": 4, **vae})  # only its stride counts
+        pipe.register_modules(**{name: model})
+        return pipe
+
+    return {name: partial(make, *shape) for name, shape in shapes.items()}
+
+
+def print_memory() -> None:
+    """What the features of the default recipe take, and how much of a pass is done for them."""
+    print("| model | images | blocks | timesteps | features | share of a pass | MB an image |\n" + "|---" * 7 + "|")
+    for name, make in published_shapes().items():
+        pipe = make()
+        extractor = find_family(pipe.components).of(pipe, timesteps=[10])
+        default = RECIPES["default"]
+        extractor = extractor.choose(
+            extractor.default_blocks(default.blocks), extractor.default_timesteps(default.timesteps)
+        )
+        info = extractor.feature_info()
+        size = sum(2 * i.channels * i.height * i.width for i in info) / 1e6
+        shares = extractor.shares()
+        cells = (
+            name,
+            " × ".join(map(str, extractor.size)),
+            " ".join(map(str, extractor.blocks)),
+            " ".join(map(str, extractor.timesteps)),
+            ", ".join(dict.fromkeys(f"{i.channels} at {i.height} × {i.width}" for i in info)),
+            f"{max(shares[b] for b in extractor.blocks):.0%}",
+            f"{size:,.1f}",
+        )
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def head_for(extractor: DenoiserFeatureExtractor) -> PixelClassifierEnsemble:
@@ -98,10 +171,13 @@ def median_seconds(functions: list[Callable], repeats: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="Stable Diffusion 1.5's shape.")
+    parser.add_argument("--memory", action="store_true", help="Bytes of features; no model is run.")
     parser.add_argument("--size", type=int, default=128, help="Side of the images (default: 128).")
     parser.add_argument("--repeats", type=int, default=5, help="Measurements of each (default: 5).")
     args = parser.parse_args()
-    print(f"{hardware(torch.device('cpu'))}, {torch.get_num_threads()} threads, images of {args.size} × {args.size}")
+    if args.memory:
+        return print_memory()
+    print(f"{hardware(torch.device('cpu'))}, images of {args.size} × {args.size}")
     print("| family | floor, s | features, s | ratio | segment, s | ratio | kB of features an image |")
     print("|---|---|---|---|---|---|---|")
     makes = {"SD 1.5's shape": full_size} if args.full else {n: make for n, (make, _) in FAMILIES.items()}
