@@ -180,7 +180,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         noise = self.draw_noise(latents, generator)  # [T*N,c,h,w]
         timesteps = torch.tensor(self.timesteps, device=device).repeat_interleave(n)  # [T*N]
         noisy = self.schedule.add_noise(latents.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,c,h,w]
-        condition = {k: v.to(device).expand(steps * n, *v.shape[1:]) for k, v in self.condition().items()}
+        condition = {k: self._cast(v).expand(steps * n, *v.shape[1:]) for k, v in self.condition().items()}
 
         # 2. One pass that ends at the last tap.
         was_training = self.denoiser.training
@@ -247,6 +247,10 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         """The schedule's timestep in what a pipeline calls its denoiser with: the reverse of `arguments`."""
         given = kwargs["timestep"] if "timestep" in kwargs else args[1]
         return float(torch.as_tensor(given).flatten()[0])
+
+    def _cast(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor of the conditioning on the denoiser's device and, but for ids and masks, in its precision."""
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     def _last(self) -> int | str:
         """The block that a pass reaches last."""

@@ -404,3 +404,14 @@ def test_a_pass_that_ends_early_raises_nothing_to_the_outside_and_images_of_othe
         extractor(torch.zeros(1, 1, 16, 24))
     with pytest.raises(UserError, match="reads images of 16 × 24, got 16 × 16"):
         extractor(torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_in_bfloat16_the_features_are_nearly_those_in_float32(name):
+    pipe, images = made(name), pixels(name)
+    exact = extractor_of(name, pipe)(images).activations  # and the conditioning is kept, in float32
+    pipe.to(torch.bfloat16)
+    for expected, found in zip(exact, extractor_of(name, pipe)(images).activations):
+        assert found.dtype == torch.bfloat16
+        # Flux's pipeline hands timesteps over in the model's precision, and so does the extractor.
+        assert (found.float() - expected).norm() < (0.5 if name == "Flux" else 0.1) * expected.norm()
