@@ -31,7 +31,7 @@ from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor  # n
 from diffuseseg_diffusers.features.families import find_family  # noqa: E402
 from diffuseseg_diffusers.heads.recipes import RECIPES  # noqa: E402
 from diffuseseg_diffusers.runs.hardware import hardware  # noqa: E402
-from tests.tiny_pipelines import FAMILIES, stable_diffusion  # noqa: E402
+from tests.tiny_pipelines import FAMILIES, clip, stable_diffusion  # noqa: E402
 
 
 def full_size() -> object:
@@ -46,7 +46,8 @@ def full_size() -> object:
             layers_per_block=2,
             latent_channels=4,
         )
-    pipe.register_modules(unet=unet.eval(), vae=vae.eval())
+    text_encoder, tokenizer = clip(768)
+    pipe.register_modules(unet=unet.eval(), vae=vae.eval(), text_encoder=text_encoder, tokenizer=tokenizer)
     return pipe
 
 

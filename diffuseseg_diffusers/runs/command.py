@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from .errors import UserError
+from .files import unlock_folder
 
 
 DEBUG = "DIFFUSESEG_DEBUG"  # set to 1, every error shows its traceback
@@ -45,6 +46,8 @@ def run_command(command: Callable[[], int | None]) -> None:
             raise
         print(f"error: {_sentence(error)}", file=sys.stderr)
         status = 1
+    finally:
+        unlock_folder()
     sys.exit(status or 0)
 
 

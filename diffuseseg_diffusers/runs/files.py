@@ -158,10 +158,9 @@ def lock_folder(folder: Path) -> None:
     Raises:
         UserError: Another process is at work in it.
     """
+    unlock_folder()
     if fcntl is None:  # Windows
         return
-    while _LOCKED:
-        os.close(_LOCKED.pop())
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,6 +173,12 @@ def lock_folder(folder: Path) -> None:
         os.close(descriptor)
         return
     _LOCKED.append(descriptor)
+
+
+def unlock_folder() -> None:
+    """Lets other processes into the folder that this one has locked; the end of a process does so too."""
+    while _LOCKED:
+        os.close(_LOCKED.pop())
 
 
 @contextmanager

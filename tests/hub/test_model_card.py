@@ -123,7 +123,8 @@ def test_the_templates_are_part_of_the_installed_package():
     code = "from importlib import resources; f = resources.files('diffuseseg_diffusers.hub_cards')\n"
     code += "print(*sorted(p.name for p in f.iterdir() if p.suffix == '.md'))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
-    assert result.stdout.split() == ["dataset_card.md", "model_card.md", "student_card.md"], result.stderr
+    cards = [f"{kind}_card.md" for kind in ("dataset", "head", "model", "student")]
+    assert result.stdout.split() == cards, result.stderr
 
 
 def test_cards_say_how_to_install_what_can_be_installed(hub, tmp_path):

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.objective import denoising_losses
 from diffuseseg_diffusers.runs.errors import NotFiniteError, UserError
+from diffuseseg_diffusers.runs.files import unlock_folder
 from training import train_ddpm
 
 from ..conftest import ROOT, draw, run
@@ -98,6 +99,7 @@ def train(drawn: Path, out: Path, *more, steps=6) -> dict:
     parser = argparse.ArgumentParser()
     train_ddpm.add_arguments(parser)
     assert not train_ddpm.main(parser.parse_args(arguments(drawn, out, *more, steps=steps)))
+    unlock_folder()  # as the end of a process
     return json.loads((out / "training_state.json").read_text())
 
 
