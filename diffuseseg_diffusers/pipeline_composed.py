@@ -81,7 +81,9 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
         self.segmentation_head = segmentation_head
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["base"], name)
+        if "base" not in self.__dict__:  # while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.base, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.base, name, value) if name in self.base.components else super().__setattr__(name, value)

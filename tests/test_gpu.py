@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffuseseg_diffusers import fit_segmentation_head
+from diffuseseg_diffusers import AutoDiffuseSegPipeline, fit_segmentation_head
 from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.recipes import RECIPES, Recipe
 from diffuseseg_diffusers.heads.table import ActivationTable
 from diffuseseg_diffusers.heads.training import fit_members
 
 from .conftest import QUICK, draw, drawn_dataset, make_head, make_pipeline
+from .tiny_pipelines import FAMILIES
 
 
 pytestmark = [
@@ -102,3 +103,45 @@ def test_the_first_training_step_is_that_of_the_cpu(name):
         heads.append(head)
     for a, b in zip(*(h.state_dict().values() for h in heads)):
         torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["Stable Diffusion", "DiT", "SD3", "Flux"])
+@pytest.mark.parametrize("way", [None, "enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_pipelines_of_diffusers_give_their_own_images_and_masks_as_on_the_cpu(name, way):
+    make, call = FAMILIES[name]
+    pipe = AutoDiffuseSegPipeline.from_pipe(make())
+    size = (16, 16) if name == "DiT" else (16, 24)
+    dataset = drawn_dataset(3, channels=3)
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=2, size=size)
+    exact = pipe.segment([dataset[0].image], output_type="np").masks
+    if way is None:
+        pipe.to("cuda")
+    else:
+        getattr(pipe, way)()
+    assert agreement(exact, pipe.segment([dataset[0].image], output_type="np").masks) > 0.99
+    images = [
+        p(**call, num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
+        for p in (pipe, pipe.base)
+    ]
+    assert np.array_equal(*images)
+
+
+@pytest.mark.parametrize("name", ["Stable Diffusion", "SDXL", "DiT", "SD3", "Flux"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_foreign_features_in_half_precision_are_nearly_those_in_float32(name, dtype):
+    pipe = AutoDiffuseSegPipeline.from_pipe(FAMILIES[name][0]())
+    size = (16, 16) if name == "DiT" else (16, 24)
+    images = torch.rand(2, 3, *size) * 2 - 1
+    exact = pipe.feature_extractor(size=size)(images).activations
+    pipe.to("cuda", dtype)
+    for expected, found in zip(exact, pipe.feature_extractor(size=size)(images).activations):
+        assert (found.cpu().float() - expected).norm() < (0.5 if name == "Flux" else 0.1) * expected.norm()
+
+
+def test_columns_of_a_table_are_chosen_on_the_device():
+    info = [FeatureInfo(b, t, 4, 8, 8) for t in (10, 20) for b in (0, 1)]
+    table = ActivationTable(info, 2, (8, 8)).to(torch.device("cuda"))
+    for i in range(2):
+        table.put(i, [torch.full((4, 8, 8), float(k), device="cuda") for k in range(4)], torch.zeros(8, 8))
+    chosen = table.select([1, 3])
+    assert chosen.device.type == "cuda" and [float(a.unique()) for a in chosen.image(0, [0, 1])] == [1.0, 3.0]
