@@ -132,10 +132,11 @@ def test_foreign_features_in_half_precision_are_nearly_those_in_float32(name, dt
     pipe = AutoDiffuseSegPipeline.from_pipe(FAMILIES[name][0]())
     size = (16, 16) if name == "DiT" else (16, 24)
     images = torch.rand(2, 3, *size) * 2 - 1
-    exact = pipe.feature_extractor(size=size)(images).activations
+    steps = (128, 256)  # Flux gets its timesteps in the model's precision, as from its pipeline; it holds these
+    exact = pipe.feature_extractor(timesteps=steps, size=size)(images).activations
     pipe.to("cuda", dtype)
-    for expected, found in zip(exact, pipe.feature_extractor(size=size)(images).activations):
-        assert (found.cpu().float() - expected).norm() < (0.5 if name == "Flux" else 0.1) * expected.norm()
+    for expected, found in zip(exact, pipe.feature_extractor(timesteps=steps, size=size)(images).activations):
+        assert (found.cpu().float() - expected).norm() < 0.1 * expected.norm()
 
 
 def test_columns_of_a_table_are_chosen_on_the_device():
