@@ -52,7 +52,7 @@ from diffuseseg_diffusers.hub.dataset_card import GENERATION
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.files import check_output_folder, write_json
+from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
 from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes
 from diffuseseg_diffusers.runs.resuming import fingerprint, may_resume, open_run
 
@@ -242,8 +242,11 @@ def write_dataset(args: argparse.Namespace, pipe: Any, selection: Selection, ref
     shards = write_shards(folder, samples, kept, int(args.shard_mb * 1e6))
     write_json(folder / "id2label.json", dict(enumerate(pipe.label_names)))
     shown = [samples.images(kept[:8], column) for column in ("image", "mask")]
-    samples_page(*shown, pipe.label_names, pipe.palette).savefig(folder / "samples.png")
-    uncertainty_histogram(samples.uncertainty, kept).savefig(folder / "uncertainty.png")
+    pages = {"samples": samples_page(*shown, pipe.label_names, pipe.palette)}
+    pages["uncertainty"] = uncertainty_histogram(samples.uncertainty, kept)
+    for name, page in pages.items():
+        with atomic_file(folder / f"{name}.png") as partial:
+            page.savefig(partial, format="png")
     print(f"{len(kept)} of {args.num_samples} images are in {folder}, {len(shards)} files.")
     for name, quantiles in nearest.items():
         print(f"Distance to the nearest, {name}: median {quantiles['median']:.3f}, least {quantiles['least']:.3f}.")

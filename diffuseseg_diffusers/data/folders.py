@@ -41,14 +41,21 @@ def read_label_names(
     """Names of the classes from a dataset's `id2label.json`, of a local folder or on the Hub; `None` if it has none."""
     if local:
         path = os.path.join(name, "id2label.json")
-        return read_label_file(path) if os.path.isfile(path) else None
+        return _only_names(path) if os.path.isfile(path) else None
     try:
         path = hf_hub_download(
             name, "id2label.json", repo_type="dataset", cache_dir=cache_dir, token=token, revision=revision
         )
     except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError, ValueError):
         return None  # names are a nicety; whether the dataset itself can be had, `load_dataset` says
-    return read_label_file(path)
+    return _only_names(path)
+
+
+def _only_names(path: str) -> list[str]:
+    names = read_label_file(path)
+    if wrong := next((name for name in names if not isinstance(name, str)), None):
+        raise UserError(f"{path} must hold names of classes, found {wrong!r}.")
+    return names
 
 
 def read_folder(folder: Path, split: str) -> Dataset | None:
