@@ -87,8 +87,9 @@ class AutoencoderTraining(Training):
         if measuring:
             found = {n: self.errors(averaged, x) for n, x in (("validation", self.validation),) if len(x)}
             self.log.write(step, **{f"{n}_{k}": v for n, errors in found.items() for k, v in errors.items()})
-        if drawing and self.accelerator.is_main_process:
-            images = to_model_range(self.validation[: self.args.num_samples], averaged.device)
+        held_out = self.validation if len(self.validation) else self.train_sample
+        if drawing and self.accelerator.is_main_process and len(held_out):
+            images = to_model_range(held_out[: self.args.num_samples], averaged.device)
             restored = averaged.decode(latents_of(averaged.encode(images))).sample
             pairs = torch.stack([images, restored.clamp(-1, 1)], dim=1).flatten(0, 1)  # each before its own
             self.log.draw(step, [to_pil(x) for x in pairs])

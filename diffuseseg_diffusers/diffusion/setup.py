@@ -61,7 +61,13 @@ def make_model(
         clip_sample=vae is None,  # images have a range, latents have none
     )
     if vae is not None:
-        return make_latent_denoiser(args, latent_shape(vae, size or (64, 64))), scheduler
+        size = size or (64, 64)
+        shape = latent_shape(vae, size)
+        try:
+            return make_latent_denoiser(args, shape), scheduler
+        except UserError as error:
+            images, latents = (" × ".join(map(str, s)) for s in (size, shape[1:]))
+            raise UserError(f"Images of {images} have latents of {latents}, and: {error}") from error
     if args.denoiser != "unet":
         raise UserError("A transformer denoises latents; give --vae, which `train-autoencoder` makes.")
     if args.model_config:
@@ -81,6 +87,8 @@ def make_latent_denoiser(args: argparse.Namespace, shape: tuple[int, int, int]) 
     """A denoiser of latents `[C, h, w]` with fresh weights, by `--denoiser`, `--model_config` and `--base_channels`."""
     channels, *size = shape
     given = read_model_config(args.model_config) if args.model_config else {}
+    if "num_layers" in given and args.denoiser == "unet":
+        raise UserError(f"{args.model_config} holds the arguments of a transformer; add --denoiser dit.")
     if args.denoiser == "dit":
         return make_transformer({**transformer_config((size[0], size[1]), args.base_channels), **given}, shape)
     config = given or preset_config((size[0], size[1]), channels, args.base_channels)
