@@ -113,7 +113,7 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def inputs_of(args: argparse.Namespace) -> list[object]:
     """What a command reads, names of files and folders among it: all its arguments but for where it writes."""
-    written = ("output_dir", "cache_dir", "activation_dir", "hub_id", "resume_from_checkpoint")
+    written = ("output_dir", "cache_dir", "activation_dir", "hub_id", "resume_from_checkpoint", "argv")
     found: list[object] = []
     for name, value in vars(args).items():
         if name not in written:

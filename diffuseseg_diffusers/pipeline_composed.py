@@ -18,7 +18,7 @@ from .data.image_processor import mask_to_pil
 from .features.base import Block, FeatureExtractor
 from .features.denoiser import DenoiserFeatureExtractor
 from .features.families import find_family
-from .heads.ensemble import FORMAT_VERSION, PixelClassifierEnsemble
+from .heads.ensemble import FOREIGN_FORMAT, PixelClassifierEnsemble
 from .runs.errors import UserError
 from .segmenter import HOW_TO_FIT, DiffuseSegPipelineOutput, HeadSegmenter, check_output_type, predict_masks
 
@@ -108,7 +108,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
         if head is not None:
             own = self.identity()
             if head.config.base is None:
-                head.register_to_config(base=own, format_version=FORMAT_VERSION)
+                head.register_to_config(base=own, format_version=max(FOREIGN_FORMAT, head.config.format_version))
             self._check_base(head.config.base, own)
         self.__dict__["_head"] = head
 

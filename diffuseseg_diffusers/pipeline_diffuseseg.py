@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMix
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
+from .data.channels import InputChannels
 from .data.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from .features.base import Block, FeatureExtractor
 from .features.dry_run import Place
@@ -42,6 +43,8 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         unet ([`UNet2DModel`]): Denoises images in pixel space; may predict the variance too.
         scheduler ([`SchedulerMixin`]): [`DDPMScheduler`], or any other that shares its `add_noise` and step interface.
         segmentation_head ([`PixelClassifierEnsemble`], *optional*): Reads masks off the U-Net's activations.
+        channels (mapping, *optional*): Which channels of an image the U-Net was trained on, and between which values:
+            `names` and `windows` of [`InputChannels`].
 
     Loading with this class runs no code of a repository, whatever it carries. A saved folder carries the code that it
     needs, so `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it without this package.
@@ -56,8 +59,11 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         segmentation_head: ModelMixin | None = None,  # in a repository, diffusers takes its class from another file
+        channels: dict | None = None,
     ):
         super().__init__()
+        if channels is not None:  # of most models nothing, and then nothing is saved
+            self.register_to_config(channels=dict(channels))
         self.register_modules(unet=unet, scheduler=scheduler, segmentation_head=segmentation_head)
         if segmentation_head is not None:
             self.head_extractor()  # a head that does not fit says so now
@@ -118,8 +124,8 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             `dict`: Content of each file by its path below the folder.
         """
         # Each after those that it needs.
-        needed = (UserError, DiffuseSegImageProcessor, NoiseSchedule, Place, FeatureExtractor, DecoderFeatureExtractor)
-        needed += (PixelClassifierEnsemble, Segmenter)
+        needed = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place, FeatureExtractor)
+        needed += (DecoderFeatureExtractor, PixelClassifierEnsemble, Segmenter)
         modules = [*(c.__module__ for c in needed), code_files.__module__, DiffuseSegPipeline.__module__]
         return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)
 

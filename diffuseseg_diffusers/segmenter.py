@@ -12,6 +12,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from .data.channels import InputChannels
 from .data.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil
 from .features.base import Block, FeatureExtractor
 from .heads.ensemble import PixelClassifierEnsemble
@@ -75,7 +76,7 @@ class Segmenter(ABC):
     @property
     @abstractmethod
     def in_channels(self) -> int:
-        """Channels of the images that the model reads, 1 or 3."""
+        """Channels of the images that the model reads."""
 
     @property
     @abstractmethod
@@ -91,6 +92,16 @@ class Segmenter(ABC):
     def ignore_index(self) -> int:
         """Id of pixels without a label."""
         return 255
+
+    @property
+    def channels(self) -> InputChannels:
+        """Which channels of an image those are, and between which values."""
+        return InputChannels()
+
+    @property
+    def fitted_tiles(self) -> dict:
+        """How the labelled images were seen in fitting: `tiles`, `scale` and `pixel_size`, as far as it is known."""
+        return {}
 
     @abstractmethod
     def segment_batch(
@@ -140,7 +151,8 @@ class Segmenter(ABC):
         Args:
             images:
                 A path, an address (`https://…`), a PIL image, array (`[H, W]`, `[H, W, C]`, `[N, H, W, C]`) or tensor
-                (`[H, W]`, `[C, H, W]`, `[N, C, H, W]`), uint8 or floating point in [0, 1], or a list of these.
+                (`[H, W]`, `[C, H, W]`, `[N, C, H, W]`), uint8, uint16 or floating point in [0, 1], or of any type and
+                number of channels if the head says which values are black and white; or a list of these.
             batch_size (`int`, defaults to 8): Images that go through the model at once, each at every timestep.
             mask_size (two `int`, *optional*): Height and width of the masks; those of each image if not given.
             class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
@@ -163,7 +175,7 @@ class Segmenter(ABC):
         if batch_size < 1:
             raise UserError(f"`batch_size` must be at least 1, got {batch_size}.")
         self.check_can_segment()
-        processor = DiffuseSegImageProcessor(self.in_channels)
+        processor = DiffuseSegImageProcessor(self.in_channels, self.channels)
         loaded = processor.load(images)
         labels = self.check_class_labels(class_labels, len(loaded))
         if isinstance(generator, (list, tuple)) and len(generator) != len(loaded):
@@ -256,6 +268,15 @@ class HeadSegmenter(Segmenter):
     @property
     def in_channels(self) -> int:
         return self.segmentation_head.config.in_channels
+
+    @property
+    def channels(self) -> InputChannels:
+        head = self.segmentation_head
+        return InputChannels.of(head.config.channels if head is not None else self.config.get("channels"))
+
+    @property
+    def fitted_tiles(self) -> dict:
+        return dict(self.segmentation_head.config.tiling or {})
 
     @property
     def palette(self) -> list[list[int]]:

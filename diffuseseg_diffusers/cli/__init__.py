@@ -61,6 +61,7 @@ def _run(argv: list[str]) -> int | None:
 
     logging.disable_progress_bar()
     check_numbers(args)
+    args.argv = argv
     return module.main(args)
 
 

@@ -4,6 +4,7 @@
 import functools
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import load_image, logging
 
 from ..runs.errors import UserError
+from .channels import LUMA, InputChannels, to_rgb
 
 
 logger = logging.get_logger(__name__)
@@ -25,7 +27,6 @@ ImageInput: TypeAlias = str | os.PathLike | PIL.Image.Image | np.ndarray | torch
 # Okabe and Ito's colours for colour-blind readers; class 0 is the background as a rule, hence black.
 _OKABE_ITO = [(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)]
 _OKABE_ITO += [(204, 121, 167)]
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's mode "L"
 
 
 def default_palette(num_classes: int) -> list[list[int]]:
@@ -84,6 +85,11 @@ def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: 
             return file
         with PIL.Image.open(file) as image:
             return PIL.ImageOps.exif_transpose(first_page(image, where))
+    except PIL.Image.DecompressionBombError as error:
+        raise UserError(
+            f"{where} has more than {2 * PIL.Image.MAX_IMAGE_PIXELS:,} pixels, the limit that guards against crafted "
+            f"files; raise it with --max_pixels if you trust this one, or store it as a tiled TIFF."
+        ) from error
     except Exception as error:  # nothing but Pillow is called here, and broken files make it raise errors of all kinds
         raise UserError(f"{where} cannot be read as an image ({_reason(error)}); repair or remove it.") from error
 
@@ -94,6 +100,13 @@ def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     if pages > 1 and image.format != "MPO":  # cameras put previews of the same photograph into those
         _warn_once(f"{where} has {pages} pages; the first is read and the others are left out.")
     return image
+
+
+def limit_pixels(number: int | None) -> None:
+    """Sets how many pixels a picture that Pillow decodes may have; without a number its own limit stays."""
+    if number is not None:
+        PIL.Image.MAX_IMAGE_PIXELS = max(1, number // 2)  # Pillow warns from there on, and refuses twice as many
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
 
 
 @functools.cache
@@ -172,19 +185,19 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
     """[`VaeImageProcessor`] for a U-Net on pixels: takes images of mixed kinds and sizes, keeps their sizes.
 
     Args:
-        in_channels (`int`): 1 or 3, the channels that the U-Net takes.
+        in_channels (`int`): The channels that the U-Net takes.
+        channels ([`InputChannels`], *optional*): Which those are, and between which values; files of pictures have 1 or
+            3 alone, arrays as many as there are.
     """
 
-    def __init__(self, in_channels: int):
-        if in_channels not in (1, 3):
-            raise UserError(f"Images have 1 or 3 channels, but the U-Net takes {in_channels}.")
+    def __init__(self, in_channels: int, channels: InputChannels | None = None):
         super().__init__(
             vae_scale_factor=1,
             resample="bilinear",
             do_convert_grayscale=in_channels == 1,
             do_convert_rgb=in_channels == 3,
         )
-        self.in_channels = in_channels
+        self.in_channels, self.channels = in_channels, channels or InputChannels()
 
     def load(self, images: ImageInput | Sequence[ImageInput]) -> list[PIL.Image.Image | torch.Tensor]:
         """Takes an image, a batch of them, or a list of either apart into single images.
@@ -195,8 +208,8 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
                 `[H, W]`, `[C, H, W]` or `[N, C, H, W]`; uint8, or floating point in [0, 1].
 
         Returns:
-            list of `PIL.Image.Image` (eight bits, `in_channels` channels) and, for floating-point arrays,
-            `torch.Tensor` (`[in_channels, H, W]` float32 in [0, 1]).
+            list of `PIL.Image.Image` (eight bits, `in_channels` channels) and, for arrays of another type or number of
+            channels, `torch.Tensor` (`[in_channels, H, W]` float32 in [0, 1]).
 
         Raises:
             UserError: An image cannot be read, or has values or channels that an image cannot have.
@@ -208,8 +221,7 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
             if isinstance(image, (str, os.PathLike)):
                 image = open_image(image)
             if isinstance(image, PIL.Image.Image):
-                image = to_eight_bit(decode_image(image, "An image"))
-                loaded.append(image.convert("L" if self.in_channels == 1 else "RGB"))
+                loaded.append(self._picture(decode_image(image, "An image")))
             elif isinstance(image, np.ndarray):
                 batch = image[None, ..., None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
                 loaded += [self._single(x.movedim(-1, 0)) for x in torch.from_numpy(np.array(batch))]
@@ -220,8 +232,24 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
                 raise UserError(f"An image is a path, PIL image, array or tensor, got {type(image).__name__}.")
         return loaded
 
+    def _picture(self, image: PIL.Image.Image) -> PIL.Image.Image | torch.Tensor:
+        """A picture in the model's channels; of eight bits it stays one."""
+        if self.channels.windows is None and self.in_channels in (1, 3):
+            return to_eight_bit(image).convert("L" if self.in_channels == 1 else "RGB")
+        if image.mode not in ("L", "RGB", "I", "F") and not image.mode.startswith("I;"):
+            image = to_eight_bit(image)
+        values = np.asarray(image)
+        return self._encoded(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
+
+    def _encoded(self, values: np.ndarray) -> torch.Tensor:
+        """An array `[C, H, W]` of any type as the model takes it, `[in_channels, H, W]` float32 in [0, 1]."""
+        return torch.from_numpy(self.channels.encode(values, self.in_channels))
+
     def _single(self, x: torch.Tensor) -> PIL.Image.Image | torch.Tensor:
         """One array `[C, H, W]`: eight bits become a PIL image, so that they are resized as a file would be."""
+        usual = x.dtype == torch.uint8 or x.is_floating_point()
+        if self.channels.windows is not None or self.in_channels not in (1, 3) or not usual:
+            return self._encoded(x.cpu().numpy())
         if x.ndim != 3 or x.shape[0] not in (1, 3, 4):
             raise UserError(f"An image has 1, 3 or 4 channels; got an array that reads as {tuple(x.shape)} (C, H, W).")
         x = x[:3]  # drops alpha
@@ -234,7 +262,7 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
         if not (low >= 0 and high <= 1):
             raise UserError(f"Pixels must be uint8 or lie in 0 to 1, found {low:g} to {high:g}; rescale the image.")
         if self.in_channels == 1 and len(x) == 3:
-            return (x * x.new_tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+            return (x * x.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
         return x.expand(self.in_channels, -1, -1)
 
     def preprocess(self, images: Sequence[PIL.Image.Image | torch.Tensor], height: int, width: int) -> torch.Tensor:
@@ -274,3 +302,10 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
             return image
         array = self.pt_to_numpy(image[None])  # [1,H,W,C]
         return self.numpy_to_pil(array)[0] if output_type == "pil" else array[0]
+
+    @staticmethod
+    def numpy_to_pil(images: np.ndarray) -> list[PIL.Image.Image]:
+        """As in diffusers; pictures `[N, H, W, C]` of other than 1 or 3 channels are shown as [`to_rgb`] does."""
+        if images.shape[-1] not in (1, 3):
+            return [PIL.Image.fromarray(to_rgb(image.transpose(2, 0, 1))) for image in images]
+        return VaeImageProcessor.numpy_to_pil(images)

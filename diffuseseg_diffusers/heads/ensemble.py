@@ -24,8 +24,9 @@ from ..runs.errors import UserError
 
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 3
-PIXEL_FORMAT = 2  # of heads without prompt and base, which older versions read
+FORMAT_VERSION = 4  # of heads that read chosen channels, or values between others than the full range
+FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
+PIXEL_FORMAT = 2  # of heads without any of these, which older versions read
 # Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
 # most this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
 STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
@@ -129,6 +130,12 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         base (mapping, *optional*):
             Of a head on a pipeline of somebody else's, which pipeline: `model` (name or folder), `revision`, `pipeline`
             (its class) and `fingerprint` (see [`weights_fingerprint`]).
+        channels (mapping, *optional*):
+            Which channels of an image the model reads and between which values, if not all over their full range: see
+            [`InputChannels`].
+        tiling (mapping, *optional*):
+            How the labelled images were seen: `tiles`, whether cut into tiles; `scale`, the model's pixels for one of
+            theirs; `pixel_size` in micrometres, if they were brought to one.
         format_version (`int`, defaults to 2): What a saved head is made of; a newer one than this code's is refused.
     """
 
@@ -153,6 +160,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         voting: str = "hard",
         prompt: str | None = None,
         base: Mapping | None = None,
+        channels: Mapping | None = None,
+        tiling: Mapping | None = None,
         format_version: int = PIXEL_FORMAT,
     ):
         super().__init__()
@@ -279,7 +288,15 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         Returns:
             [`PixelClassifierOutput`]
         """
-        labels, uncertainty, probabilities = [], [], []
+        height, width = size or self.config.image_size
+        n, device = len(activations[0]), activations[0].device
+        # Made beforehand: small results between the large blocks of strips would leave holes that nothing else fits in.
+        labels = torch.empty(n, height, width, dtype=torch.uint8, device=device)
+        uncertainty = torch.empty(n, height, width, device=device)
+        probabilities = None
+        if return_probabilities:
+            probabilities = torch.empty(n, self.config.num_classes, height, width, device=device)
+        top = 0
         views = [self._logits(activations, size)]
         if mirrored is not None:
             views.append(logits.flip(-1) for logits in self._logits(mirrored, size))
@@ -294,17 +311,15 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             else:
                 votes = F.one_hot(logits.max(dim=2).indices, self.config.num_classes).sum(dim=1)  # [N,h,W,C]
                 winners = votes.max(dim=-1).indices  # [N,h,W]
-            labels.append(winners.to(torch.uint8))
+            rows = slice(top, top + winners.shape[1])
+            top = rows.stop
+            labels[:, rows] = winners
             # Entropy of the mean minus mean entropy; not negative but for rounding.
             jsd = (p * log_p).sum(dim=2).mean(dim=1) - torch.xlogy(mean, mean).sum(dim=1)  # [N,h,W]
-            uncertainty.append(jsd.clamp(min=0))
-            if return_probabilities:
-                probabilities.append(mean)
-        return PixelClassifierOutput(
-            labels=torch.cat(labels, dim=-2),
-            uncertainty=torch.cat(uncertainty, dim=-2),
-            probabilities=torch.cat(probabilities, dim=-2) if return_probabilities else None,
-        )
+            uncertainty[:, rows] = jsd.clamp_(min=0)
+            if probabilities is not None:
+                probabilities[:, :, rows] = mean
+        return PixelClassifierOutput(labels=labels, uncertainty=uncertainty, probabilities=probabilities)
 
     def _logits(self, activations: Sequence[torch.Tensor], size: Sequence[int] | None) -> Iterator[torch.Tensor]:
         """Yields `[N, K, num_classes, rows, W]` for strips of rows from top to bottom."""

@@ -9,6 +9,7 @@ import fnmatch
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,21 +159,42 @@ def lock_folder(folder: Path) -> None:
     Raises:
         UserError: Another process is at work in it.
     """
-    unlock_folder()
-    if fcntl is None:  # Windows
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    if not try_lock_folder(folder):
+        raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
+
+
+def try_lock_folder(folder: Path) -> bool:
+    """Locks a folder as [`lock_folder`] does, if nobody else has; whether it did."""
+    return fcntl is None or _lock(folder, fcntl.LOCK_EX)  # Windows has no such locks
+
+
+def join_folder(folder: Path) -> None:
+    """Locks a folder for this process and others that join it, and against those that want it for themselves.
+
+    Raises:
+        UserError: Another process has it for itself.
+    """
+    for _ in range(50):  # one that begins has it for itself for a moment
+        if fcntl is None or _lock(folder, fcntl.LOCK_SH):
+            return
+        time.sleep(0.1)
+    raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
+
+
+def _lock(folder: Path, kind: int) -> bool:
+    """Locks a folder in place of what this process has locked; whether that was possible."""
+    number = os.stat(folder).st_ino
+    if not _LOCKED or os.fstat(_LOCKED[0]).st_ino != number:
+        unlock_folder()
+        _LOCKED.append(os.open(folder, os.O_RDONLY))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UserError(
-            f"Another process is at work in {folder}; wait for it, or choose another --output_dir."
-        ) from error
+        fcntl.flock(_LOCKED[0], kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        unlock_folder()
+        return False
     except OSError:  # a file system without locks
-        os.close(descriptor)
-        return
-    _LOCKED.append(descriptor)
+        unlock_folder()
+    return True
 
 
 def unlock_folder() -> None:

@@ -12,17 +12,25 @@ from .errors import UserError
 from .files import (
     check_output_folder,
     clear_output_folder,
+    join_folder,
     lock_folder,
     read_record,
     remove_partials,
     to_json,
+    try_lock_folder,
     write_record,
     write_text,
 )
 
 
 def open_run(
-    folder: Path, command: str, settings: dict, owns: Iterable[str], overwrite: bool, inputs: Iterable[object] = ()
+    folder: Path,
+    command: str,
+    settings: dict,
+    owns: Iterable[str],
+    overwrite: bool,
+    inputs: Iterable[object] = (),
+    together: bool = False,
 ) -> bool:
     """Begins a run in a folder, or resumes the one that is there; to be called once all inputs are known to be valid.
 
@@ -33,6 +41,8 @@ def open_run(
         owns (iterable of `str`): Files that the run writes, as patterns of paths below the folder (`fnmatch`).
         overwrite (`bool`): Whether to remove an earlier run's files and begin anew.
         inputs (iterable): What the run reads: names of files and folders among them are not removed.
+        together (`bool`, defaults to `False`): Whether other processes may be at work in the folder on the same run,
+            each on parts that it takes (see [`finish_parts`]); not with `overwrite`.
 
     Returns:
         `bool`: Whether a run of these settings was there, to be resumed.
@@ -41,24 +51,34 @@ def open_run(
         UserError: The folder holds another run, and `overwrite` is off (what differs is named), or foreign files; or
             another process is at work in it.
     """
-    if folder.is_dir():
+    alone = True
+    if together:
+        folder.mkdir(parents=True, exist_ok=True)
+        alone = try_lock_folder(folder)
+        if not alone and not overwrite:
+            join_folder(folder)  # whoever was first has begun the run by then
+    if (alone and folder.is_dir()) or overwrite:
         lock_folder(folder)
     if overwrite:
         clear_output_folder(folder, inputs)
+        folder.mkdir(parents=True, exist_ok=True)
     record = read_record(folder)
     if record is None:
         check_output_folder(folder, overwrite=False)
         write_record(folder, command, owns, settings)
         lock_folder(folder)
-        return False
-    if record["command"] != command:
+    elif record["command"] != command:
         raise UserError(
             f"{folder} holds a run of `diffuseseg {record['command']}`, not of `diffuseseg {command}`; choose another "
             f"--output_dir, or pass --overwrite."
         )
-    check_same(folder, record["settings"], settings)
-    remove_partials(folder)
-    return True
+    else:
+        check_same(folder, record["settings"], settings)
+        if alone:
+            remove_partials(folder)
+    if together:
+        join_folder(folder)
+    return record is not None
 
 
 def may_resume(folder: Path, command: str) -> bool:

@@ -1,5 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import io
+import re
 
 import numpy as np
 import pytest
@@ -129,8 +130,8 @@ def test_broken_missing_and_impossible_images_are_refused_in_a_sentence(tmp_path
     ):
         with pytest.raises(ValueError, match=message):
             processor.load(image)
-    with pytest.raises(ValueError, match="1 or 3 channels, but the U-Net takes 4"):
-        DiffuseSegImageProcessor(4)
+    with pytest.raises(ValueError, match="has 3 channels, and the model takes 4"):
+        DiffuseSegImageProcessor(4).load(np.zeros((4, 4, 3), np.uint8))
 
 
 def test_images_are_turned_as_their_exif_data_say(tmp_path):
@@ -200,7 +201,8 @@ def test_whatever_is_wrong_with_the_pixels_is_one_error_for_users(tmp_path):
                 decode_image(io.BytesIO(data), "row 7")
             except UserError as error:
                 refused += 1
-                assert "row 7 cannot be read as an image" in str(error) and "BytesIO" not in str(error)
+                assert re.match("row 7 (cannot be read as an image|has more than)", str(error))
+                assert "BytesIO" not in str(error)
     assert refused > 50
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     Image.fromarray(draw((64, 64), 0)[0]).save(tmp_path / "whole.png")

@@ -1,0 +1,79 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Pictures that Pillow decodes, whole: PNG, JPEG, WebP, ….  Masks are palette PNGs."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from ..image_processor import decode_image, is_address, mask_to_pil, open_image
+from .base import LabelReader, Raster, Window
+
+
+_NAMES = {"L": ("gray",), "LA": ("gray", "alpha"), "RGB": ("red", "green", "blue")}
+_NAMES["RGBA"] = (*_NAMES["RGB"], "alpha")
+_ORIENTATION = 274  # tag of EXIF
+
+
+class PictureRaster(Raster):
+    """A picture of one plane; decoded when it is first read.
+
+    Args:
+        source (path, `str`, `BytesIO` or `PIL.Image.Image`): A file, an address, its bytes, or the picture.
+        name (`str`): What to call it in messages.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+
+    whole = True
+    mask_suffix = ".png"
+
+    def __init__(self, source: str | os.PathLike | BytesIO | PIL.Image.Image, name: str):
+        self.name, self._source = name, source
+        if isinstance(source, PIL.Image.Image) or is_address(source) or not self._has_header():
+            self._take(self.values)
+
+    def _has_header(self) -> bool:
+        """Whether size and channels are known without decoding."""
+        try:
+            with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
+                usual = image.mode in _NAMES and image.getexif().get(_ORIENTATION, 1) == 1
+                (self.width, self.height), self.channels = image.size, _NAMES.get(image.mode, ())
+                self.dtype = np.dtype(np.uint8)
+                return usual
+        except Exception:  # what is wrong with it, decoding says
+            return False
+        finally:
+            if isinstance(self._source, BytesIO):
+                self._source.seek(0)
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """All of it, `[C, H, W]`."""
+        is_name = isinstance(self._source, (str, os.PathLike))
+        image = open_image(self._source) if is_name else decode_image(self._source, self.name)  # type: ignore
+        if image.mode not in _NAMES and not image.mode.startswith("I") and image.mode != "F":
+            image = image.convert("L" if image.mode == "1" else "LA" if image.mode == "La" else "RGB")
+        values = np.asarray(image)
+        if image.mode == "I" and values.min(initial=0) >= 0 and values.max(initial=0) <= 65535:
+            values = values.astype(np.uint16)  # how Pillow holds some 16-bit files
+        self.channels = _NAMES.get(image.mode, ("gray",))
+        return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+
+    def _take(self, values: np.ndarray) -> None:
+        self.height, self.width, self.dtype = *values.shape[1:], values.dtype
+
+    def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
+        return self.values[(slice(None), *window.slices)]
+
+    def write_labels(
+        self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None
+    ) -> None:
+        whole = labels(0, Window(0, 0, self.height, self.width)).astype(dtype)
+        image = mask_to_pil(whole, palette) if palette and dtype == np.uint8 else PIL.Image.fromarray(whole)
+        image.save(path, "png")

@@ -1,0 +1,101 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Long work in parts that any number of processes share, on one machine or on many with a common folder.
+
+A part is a file, or a folder, that is written atomically, and the same bytes whoever makes it. A process takes the next
+part that is missing and that nobody else has taken. Who is killed leaves nothing taken, so the others make its part,
+and a run that is started again makes what is missing. Where a file system has no locks, two processes may make the same
+part, which costs time and nothing else.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from .files import fcntl
+
+
+PARTS = ".parts"  # folder below an output folder for what is needed until the run is complete
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Part:
+    """A piece of a run.
+
+    Args:
+        path (`Path`): What it makes.
+        make (`Callable`): Makes it, atomically.
+        size (`int`, defaults to 0): How far it moves the progress bar.
+        needs (sequence of `Path`): What has to be there first.
+        until (sequence of `Path`): Once one of these is there, the part is needed no more, and may be gone.
+    """
+
+    path: Path
+    make: Callable[[], None]
+    size: int = 0
+    needs: Sequence[Path] = field(default_factory=tuple)
+    until: Sequence[Path] = field(default_factory=tuple)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is there, or needed no more."""
+        return self.path.exists() or any(path.exists() for path in self.until)
+
+
+def finish_parts(parts: Sequence[Part], bar: tqdm) -> None:
+    """Makes all parts together with whoever else is at it; returns when all are there.
+
+    Args:
+        parts (sequence of [`Part`]): In the order in which they are taken.
+        bar (`tqdm`): Shows the sizes of those that are there.
+    """
+    waiting = list(parts)
+    while waiting:
+        left, busy = [], False
+        for part in waiting:
+            if not part.done and all(need.exists() for need in part.needs):
+                with taken(part.path) as mine:
+                    if mine and not part.done:
+                        part.make()
+                        busy = True
+            if part.done:
+                bar.update(part.size)
+            else:
+                left.append(part)
+        waiting = left
+        if waiting and not busy:  # others are at work on what is left
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[bool]:
+    """Takes a part for this process until the block ends; yields whether it could.
+
+    Args:
+        path (`Path`): Of the part; a file beside it, which is gone afterwards, is locked.
+    """
+    if fcntl is None:  # Windows
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
