@@ -36,6 +36,7 @@ LADDER = [
 CARRIED = {
     *(
         "runs.errors",
+        "data.channels",
         "data.image_processor",
         "features.noise",
         "features.dry_run",

@@ -75,6 +75,8 @@ def main(args: argparse.Namespace) -> int:
     # 1. What the run may write to.
     check_training_arguments(args)
     check_at_least_one(args, "latent_channels", "base_channels")
+    if args.input_channels or args.intensity_window or args.intensity_percentiles:
+        raise UserError("Autoencoders take pictures of eight bits; leave channels and intensities out.")
     if args.streaming:
         raise UserError("The scale of latents is measured on images at hand; leave --streaming out.")
     if args.overwrite or not may_resume(args.output_dir, COMMAND):

@@ -9,12 +9,17 @@ gradient_accumulation_steps` images. The same command line resumes a run that wa
 
 import argparse
 import signal
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments, inputs_of, run_script
+from diffuseseg_diffusers.data.arguments import read_channels
+from diffuseseg_diffusers.data.channels import InputChannels
+from diffuseseg_diffusers.data.crops import Pictures
 from diffuseseg_diffusers.data.unlabeled import count_channels, load_unlabeled
 from diffuseseg_diffusers.diffusion.arguments import (
     add_image_arguments,
@@ -130,11 +135,13 @@ def main(args: argparse.Namespace) -> int:
     if args.pretrained:
         pretrained = load_pipeline(args.pretrained, device="cpu", dtype="float32", cache_dir=args.cache_dir)
     vae = load_autoencoder(args.vae, args.cache_dir).to(accelerator.device) if args.vae else None
+    chosen = channels_of(args, dataset, column, pretrained)
     torch.manual_seed(args.seed)
-    unet, scheduler = make_model(args, pretrained, vae, lambda: count_channels(dataset, column))
+    count = len(chosen.names) if chosen.names else None
+    unet, scheduler = make_model(args, pretrained, vae, lambda: count or count_channels(dataset, column))
     shape = (unet.config.in_channels, *image_size(unet))
     if vae is None:
-        images = make_batches(args, dataset, column, shape)
+        images = make_batches(args, dataset, column, shape, chosen)
     else:  # the config is of latents
         size = tuple(side * latent_stride(vae) for side in shape[1:])
         images = make_batches(args, dataset, column, (vae.config.in_channels, *size))
@@ -165,20 +172,31 @@ def main(args: argparse.Namespace) -> int:
             accelerator.print(f"Stopped by {name}: step {step} is saved; the same command line resumes.")
             training.end()
             return 128 + stopped
-        leave_behind(args, training)
+        leave_behind(args, training, chosen)
     training.end()
     if accelerator.is_main_process:
         finish_push(args)
     return 0
 
 
-def leave_behind(args: argparse.Namespace, training: DenoiserTraining) -> None:
+def channels_of(args: argparse.Namespace, dataset: Any, column: str, pretrained: Any) -> InputChannels:
+    """Which channels of the pictures are trained on, and between which values."""
+    known = InputChannels() if pretrained is None else pretrained.channels
+    if args.streaming:
+        return known
+    chosen = read_channels(args, partial(Pictures, dataset, column, args.axes, args.slice_axis), known)
+    if args.vae and chosen.config is not None:
+        raise UserError("Autoencoders take pictures of eight bits; leave channels and intensities out, or --vae.")
+    return chosen
+
+
+def leave_behind(args: argparse.Namespace, training: DenoiserTraining, channels: InputChannels) -> None:
     """The pipeline, the curves and, last, the summary, which says that the run is complete."""
     accelerator, state, batches = training.accelerator, training.state, training.batches
     averaged = training.look(measuring=True, drawing=args.num_samples > 0)
     if not accelerator.is_main_process:
         return
-    save_pipeline(args.output_dir, as_pipeline(averaged, training.scheduler, training.vae))
+    save_pipeline(args.output_dir, as_pipeline(averaged, training.scheduler, training.vae, channels))
     with atomic_file(args.output_dir / "training_curves.png") as partial:
         training_curves(training.log.entries).savefig(partial, format="png")
     write_json(args.output_dir / SUMMARY, summary(args, accelerator, state, batches, training.unet, training.log))

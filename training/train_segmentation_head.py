@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from diffuseseg_diffusers.arguments import (
     height_and_width,
     run_script,
 )
-from diffuseseg_diffusers.data.arguments import add_data_arguments, load_data
+from diffuseseg_diffusers.data.arguments import add_data_arguments, add_reading_arguments, load_data, read_channels
 from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.data.crops import LabeledTiles, Pictures
 from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
@@ -48,6 +50,7 @@ AUTO = "auto"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, backbone=True)
     add_data_arguments(parser, split="train")
+    add_tile_arguments(parser)
     add_cache_argument(parser)
     group = parser.add_argument_group("validation")
     held_out = group.add_mutually_exclusive_group()
@@ -111,6 +114,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_hub_arguments(parser)
 
 
+def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
+    """How large pictures are read."""
+    group = parser.add_argument_group("large pictures and other channels")
+    group.add_argument("--tile", action="store_true", help="Tiles of large pictures, those that hold labels.")
+    group.add_argument("--max_tiles", type=int, default=200, help="Tiles at most, with --tile (default: 200).")
+    add_reading_arguments(group)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuses numbers out of range, what does not go together, and a folder that is not to be written to."""
+    check_output_folder(args.output_dir, args.overwrite)
+    check_at_least_one(args, "batch_size", "num_members", "max_tiles")
+    args.resolution = height_and_width(args.resolution)
+    if not args.tile and (args.scale or args.pixel_size):
+        raise UserError("--scale and --pixel_size are for --tile; whole pictures are resized to the model.")
+    if args.backbone and args.push_to_hub:
+        raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
+
+
+def read_pictures(
+    args: argparse.Namespace, pipe: Any, dataset: LabeledImages, validation: LabeledImages | None
+) -> tuple[LabeledImages, LabeledImages | None]:
+    """Labelled images with their channels and intensities; with `--tile`, their tiles that hold labels."""
+    pictures = partial(Pictures, dataset.dataset, dataset.image_column, args.axes, args.slice_axis)
+    dataset.channels = read_channels(args, pictures, pipe.channels)
+    if validation is not None:
+        validation.channels = dataset.channels
+    if not args.tile:
+        return dataset, validation
+    size = args.resolution or pipe.feature_extractor().size
+    options = (size, args.scale, args.pixel_size, args.max_tiles, args.seed)
+    return LabeledTiles(dataset, *options), None if validation is None else LabeledTiles(validation, *options)
+
+
 def number_or_auto(text: str) -> int | str:
     return text if text == AUTO else int(text)
 
@@ -160,22 +197,19 @@ def check_bytes(info: list[FeatureInfo], limit: int | None) -> None:
 
 def main(args: argparse.Namespace) -> None:
     # 1. Inputs, all of them checked before the long work.
-    check_output_folder(args.output_dir, args.overwrite)
-    check_at_least_one(args, "batch_size", "num_members")
-    args.resolution = height_and_width(args.resolution)
-    if args.backbone and args.push_to_hub:
-        raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
+    check_arguments(args)
     device = find_device(args.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     report_processes(accelerator)
     if accelerator.is_main_process:
         prepare_push(args)
-    dataset = load_data(args)
+    how = {"axes": args.axes, "slice_axis": args.slice_axis}
+    dataset = load_data(args, **how)
     validation = None
     if args.validation_fraction is not None:
         dataset, validation = dataset.split(args.validation_fraction, args.seed)
     elif args.validation_split:
-        validation = load_data(args, args.validation_split, num_classes=dataset.num_classes)
+        validation = load_data(args, args.validation_split, num_classes=dataset.num_classes, **how)
     device = args.device or accelerator.device
     if args.backbone:
         pipe = load_backbone(args.backbone, device, revision=args.revision, cache_dir=args.cache_dir)
@@ -184,6 +218,7 @@ def main(args: argparse.Namespace) -> None:
         if not isinstance(pipe, HeadSegmenter):
             raise UserError(f"{args.model} is a student, which has no head to fit; give a diffusion model.")
         pipe.segmentation_head = None  # a head that is there already is replaced
+    dataset, validation = read_pictures(args, pipe, dataset, validation)
 
     # 2. Features and head.
     tried = choose(args, pipe, dataset, accelerator)

@@ -61,7 +61,8 @@ def _run(argv: list[str]) -> int | None:
 
     logging.disable_progress_bar()
     check_numbers(args)
-    args.argv = argv
+    if hasattr(args, "executor"):
+        args.argv = argv  # what further processes are to do
     return module.main(args)
 
 

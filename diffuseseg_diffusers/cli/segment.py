@@ -35,7 +35,7 @@ COMMAND = "segment"
 # Options on which the results depend.
 SETTINGS = (
     *("model", "revision", "base_model", "mask_size", "alpha", "tile", "overlap", "blend", "scale", "pixel_size"),
-    *("channels", "axes", "slice_axis", "max_memory", "batch_size", "instances", "object_classes", "min_area"),
+    *("input_channels", "axes", "slice_axis", "max_memory", "batch_size", "instances", "object_classes", "min_area"),
     *("min_distance", "export", "dataset_name", "dataset_config_name", "dataset_revision", "split", "image_column"),
     *("streaming", "rows_per_file", "copy_images", "format"),
 )
@@ -103,7 +103,9 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     )
     size.add_argument("--pixel_size", type=float, help="Side in µm of what the model takes for a pixel.")
     group.add_argument(
-        "--channels", nargs="+", help="Names or numbers of channels, in the model's order (default: as fitted, or all)."
+        "--input_channels",
+        nargs="+",
+        help="Names or numbers of channels, in the model's order (default: as fitted).",
     )
     group.add_argument("--axes", help="Axes of TIFFs that do not say them: a letter each, such as CYX or ZYX.")
     group.add_argument(
@@ -250,7 +252,7 @@ def reading_of(args: argparse.Namespace, pipe: Segmenter) -> Reading:
     )
     return Reading(
         **{name: getattr(args, name) for name in names},
-        channels=tuple(args.channels) if args.channels else None,
+        channels=tuple(args.input_channels) if args.input_channels else None,
         mask_size=tuple(args.mask_size) if args.mask_size else None,
         objects=objects,
     )

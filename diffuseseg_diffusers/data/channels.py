@@ -93,7 +93,7 @@ class InputChannels:
         if count != in_channels and (count, in_channels) not in ((1, 3), (3, 1)):
             raise UserError(
                 f"{where} has {count} channel{'s' * (count != 1)}, and the model takes {in_channels}; choose them, in "
-                f"the model's order, with --channels."
+                f"the model's order, with --input_channels."
             )
         low, high = self._window(values, where)  # [C] each
         x = values.astype(np.float32)
@@ -149,7 +149,7 @@ def percentile_windows(
         if not low < high:
             raise UserError(
                 f"Channel {i} has the value {low:g} at both percentiles {percentiles[0]:g} and {percentiles[1]:g}; "
-                f"give an --intensity_window, or leave the channel out (--channels)."
+                f"give an --intensity_window, or leave the channel out (--input_channels)."
             )
         found.append((low, high))
     return tuple(found)

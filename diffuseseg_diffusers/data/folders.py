@@ -12,6 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from .image_files import find_images
+from .rasters.opening import find_rasters, name_of
 
 
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation")
@@ -100,11 +101,11 @@ def _folder_pairs(root: Path) -> list[tuple[str, str]]:
     masks = next((root / m for m in MASK_FOLDERS if (root / m).is_dir()), None)
     if masks is None or not (root / "images").is_dir():
         return []
-    images = find_images(root / "images")
+    images = find_rasters(root / "images")
     if not images:
         raise UserError(f"The folder {root / 'images'} has no images in it.")
-    by_name = {p.relative_to(masks).with_suffix(""): p for p in find_images(masks)}
-    lonely = [p for p in images if p.relative_to(root / "images").with_suffix("") not in by_name]
+    by_name = {name_of(p.relative_to(masks)): p for p in find_rasters(masks)}
+    lonely = [p for p in images if name_of(p.relative_to(root / "images")) not in by_name]
     if lonely:
         raise UserError(f"{lonely[0]} has no mask of the same name in {masks}.")
-    return [(str(p), str(by_name[p.relative_to(root / "images").with_suffix("")])) for p in images]
+    return [(str(p), str(by_name[name_of(p.relative_to(root / "images"))])) for p in images]

@@ -2,7 +2,7 @@
 """Labelled images from the Hub or from disk, checked as they are read."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import PIL.Image
 from datasets import Dataset, Image
 
 from ..runs.errors import UserError
+from .channels import InputChannels, to_rgb
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
 from .folders import read_folder, read_label_names
+from .rasters.base import Window, windows_over
+from .rasters.cells import needs_raster, open_cell
 
 
 MASK_FORMATS = ("index", "binary", "rgb")
@@ -24,14 +27,24 @@ class LabeledImage:
     """An image with its mask.
 
     Args:
-        image (`PIL.Image.Image`): The image, `W` × `H`, any mode.
+        image (`PIL.Image.Image` or `np.ndarray`): The image, `W` × `H`, any mode; of formats that Pillow does not
+            open, and of chosen channels, an array `[H, W, C]` of any type.
         mask (`np.ndarray`): `[H, W]` uint8, class ids; the dataset's `ignore_index` where there is no label.
         name (`str`): Where it came from, for messages: its path, or its row.
     """
 
-    image: PIL.Image.Image
+    image: PIL.Image.Image | np.ndarray
     mask: np.ndarray
     name: str
+
+    @property
+    def picture(self) -> PIL.Image.Image:
+        """The image for people to look at; of many channels the first three, from black at their least value on."""
+        if isinstance(self.image, PIL.Image.Image):
+            return self.image
+        values = self.image.transpose(2, 0, 1).astype(np.float32)  # [C,H,W]
+        low, high = (f(values, axis=(1, 2), keepdims=True) for f in (np.nanmin, np.nanmax))
+        return PIL.Image.fromarray(to_rgb(np.nan_to_num((values - low) / np.maximum(high - low, 1e-12))))
 
 
 class LabeledImages:
@@ -47,6 +60,11 @@ class LabeledImages:
             `"index"`: pixel values are class ids. `"binary"`: anything but 0 is class 1. `"rgb"`: colours of the
             palette, others are ignored.
         image_column, mask_column (`str`, *optional*): Columns to use; the usual names are found.
+        channels ([`InputChannels`], *optional*): Which channels of the images are read, and between which values.
+        axes (`str`, *optional*), slice_axis (`str`): See [`open_raster`].
+
+    Attributes:
+        tiling (`dict`, *optional*): How large images are cut, of [`LabeledTiles`].
 
     Raises:
         UserError: A column is missing, or the masks are not what `mask_format` says.
@@ -62,7 +80,11 @@ class LabeledImages:
         mask_format: str = "index",
         image_column: str | None = None,
         mask_column: str | None = None,
+        channels: InputChannels | None = None,
+        axes: str | None = None,
+        slice_axis: str = "z",
     ):
+        self.channels, self.axes, self.slice_axis = channels or InputChannels(), axes, slice_axis
         if mask_format not in MASK_FORMATS:
             raise UserError(f"`mask_format` is one of {', '.join(MASK_FORMATS)}, got {mask_format!r}.")
         if mask_format == "rgb" and palette is None:
@@ -95,6 +117,8 @@ class LabeledImages:
             num_classes = 2
         self.num_classes = num_classes or self._count_classes()
 
+    tiling: dict | None = None
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -102,13 +126,18 @@ class LabeledImages:
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = self.dataset[index]
-        image, name = decode_cell(row[self.image_column], f"row {index}")
+        image, name = self._image(row[self.image_column], f"row {index}")
         mask, mask_name = self._mask(row[self.mask_column], f"the mask of row {index}")
-        if mask.shape != (image.height, image.width):
+        height, width = (image.height, image.width) if isinstance(image, PIL.Image.Image) else image.shape[:2]
+        if mask.shape != (height, width):
             raise UserError(
-                f"Image and mask differ in size: {name} is {image.width} × {image.height}, but {mask_name} is "
+                f"Image and mask differ in size: {name} is {width} × {height}, but {mask_name} is "
                 f"{mask.shape[1]} × {mask.shape[0]} (width × height)."
             )
+        return LabeledImage(image=image, mask=self._known(mask, mask_name), name=name)
+
+    def _known(self, mask: np.ndarray, mask_name: str) -> np.ndarray:
+        """Class ids, if all are of classes."""
         wrong = np.setdiff1d(mask, [*range(self.num_classes), self.ignore_index])
         if len(wrong):
             hint = ""
@@ -118,7 +147,28 @@ class LabeledImages:
                 f"The mask value {', '.join(map(str, wrong[:10]))} in {mask_name} is outside of the classes 0 to "
                 f"{self.num_classes - 1} (and {self.ignore_index} for ignored pixels).{hint}"
             )
-        return LabeledImage(image=image, mask=mask, name=name)
+        return mask
+
+    def as_ids(self, mask: np.ndarray, where: str) -> np.ndarray:
+        """Class ids of a mask, or a part of one, as it was read: `[H, W]` uint8 from `[H, W]` or `[H, W, C]`.
+
+        Raises:
+            UserError: It is not what `mask_format` says, or has ids that are no classes.
+        """
+        return self._known(self._converted(mask, where), where)
+
+    def _image(self, cell: Any, where: str) -> tuple[PIL.Image.Image | np.ndarray, str]:
+        """An image: as Pillow opens it, or, of other formats and of chosen channels, as an array `[H, W, C]`."""
+        if self.channels.names is None and not needs_raster(cell):
+            return decode_cell(cell, where)
+        with open_cell(cell, where, self.axes, self.slice_axis) as raster:
+            if raster.planes > 1:
+                raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
+            values = raster.read(0, Window(0, 0, raster.height, raster.width))
+            values = values[self.channels.indices(raster.channels, raster.name)].transpose(1, 2, 0)  # [H,W,C]
+            if values.dtype == np.uint8 and values.shape[2] in (1, 3):  # a picture like any other
+                return PIL.Image.fromarray(values[..., 0] if values.shape[2] == 1 else values.copy()), raster.name
+            return values, raster.name
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[LabeledImages, LabeledImages]":
         """Two parts at random, the second with `fraction` of the images (at least one in each).
@@ -143,6 +193,9 @@ class LabeledImages:
             self.mask_format,
             self.image_column,
             self.mask_column,
+            self.channels,
+            self.axes,
+            self.slice_axis,
         )
 
     def _mask(self, value, where: str) -> tuple[np.ndarray, str]:
@@ -151,12 +204,22 @@ class LabeledImages:
             mask, where = _load_npy(value), value
         elif isinstance(value, (list, np.ndarray)):
             mask = np.asarray(value)
+        elif needs_raster(value):
+            with open_cell(value, where, self.axes, self.slice_axis) as raster:
+                if raster.planes > 1:
+                    raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
+                mask, where = raster.read(0, Window(0, 0, raster.height, raster.width)), raster.name
+            mask = mask[0] if len(mask) == 1 else mask.transpose(1, 2, 0)
         else:
             image, where = decode_cell(value, where)
             # Modes "P" and "L" hold numbers; anything else in colour is for the palette to read.
             mask = np.asarray(image.convert("RGB") if self.mask_format == "rgb" else image)
+        return self._converted(mask, where), where
+
+    def _converted(self, mask: np.ndarray, where: str) -> np.ndarray:
+        """A mask, as `mask_format` says, as `[H, W]` uint8."""
         if self.mask_format == "rgb":
-            return self._from_colors(mask, where), where
+            return self._from_colors(mask, where)
         if mask.ndim == 3 and (mask[..., :1] == mask).all() and mask.shape[-1] in (1, 3):
             mask = mask[..., 0]  # numbers saved as a grey RGB image
         if mask.ndim != 2:
@@ -165,10 +228,21 @@ class LabeledImages:
                 f'mask_format="rgb" with a palette (`--mask_format rgb --palette FILE`).'
             )
         if self.mask_format == "binary":
-            return (mask != 0).astype(np.uint8), where
+            return (mask != 0).astype(np.uint8)
         if mask.dtype != bool and (mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any()):
             raise UserError(f"{where} holds values from {mask.min()} to {mask.max()}; class ids are integers 0 to 255.")
-        return mask.astype(np.uint8), where
+        return mask.astype(np.uint8)
+
+    def _mask_parts(self, value: Any, where: str) -> Iterator[np.ndarray]:
+        """A mask as class ids, of formats that are read by windows part by part."""
+        if not needs_raster(value):
+            yield self._mask(value, where)[0]
+            return
+        with open_cell(value, where, self.axes, self.slice_axis) as raster:
+            for plane in range(raster.planes):
+                for window in windows_over(raster.height, raster.width, 2048):
+                    mask = raster.read(plane, window)
+                    yield self._converted(mask[0] if len(mask) == 1 else mask.transpose(1, 2, 0), raster.name)
 
     def _from_colors(self, mask: np.ndarray, where: str) -> np.ndarray:
         keys = mask.astype(np.int64) @ [65536, 256, 1]  # [H,W]
@@ -183,7 +257,8 @@ class LabeledImages:
     def _count_classes(self) -> int:
         found = set()
         for i, value in enumerate(self.dataset[self.mask_column]):
-            found |= set(np.unique(self._mask(value, f"the mask of row {i}")[0]).tolist())
+            for part in self._mask_parts(value, f"the mask of row {i}"):
+                found |= set(np.unique(part).tolist())
         if found <= {0, 255} and 255 in found:
             raise UserError(
                 'The masks hold only 0 and 255, which looks like binary masks: pass mask_format="binary" '

@@ -12,15 +12,19 @@ import PIL.Image
 import PIL.ImageOps
 import psutil
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather
 from datasets import Dataset, Features, Image, IterableDataset
 from tqdm.auto import tqdm
 
 from ..runs.errors import UserError
+from .channels import InputChannels
 from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
-from .image_files import find_images
 from .image_processor import to_eight_bit
+from .rasters.base import Raster, Window
+from .rasters.cells import needs_raster, open_cell
+from .rasters.opening import find_rasters
 
 
 RESIZE_MODES = ("crop", "pad")
@@ -76,7 +80,7 @@ def load_unlabeled(
     if data_dir is not None:
         if not Path(data_dir).is_dir():
             raise UserError(f"There is no folder {data_dir}.")
-        paths = find_images(Path(data_dir))
+        paths = find_rasters(Path(data_dir))
         if not paths:
             raise UserError(f"The folder {data_dir} has no images in it.")
         features = Features({"image": Image(decode=False)})
@@ -98,14 +102,21 @@ def load_unlabeled(
 
 
 def count_channels(dataset: Dataset | IterableDataset, column: str) -> int:
-    """1 if the first images are all grey-scale, else 3; images that cannot be read do not count."""
-    modes = set()
+    """Channels of the first images: 1 if all are grey-scale, of slides and maps as many as they have, else 3.
+
+    Images that cannot be read do not count, and alpha channels neither.
+    """
+    found = set()
     for i, row in enumerate(islice(dataset, PEEK)):
         try:
-            modes.add(to_eight_bit(decode_cell(row[column], f"row {i}")[0]).mode)
+            if needs_raster(row[column]):
+                with open_cell(row[column], f"row {i}") as raster:
+                    found.add(len(InputChannels().indices(raster.channels, raster.name)))
+            else:
+                found.add(len(to_eight_bit(decode_cell(row[column], f"row {i}")[0]).getbands()))
         except UserError:
             continue
-    return 1 if modes == {"L"} else 3
+    return max(found, default=3)
 
 
 class UnlabeledImages(torch.utils.data.Dataset):
@@ -118,6 +129,7 @@ class UnlabeledImages(torch.utils.data.Dataset):
         resize_mode (`str`, defaults to `"crop"`): See [`to_pixels`].
         skip_unreadable (`bool`, defaults to `False`):
             An image that cannot be read gives the next one that can in place of an error.
+        input_channels ([`InputChannels`], *optional*): Which channels of the images are read.
     """
 
     def __init__(
@@ -128,9 +140,11 @@ class UnlabeledImages(torch.utils.data.Dataset):
         channels: int,
         resize_mode: str = "crop",
         skip_unreadable: bool = False,
+        input_channels: InputChannels | None = None,
     ):
         self.dataset, self.column, self.size, self.channels = dataset, column, size, channels
         self.resize_mode, self.skip_unreadable = resize_mode, skip_unreadable
+        self.input_channels = input_channels or InputChannels()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -142,7 +156,8 @@ class UnlabeledImages(torch.utils.data.Dataset):
             UserError: It cannot be read; names its path or row.
         """
         cell = self.dataset[index][self.column]
-        return decode_pixels(cell, f"row {index}", self.size, self.channels, self.resize_mode)
+        where = f"row {index}"
+        return decode_pixels(cell, where, self.size, self.channels, self.resize_mode, self.input_channels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Image `index`, or the next that can be read, and how many could not."""
@@ -156,9 +171,8 @@ class UnlabeledImages(torch.utils.data.Dataset):
 
     def select(self, indices: Sequence[int]) -> "UnlabeledImages":
         """The images at these indices."""
-        return UnlabeledImages(
-            self.dataset.select(indices), self.column, self.size, self.channels, self.resize_mode, self.skip_unreadable
-        )
+        options = (self.size, self.channels, self.resize_mode, self.skip_unreadable, self.input_channels)
+        return UnlabeledImages(self.dataset.select(indices), self.column, *options)
 
     def fits_in_memory(self, limit_gb: float | None = None) -> bool:
         """Whether all images, decoded, fit into `limit_gb` GiB (default: half of the free memory) on each process."""
@@ -203,17 +217,52 @@ class UnlabeledImages(torch.utils.data.Dataset):
         return (pixels[readable] if unreadable else pixels), unreadable
 
 
-def decode_pixels(value: object, where: str, size: tuple[int, int], channels: int, resize_mode: str) -> torch.Tensor:
-    """A cell of an image column, or `where` in messages, as [`to_pixels`] gives it.
+def decode_pixels(
+    value: object,
+    where: str,
+    size: tuple[int, int],
+    channels: int,
+    resize_mode: str,
+    input_channels: InputChannels | None = None,
+) -> torch.Tensor:
+    """A cell of an image column, or `where` in messages, as [`to_pixels`] gives it; of any format and channels.
 
     Raises:
         UserError: It cannot be read.
     """
+    chosen = input_channels or InputChannels()
+    if chosen.config is not None or channels not in (1, 3) or needs_raster(value):
+        with open_cell(value, where) as raster:
+            return _raster_pixels(raster, size, channels, chosen, resize_mode)
     image, where = decode_cell(value, where)
     try:
         return to_pixels(image, size, channels, resize_mode)
     except UserError as error:
         raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+
+
+def _raster_pixels(
+    raster: Raster, size: tuple[int, int], channels: int, chosen: InputChannels, resize_mode: str
+) -> torch.Tensor:
+    """A picture of one plane and any channels, `[channels, height, width]` uint8, resized as [`to_pixels`] does."""
+    if raster.planes > 1:
+        raise UserError(f"{raster.name} has {raster.planes} planes; --crop random takes crops of all of them.")
+    values = raster.read(0, Window(0, 0, raster.height, raster.width))
+    values = values[chosen.indices(raster.channels, raster.name)]
+    pixels = torch.from_numpy(chosen.encode(values, channels, raster.name))[None]  # [1,C,H,W]
+    ratios = [target / own for target, own in zip(size, raster.size)]
+    ratio = max(ratios) if resize_mode == "crop" else min(ratios)
+    scaled = [max(1, round(ratio * own)) for own in raster.size]
+    if list(raster.size) != scaled:
+        pixels = F.interpolate(pixels, scaled, mode="bicubic", antialias=True).clamp(0, 1)
+    for axis, (own, target) in enumerate(zip(scaled, size), 2):
+        if own > target:
+            pixels = pixels.narrow(axis, (own - target) // 2, target)
+        elif own < target:
+            before = (target - own) // 2
+            pad = [before, target - own - before] if axis == 3 else [0, 0, before, target - own - before]
+            pixels = F.pad(pixels, pad)
+    return (pixels[0] * 255).round().to(torch.uint8)
 
 
 def _gather_rows(mine: torch.Tensor, state: PartialState) -> torch.Tensor:

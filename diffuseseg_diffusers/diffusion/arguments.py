@@ -6,6 +6,7 @@ import argparse
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
+from ..data.arguments import add_reading_arguments
 from ..data.unlabeled import RESIZE_MODES
 from ..runs.errors import UserError
 from .setup import VALIDATION_IMAGES
@@ -32,13 +33,21 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         help="Images in the buffer that shuffles a stream (default: 1000).",
     )
     group.add_argument("--resolution", type=int, nargs="+", help="Side, or height and width, in pixels (default: 64).")
-    group.add_argument("--channels", type=int, choices=(1, 3), help="1: grey-scale, 3: RGB (default: as the images).")
+    group.add_argument(
+        "--channels", type=int, help="Number of channels; 1: grey-scale, 3: RGB (default: as the images)."
+    )
     group.add_argument(
         "--resize_mode",
         choices=RESIZE_MODES,
         default="crop",
         help="Treatment of images of other proportions: cut, or padded with black (default: crop).",
     )
+    group.add_argument(
+        "--crop",
+        choices=("random",),
+        help="Crops at random places of large pictures, at their own resolution (default: whole pictures, resized).",
+    )
+    add_reading_arguments(group)
     group.add_argument("--random_flip", action="store_true", help="Mirroring of half of the images, left to right.")
     group.add_argument("--skip_unreadable", action="store_true", help="Training without images that cannot be read.")
     group.add_argument(
@@ -128,6 +137,10 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         raise UserError("A folder of images is read as it is; --streaming is for --dataset_name.")
     if args.resolution and len(args.resolution) > 2:
         raise UserError(f"--resolution is one side, or height and width; got {len(args.resolution)} numbers.")
+    if args.streaming and (args.crop or args.input_channels or args.intensity_window or args.intensity_percentiles):
+        raise UserError("A stream is read once; --crop, --input_channels and intensities are for datasets at hand.")
+    if not args.crop and (args.scale or args.pixel_size):
+        raise UserError("--scale and --pixel_size are for --crop random.")
     missing = set(args.report_to or ()) - {"all", *(str(tracker) for tracker in get_available_trackers())}
     if missing:
         raise UserError(f"The tracker {' '.join(sorted(missing))} is not installed, or Accelerate does not know it.")

@@ -86,6 +86,8 @@ class ShuffledBatches:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator).tolist()
+        if getattr(self.images, "fresh", False):  # each epoch has crops of its own
+            return epoch * len(self.images) + self._order[place]
         return self._order[place]
 
 

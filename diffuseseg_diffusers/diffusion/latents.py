@@ -9,7 +9,9 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiffusionPipeline, DiTPipeline, LDMPipeline
 from tqdm.auto import tqdm
 
+from ..data.channels import InputChannels
 from ..features.latents import encode_latents, latent_stride
+from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.hub_errors import explain_hub_error
 from .batches import ShuffledBatches, StreamedBatches
@@ -99,8 +101,12 @@ def as_latents(
     return batches, encode_images(vae, validation), encode_images(vae, train_sample)
 
 
-def as_pipeline(denoiser: Any, scheduler: DDPMScheduler, vae: AutoencoderKL | None) -> DiffusionPipeline:
-    """The plain pipeline of diffusers that a trained denoiser is saved as."""
+def as_pipeline(
+    denoiser: Any, scheduler: DDPMScheduler, vae: AutoencoderKL | None, channels: InputChannels | None = None
+) -> DiffusionPipeline:
+    """The pipeline that a trained denoiser is saved as: a plain one of diffusers, of chosen channels ours."""
+    if channels is not None and channels.config is not None:
+        return DiffuseSegPipeline(denoiser, scheduler, channels=channels.config)
     if vae is None:
         return DDPMPipeline(denoiser, scheduler)
     if "num_embeds_ada_norm" in denoiser.config:

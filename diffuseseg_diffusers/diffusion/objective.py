@@ -15,6 +15,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel, compute_snr
 from tqdm.auto import tqdm
 
+from ..data.image_processor import DiffuseSegImageProcessor
 from ..features.pixel_unet import image_size
 from ..runs.seeds import mixed_seed
 
@@ -197,7 +198,8 @@ def sample_images(
     pipe = DDIMPipeline(unet, DDIMScheduler.from_config(scheduler.config))
     pipe.set_progress_bar_config(desc="Sampling", leave=False)
     generator = torch.Generator().manual_seed(seed)
-    return pipe(count, generator=generator, num_inference_steps=num_inference_steps).images
+    drawn = pipe(count, generator=generator, num_inference_steps=num_inference_steps, output_type="np").images
+    return DiffuseSegImageProcessor.numpy_to_pil(drawn)  # of any number of channels
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ SUMMARY = "training_state.json"
 # differ on resuming.
 SETTINGS = (
     *("dataset_name", "train_data_dir", "dataset_config_name", "dataset_revision", "split", "image_column"),
-    *("streaming", "shuffle_buffer_size", "resize_mode", "random_flip", "num_validation_images"),
+    *("streaming", "shuffle_buffer_size", "resize_mode", "random_flip", "num_validation_images", "crop"),
+    *("input_channels", "intensity_window", "intensity_percentiles", "scale", "pixel_size", "axes", "slice_axis"),
     *("train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
     *("adam_weight_decay", "max_grad_norm", "use_ema", "ema_max_decay", "ema_power", "seed"),
 )

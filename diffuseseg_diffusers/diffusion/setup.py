@@ -10,10 +10,12 @@ from datasets import Dataset, IterableDataset
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from diffusers.optimization import get_scheduler
 
+from ..data.channels import InputChannels
+from ..data.crops import Pictures, RandomCrops
 from ..data.unlabeled import UnlabeledImages
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
-from ..runs.seeds import mixed_seed
+from ..runs.seeds import mixed_seed, mixed_seed_32
 from .batches import ShuffledBatches, StreamedBatches
 from .latents import latent_shape
 from .transformers import make_transformer, transformer_config
@@ -97,7 +99,11 @@ def make_latent_denoiser(args: argparse.Namespace, shape: tuple[int, int, int]) 
 
 
 def make_batches(
-    args: argparse.Namespace, dataset: Dataset | IterableDataset, column: str, shape: tuple[int, int, int]
+    args: argparse.Namespace,
+    dataset: Dataset | IterableDataset,
+    column: str,
+    shape: tuple[int, int, int],
+    input_channels: InputChannels | None = None,
 ) -> tuple[ShuffledBatches | StreamedBatches, torch.Tensor, torch.Tensor]:
     """Training batches; and of the validation images, and of as many training images, the share of this process."""
     state = PartialState()
@@ -122,7 +128,14 @@ def make_batches(
         )
         pixels, order = looked_at, torch.arange(len(first))
     else:
-        images = UnlabeledImages(dataset, column, size, channels, **options)
+        chosen = input_channels or InputChannels()
+        images: UnlabeledImages | RandomCrops
+        if args.crop:
+            pictures = Pictures(dataset, column, args.axes, args.slice_axis)
+            where = (args.scale, args.pixel_size, args.skip_unreadable)
+            images = RandomCrops(pictures, size, channels, chosen, mixed_seed_32(args.seed, 5), *where)
+        else:
+            images = UnlabeledImages(dataset, column, size, channels, **options, input_channels=chosen)
         in_memory = images.fits_in_memory(args.image_cache_gb)
         pixels, unreadable = images.load() if in_memory else (images, 0)
         held_out = min(VALIDATION_IMAGES, len(pixels) // 10) if wanted is None else wanted
@@ -152,6 +165,8 @@ def describe_batches(batches: ShuffledBatches | StreamedBatches) -> str:
     """How many images there are and where they are decoded, in a clause."""
     if isinstance(batches, StreamedBatches):
         return "streamed"
+    if isinstance(batches.images, RandomCrops):
+        return f"{len(batches.images)} crops an epoch, of {len(batches.images.pictures)} pictures"
     where = "in memory" if isinstance(batches.images, torch.Tensor) else f"decoded by {batches.num_workers} workers"
     return f"{len(batches.images)} to train on, {where}"
 

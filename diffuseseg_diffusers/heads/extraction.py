@@ -81,7 +81,7 @@ def labeled_examples(
     Yields:
         `[C, H, W]` float32 in [-1, 1], and `[H, W]` uint8.
     """
-    processor = DiffuseSegImageProcessor(extractor.in_channels)
+    processor = DiffuseSegImageProcessor(extractor.in_channels, dataset.channels)
     for i in range(len(dataset)):
         example = dataset[i]
         pixels = processor.preprocess(processor.load([example.image]), *extractor.size)  # [1,C,H,W]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.utils import logging
@@ -17,7 +18,7 @@ from ..data.labeled import LabeledImages
 from ..features.base import Block, FeatureExtractor
 from ..runs.errors import UserError
 from .classes import Classes
-from .ensemble import PixelClassifierEnsemble
+from .ensemble import FORMAT_VERSION, PixelClassifierEnsemble
 from .extraction import extract_activations
 from .recipes import Recipe, find_recipe
 from .table import ActivationTable
@@ -25,6 +26,8 @@ from .training import fit_members
 
 
 logger = logging.get_logger(__name__)
+
+LOOKED_AT = 32  # labelled images whose size is looked at
 
 
 def fit_segmentation_head(
@@ -95,7 +98,20 @@ def fit_segmentation_head(
     extractor = recipe_extractor(pipe, recipe, blocks, timesteps, up_blocks, noise_levels, **choice)
     views, show = recipe.num_views(len(dataset)), accelerator is None or accelerator.is_local_main_process
     table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show, views, flip)
-    return fit_head(table, extractor, classes, recipe, num_members, flip, seed, True, accelerator)
+    head = fit_head(table, extractor, classes, recipe, num_members, flip, seed, True, accelerator)
+    channels = dataset.channels.config
+    version = head.config.format_version if channels is None else FORMAT_VERSION
+    head.register_to_config(channels=channels, tiling=_how_seen(dataset, extractor.size), format_version=version)
+    return head
+
+
+def _how_seen(dataset: LabeledImages, size: tuple[int, int]) -> dict:
+    """At which scale the model saw the labelled images, for those that it will be used on."""
+    if dataset.tiling is not None:
+        return dataset.tiling
+    shapes = [dataset[i].mask.shape for i in range(min(len(dataset), LOOKED_AT))]
+    scale = float(np.median([min(s / n for s, n in zip(size, shape)) for shape in shapes]))
+    return {"tiles": False, "scale": scale, "pixel_size": None}
 
 
 def recipe_extractor(

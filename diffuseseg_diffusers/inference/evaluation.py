@@ -71,7 +71,7 @@ def evaluate_segmentation(
             metric.add_batch(predictions=output.masks, references=[r.mask for r in rows])
             for row, prediction, uncertainty in zip(rows, output.masks, output.uncertainty or [None] * len(rows)):
                 if len(examples) < num_examples:
-                    examples.append(Example(row.image, row.mask, prediction, uncertainty))
+                    examples.append(Example(row.picture, row.mask, prediction, uncertainty))
             bar.update(len(rows))
     result = metric.compute(
         num_labels=dataset.num_classes,

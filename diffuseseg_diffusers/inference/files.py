@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -22,9 +21,9 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..data.channels import InputChannels, to_rgb
+from ..data.channels import InputChannels
 from ..data.image_processor import DiffuseSegImageProcessor, mask_to_pil, open_image, overlay
-from ..data.rasters.base import WRITTEN, Raster, Window, windows_over
+from ..data.rasters.base import Raster, Window
 from ..data.rasters.opening import is_raster, open_raster
 from ..data.rasters.pictures import PictureRaster
 from ..heads.ensemble import image_uncertainty
@@ -32,6 +31,7 @@ from ..runs.errors import UserError
 from ..runs.files import atomic_file, exact_pattern, to_json, write_text
 from ..runs.parts import PARTS, Part
 from ..segmenter import Segmenter
+from .blocks import BlockFiles, reduced_overlay
 from .objects import ObjectOptions, write_objects
 from .tiles import (
     Tiling,
@@ -47,7 +47,6 @@ from .tiles import (
 
 LINES, UNREADABLE = "segments.jsonl", "unreadable.jsonl"
 LONGEST = 200  # bytes of a file's name before what is added to it; file systems take 255, temporary names included
-OVERLAY_SIDE = 2048  # of overlays of large pictures, which are made smaller
 OPEN = 4  # pictures that are held open
 
 
@@ -326,7 +325,7 @@ class FileRun:
         raster.write_labels(made / mask_name, blocks.labels, np.dtype(np.uint8), palette)
         plane = one.planes // 2
         channels = self.reading.input_channels(self.pipe)
-        _reduced_overlay(raster, plane, channels, self.pipe, blocks, self.reading.alpha).save(made / overlay_name)
+        reduced_overlay(raster, plane, channels, self.pipe, blocks, self.reading.alpha).save(made / overlay_name)
         line = {"number": one.number, "image": one.image, "mask": mask_name, "overlay": overlay_name}
         line |= {"height": raster.height, "width": raster.width}
         line |= {"planes": one.planes} if one.planes > 1 else {}
@@ -364,82 +363,6 @@ def segment_pictures(run: FileRun, batch: Sequence[tuple[int, PIL.Image.Image]])
     return [
         run._write_picture(i, image, mask, doubt) for (i, image), mask, doubt in zip(batch, output.masks, uncertainty)
     ]
-
-
-class BlockFiles:
-    """What blocks hold, as one picture, of which little is in memory at a time.
-
-    Args:
-        paths (`dict`): File of each `(plane, block)`.
-    """
-
-    def __init__(self, paths: dict[tuple[int, Window], Path]):
-        self.paths = paths
-        self._kept: OrderedDict[Path, Any] = OrderedDict()
-        self._by_plane: dict[int, list[tuple[Window, Path]]] = {}
-        for (plane, block), path in paths.items():
-            self._by_plane.setdefault(plane, []).append((block, path))
-
-    def labels(self, plane: int, window: Window) -> np.ndarray:
-        """Class ids of a window, `[h, w]` uint8."""
-        return self._window(plane, window, "labels", np.dtype(np.uint8))
-
-    def uncertainty(self, plane: int, window: Window) -> np.ndarray | None:
-        """Uncertainty of a window in nats, `[h, w]` float32, if it was kept."""
-        path = next(iter(self.paths.values()))
-        if "uncertainty" not in self._load(path):
-            return None
-        return self._window(plane, window, "uncertainty", np.dtype(np.float32))
-
-    def _window(self, plane: int, window: Window, name: str, dtype: np.dtype) -> np.ndarray:
-        found = np.zeros((window.height, window.width), dtype)
-        for block, path in self._by_plane[plane]:
-            top, left = max(block.top, window.top), max(block.left, window.left)
-            bottom = min(block.top + block.height, window.top + window.height)
-            right = min(block.left + block.width, window.left + window.width)
-            if top < bottom and left < right:
-                inside = slice(top - block.top, bottom - block.top), slice(left - block.left, right - block.left)
-                place = slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left)
-                found[place] = self._load(path)[name][inside]
-        return found
-
-    def _load(self, path: Path) -> dict[str, np.ndarray]:
-        if path not in self._kept:
-            with np.load(path, allow_pickle=False) as file:
-                self._kept[path] = {name: file[name] for name in file.files}
-            row = max(len(blocks) for blocks in self._by_plane.values()) ** 0.5 + 1
-            while len(self._kept) > 2 * row:  # windows go row after row
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(path)
-        return self._kept[path]
-
-    def totals(self, num_classes: int, ignored: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Pixels of each class, `[num_classes]`, and the histogram of uncertainty, if there is one."""
-        counts, histogram = np.zeros(256, np.int64), None
-        for path in self.paths.values():
-            found = self._load(path)
-            counts += np.bincount(found["labels"].ravel(), minlength=256)
-            if "histogram" in found:
-                histogram = found["histogram"] + (0 if histogram is None else histogram)
-        counts[ignored] = 0 if ignored >= num_classes else counts[ignored]
-        return counts[:num_classes], histogram
-
-
-def _reduced_overlay(
-    raster: Raster, plane: int, channels: InputChannels, pipe: Segmenter, blocks: BlockFiles, alpha: float
-) -> PIL.Image.Image:
-    """The overlay of a plane, of at most 2,048 pixels a side: every n-th pixel."""
-    down = -(-max(raster.size) // OVERLAY_SIDE)
-    side = max(1, WRITTEN * 4 // down) * down
-    shape = -(-raster.height // down), -(-raster.width // down)
-    image, mask = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
-    chosen = channels.indices(raster.channels, raster.name)
-    for window in windows_over(raster.height, raster.width, side):
-        values = raster.read(plane, window)[chosen][:, ::down, ::down]
-        place = tuple(slice(s.start // down, s.start // down + n) for s, n in zip(window.slices, values.shape[1:]))
-        image[place] = to_rgb(channels.encode(values, len(chosen), raster.name))
-        mask[place] = blocks.labels(plane, window)[::down, ::down]
-    return overlay(PIL.Image.fromarray(image), mask, pipe.palette, alpha)
 
 
 def _describe_tiling(tiling: Tiling | None) -> dict:

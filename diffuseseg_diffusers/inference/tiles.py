@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.channels import InputChannels
-from ..data.rasters.base import Raster, Window
+from ..data.rasters.base import Raster, Window, native_tile, scale_of
 from ..runs.errors import UserError
 from ..segmenter import Segmenter
 
@@ -59,7 +59,7 @@ class Tiling:
     @property
     def tile(self) -> tuple[int, int]:
         """Height and width of a tile in pixels of the picture."""
-        return max(1, round(self.size[0] / self.scale)), max(1, round(self.size[1] / self.scale))
+        return native_tile(self.size, self.scale)
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -332,16 +332,9 @@ def choose_tiling(
         UserError: A pixel size was asked for, and the picture does not say its own.
     """
     fitted = getattr(pipe, "fitted_tiles", None) or {}
-    wanted = pixel_size or fitted.get("pixel_size")
-    if scale is None and wanted is not None:
-        if raster.pixel_size is None:
-            raise UserError(
-                f"{raster.name} does not say how large its pixels are, and {wanted:g} µm were "
-                f"{'asked for' if pixel_size else 'what the head was fitted at'}; give a --scale in their place."
-            )
-        scale = math.sqrt(raster.pixel_size[0] * raster.pixel_size[1]) / wanted
     if scale is None:
-        scale = fitted.get("scale") or 1.0
+        wanted = pixel_size or fitted.get("pixel_size")
+        scale = scale_of(raster, fitted.get("scale"), wanted)
     if tile is None:
         ratio = min(side * scale / own for side, own in zip(raster.size, pipe.image_size))
         tile = bool(fitted.get("tiles")) or ratio >= LARGE

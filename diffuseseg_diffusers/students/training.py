@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -90,6 +91,8 @@ class Pairs(Dataset):
         mask = torch.from_numpy(row.mask).long()
         mask[mask == dataset.ignore_index] = IGNORED
         mask = F.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")[0, 0].long()
+        if not isinstance(row.image, PIL.Image.Image):
+            raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {row.name} is none.")
         return to_pixels(row.image.resize(self.size[::-1]), self.size, 3), mask
 
 

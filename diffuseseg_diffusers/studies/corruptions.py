@@ -36,7 +36,7 @@ class Corrupted(LabeledImages):
         from imagecorruptions import corrupt
 
         row = super().__getitem__(index)
-        image = to_eight_bit(row.image)
+        image = to_eight_bit(row.picture)
         state = np.random.get_state()
         np.random.seed(index)  # the library draws from numpy's global generator
         try:

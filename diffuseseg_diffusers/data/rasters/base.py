@@ -152,6 +152,27 @@ class ArrayRaster(Raster):
         np.save(path, whole.astype(dtype)[0] if self.planes == 1 else whole.astype(dtype))
 
 
+def native_tile(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width in pixels of a picture of what a model of `size` sees at a scale."""
+    return max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
+
+
+def scale_of(raster: Raster, scale: float | None, pixel_size: float | None) -> float:
+    """Pixels of the model for one of the picture: as given, or so that the model's have `pixel_size` in micrometres.
+
+    Raises:
+        UserError: The picture does not say how large its pixels are, and a size is wanted.
+    """
+    if pixel_size is None:
+        return scale or 1.0
+    if raster.pixel_size is None:
+        raise UserError(
+            f"{raster.name} does not say how large its pixels are, and {pixel_size:g} µm are wanted, as asked for or "
+            f"as the head was fitted; give a --scale in place of --pixel_size."
+        )
+    return float(np.sqrt(np.prod(raster.pixel_size))) / pixel_size
+
+
 def default_names(count: int) -> tuple[str, ...]:
     """Names of channels of which no file says any."""
     if count in (3, 4):

@@ -57,6 +57,14 @@ def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: st
     return VolumeRaster(name, slice_axis)
 
 
+def name_of(path: Path) -> str:
+    """The path of a picture without its suffix, or its two, as of `.ome.tif` and `.nii.gz`."""
+    name = path.with_suffix("").as_posix()
+    for second in (".ome", ".nii"):
+        name = name.removesuffix(second)
+    return name
+
+
 def find_rasters(folder: Path) -> list[Path]:
     """Pictures of any format anywhere below a folder, sorted: files, OME-Zarr folders, folders with DICOM slices."""
     found: list[Path] = []

@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import threading
+import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -154,6 +155,7 @@ class TiffRaster(Raster):
         options: dict[str, Any] = dict(tile=(WRITTEN, WRITTEN), compression="zlib", dtype=dtype)
         metadata: dict[str, Any] = {"axes": "".join((*self._plane_axes, "Y", "X"))}
         if self._ome is not None:
+            metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{Path(path).name} {shape}"))  # the same each time
             for axis in "XYZ":
                 for name in (f"PhysicalSize{axis}", f"PhysicalSize{axis}Unit"):
                     if self._ome.get(name):

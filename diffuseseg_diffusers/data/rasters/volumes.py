@@ -2,8 +2,8 @@
 """NIfTI, NRRD, MetaImage and DICOM, with spacing, origin and orientation, by SimpleITK."""
 
 import os
-import time
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def _write_series(folder: Path, mask: Any, slices: Sequence[str]) -> None:
     headers = [_header(name) for name in slices]
     first = headers[0]
     source = first.GetMetaData("0020|000e") if first.HasMetaDataKey("0020|000e") else "1.2.826.0.1.3680043.2.1125.1"
-    series = f"{source[:50].rstrip('.')}.{os.getpid() % 100000}{int(time.time()) % 100000}"
+    series = f"{source[:50].rstrip('.')}.{zlib.crc32(sitk.GetArrayViewFromImage(mask).tobytes())}"  # the same each time
     for i, header in enumerate(headers):
         one = mask[:, :, i]
         _copy(header, one, (*_OF_PATIENT, *_OF_SLICE))
