@@ -116,7 +116,8 @@ class InputChannels:
             return windows[:, 0], windows[:, 1]
         low, high = _FULL_RANGE.get(str(values.dtype), (0.0, 1.0))
         if str(values.dtype) not in _FULL_RANGE:
-            least, most = (float(f(values, initial=i)) for f, i in ((np.nanmin, np.inf), (np.nanmax, -np.inf)))
+            finite = values[np.isfinite(values)]
+            least, most = (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
             if values.dtype.kind != "f" or not 0 <= least <= most <= 1:
                 raise UserError(
                     f"{where} has values of {values.dtype} from {least:g} to {most:g}, which have no range of their "

@@ -57,7 +57,7 @@ def open_run(
         alone = try_lock_folder(folder)
         if not alone and not overwrite:
             join_folder(folder)  # whoever was first has begun the run by then
-    if (alone and folder.is_dir()) or overwrite:
+    if folder.is_dir() and (alone or overwrite):
         lock_folder(folder)
     if overwrite:
         clear_output_folder(folder, inputs)

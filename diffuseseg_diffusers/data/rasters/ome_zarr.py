@@ -3,7 +3,9 @@
 
 import math
 import os
+import struct
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,7 @@ class ZarrRaster(Raster):
         at = dict(zip(self._plane_axes, np.unravel_index(plane, self._plane_shape))) if self._plane_axes else {}
         rows, columns = window.slices
         index = tuple({"y": rows, "x": columns}.get(n, int(at[n]) if n in at else slice(None)) for n in self._names)
+        self._check_chunks(self._arrays[level], index)
         try:
             values = np.asarray(self._arrays[level][index])
         except Exception as error:  # a chunk that is cut off; each codec has errors of its own
@@ -91,6 +94,27 @@ class ZarrRaster(Raster):
         left = [name for name in self._names if name not in at]
         order = [left.index(name) for name in "cyx" if name in left]
         return values.transpose(order).reshape(-1, window.height, window.width)
+
+    def _check_chunks(self, array: Any, index: tuple) -> None:
+        """Refuses chunks of Blosc that are cut off, which it decodes to zeros without a word."""
+        if not any("blosc" in type(codec).__name__.lower() for codec in array.compressors) or array.shards is not None:
+            return
+        touched = [
+            range(part, part + 1)
+            if isinstance(part, int)
+            else range(part.start or 0, side if part.stop is None else part.stop)
+            for part, side in zip(index, array.shape)
+        ]
+        chunks = [range(r.start // c, (r.stop - 1) // c + 1) for r, c in zip(touched, array.chunks)]
+        for place in product(*chunks):
+            file = Path(self.name, array.path, array.metadata.encode_chunk_key(place))
+            if file.is_file():  # one that is not there is empty
+                with open(file, "rb") as opened:
+                    head = opened.read(16)
+                if len(head) < 16 or struct.unpack("<I", head[12:])[0] > file.stat().st_size:
+                    raise UserError(
+                        f"{self.name} cannot be read (the chunk {file.name} is cut off); repair or remove it."
+                    )
 
     def write_labels(
         self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None

@@ -21,6 +21,7 @@ from .base import MICROMETRES, WRITTEN, LabelReader, Raster, Window, broken, def
 
 
 _PLANES = "ZTIPRHLVEA"  # axes of which each step is a picture of its own: slices, times, pages, …
+CHECKED = 512  # pages of a file that are looked at before it is read, and the last one
 _CENTIMETRE = 3  # the only unit of resolution that is meant; of inches, files say what some program wrote by default
 
 
@@ -49,8 +50,8 @@ class TiffRaster(Raster):
         try:
             self._file = tifffile.TiffFile(path)
             series = self._file.series[0]
-            levels = range(len(series.levels))
-            self._arrays = [zarr.open(series.aszarr(level=i, multiscales=False), mode="r") for i in levels]
+            self._check_length(series)
+            self._arrays = [zarr.open(level.aszarr(multiscales=False), mode="r") for level in series.levels]
         except UserError:
             raise
         except Exception as error:  # of broken files, tifffile raises what it stumbles over
@@ -70,6 +71,16 @@ class TiffRaster(Raster):
         self.other_pictures = len(self._file.series) - 1
         self.volumetric = self._plane_axes == ["Z"]
         self.mask_suffix = ".ome.tif" if self._ome is not None else ".tif"
+
+    def _check_length(self, series: Any) -> None:
+        """Refuses a file that ends before its pixels do; what is missing would be read as black."""
+        size = self._file.filehandle.size
+        for level in series.levels:
+            pages = [level.pages[i] for i in range(min(len(level.pages), CHECKED))] + [level.pages[-1]]
+            for page in pages:
+                ends = [at + n for at, n in zip(page.dataoffsets, page.databytecounts)] if page is not None else []
+                if max(ends, default=0) > size:
+                    raise UserError(f"{self.name} cannot be read (it is cut off after {size:,} bytes); copy it anew.")
 
     def _known(self, found: str, given: str | None) -> str:
         axes = given.upper() if given else found
