@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ def main(args: argparse.Namespace) -> int:
         for note in run.notes[:5] if not is_worker() else ():
             print(note)
         if len(run.notes) > 5 and not is_worker():
-            print(f"The same goes for {len(run.notes) - 5} more pictures.")
+            print(f"Of {len(run.notes) - 5} more pictures there is as much to say.")
+        for error in run.unopened.values() if not is_worker() else ():
+            print(f"error: {error}", file=sys.stderr)
         owns, last, total, unit = run.files, LINES, len(images), "image"
     else:
         from ..inference.collections import COLLECTION_FILES, SUMMARY, CollectionRun
