@@ -3,14 +3,17 @@
 
     accelerate launch training/generate_dataset.py --model MODEL --num_samples 10000 --output_dir OUT
 
-On several processes, each generates a share of the batches. Image `i` depends on the seed and `i`; the same batch size,
+Several processes share the batches: those of `accelerate launch`, those of `--tasks`, or the same command line started
+several times. Image `i` depends on the seed and `i`; the same batch size,
 precision and number of threads give the same bytes, on any number of processes. The same command line resumes a run
 that was cut off.
 """
 
 import argparse
 import shutil
+import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,6 @@ from diffuseseg_diffusers.factory.sampling import (
 from diffuseseg_diffusers.factory.selection import Selection, nearest_neighbours, reference_thumbnails
 from diffuseseg_diffusers.factory.shards import (
     PART_FILES,
-    PARTS,
     SHARD_FILES,
     Samples,
     part_path,
@@ -52,13 +54,16 @@ from diffuseseg_diffusers.hub.dataset_card import GENERATION
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.runs.executors import add_executor_arguments, check_executor, is_worker, share_work
 from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
 from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes
+from diffuseseg_diffusers.runs.parts import PARTS, Part, finish_parts
 from diffuseseg_diffusers.runs.resuming import fingerprint, may_resume, open_run
 
 
 COMMAND = "generate"
-OWNED = (PART_FILES, SHARD_FILES, GENERATION, "id2label.json", "samples.png", "uncertainty.png")
+SECONDS: list[float] = []  # an image, of the batches that this process made
+OWNED = (f"{PARTS}/*", PART_FILES, SHARD_FILES, GENERATION, "id2label.json", "samples.png", "uncertainty.png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = add_output_arguments(parser, "the dataset")
     group.add_argument("--image_format", choices=IMAGE_FORMATS, default="png", help="File format (default: png).")
     group.add_argument("--shard_mb", type=float, default=500, help="Size of a Parquet file in MB (default: 500).")
+    add_executor_arguments(parser)
     add_hub_arguments(parser, "dataset")
 
 
@@ -126,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
     device = find_device(args.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     report_processes(accelerator)
-    if accelerator.is_main_process and not may_resume(args.output_dir, COMMAND):
+    if accelerator.is_main_process and not (is_worker() or may_resume(args.output_dir, COMMAND)):
         check_output_folder(args.output_dir, args.overwrite)
     where = (args.device or accelerator.device, args.dtype, args.cache_dir)
     pipe: Any = load_pipeline(args.model, args.revision, *where, args.base_model)
@@ -145,41 +151,42 @@ def main(args: argparse.Namespace) -> None:
     settings = settings_of(args, pipe, prompts)
     if accelerator.is_main_process:
         prepare_push(args)
-        open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite, inputs_of(args))
+        overwrite = args.overwrite and not is_worker()
+        open_run(args.output_dir, COMMAND, settings, OWNED, overwrite, inputs_of(args), together=True)
     accelerator.wait_for_everyone()
-    done = (args.output_dir / GENERATION).is_file()
-
-    # 2. Batches, each in a file of its own; those that are there are not made again.
-    num_batches = -(-args.num_samples // args.batch_size)
-    mine = range(accelerator.process_index, num_batches, accelerator.num_processes)
-    missing = [] if done else [b for b in mine if not part_path(args.output_dir, b).is_file()]
-    began = time.perf_counter()
-    show = {"desc": "Generating", "unit": "image", "disable": not accelerator.is_main_process}
-    with tqdm(total=len(mine) * args.batch_size, initial=(len(mine) - len(missing)) * args.batch_size, **show) as bar:
-        options = (args.num_inference_steps, args.masks_while_sampling, args.image_format, arguments)
-        for batch in missing:
-            table = generate_batch(pipe, batch, args.batch_size, args.seed, *options)
-            write_table(part_path(args.output_dir, batch), table)
-            bar.update(args.batch_size)
-    seconds = time.perf_counter() - began
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        return
-
-    # 3. What is kept, and where it goes.
-    if done:
-        print(f"{args.output_dir} is complete.")
+    complete = args.output_dir / GENERATION
+    if complete.is_file():
+        accelerator.print(f"{args.output_dir} is complete.")
     else:
-        result = write_dataset(args, pipe, selection, references)
-        made = len(missing) * args.batch_size
-        result["seconds_per_image"] = seconds / made if made else None  # of this process, in this run
-        result |= {"hardware": hardware(pipe.device), "num_processes": accelerator.num_processes}
+        # 2. Batch after batch, each in a file of its own, together with whoever else is at it; then the dataset.
+        options = (args.num_inference_steps, args.masks_while_sampling, args.image_format, arguments)
+        paths = [part_path(args.output_dir, batch) for batch in range(-(-args.num_samples // args.batch_size))]
+        makes = [partial(make_batch, args, pipe, batch, options) for batch in range(len(paths))]
+        parts = [Part(path, make, args.batch_size, until=(complete,)) for path, make in zip(paths, makes)]
         if references is not None:  # the name of a local folder alone, because this file may be published
-            described = describe_dataset(args.train_dataset_name, None, None)
-            settings["train_dataset_name"] = described["name"]
-        write_json(args.output_dir / GENERATION, {"settings": settings, "result": result})
-    shutil.rmtree(args.output_dir / PARTS, ignore_errors=True)
-    finish_push(args)
+            settings["train_dataset_name"] = describe_dataset(args.train_dataset_name, None, None)["name"]
+        finish = partial(write_dataset, args, pipe, selection, references, settings, accelerator.num_processes)
+        parts.append(Part(complete, finish, needs=paths))
+
+        def work() -> None:
+            show = {"desc": "Generating", "unit": "image", "disable": not accelerator.is_main_process}
+            with tqdm(total=sum(part.size for part in parts), **show) as bar:
+                finish_parts(parts, bar)
+
+        if not share_work(args, args.output_dir, work):
+            print(f"The job is submitted; {args.output_dir} is complete when it has a {GENERATION}.")
+            return
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not is_worker():
+        shutil.rmtree(args.output_dir / PARTS, ignore_errors=True)
+        finish_push(args)
+
+
+def make_batch(args: argparse.Namespace, pipe: Any, batch: int, options: tuple) -> None:
+    """Generates a batch into the file of its own."""
+    began = time.perf_counter()
+    write_table(part_path(args.output_dir, batch), generate_batch(pipe, batch, args.batch_size, args.seed, *options))
+    SECONDS.append((time.perf_counter() - began) / args.batch_size)
 
 
 def check_arguments(args: argparse.Namespace) -> Selection:
@@ -187,6 +194,7 @@ def check_arguments(args: argparse.Namespace) -> Selection:
     for name in ("num_samples", "batch_size", "num_inference_steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    check_executor(args)
     if args.shard_mb <= 0:
         raise UserError(f"--shard_mb must be above 0, got {args.shard_mb}.")
     if args.min_distance > 1:
@@ -232,8 +240,15 @@ def settings_of(args: argparse.Namespace, pipe: Any, prompts: list[str]) -> dict
     }
 
 
-def write_dataset(args: argparse.Namespace, pipe: Any, selection: Selection, references: tuple | None) -> dict:
-    """Writes shards, class names and figures of the batches that are there; returns what came of it."""
+def write_dataset(
+    args: argparse.Namespace,
+    pipe: Any,
+    selection: Selection,
+    references: tuple | None,
+    settings: dict,
+    num_processes: int,
+) -> None:
+    """Writes shards, class names and figures of the batches that are there, and last what came of it."""
     folder, samples = args.output_dir, Samples(args.output_dir, args.num_samples, args.batch_size)
     if references is not None:
         references = reference_thumbnails(*references, samples.image_mode)
@@ -251,13 +266,16 @@ def write_dataset(args: argparse.Namespace, pipe: Any, selection: Selection, ref
     for name, quantiles in nearest.items():
         print(f"Distance to the nearest, {name}: median {quantiles['median']:.3f}, least {quantiles['least']:.3f}.")
     model = describe_dataset(args.model, None, None)
-    return {
+    result = {
         "model": {"name": model["name"], "on_hub": model["on_hub"]},
         "num_kept": len(kept),
         "mean_uncertainty": float(samples.uncertainty[kept].mean()),
         "nearest_neighbours": nearest,
         "shards": shards,
     }
+    result["seconds_per_image"] = statistics.median(SECONDS) if SECONDS else None  # of this process, in this run
+    result |= {"hardware": hardware(pipe.device), "num_processes": num_processes}
+    write_json(folder / GENERATION, {"settings": settings, "result": result})
 
 
 if __name__ == "__main__":

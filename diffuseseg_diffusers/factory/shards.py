@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 
 from ..runs.files import atomic_file
+from ..runs.parts import PARTS
 
 
 FEATURES = Features(
@@ -30,7 +31,6 @@ FEATURES = Features(
 # Of a batch: the columns of the dataset, and the number of pixels of each class.
 PART_SCHEMA = FEATURES.arrow_schema.append(pa.field("pixels", pa.list_(pa.int64())))
 PROMPT = pa.field("prompt", pa.string())  # a further column, of images that were made from prompts
-PARTS = ".parts"
 SHARD_FILES = "data/train-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].parquet"  # a pattern
 PART_FILES = f"{PARTS}/[0-9]*.parquet"  # a pattern
 ROWS_PER_GROUP = 512  # what is held at once while shards are written

@@ -98,6 +98,10 @@ def share_work(args: argparse.Namespace, folder: Path, work: Callable[[], None])
     if is_worker() or (args.executor == "local" and args.tasks == 1):
         work()
         return True
+    if not hasattr(args, "argv"):
+        raise UserError(
+            "--tasks and --executor are for the command `diffuseseg`; processes of a launcher share as is."
+        )
     logs = folder / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     if args.executor == "local":
