@@ -12,10 +12,19 @@ version = re.search(r'__version__ = "(.+)"', (here / "diffuseseg_diffusers" / "_
 # the oldest versions under which the tests pass, pinned in constraints-oldest.txt.
 train = ["datasets>=4.6", "evaluate>=0.4.6", "matplotlib>=3.9", "transformers>=5.22"]
 analysis = [*train, "scikit-learn>=1.5", "imagecorruptions-imaug>=1.1.5"]
+# Pictures that are read by windows, each format by the library of its field; what is counted in masks; clusters.
+tiff = ["tifffile>=2026.3.3", "zarr>=3.1.6"]
+geo = [*tiff, "rasterio>=1.4.4"]
+medical = ["SimpleITK>=2.5.7"]
+objects = [*geo, "pyarrow>=21.0", "pycocotools>=2.0.11", "pyogrio>=0.13", "scikit-image>=0.26", "shapely>=2.2"]
+large = [*objects, *medical]
+scale = [*train, "datatrove>=0.10.1"]
 onnx = ["onnx>=1.17", "onnxscript>=0.6.2", "onnxruntime>=1.20"]
 test = [
     *analysis,
     *onnx,
+    *large,
+    *scale,
     "hypothesis>=6.100",
     "pytest>=8.0",
     "pytest-xdist>=3.6",
@@ -69,6 +78,14 @@ setup(
         "train": train,
         "analysis": analysis,
         "onnx": onnx,
+        "tiff": tiff,
+        "zarr": ["zarr>=3.1.6"],
+        "geo": geo,
+        "medical": medical,
+        "objects": objects,
+        "large": large,
+        "scale": scale,
+        "ray": [*scale, "ray>=2.60"],
         "test": test,
         "docs": docs,
         "lint": lint,

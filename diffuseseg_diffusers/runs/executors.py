@@ -99,9 +99,7 @@ def share_work(args: argparse.Namespace, folder: Path, work: Callable[[], None])
         work()
         return True
     if not hasattr(args, "argv"):
-        raise UserError(
-            "--tasks and --executor are for the command `diffuseseg`; processes of a launcher share as is."
-        )
+        raise UserError("--tasks and --executor are for the command `diffuseseg`; processes of a launcher share as is.")
     logs = folder / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     if args.executor == "local":
@@ -166,5 +164,5 @@ def _executor(name: str) -> Any:
         if name == "ray":
             import ray  # noqa: F401
     except ModuleNotFoundError as error:
-        raise missing_extra("scale", error.name) from error
+        raise missing_extra("ray" if name == "ray" else "scale", error.name) from error
     return {"slurm": executors.SlurmPipelineExecutor, "ray": executors.RayPipelineExecutor}[name]
