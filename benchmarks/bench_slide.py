@@ -30,9 +30,9 @@ from diffuseseg_diffusers.runs.hardware import hardware
 
 
 U_NET = {
-    "block_out_channels": [16, 24, 32, 48],
+    "block_out_channels": [8, 16, 24, 32],
     "layers_per_block": 1,
-    "norm_num_groups": 8,
+    "norm_num_groups": 4,
     "down_block_types": ["DownBlock2D"] * 4,
     "up_block_types": ["UpBlock2D"] * 4,
 }
@@ -83,7 +83,7 @@ def prepare(folder: Path, minutes: float) -> Path:
     )
     command(
         *("fit", "--model", folder / "ddpm", "--dataset_name", folder / "labeled", "--tile", "--recipe", "fast"),
-        *("--blocks", 3, 5, 7, "--timesteps", 20, "--num_members", 2, "--output_dir", model, "--overwrite"),
+        *("--blocks", 3, 7, "--timesteps", 20, "--num_members", 1, "--output_dir", model, "--overwrite"),
     )
     return model
 

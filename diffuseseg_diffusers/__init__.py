@@ -10,6 +10,7 @@ __version__ = "0.2.0.dev0"
 # needs none of what the extra `train` brings.
 _PUBLIC = {
     "ActivationTable": "heads.table",
+    "ArrayRaster": "data.rasters.base",
     "AutoDiffuseSegPipeline": "pipeline_auto",
     "BackbonePipeline": "pipeline_backbone",
     "Classes": "heads.classes",
@@ -20,13 +21,17 @@ _PUBLIC = {
     "FeatureExtractor": "features.base",
     "FeatureInfo": "features.base",
     "Features": "features.base",
+    "InputChannels": "data.channels",
     "LabeledImages": "data.labeled",
+    "LabeledTiles": "data.crops",
     "PixelClassifierEnsemble": "heads.ensemble",
     "PixelClassifierOutput": "heads.ensemble",
     "Recipe": "heads.recipes",
     "StudentSegmenter": "students.segmenter",
     "Tap": "features.base",
+    "Tiling": "inference.tiles",
     "UserError": "runs.errors",
+    "choose_tiling": "inference.tiles",
     "evaluate_segmentation": "inference.evaluation",
     "extract_activations": "heads.extraction",
     "fit_head": "heads.fit",
@@ -35,9 +40,11 @@ _PUBLIC = {
     "load_backbone": "pipeline_backbone",
     "load_labeled_images": "data.labeled",
     "load_pipeline": "hub.loading",
+    "open_raster": "data.rasters.opening",
     "push_folder": "hub.push",
     "push_pipeline": "hub.push",
     "recipe_extractor": "heads.fit",
+    "segment_tiled": "inference.tiles",
 }
 
 __all__ = list(_PUBLIC)

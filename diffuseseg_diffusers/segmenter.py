@@ -214,6 +214,7 @@ class HeadSegmenter(Segmenter):
     """Segments with a head on a frozen model's activations, which subclasses give."""
 
     segmentation_head: PixelClassifierEnsemble | None
+    config: Any
     maybe_free_model_hooks: Callable[[], None]  # of diffusers' pipelines
 
     @abstractmethod

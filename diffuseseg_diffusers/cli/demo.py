@@ -116,7 +116,7 @@ def write(folder: Path, pipe: Any, labeled: LabeledImages, examples: list, gener
     for i, (image, mask) in enumerate(generated):
         image.save(folder / "generated" / f"{i:02d}.png")
         mask.save(folder / "generated" / f"{i:02d}_mask.png")
-    shown = [(labeled[i].image, labeled[i].mask) for i in range(len(labeled))]
+    shown = [(labeled[i].picture, labeled[i].mask) for i in range(len(labeled))]
     contact_sheet(shown, examples, generated, pipe.label_names, pipe.palette).savefig(folder / SHEET)
 
 

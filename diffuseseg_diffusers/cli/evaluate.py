@@ -35,7 +35,9 @@ def main(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     pipe.check_can_segment()
     names = pipe.label_names
-    dataset = load_data(args, ignore_index=pipe.ignore_index, label_names=names, num_classes=len(names))
+    dataset = load_data(
+        args, ignore_index=pipe.ignore_index, label_names=names, num_classes=len(names), channels=pipe.channels
+    )
     metrics, examples = evaluate_segmentation(
         pipe, dataset, args.batch_size, args.absent_as_zero, args.count_ignored, num_examples=args.num_examples
     )

@@ -163,7 +163,7 @@ def main(args: argparse.Namespace) -> int:
         described = {
             "model": os.path.basename(os.path.abspath(args.model)) if os.path.isdir(args.model) else args.model
         }
-        options = (args.rows_per_file, args.copy_images, described)
+        options: Any = (args.rows_per_file, args.copy_images, described)
         run = CollectionRun(pipe, *dataset, args.output_dir, reading, *options)
         owns, last = list(COLLECTION_FILES), SUMMARY
         total, unit = len(run), "shard" if args.streaming else "image"

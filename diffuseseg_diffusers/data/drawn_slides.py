@@ -7,6 +7,7 @@ windows agree where they overlap.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def write_slide(path: Path, mask_path: Path, height: int, width: int, seed: int 
         import tifffile
     except ModuleNotFoundError as error:
         raise missing_extra("tiff", error.name) from error
-    options = dict(tile=(WRITTEN, WRITTEN), compression="zlib", dtype=np.uint8, metadata=None)
+    options: dict[str, Any] = dict(tile=(WRITTEN, WRITTEN), compression="zlib", dtype=np.uint8, metadata=None)
 
     def tiles(which: int) -> Iterator[np.ndarray]:
         for window in windows_over(height, width):

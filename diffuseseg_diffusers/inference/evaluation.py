@@ -2,6 +2,7 @@
 """Measures fitted models on labelled images."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import evaluate
@@ -9,9 +10,13 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..data.labeled import LabeledImages
+from ..data.channels import InputChannels
+from ..data.labeled import LabeledImage, LabeledImages
+from ..data.rasters.base import ArrayRaster, Raster
+from ..data.rasters.pictures import PictureRaster
 from ..metrics import MEAN_IOU
 from ..segmenter import Segmenter
+from .tiles import choose_tiling, segment_tiled
 
 
 @dataclass
@@ -64,12 +69,12 @@ def evaluate_segmentation(
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
             began = time.perf_counter()
-            output = pipe.segment([r.image for r in rows], batch_size=batch_size, output_type="np")
+            found = _segment(pipe, rows, batch_size, tiled=dataset.tiling is None)
             if start > 0 or len(dataset) <= batch_size:
                 seconds += time.perf_counter() - began
                 timed += len(rows)
-            metric.add_batch(predictions=output.masks, references=[r.mask for r in rows])
-            for row, prediction, uncertainty in zip(rows, output.masks, output.uncertainty or [None] * len(rows)):
+            metric.add_batch(predictions=[mask for mask, _ in found], references=[r.mask for r in rows])
+            for row, (prediction, uncertainty) in zip(rows, found):
                 if len(examples) < num_examples:
                     examples.append(Example(row.picture, row.mask, prediction, uncertainty))
             bar.update(len(rows))
@@ -88,6 +93,30 @@ def evaluate_segmentation(
         "seconds_per_image": seconds / timed,
     }
     return metrics, examples
+
+
+def _segment(
+    pipe: Segmenter, rows: Sequence[LabeledImage], batch_size: int, tiled: bool
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Mask and uncertainty of each image; those that `diffuseseg segment` would cut into tiles are cut, unless they
+    are tiles themselves."""
+    found: dict[int, tuple] = {}
+    for i, row in enumerate(rows if tiled else ()):
+        raster: Raster
+        if isinstance(row.image, PIL.Image.Image):
+            raster = PictureRaster(row.image, row.name)
+        else:
+            raster = ArrayRaster(row.image.transpose(2, 0, 1), row.name)
+        tiling = choose_tiling(pipe, raster)
+        if tiling is not None:
+            chosen = InputChannels(windows=pipe.channels.windows)  # the dataset has chosen them already
+            own = segment_tiled(pipe, raster, tiling, 0, chosen, batch_size)
+            found[i] = own.labels, own.uncertainty
+    rest = [i for i in range(len(rows)) if i not in found]
+    if rest:
+        output = pipe.segment([rows[i].image for i in rest], batch_size=batch_size, output_type="np")
+        found |= dict(zip(rest, zip(output.masks, output.uncertainty or [None] * len(rest))))
+    return [found[i] for i in range(len(rows))]
 
 
 def format_metrics(metrics: dict) -> str:

@@ -93,7 +93,7 @@ class SquareImages(LabeledImages):
         if height == self.size:
             return row
         nearest = np.arange(self.size) * height // self.size  # OpenCV's, which rounds down
-        image = row.image.resize((self.size, self.size), PIL.Image.Resampling.BILINEAR)
+        image = row.picture.resize((self.size, self.size), PIL.Image.Resampling.BILINEAR)
         return replace(row, image=image, mask=row.mask[nearest][:, nearest])
 
 

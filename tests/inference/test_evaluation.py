@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuseseg_diffusers import LabeledImages, evaluate_segmentation
+from diffuseseg_diffusers import ArrayRaster, LabeledImages, Tiling, evaluate_segmentation, segment_tiled
 from diffuseseg_diffusers.figures.pages import examples_page, samples_page
 
 from ..conftest import dataset_of, draw, drawn_dataset, make_pipeline
@@ -54,3 +54,17 @@ def test_pages_show_the_classes_in_their_colours():
     for pixels in (page, samples):
         for color in pipe.palette:  # in the legend and, in full, along the borders of classes
             assert (pixels == color).all(1).sum() > 50
+
+
+def test_large_images_are_measured_by_tiles_as_they_are_segmented():
+    pipe = make_pipeline(head=True)
+    images = [draw((16, 16), seed) for seed in range(25)]
+    image, mask = (
+        np.concatenate([np.concatenate([images[5 * i + j][k] for j in range(5)], 1) for i in range(5)]) for k in (0, 1)
+    )
+    large = LabeledImages(dataset_of([image], [mask]), label_names=["sky", "disc", "bar"])
+    metrics, (example,) = evaluate_segmentation(pipe, large, num_examples=1, show_progress=False)
+    expected = segment_tiled(pipe, ArrayRaster(image), Tiling((16, 16)))
+    assert np.array_equal(example.prediction, expected.labels)
+    assert np.array_equal(example.uncertainty, expected.uncertainty)
+    assert metrics["pixel_accuracy"] == pytest.approx((expected.labels == mask).mean())

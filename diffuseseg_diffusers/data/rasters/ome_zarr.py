@@ -124,7 +124,7 @@ class ZarrRaster(Raster):
         kept = [i for i, name in enumerate(self._names) if name != "c"]
         shape = (*self._plane_shape, self.height, self.width)
         chunks = (*(1 for _ in self._plane_shape), min(WRITTEN, self.height), min(WRITTEN, self.width))
-        form = 3 if self._version3 else 2
+        form: Any = 3 if self._version3 else 2
         group: Any = zarr.open_group(os.fspath(path), mode="w", zarr_format=form)
         keys = {"name": "v2", "separator": "/"} if form == 2 else {"name": "default", "separator": "/"}
         array = group.create_array("0", shape=shape, chunks=chunks, dtype=dtype, chunk_key_encoding=keys)

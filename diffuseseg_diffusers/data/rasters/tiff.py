@@ -51,7 +51,7 @@ class TiffRaster(Raster):
             self._file = tifffile.TiffFile(path)
             series = self._file.series[0]
             self._check_length(series)
-            self._arrays = [zarr.open(level.aszarr(multiscales=False), mode="r") for level in series.levels]
+            self._arrays: list[Any] = [zarr.open(level.aszarr(multiscales=False), mode="r") for level in series.levels]
         except UserError:
             raise
         except Exception as error:  # of broken files, tifffile raises what it stumbles over
