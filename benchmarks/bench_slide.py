@@ -119,13 +119,14 @@ def main() -> None:
     parser.add_argument("--train_minutes", type=float, default=4)
     parser.add_argument("--sides", type=int, nargs="+", default=[1000, 2000, 5000, 10000, 20000])
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--tasks", type=int, default=1, help="Processes that share each slide; memory is of one.")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
 
     folder = args.work_dir
     folder.mkdir(parents=True, exist_ok=True)
     model = prepare(folder, args.train_minutes)
-    how = ("--model", model, "--batch_size", args.batch_size, "--overwrite")
+    how = ("--model", model, "--batch_size", args.batch_size, "--overwrite", "--tasks", args.tasks)
     write_slide(folder / "one.tif", folder / "one_mask.tif", 128, 128)
     start, base = command("segment", folder / "one.tif", "--tile", *how, "--output_dir", folder / "one")
     lines: list[dict] = []
@@ -153,7 +154,7 @@ def main() -> None:
             ratio = lines[-1][name] / lines[0][name]
             exponent = math.log(ratio) / math.log(lines[-1]["megapixels"] / lines[0]["megapixels"])
             print(f"{name} grows with the exponent {exponent:.2f}")
-    print(hardware(torch.device("cpu")))
+    print(f"{args.tasks} processes each; {hardware(torch.device('cpu'))}")
     if args.figure:
         picture(lines, args.figure)
     (folder / "slides.json").write_text(json.dumps(lines, indent=2) + "\n")

@@ -27,7 +27,13 @@ from diffuseseg_diffusers.arguments import (
     height_and_width,
     run_script,
 )
-from diffuseseg_diffusers.data.arguments import add_data_arguments, add_reading_arguments, load_data, read_channels
+from diffuseseg_diffusers.data.arguments import (
+    add_data_arguments,
+    add_reading_arguments,
+    check_reading_arguments,
+    load_data,
+    read_channels,
+)
 from diffuseseg_diffusers.data.columns import describe_dataset
 from diffuseseg_diffusers.data.crops import LabeledTiles, Pictures
 from diffuseseg_diffusers.features.base import FeatureInfo
@@ -126,6 +132,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuses numbers out of range, what does not go together, and a folder that is not to be written to."""
     check_output_folder(args.output_dir, args.overwrite)
     check_at_least_one(args, "batch_size", "num_members", "max_tiles")
+    check_reading_arguments(args)
     args.resolution = height_and_width(args.resolution)
     if not args.tile and (args.scale or args.pixel_size):
         raise UserError("--scale and --pixel_size are for --tile; whole pictures are resized to the model.")

@@ -207,6 +207,10 @@ def describe_end(args: argparse.Namespace, complete: Path, number: int, is_colle
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuses numbers out of range, and what does not go together."""
     check_at_least_one(args, "batch_size", "rows_per_file", "max_pixels")
+    for name in ("scale", "pixel_size", "max_memory"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0, got {value:g}.")
     check_executor(args)
     if args.mask_size and min(args.mask_size) < 1:
         raise UserError(f"--mask_size is a height and a width of at least 1, got {args.mask_size}.")

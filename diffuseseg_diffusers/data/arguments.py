@@ -62,6 +62,14 @@ def add_reading_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def check_reading_arguments(args: argparse.Namespace) -> None:
+    """Refuses scales and pixel sizes that are none."""
+    for name in ("scale", "pixel_size"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0, got {value:g}.")
+
+
 def read_channels(args: argparse.Namespace, pictures: Callable[[], Pictures], known: InputChannels) -> InputChannels:
     """What the arguments of [`add_reading_arguments`] say of channels and intensities.
 

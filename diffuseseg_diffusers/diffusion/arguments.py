@@ -6,7 +6,7 @@ import argparse
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
-from ..data.arguments import add_reading_arguments
+from ..data.arguments import add_reading_arguments, check_reading_arguments
 from ..data.unlabeled import RESIZE_MODES
 from ..runs.errors import UserError
 from .setup import VALIDATION_IMAGES
@@ -139,6 +139,7 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--resolution is one side, or height and width; got {len(args.resolution)} numbers.")
     if args.streaming and (args.crop or args.input_channels or args.intensity_window or args.intensity_percentiles):
         raise UserError("A stream is read once; --crop, --input_channels and intensities are for datasets at hand.")
+    check_reading_arguments(args)
     if not args.crop and (args.scale or args.pixel_size):
         raise UserError("--scale and --pixel_size are for --crop random.")
     missing = set(args.report_to or ()) - {"all", *(str(tracker) for tracker in get_available_trackers())}

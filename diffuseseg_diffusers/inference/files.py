@@ -28,7 +28,7 @@ from ..data.rasters.opening import is_raster, open_raster
 from ..data.rasters.pictures import PictureRaster
 from ..heads.ensemble import image_uncertainty
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, exact_pattern, to_json, write_text
+from ..runs.files import atomic_file, exact_pattern, naming, to_json, write_text
 from ..runs.parts import PARTS, Part
 from ..segmenter import Segmenter
 from .blocks import BlockFiles, reduced_overlay
@@ -322,7 +322,8 @@ class FileRun:
         _remove(made)
         made.mkdir()
         palette = self.pipe.palette
-        raster.write_labels(made / mask_name, blocks.labels, np.dtype(np.uint8), palette)
+        with naming(self.folder / mask_name):
+            raster.write_labels(made / mask_name, blocks.labels, np.dtype(np.uint8), palette)
         plane = one.planes // 2
         channels = self.reading.input_channels(self.pipe)
         reduced_overlay(raster, plane, channels, self.pipe, blocks, self.reading.alpha).save(made / overlay_name)

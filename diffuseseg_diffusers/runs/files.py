@@ -54,6 +54,17 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk, of libraries that do not say what they were writing, get a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{path} could not be written ({error.strerror})") from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file atomically."""
     with atomic_file(path) as partial:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffuseseg_diffusers.data.rasters.base import ArrayRaster, Window
 from diffuseseg_diffusers.data.rasters.opening import open_raster
+from diffuseseg_diffusers.data.rasters.tiff import TiffRaster
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.inference import files as inference_files
 from diffuseseg_diffusers.inference.tiles import Tiling, segment_tiled
@@ -226,6 +227,7 @@ def test_what_is_wrong_with_large_pictures_is_one_sentence_each(drawn, tmp_path)
         (("a.ome.tif", "--instances", "components", "--object_classes", "x"), "There is no class 'x'"),
         (("a.ome.tif", "--export", "coco"), "--export and --object_classes need --instances"),
         (("a.ome.tif", "--tile", "--mask_size", "8", "8"), "leave --mask_size out"),
+        (("a.ome.tif", "--pixel_size", "0"), "--pixel_size must be above 0, got 0"),
         ((), "Give pictures, or a --dataset_name"),
     ):
         names = [tmp_path / word if word.endswith(".tif") else word for word in words]
@@ -236,3 +238,27 @@ def test_what_is_wrong_with_large_pictures_is_one_sentence_each(drawn, tmp_path)
     both = run("diffuseseg", "segment", tmp_path / "cut.ome.tif", tmp_path / "a.ome.tif", *given, expect=1)
     assert "1 of 2 images segmented" in both.stdout and "unreadable.jsonl" in both.stdout
     assert json.loads((tmp_path / "out" / "unreadable.jsonl").read_text())["image"].endswith("cut.ome.tif")
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(drawn, tmp_path, monkeypatch):
+    ome_tiff(tmp_path / "slide.ome.tif", slide())
+    command = (
+        "diffuseseg",
+        "segment",
+        tmp_path / "slide.ome.tif",
+        "--model",
+        drawn / "model",
+        "--output_dir",
+        tmp_path / "out",
+    )
+
+    def full(self, path, labels, dtype, palette):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TiffRaster, "write_labels", full)
+    result = run(*command, expect=1)
+    assert "slide_mask.ome.tif could not be written (No space left on device)" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "out" / "segments.jsonl").exists()
+    monkeypatch.undo()
+    run(*command)
+    assert lines(tmp_path / "out")[0]["mask"] == "slide_mask.ome.tif"
