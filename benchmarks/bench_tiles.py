@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 
 import evaluate
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from diffuseseg_diffusers import load_labeled_images
+from diffuseseg_diffusers.data.channels import to_rgb
 from diffuseseg_diffusers.data.rasters.base import ArrayRaster
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.inference.tiles import BLENDS, Tiling, segment_tiled
@@ -60,6 +62,20 @@ def seam_ratio(probabilities: np.ndarray, tiling: Tiling, image_size: tuple[int,
     return float(np.mean(ratios))
 
 
+def seams_page(picture: np.ndarray, shown: dict[str, np.ndarray], path: Path) -> None:
+    """The same part of the mosaic: the picture, and the probability of a class for each overlap."""
+    figure, axes = plt.subplots(1, 1 + len(shown), figsize=(3.2 * (1 + len(shown)), 3.4), layout="constrained")
+    values = picture[:, : next(iter(shown.values())).shape[0], : next(iter(shown.values())).shape[1]]
+    axes[0].imshow(to_rgb(values.astype(np.float32) / 255))
+    axes[0].set_title("picture", fontsize=9)
+    for axis, (title, probability) in zip(axes[1:], shown.items()):
+        axis.imshow(probability, cmap="magma", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=9)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -74,6 +90,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--figure", type=Path, help="Page of the probability of a class for each overlap.")
+    parser.add_argument("--shown_class", type=int, default=1)
     args = parser.parse_args()
 
     pipe = load_pipeline(args.model, dtype=args.dtype)
@@ -94,6 +112,7 @@ def main() -> None:
     report = {"images": mean_iou(alone_mosaic, truth, classes), "pixels": list(picture.shape[1:])}
     report |= {"hardware": hardware(torch.device("cpu")), "tiles": []}
     print(f"{number} images one by one: mean IoU {report['images']:.2f} %", flush=True)
+    shown: dict[str, np.ndarray] = {}
     raster, few = ArrayRaster(picture), ArrayRaster(picture[:, : 2 * size[0]])
     for factor in args.sizes:
         side = tuple(round(factor * s) for s in pipe.image_size)
@@ -101,6 +120,9 @@ def main() -> None:
             for blend in BLENDS if overlap else BLENDS[1:]:
                 tiling = Tiling(side, overlap=overlap, blend=blend)
                 found = segment_tiled(pipe, raster, tiling, batch_size=args.batch_size, return_probabilities=True)
+                if factor == args.sizes[0] and blend == BLENDS[0] or not overlap:
+                    part = found.probabilities[args.shown_class, : 5 * side[0] // 2, : 5 * side[1] // 2]
+                    shown.setdefault(f"overlap {overlap:.2f}", part)
                 other = ArrayRaster(picture[:, side[0] // 3 :, side[1] // 3 :])
                 moved = segment_tiled(pipe, other, tiling, batch_size=args.batch_size)
                 seconds = []
@@ -120,6 +142,8 @@ def main() -> None:
                     f"{line['seconds_per_megapixel']:.1f} s a megapixel",
                     flush=True,
                 )
+    if args.figure:
+        seams_page(picture, shown, args.figure)
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n")
 

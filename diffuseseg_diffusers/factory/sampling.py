@@ -53,12 +53,17 @@ def check_generates_masks(pipe: object, name: str) -> None:
         name (`str`): For messages.
 
     Raises:
-        UserError: It generates no images, has no segmentation head, or too many classes.
+        UserError: It generates no images or images of many channels, has no segmentation head, or too many classes.
     """
     if not isinstance(pipe, Generator):
         raise UserError(f"{name} segments images, but generates none; give a diffusion model with a segmentation head.")
     if pipe.segmentation_head is None:
         raise UserError(f"{name} has no segmentation head, and would give no masks; fit one: `diffuseseg fit`.")
+    if pipe.segmentation_head.config.in_channels not in (1, 3):
+        raise UserError(
+            f"{name} generates images of {pipe.segmentation_head.config.in_channels} channels, which image files of a "
+            f'dataset do not hold; in Python, pipe(…, output_type="np") gives them as arrays.'
+        )
     if pipe.segmentation_head.config.num_classes > MAX_CLASSES:
         raise UserError(
             f"The head of {name} has {pipe.segmentation_head.config.num_classes} classes, but masks hold at most "

@@ -35,9 +35,10 @@ from .blocks import BlockFiles, reduced_overlay
 from .objects import ObjectOptions, write_objects
 from .tiles import (
     Tiling,
-    block_side,
     choose_tiling,
     histogram_score,
+    is_large,
+    plan_blocks,
     segment_block,
     segment_tiled,
     segment_whole,
@@ -122,15 +123,21 @@ class FileRun:
     def _sort(self) -> tuple[list[int], dict[int, _Large], dict[int, str]]:
         """Which pictures go through the model in batches, which block by block, and which cannot be opened."""
         by_blocks = self.reading.tile is not None or self.reading.objects is not None
+        chosen = self.reading.input_channels(self.pipe).names is not None or self.pipe.in_channels not in (1, 3)
         small, large, unopened = [], {}, {}
         for i, image in enumerate(self.images):
-            if not (is_raster(image) or by_blocks):
+            if not (is_raster(image) or by_blocks or chosen):
                 small.append(i)
                 continue
             try:
                 large[i] = self._plan(i)
             except UserError as error:
                 unopened[i] = str(error)
+        if large and self.reading.mask_size:
+            raise UserError(
+                f"The mask of {self.images[next(iter(large))]} has its size and geometry; --mask_size is for pictures "
+                f"that are shown whole and written as PNG."
+            )
         return small, large, unopened
 
     def _plan(self, i: int) -> _Large:
@@ -140,9 +147,7 @@ class FileRun:
         if tiling is None:
             blocks = [Window(0, 0, raster.height, raster.width)]
         else:
-            classes = len(self.pipe.label_names)
-            side = block_side(classes, len(raster.channels), raster.dtype.itemsize, self.reading.max_memory)
-            blocks = tiling.blocks(raster.height, raster.width, side)
+            blocks = plan_blocks(self.pipe, raster, tiling, self.reading.max_memory)
         self._note(raster, tiling)
         name, is_folder = self.names[i], raster.mask_is_folder
         files = [(f"{name}_mask{raster.mask_suffix}", is_folder), (f"{name}_overlay.png", False)]
@@ -153,12 +158,8 @@ class FileRun:
     def _note(self, raster: Raster, tiling: Tiling | None) -> None:
         """Keeps what has to be said of a large picture: how it is cut, what is left out, what costs memory."""
         size = f"{raster.width} × {raster.height}" + (f" × {raster.planes} planes" if raster.planes > 1 else "")
-        if tiling is not None and self.reading.tile is None:
-            tile = " × ".join(map(str, tiling.tile[::-1]))
-            self.notes.append(
-                f"{raster.name}, {size} pixels, is segmented by tiles of {tile} pixels at a scale of "
-                f"{tiling.scale:.3g}; --whole shows it to the model at once, resized."
-            )
+        if self.reading.tile is None:
+            self.notes += describe_tiling(self.pipe, raster, tiling, size)
         if raster.other_pictures:
             self.notes.append(
                 f"{raster.name} holds {raster.other_pictures} more pictures (labels, previews); the first is segmented."
@@ -220,13 +221,10 @@ class FileRun:
 
     def _tiling_of(self, image: PIL.Image.Image, name: str) -> Tiling | None:
         """How a picture is cut that is large enough, or `None`."""
-        tiling = self.reading.tiling(self.pipe, PictureRaster(image, name))
-        if tiling is not None:
-            tile = " × ".join(map(str, tiling.tile[::-1]))
-            tqdm.write(
-                f"{name}, {image.width} × {image.height} pixels, is segmented by tiles of {tile} pixels at a scale of "
-                f"{tiling.scale:.3g}; --whole shows it to the model at once, resized."
-            )
+        raster = PictureRaster(image, name)
+        tiling = self.reading.tiling(self.pipe, raster)
+        for line in describe_tiling(self.pipe, raster, tiling, f"{image.width} × {image.height}"):
+            tqdm.write(line)
         return tiling
 
     def _tile_picture(self, i: int, image: PIL.Image.Image, tiling: Tiling) -> dict:
@@ -364,6 +362,23 @@ def segment_pictures(run: FileRun, batch: Sequence[tuple[int, PIL.Image.Image]])
     return [
         run._write_picture(i, image, mask, doubt) for (i, image), mask, doubt in zip(batch, output.masks, uncertainty)
     ]
+
+
+def describe_tiling(pipe: Segmenter, raster: Raster, tiling: Tiling | None, size: str) -> list[str]:
+    """A line on how a large picture is shown to the model, if nobody said it; none of others."""
+    if tiling is not None:
+        tile = " × ".join(map(str, tiling.tile[::-1]))
+        return [
+            f"{raster.name}, {size} pixels, is segmented by tiles of {tile} pixels at a scale of {tiling.scale:.3g}; "
+            f"--whole shows it to the model at once, resized."
+        ]
+    if not pipe.fitted_tiles and is_large(pipe, raster):
+        own = " × ".join(map(str, pipe.image_size[::-1]))
+        return [
+            f"{raster.name}, {size} pixels, is shown to the model at once, resized to {own}: at which scale it was "
+            f"fitted is not known; --tile segments it by tiles."
+        ]
+    return []
 
 
 def _describe_tiling(tiling: Tiling | None) -> dict:

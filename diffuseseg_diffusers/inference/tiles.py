@@ -125,6 +125,22 @@ def block_side(num_classes: int, channels: int, itemsize: int, max_memory: float
     return min(LARGEST_BLOCK, side)
 
 
+def plan_blocks(pipe: Segmenter, raster: Raster, tiling: Tiling, max_memory: float) -> list[Window]:
+    """The blocks of a picture that fit into a limit.
+
+    Raises:
+        UserError: A tile alone does not.
+    """
+    side = block_side(len(pipe.label_names), len(raster.channels), raster.dtype.itemsize, max_memory)
+    if max(tiling.tile) > side and max(tiling.tile) > SMALLEST_BLOCK:
+        tile = " × ".join(map(str, tiling.tile[::-1]))
+        raise UserError(
+            f"A tile of {raster.name} has {tile} pixels at a scale of {tiling.scale:.3g}, more than --max_memory "
+            f"{max_memory:g} allows; raise that, or the scale."
+        )
+    return tiling.blocks(raster.height, raster.width, side)
+
+
 @dataclass
 class BlockResult:
     """What is found in a block.
@@ -215,7 +231,7 @@ class _Region:
     def __init__(
         self, raster: Raster, plane: int, tiling: Tiling, corners: Sequence[tuple[int, int]], chosen: Sequence[int]
     ):
-        self.tiling, self.name, self.nodata = tiling, raster.name, raster.nodata
+        self.tiling, self.name = tiling, raster.name
         level = raster.level_for(tiling.scale)
         self.down = raster.levels[level]
         sizes = raster.height / self.down, raster.width / self.down
@@ -229,7 +245,7 @@ class _Region:
         self.values = values if len(chosen) == len(values) else values[list(chosen)]
         if list(chosen) != sorted(chosen):
             self.values = values[list(chosen)]
-        self.empty = None if self.nodata is None else (self.values == self.nodata).all(0)  # [h,w]
+        self.empty = _without_data(self.values, raster.nodata)  # [h,w]
 
     def _at(self, corner: tuple[int, int]) -> tuple[int, int]:
         """A corner at this resolution; no tile leaves the picture."""
@@ -267,6 +283,13 @@ class _Region:
         return pixels * 2 - 1
 
 
+def _without_data(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
+    """Where no channel `[C, h, w]` was measured, `[h, w]`; `None` if the file does not say how it writes that."""
+    if nodata is None:
+        return None
+    return (np.isnan(values) if np.isnan(nodata) else values == nodata).all(0)
+
+
 def _touching(starts: Sequence[int], tile: int, begin: int, length: int) -> list[int]:
     """Those of the tiles along an axis that share a pixel with a block."""
     return [start for start in starts if start < begin + length and start + tile > begin]
@@ -298,8 +321,9 @@ def segment_whole(
         pixels = F.interpolate(pixels, pipe.image_size, mode="bilinear", antialias=True).clamp(0, 1)
     found = pipe.segment_batch(pixels * 2 - 1, [raster.size], return_probabilities=return_probabilities)
     labels = found.masks[0].numpy()
-    if raster.nodata is not None:
-        labels = np.where((values == raster.nodata).all(0), np.uint8(pipe.ignore_index), labels)
+    empty = _without_data(values, raster.nodata)
+    if empty is not None:
+        labels = np.where(empty, np.uint8(pipe.ignore_index), labels)
     return BlockResult(
         labels,
         None if found.uncertainty is None else found.uncertainty[0].numpy(),
@@ -322,7 +346,8 @@ def choose_tiling(
         pipe ([`Segmenter`]): The model.
         raster ([`Raster`]): The picture.
         tile (`bool`, *optional*): Whether to cut it; if not given, as the head was fitted, and where a picture is at
-            least four times as high and as wide as what the model sees at the scale of its labelled images.
+            least four times as high and as wide as what the model sees at the scale of its labelled images. Of models
+            of which that scale is not known, none.
         overlap (`float`), blend (`str`): See [`Tiling`].
         scale (`float`, *optional*): Pixels of the model for one of the picture; if not given, as `pixel_size` says, or
             as the head was fitted.
@@ -336,9 +361,13 @@ def choose_tiling(
         wanted = pixel_size or fitted.get("pixel_size")
         scale = scale_of(raster, fitted.get("scale"), wanted)
     if tile is None:
-        ratio = min(side * scale / own for side, own in zip(raster.size, pipe.image_size))
-        tile = bool(fitted.get("tiles")) or ratio >= LARGE
+        tile = bool(fitted.get("tiles")) or (bool(fitted) and is_large(pipe, raster, scale))
     return Tiling(pipe.image_size, scale, overlap, blend) if tile else None
+
+
+def is_large(pipe: Segmenter, raster: Raster, scale: float = 1.0) -> bool:
+    """Whether a picture is at least four times as high and as wide as what the model sees at a scale."""
+    return min(side * scale / own for side, own in zip(raster.size, pipe.image_size)) >= LARGE
 
 
 def segment_tiled(
@@ -371,11 +400,10 @@ def segment_tiled(
     """
     pipe.check_can_segment()
     channels = channels or pipe.channels
-    side = block_side(len(pipe.label_names), len(image.channels), image.dtype.itemsize, max_memory)
     labels = np.empty(image.size, np.uint8)
     uncertainty: np.ndarray | None = np.empty(image.size, np.float32)
     probabilities = np.empty((len(pipe.label_names), *image.size), np.float32) if return_probabilities else None
-    for block in tiling.blocks(image.height, image.width, side):
+    for block in plan_blocks(pipe, image, tiling, max_memory):
         found = segment_block(pipe, image, plane, block, tiling, channels, batch_size, return_probabilities)
         labels[block.slices] = found.labels
         if found.uncertainty is None:

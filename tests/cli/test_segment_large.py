@@ -12,6 +12,7 @@ from diffuseseg_diffusers.data.rasters.opening import open_raster
 from diffuseseg_diffusers.data.rasters.tiff import TiffRaster
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.inference import files as inference_files
+from diffuseseg_diffusers.inference import tiles
 from diffuseseg_diffusers.inference.tiles import Tiling, segment_tiled
 
 from ..conftest import draw, run
@@ -176,7 +177,7 @@ def test_objects_are_counted_in_pictures_of_every_kind(drawn, tmp_path):
 
 
 def test_a_run_that_was_killed_between_blocks_resumes_with_the_same_bytes(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference_files, "block_side", lambda *given: 40)
+    monkeypatch.setattr(tiles, "block_side", lambda *given: 40)
     ome_tiff(tmp_path / "slide.ome.tif", slide())
     command = ("diffuseseg", "segment", tmp_path / "slide.ome.tif", "--model", drawn / "model", "--output_dir")
     run(*command, tmp_path / "once")
@@ -228,6 +229,7 @@ def test_what_is_wrong_with_large_pictures_is_one_sentence_each(drawn, tmp_path)
         (("a.ome.tif", "--export", "coco"), "--export and --object_classes need --instances"),
         (("a.ome.tif", "--tile", "--mask_size", "8", "8"), "leave --mask_size out"),
         (("a.ome.tif", "--pixel_size", "0"), "--pixel_size must be above 0, got 0"),
+        (("a.ome.tif", "--whole", "--mask_size", "8", "8"), "has its size and geometry; --mask_size is for pictures"),
         ((), "Give pictures, or a --dataset_name"),
     ):
         names = [tmp_path / word if word.endswith(".tif") else word for word in words]

@@ -139,7 +139,9 @@ def test_what_was_not_measured_is_ignored_and_costs_no_pass():
 
 
 def test_large_pictures_are_tiled_by_themselves_at_the_scale_of_fitting():
-    pipe = PixelwiseSegmenter((16, 16))
+    unknown = PixelwiseSegmenter((16, 16))  # what was fitted before that was recorded stays as it was
+    assert choose_tiling(unknown, ArrayRaster(picture(500, 500))) is None
+    pipe = PixelwiseSegmenter((16, 16), fitted={"tiles": False, "scale": 1.0})
     assert choose_tiling(pipe, ArrayRaster(picture(63, 200))) is None
     assert choose_tiling(pipe, ArrayRaster(picture(64, 64))) == Tiling((16, 16))
     assert choose_tiling(pipe, ArrayRaster(picture(64, 64)), tile=False) is None
@@ -164,6 +166,8 @@ def test_numbers_out_of_range_are_refused():
         with pytest.raises(UserError, match=message):
             Tiling((16, 16), **wrong)
     assert block_side(8, 3, 1, 1.0) == 2048 and 256 <= block_side(200, 3, 1, 1.0) < 1024
+    with pytest.raises(UserError, match="A tile of An image has 800 × 800 pixels at a scale of 0.02"):
+        segment_tiled(PixelwiseSegmenter((16, 16)), ArrayRaster(picture(9, 9)), Tiling((16, 16), 0.02), max_memory=0.02)
     with pytest.raises(UserError, match="Blocks of 8 classes need 0.011 GiB at least, got --max_memory 0.01"):
         block_side(8, 3, 1, 0.01)
 

@@ -155,6 +155,7 @@ def test_what_does_not_go_together_is_refused(scans, tmp_path):
         ((*train, "--intensity_window", "1", "2", "3"), "pairs of a low and a high value, got 3 values"),
         ((*train, "--crop", "random", "--intensity_percentiles", "60", "40"), "the low one first"),
         ((*fit, "--scale", "0.5"), "--scale and --pixel_size are for --tile"),
+        (("generate", "--model", scans / "model", "--num_samples", "1"), "generates images of 5 channels, which image"),
         ((*fit, "--tile", "--max_tiles", "0"), "--max_tiles must be at least 1"),
         ((*fit, "--tile", "--input_channels", "a"), "5 intensity windows were given for 1 channels"),
     ):

@@ -1,10 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """NIfTI, NRRD, MetaImage and DICOM, with spacing, origin and orientation, by SimpleITK."""
 
+import locale
 import os
-import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,14 @@ class VolumeRaster(Raster):
         self.name, self._axis = str(path), AXES[axis]
         self._slices: list[str] = []
         try:
-            if os.path.isdir(path):
-                self._slices = _series(self.name)
-                reader = sitk.ImageSeriesReader()
-                reader.SetFileNames(self._slices)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+            with _keeping_locale():
+                if os.path.isdir(path):
+                    self._slices = _series(self.name)
+                    reader = sitk.ImageSeriesReader()
+                    reader.SetFileNames(self._slices)
                     self._image = reader.Execute()
-            else:
-                self._image = sitk.ReadImage(os.fspath(path))
+                else:
+                    self._image = sitk.ReadImage(os.fspath(path))
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise broken(self.name, RuntimeError(lines[-1] if lines else repr(error))) from error
@@ -88,14 +88,24 @@ class VolumeRaster(Raster):
         whole = np.moveaxis(whole.astype(dtype), 0, self._axis)
         mask = sitk.GetImageFromArray(whole[0] if self._image.GetDimension() == 2 else whole)
         mask.CopyInformation(self._image)
-        if self._slices:
-            _write_series(path, mask, self._slices)
-        elif self.mask_suffix == ".dcm":
-            reader = _header(self.name)
-            _copy(reader, mask, (*_OF_PATIENT, *_OF_SLICE))
-            sitk.WriteImage(mask, os.fspath(path))
-        else:
-            sitk.WriteImage(mask, os.fspath(path), useCompression=True)
+        with _keeping_locale():
+            if self._slices:
+                _write_series(path, mask, self._slices)
+            elif self.mask_suffix == ".dcm":
+                _copy(_header(self.name), mask, (*_OF_PATIENT, *_OF_SLICE))
+                sitk.WriteImage(mask, os.fspath(path))
+            else:
+                sitk.WriteImage(mask, os.fspath(path), useCompression=True)
+
+
+@contextmanager
+def _keeping_locale() -> Iterator[None]:
+    """Puts the locale back that GDCM leaves at "C", under which Python reads and writes ASCII alone."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def _header(path: str) -> Any:

@@ -1,6 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Pictures of every format, written by the libraries of their fields."""
 
+import locale
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,7 @@ def volume(planes=5, height=20, width=24, seed=0):
 def dicom_series(folder, image, names=None, skip=(), moved=None):
     """A series whose files are named out of order."""
     sitk = pytest.importorskip("SimpleITK")
+    before = locale.setlocale(locale.LC_ALL)  # GDCM changes it
     folder.mkdir()
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -107,4 +110,5 @@ def dicom_series(folder, image, names=None, skip=(), moved=None):
             one.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{names[i]}.dcm"))
         writer.Execute(one)
+    locale.setlocale(locale.LC_ALL, before)
     return folder

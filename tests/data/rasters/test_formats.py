@@ -1,6 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Each format as the libraries of its field write it, and masks as they read them."""
 
+import locale
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -139,7 +141,9 @@ def test_a_dicom_series_is_ordered_by_place_and_its_mask_lies_where_it_does(tmp_
     sitk = pytest.importorskip("SimpleITK")
     image = volume()
     folder = dicom_series(tmp_path / "series", image)
+    before = locale.setlocale(locale.LC_ALL)
     raster = open_raster(folder)
+    assert locale.setlocale(locale.LC_ALL) == before  # which GDCM changes
     assert (raster.planes, raster.size) == (5, (20, 24)) and raster.mask_is_folder
     assert np.array_equal(whole(raster, 2)[0], sitk.GetArrayFromImage(image)[2])  # rescaled as the files say
     written(raster, tmp_path / "mask")
@@ -148,10 +152,11 @@ def test_a_dicom_series_is_ordered_by_place_and_its_mask_lies_where_it_does(tmp_
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / name)))
         images.append(reader.Execute())
+    header = sitk.ReadImage(str(next((tmp_path / "mask").glob("*.dcm"))))
+    locale.setlocale(locale.LC_ALL, before)
     for place in ((0, 0, 0), (23, 19, 4), (5, 7, 2)):
         points = [image.TransformIndexToPhysicalPoint(place) for image in images]
         assert points[0] == pytest.approx(points[1], abs=1e-6)
-    header = sitk.ReadImage(str(next((tmp_path / "mask").glob("*.dcm"))))
     assert header.GetMetaData("0010|0010").strip() == "Doe^Jane"  # the same patient
 
 
