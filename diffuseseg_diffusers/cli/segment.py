@@ -18,6 +18,7 @@ from ..arguments import (
     inputs_of,
 )
 from ..data.image_processor import is_address, limit_pixels
+from ..data.rasters.base import micrometres
 from ..data.rasters.opening import find_rasters, is_raster
 from ..hub.loading import load_pipeline
 from ..inference.files import LINES, UNREADABLE, FileRun, Reading
@@ -102,7 +103,9 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--scale", type=float, help="The model's pixels for one of the picture (default: as the head was fitted, or 1)."
     )
-    size.add_argument("--pixel_size", type=float, help="Side in µm of what the model takes for a pixel.")
+    size.add_argument(
+        "--pixel_size", type=micrometres, help="Side of what the model takes for a pixel, in µm, or with a unit: 10m."
+    )
     group.add_argument(
         "--input_channels",
         nargs="+",

@@ -11,6 +11,7 @@ from .channels import InputChannels
 from .crops import Pictures, measure_windows
 from .folders import read_label_file
 from .labeled import MASK_FORMATS, LabeledImages, load_labeled_images
+from .rasters.base import micrometres
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
@@ -55,7 +56,9 @@ def add_reading_arguments(group: argparse._ArgumentGroup) -> None:
     )
     size = group.add_mutually_exclusive_group()
     size.add_argument("--scale", type=float, help="The model's pixels for one of the picture (default: 1).")
-    size.add_argument("--pixel_size", type=float, help="Side in µm of what the model takes for a pixel.")
+    size.add_argument(
+        "--pixel_size", type=micrometres, help="Side of what the model takes for a pixel, in µm, or with a unit: 10m."
+    )
     group.add_argument("--axes", help="Axes of TIFFs that do not say them: a letter each, such as CYX or ZYX.")
     group.add_argument(
         "--slice_axis", choices=("z", "y", "x"), default="z", help="Axis that slices of volumes lie along (default: z)."

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What every format offers: planes of channels, read by windows, and a mask written with the same geometry."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,18 @@ class ArrayRaster(Raster):
     ) -> None:
         whole = np.stack([labels(p, Window(0, 0, self.height, self.width)) for p in range(self.planes)])
         np.save(path, whole.astype(dtype)[0] if self.planes == 1 else whole.astype(dtype))
+
+
+def micrometres(text: str) -> float:
+    """A length as typed: a number, of micrometres, or with a unit behind it, such as `0.5um`, `10m` or `2 mm`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([a-zµ]*)\s*", text)
+    if found is None or found[2] not in ("", *MICROMETRES):
+        raise ValueError(f"{text!r} is no length")
+    return float(found[1]) * MICROMETRES[found[2] or "um"]
 
 
 def native_tile(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffuseseg_diffusers.data.image_processor import limit_pixels
-from diffuseseg_diffusers.data.rasters.base import Window
+from diffuseseg_diffusers.data.rasters.base import Window, micrometres
 from diffuseseg_diffusers.data.rasters.opening import find_rasters, is_raster, open_raster
 from diffuseseg_diffusers.runs.errors import UserError
 
@@ -225,3 +225,25 @@ def test_a_folder_is_searched_for_every_format_and_parts_of_pictures_are_none(tm
     found = [path.name for path in find_rasters(tmp_path)]
     assert found == ["a.ome.tif", "b.png", "series", "z.ome.zarr"]
     assert not is_raster("https://host/a.tif") and is_raster(tmp_path / "series") and not is_raster(tmp_path)
+
+
+def test_lengths_are_read_with_their_unit():
+    given = {"0.5": 0.5, "0.5um": 0.5, "2 mm": 2000, "10m": 1e7, "1e-1 µm": 0.1}
+    assert {text: micrometres(text) for text in given} == pytest.approx(given)
+    for wrong in ("", "m", "3 parsec", "1..2"):
+        with pytest.raises(ValueError):
+            micrometres(wrong)
+
+
+def test_a_single_dicom_file_comes_back_as_one(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    folder = dicom_series(tmp_path / "series", volume())
+    one = sorted(folder.iterdir())[0].rename(tmp_path / "one.dcm")
+    raster = open_raster(one)
+    assert (raster.planes, raster.size, raster.mask_suffix) == (1, (20, 24), ".dcm")
+    before = locale.setlocale(locale.LC_ALL)
+    written(raster, tmp_path / "mask.dcm")
+    images = [sitk.ReadImage(str(tmp_path / name)) for name in ("one.dcm", "mask.dcm")]
+    locale.setlocale(locale.LC_ALL, before)
+    points = [image.TransformIndexToPhysicalPoint((5, 7, 0)) for image in images]
+    assert points[0] == pytest.approx(points[1], abs=1e-4)
