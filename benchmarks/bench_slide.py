@@ -5,7 +5,7 @@
 
 Everything is drawn (`data/drawn_slides.py`), so that the truth is exact. A small U-Net is trained by `train-ddpm --crop
 random`, a head is fitted by `fit --tile`, and each slide is segmented by `diffuseseg segment` in a process of its own,
-whose peak of resident memory the system counts. `memory` is that peak without the same process's on a picture of one
+whose peak of resident memory the system counts; a process of one thread each. `memory` is that peak without the same process's on a picture of one
 tile. The last two lines segment one slide at once, resized to the model, and by tiles: IoU of small and large things.
 """
 
@@ -104,7 +104,7 @@ def picture(lines: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     sizes = [line["megapixels"] for line in lines]
     for axis, name, label in zip(
-        axes, ("seconds_per_megapixel", "memory_gib"), ("s / megapixel", "GiB above the model")
+        axes, ("seconds_per_megapixel", "memory_gib"), ("process-seconds / megapixel", "GiB above the model")
     ):
         values = [line[name] for line in lines]
         axis.loglog(sizes, values, "o-", color="#0072b2")
@@ -138,10 +138,10 @@ def main() -> None:
         ious = iou(folder / "out" / "slide_mask.tif", truth)
         megapixels = side * side / 1e6
         line = {"megapixels": megapixels, "seconds": seconds, "memory_gib": peak - base, "iou": ious}
-        line["seconds_per_megapixel"] = (seconds - start) / megapixels
+        line["seconds_per_megapixel"] = args.tasks * (seconds - start) / megapixels  # of all processes together
         lines.append(line)
         print(
-            f"{side} × {side}: {seconds:.0f} s, {line['seconds_per_megapixel']:.2f} s a megapixel, "
+            f"{side} × {side}: {seconds:.0f} s, {line['seconds_per_megapixel']:.2f} process-seconds a megapixel, "
             f"{line['memory_gib']:.2f} GiB above {base:.2f} GiB, mean IoU {np.mean(ious):.1f} %",
             flush=True,
         )
