@@ -4,9 +4,10 @@
     python benchmarks/bench_slide.py --work_dir out/slides --train_minutes 4 --sides 1000 2000 5000 10000 20000
 
 Everything is drawn (`data/drawn_slides.py`), so that the truth is exact. A small U-Net is trained by `train-ddpm --crop
-random`, a head is fitted by `fit --tile`, and each slide is segmented by `diffuseseg segment` in a process of its own,
-whose peak of resident memory the system counts; a process of one thread each. `memory` is that peak without the same process's on a picture of one
-tile. The last two lines segment one slide at once, resized to the model, and by tiles: IoU of small and large things.
+random`, a head is fitted by `fit --tile`, and each slide is segmented by `diffuseseg segment`, in `--tasks` processes
+of one thread each, whose peak of resident memory the system counts. `memory` is that peak without the one on a picture
+of one tile. The last two lines segment one slide at once, resized to the model, and by tiles: IoU of small and large
+things.
 """
 
 import argparse
