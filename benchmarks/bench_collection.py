@@ -141,10 +141,11 @@ def main() -> None:
     for i in range(args.kills):
         launches = [launch(args, data, out, 2), launch(args, data, out, 1)]  # two at once
         time.sleep(rng.uniform(0.3, 0.5) * usual / args.kills + 8)
-        victims = [launches[0]] if i % 2 else psutil.Process(launches[0].pid).children()  # the driver, or its worker
+        children = psutil.Process(launches[0].pid).children()
+        victims = [launches[0]] if i % 2 or not children else children[-1:]  # the driver, or its worker
         for victim in victims:
             os.kill(victim.pid, signal.SIGKILL)
-            killed.append("driver" if i % 2 else "worker")
+            killed.append("driver" if victim is launches[0] else "worker")
         time.sleep(1)
         if i < args.kills - 1:  # the rest goes too, and the command is started again
             for process in [

@@ -35,11 +35,17 @@ class PictureRaster(Raster):
 
     def __init__(self, source: str | os.PathLike | BytesIO | PIL.Image.Image, name: str):
         self.name, self._source = name, source
-        if isinstance(source, PIL.Image.Image) or is_address(source) or not self._has_header():
+        if is_address(source) or not self._has_header():
             self._take(self.values)
 
     def _has_header(self) -> bool:
         """Whether size and channels are known without decoding."""
+        if isinstance(self._source, PIL.Image.Image):
+            if self._source.mode not in _NAMES:
+                return False
+            (self.width, self.height), self.channels = self._source.size, _NAMES[self._source.mode]
+            self.dtype = np.dtype(np.uint8)
+            return True
         try:
             with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
                 usual = image.mode in _NAMES and image.getexif().get(_ORIENTATION, 1) == 1
