@@ -151,6 +151,8 @@ class RandomCrops(torch.utils.data.Dataset):
                     raise
                 counts.append(0)
                 self.unreadable += 1
+        if self.unreadable:
+            print(f"{self.unreadable} of {len(pictures)} pictures cannot be opened and are left out.")
         self.ends = list(accumulate(counts))  # crops of all pictures up to each
         self.rows = np.arange(self.ends[-1] if self.ends else 0)
         if not len(self.rows):

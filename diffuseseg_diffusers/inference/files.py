@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.channels import InputChannels
 from ..data.image_processor import DiffuseSegImageProcessor, mask_to_pil, open_image, overlay
 from ..data.rasters.base import Raster, Window
-from ..data.rasters.opening import is_raster, open_raster
+from ..data.rasters.opening import is_raster, lacks_tiff, open_raster
 from ..data.rasters.pictures import PictureRaster
 from ..heads.ensemble import image_uncertainty
 from ..runs.errors import UserError
@@ -118,6 +118,12 @@ class FileRun:
         self.names = free_names([stem(image) for image in self.images])
         self.notes: list[str] = []  # what has to be said before the work
         self._open: OrderedDict[str, Raster] = OrderedDict()
+        plain = [image for image in self.images if lacks_tiff(image)]
+        if plain:
+            self.notes.append(
+                f"{plain[0]} is read by Pillow, its first page alone, and its mask is PNG; so are {len(plain)} TIFFs. "
+                f"The extra `tiff` reads and writes all of them."
+            )
         self.small, self.large, self.unopened = self._sort()
 
     def _sort(self) -> tuple[list[int], dict[int, _Large], dict[int, str]]:

@@ -86,7 +86,7 @@ def test_a_stream_gives_the_same_masks_shard_by_shard(drawn, collection, tmp_pat
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one["mask"], other["mask"]))
 
 
-def test_files_go_into_parquet_too_and_many_channels_are_read(drawn, tmp_path):
+def test_files_go_into_parquet_too(drawn, tmp_path):
     for i in range(3):
         Image.fromarray(draw((16, 20), i)[0]).save(tmp_path / f"{i}.png")
     images = [tmp_path / f"{i}.png" for i in range(3)]

@@ -21,6 +21,11 @@ VOLUME = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 ZARR = (".zarr",)
 
 
+def lacks_tiff(name: str | os.PathLike) -> bool:
+    """Whether this is a TIFF that only Pillow can read here: its first page, without pixel size or place."""
+    return os.fspath(name).lower().endswith(TIFF) and not (is_address(name) or is_raster(name))
+
+
 def is_raster(name: str | os.PathLike) -> bool:
     """Whether this is of a format that is read by windows, or has planes or a geometry, by its name.
 
