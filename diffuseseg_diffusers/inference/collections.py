@@ -176,6 +176,8 @@ class CollectionRun:
             channels, tiling = reading.input_channels(self.pipe), reading.tiling(self.pipe, first)
             if first.planes > 1:
                 raise UserError(f"{first.name} has {first.planes} planes; segment such files one by one.")
+            if reading.mask_size:
+                raise UserError(f"The mask of {first.name} has its size; --mask_size is for 1 or 3 channels.")
             if tiling is None:
                 found = segment_whole(self.pipe, first, 0, channels)
             else:

@@ -85,7 +85,9 @@ class Reading:
         return InputChannels(self.channels or pipe.channels.names, pipe.channels.windows)
 
     def tiling(self, pipe: Segmenter, raster: Raster) -> Tiling | None:
-        """How a picture is cut, or `None` if it is seen whole."""
+        """How a picture is cut, or `None` if it is seen whole, as it is if the size of masks is given."""
+        if self.mask_size:
+            return None
         return choose_tiling(pipe, raster, self.tile, self.overlap, self.blend, self.scale, self.pixel_size)
 
 

@@ -257,6 +257,13 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(drawn, tmp_
     assert lines(tmp_path / "out")[0]["mask"] == "slide_mask.ome.tif"
 
 
+def test_masks_of_a_given_size_are_of_the_whole_picture(drawn, tmp_path):
+    Image.fromarray(slide()[0]).save(tmp_path / "a.png")  # large enough for tiles
+    given = ("--model", drawn / "model", "--mask_size", "20", "24", "--output_dir", tmp_path / "out")
+    run("diffuseseg", "segment", tmp_path / "a.png", *given)
+    assert whole(tmp_path / "out" / "a_mask.png").shape == (20, 24) and "tiles" not in lines(tmp_path / "out")[0]
+
+
 def test_tiffs_that_only_pillow_can_read_here_are_said(drawn, tmp_path, monkeypatch):
     Image.fromarray(draw((24, 30), 3)[0]).save(tmp_path / "a.tif")
     monkeypatch.setattr(opening.importlib.util, "find_spec", lambda name: None)  # nothing is installed
