@@ -8,16 +8,14 @@ On several processes, each fits a share of the ensemble's members.
 
 import argparse
 import os
-import shutil
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head
 from diffuseseg_diffusers.arguments import (
     add_cache_argument,
     add_model_arguments,
@@ -40,7 +38,7 @@ from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.heads.selection import Budget, choose_features, format_choices
-from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.hub.loading import load_pipeline, save_fitted
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.pipeline_backbone import load_backbone
@@ -259,17 +257,9 @@ def main(args: argparse.Namespace) -> None:
         split = args.validation_split or args.split
         report["validation"]["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, split)
         print(format_metrics(report["validation"]))
-    original = pipe
-    if isinstance(pipe, DiffuseSegPipeline):  # the U-Net is saved as it was, not in the precision that it ran in
-        where = dict(revision=args.revision, cache_dir=args.cache_dir)
-        original = DiffuseSegPipeline.from_pretrained(args.model, segmentation_head=None, **where)
-        original.segmentation_head = pipe.segmentation_head
     with output_folder(args.output_dir, args.overwrite, "fit") as folder:
-        original.save_pretrained(folder)
+        save_fitted(pipe, folder, args.model or args.backbone, args.revision, args.cache_dir)
         write_json(folder / "head_training.json", report)
-        trained = Path(args.model or args.backbone) / "training_state.json"
-        if trained.is_file():  # how the U-Net was trained belongs to what it became
-            shutil.copy(trained, folder)
     print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {args.output_dir}.")
     finish_push(args)
 

@@ -99,10 +99,21 @@ def fit_segmentation_head(
     views, show = recipe.num_views(len(dataset)), accelerator is None or accelerator.is_local_main_process
     table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show, views, flip)
     head = fit_head(table, extractor, classes, recipe, num_members, flip, seed, True, accelerator)
+    record_reading(head, dataset, extractor.size)
+    return head
+
+
+def record_reading(head: PixelClassifierEnsemble, dataset: LabeledImages, size: tuple[int, int]) -> None:
+    """Puts into a head's config how its labelled images were read: which channels, at which scale.
+
+    Args:
+        head ([`PixelClassifierEnsemble`]): That was fitted on them.
+        dataset ([`LabeledImages`]): The images.
+        size (two `int`): Height and width at which the model saw them.
+    """
     channels = dataset.channels.config
     version = head.config.format_version if channels is None else FORMAT_VERSION
-    head.register_to_config(channels=channels, tiling=_how_seen(dataset, extractor.size), format_version=version)
-    return head
+    head.register_to_config(channels=channels, tiling=_how_seen(dataset, size), format_version=version)
 
 
 def _how_seen(dataset: LabeledImages, size: tuple[int, int]) -> dict:

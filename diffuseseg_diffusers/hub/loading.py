@@ -2,6 +2,7 @@
 """Loads whatever segments images, from a folder or the Hub; runs no code of a repository."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,31 @@ def load_pipeline(
         else:
             raise
         raise UserError(message) from error
+
+
+def save_fitted(
+    pipe: Any,
+    folder: Path,
+    name: str,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> None:
+    """Saves a pipeline with its head; its U-Net as it was, not in the precision that it ran in.
+
+    Args:
+        pipe ([`HeadSegmenter`]): What [`load_pipeline`] gave, with a head by now.
+        folder (`Path`): Where to.
+        name (`str`), revision (`str`, *optional*), cache_dir (path, *optional*): As given to [`load_pipeline`].
+    """
+    original = pipe
+    if isinstance(pipe, DiffuseSegPipeline):
+        where = dict(revision=revision, cache_dir=cache_dir)
+        original = DiffuseSegPipeline.from_pretrained(name, segmentation_head=None, **where)
+        original.segmentation_head = pipe.segmentation_head
+    original.save_pretrained(folder)
+    trained = Path(name) / "training_state.json"
+    if trained.is_file():  # how the U-Net was trained belongs to what it became
+        shutil.copy(trained, folder)
 
 
 def _load_pixel(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> DiffuseSegPipeline:
