@@ -19,13 +19,17 @@ medical = ["SimpleITK>=2.5.7"]
 objects = [*geo, "pyarrow>=21.0", "pycocotools>=2.0.11", "pyogrio>=0.13", "scikit-image>=0.26", "shapely>=2.2"]
 large = [*objects, *medical]
 scale = [*train, "datatrove>=0.10.1"]
+app = [*train, "fastapi>=0.121", "scipy>=1.14", "uvicorn>=0.38"]
 onnx = ["onnx>=1.17", "onnxscript>=0.6.2", "onnxruntime>=1.20"]
 test = [
     *analysis,
     *onnx,
     *large,
     *scale,
+    *app,
+    "httpx>=0.28",
     "hypothesis>=6.100",
+    "playwright>=1.55",
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "tensorboard>=2.18",
@@ -57,6 +61,7 @@ setup(
         "diffuseseg_diffusers": ["py.typed"],
         "diffuseseg_diffusers.data": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
         "diffuseseg_diffusers.hub_cards": ["*.md"],
+        "diffuseseg_diffusers.labeling": ["static/*"],
         "diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"],
         "diffuseseg_diffusers.training": ["configs/*.json", "configs/benchmarks/*.json"],
     },
@@ -77,6 +82,7 @@ setup(
     extras_require={
         "train": train,
         "analysis": analysis,
+        "app": app,
         "onnx": onnx,
         "tiff": tiff,
         "zarr": ["zarr>=3.1.6"],

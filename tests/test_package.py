@@ -24,7 +24,7 @@ LADDER = [
     {"pipeline_diffuseseg", "pipeline_backbone", "pipeline_composed"},
     {"pipeline_auto"},
     {"inference"},
-    {"students", "diffusion", "factory", "studies"},
+    {"students", "diffusion", "factory", "studies", "labeling"},
     {"figures"},
     {"hub"},
     {"arguments"},

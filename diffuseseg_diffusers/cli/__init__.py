@@ -19,6 +19,7 @@ COMMANDS = {
     "train-ddpm": ("Train a diffusion model on unlabelled images.", "..training.train_ddpm"),
     "taps": ("List what can be read of a model.", ".taps"),
     "train-autoencoder": ("Train an autoencoder for latent diffusion.", "..training.train_autoencoder"),
+    "app": ("Label pictures in the browser.", ".app"),
     "fit": ("Fit a segmentation head on a few labelled images.", "..training.train_segmentation_head"),
     "evaluate": ("Measure a fitted model on labelled images.", ".evaluate"),
     "segment": ("Segment images.", ".segment"),

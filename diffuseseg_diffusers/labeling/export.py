@@ -1,0 +1,75 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What a session leaves behind: labels as a dataset that every command reads, masks of all pictures, the strokes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from ..data.image_processor import mask_to_pil
+from ..inference.files import free_names, stem
+from ..runs.errors import UserError
+from ..runs.files import write_json
+from .session import JOURNAL, LabelSession
+
+
+README = """# Labels from DiffuseSeg
+
+* `dataset/`: the labelled pictures, and masks of class ids with 255 where there is no label. Every command reads it:
+  `diffuseseg fit --dataset_name dataset --sparse_labels …`, `diffuseseg evaluate --dataset_name dataset …`
+* `predictions/`: the masks that the session's head made of all pictures; `of.json` says of which picture each one is
+* `strokes.jsonl`: every stroke and class, in the order in which they were drawn
+* `pipeline/`: the fitted pipeline, if "Finish" was pressed, for `diffuseseg segment --model pipeline …`
+
+Masks are palette images: the values of their pixels are class ids, `dataset/id2label.json` names them.
+"""
+
+
+def export_session(session: LabelSession, folder: Path, pipeline: Path | None = None) -> None:
+    """Writes a session's results into an empty folder: see `README.md` there.
+
+    Args:
+        session ([`LabelSession`]): What is exported.
+        folder (`Path`): Where to.
+        pipeline (`Path`, *optional*): Folder of the fitted pipeline, if there is one.
+
+    Raises:
+        UserError: Nothing is labelled.
+    """
+    classes, names = session.classes, session.labelled_names()
+    if not names:
+        raise UserError("Nothing is labelled yet; draw strokes first.")
+    palette = [c.color for c in classes]
+    exported = dict(zip(session.pictures, free_names([stem(name) for name in session.pictures])))
+    for name in names:
+        path, new = session.picture(name).path, exported[name]
+        target = folder / "dataset" / "images" / f"{new}{_suffix(path)}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
+        _save_mask(folder / "dataset" / "masks" / f"{new}.png", session.compact_ids(session.labels(name)), palette)
+    write_json(folder / "dataset" / "id2label.json", {str(i): c.name for i, c in enumerate(classes)})
+    write_json(folder / "dataset" / "palette.json", palette)
+
+    made: dict[str, str] = {}
+    for name in session.pictures:
+        prediction = session.predict(name) if name in session.ready else None
+        if prediction is not None:
+            made[f"{exported[name]}.png"] = name
+            _save_mask(folder / "predictions" / f"{exported[name]}.png", session.compact_ids(prediction.mask), palette)
+    if made:
+        write_json(folder / "predictions" / "of.json", made)
+    shutil.copyfile(session.folder / JOURNAL, folder / JOURNAL)
+    if pipeline is not None and pipeline.is_dir():
+        shutil.copytree(pipeline, folder / "pipeline")
+    (folder / "README.md").write_text(README, encoding="utf-8")
+
+
+def _suffix(path: Path) -> str:
+    lower = path.name.lower()
+    double = next((s for s in (".nii.gz", ".ome.tif", ".ome.tiff", ".ome.zarr") if lower.endswith(s)), None)
+    return path.name[len(path.name) - len(double) :] if double else path.suffix
+
+
+def _save_mask(path: Path, ids: np.ndarray, palette: list[list[int]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask_to_pil(ids, palette).save(path)

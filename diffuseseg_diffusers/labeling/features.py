@@ -1,0 +1,247 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Features of pictures for the live head: reduced to few dimensions, extracted once, kept on disk.
+
+All taps of a recipe are standardised, upsampled to the grid of the finest one and projected onto their principal
+components. Projection and upsampling commute, so the full features are never built.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ..features.base import FeatureExtractor
+from ..runs.files import atomic_file
+
+
+DIMENSIONS = 64
+BASIS_IMAGES = 16  # pictures that the principal components are taken of
+BASIS_PIXELS = 256  # of each
+PLACES_SIDE = 64  # pixels of the grid of places that may be suggested, at most
+SMALL_SIDE = 32  # pixels of the small masks in the list of pictures, at most
+PROBES = 128  # pixels of a picture, and places in it, that stand for it
+
+
+@dataclass
+class Basis:
+    """What reduces activations to features.
+
+    Args:
+        projection (`torch.Tensor`): `[D, DIMENSIONS]` float32, for raw activations in the order of concatenation.
+        offset (`torch.Tensor`): `[DIMENSIONS]`, to be added.
+        grid (two `int`): Height and width of the features.
+    """
+
+    projection: torch.Tensor
+    offset: torch.Tensor
+    grid: tuple[int, int]
+
+    @classmethod
+    def of(cls, activations: Sequence[Sequence[torch.Tensor]]) -> "Basis":
+        """The principal components of some pictures.
+
+        Args:
+            activations (sequence of sequences of `torch.Tensor`): For each batch of pictures, `[N, channels, h, w]`
+                each.
+        """
+        grid = finest(activations[0])
+        generator = torch.Generator().manual_seed(0)
+        rows = []
+        for batch in activations:
+            for i in range(len(batch[0])):
+                at = torch.rand(1, BASIS_PIXELS, 1, 2, generator=generator) * 2 - 1
+                own = [sample(a[i : i + 1].float().cpu(), at) for a in batch]  # [1,c,P,1] each
+                rows.append(torch.cat(own, 1)[0, :, :, 0].T)
+        x = torch.cat(rows)  # [P,D]
+        mean, scale = x.mean(0), x.std(0)
+        scale[scale < 1e-6] = torch.inf
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            dimensions = min(DIMENSIONS, *x.shape)
+            _, _, components = torch.pca_lowrank((x - mean) / scale, dimensions, center=False, niter=4)
+        projection = F.pad(components / scale[:, None], (0, DIMENSIONS - dimensions))
+        return cls(projection, -(mean @ projection), grid)
+
+    def reduce(self, activations: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Features of a batch: `[N, channels, h, w]` each to `[N, DIMENSIONS, H, W]` float16."""
+        weights = self.projection.split([a.shape[1] for a in activations])
+        total = self.offset[None, :, None, None]
+        for activation, weight in zip(activations, weights):
+            own = torch.einsum("nchw,cd->ndhw", activation.float().cpu(), weight)
+            total = total + F.interpolate(own, self.grid, mode="bilinear", align_corners=False)
+        return total.half()
+
+
+@dataclass
+class PictureFeatures:
+    """What is kept of a picture.
+
+    Args:
+        grid (`torch.Tensor`): `[D, h, w]` float16, the features; `D` is `DIMENSIONS`.
+        small (`torch.Tensor`): `[D, h', w']` float16, the same at 32 pixels a side at most.
+        pixels (`torch.Tensor`): `[PROBES, D]` float16, of random pixels.
+        probes (`torch.Tensor`): `[PROBES, D]` float16, of random places, see [`places`].
+    """
+
+    grid: torch.Tensor
+    small: torch.Tensor
+    pixels: torch.Tensor
+    probes: torch.Tensor
+
+    @classmethod
+    def of(cls, grid: torch.Tensor) -> "PictureFeatures":
+        """From the features `[D, h, w]` of a picture."""
+        generator = torch.Generator().manual_seed(0)
+        chosen = []
+        for maps in (grid, places(grid)):
+            flat = maps.flatten(1).T
+            chosen.append(flat[torch.randint(len(flat), (PROBES,), generator=generator)].half())
+        return cls(grid, at_most(grid, SMALL_SIDE), *chosen)
+
+
+@dataclass
+class Kept:
+    """What is kept in memory of every picture; see [`PictureFeatures`]."""
+
+    small: torch.Tensor
+    pixels: torch.Tensor
+    probes: torch.Tensor
+
+
+class FeatureStore:
+    """Reduced features of pictures in a folder, a file for each.
+
+    Args:
+        extractor ([`FeatureExtractor`]): What they are extracted with.
+        folder (`Path`): Of the features of this model; what is there is used.
+        load (`Callable`): Gives the pixels of a picture by its name, `[1, C, H, W]` in [-1, 1].
+        stamp (`Callable`): Gives what tells one state of a picture from another, by its name.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        folder: Path,
+        load: Callable[[str], torch.Tensor],
+        stamp: Callable[[str], str],
+    ):
+        self.extractor, self.folder, self.load, self.stamp = extractor, folder, load, stamp
+        self.basis: Basis | None = None
+
+    def path(self, name: str) -> Path:
+        """The file of a picture."""
+        return self.folder / f"{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:24]}.safetensors"
+
+    def has(self, name: str) -> bool:
+        """Whether the features of a picture, as it is now, are there."""
+        try:
+            with safe_open(self.path(name), "pt") as file:
+                return (file.metadata() or {}).get("stamp") == self.stamp(name)
+        except (OSError, SafetensorError):
+            return False
+
+    def read(self, name: str, part: str) -> torch.Tensor:
+        """One of the tensors of [`PictureFeatures`], by its name."""
+        with safe_open(self.path(name), "pt") as file:
+            return file.get_tensor(part)
+
+    def extract(self, name: str, names: Sequence[str]) -> PictureFeatures:
+        """Extracts the features of a picture and keeps them.
+
+        Args:
+            name (`str`): Which picture.
+            names (sequence of `str`): All pictures, some of which the components are taken of.
+        """
+        if self.basis is None:
+            self.basis = self._find_basis(names)
+        found = PictureFeatures.of(self.basis.reduce(self._activations(name))[0])
+        tensors = {key: value.contiguous() for key, value in vars(found).items()}
+        with atomic_file(self.path(name)) as partial:
+            save_file(tensors, partial, metadata={"stamp": self.stamp(name)})
+        return found
+
+    def _find_basis(self, names: Sequence[str]) -> Basis:
+        path = self.folder / "basis.safetensors"
+        if path.exists():
+            kept = load_file(path)
+            height, width = kept["grid"].tolist()
+            return Basis(kept["projection"], kept["offset"], (height, width))
+        some = sorted(names)[:: max(1, -(-len(names) // BASIS_IMAGES))]
+        basis = Basis.of([self._activations(name) for name in some])
+        with atomic_file(path) as partial:
+            save_file(
+                {
+                    "projection": basis.projection.contiguous(),
+                    "offset": basis.offset.contiguous(),
+                    "grid": torch.tensor(basis.grid),
+                },
+                partial,
+            )
+        return basis
+
+    @torch.no_grad()
+    def _activations(self, name: str) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        return self.extractor(self.load(name), generator=generator).activations
+
+
+def sample(maps: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Bilinear samples as upsampling would give them.
+
+    Args:
+        maps (`torch.Tensor`): `[N, C, h, w]`.
+        at (`torch.Tensor`): `[N, P, 1, 2]`, x and y from -1 to 1, the outer edges of the outer pixels.
+
+    Returns:
+        `torch.Tensor` `[N, C, P, 1]`.
+    """
+    return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def sample_pixels(grid: torch.Tensor, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Features of pixels of a picture.
+
+    Args:
+        grid (`torch.Tensor`): `[D, h, w]`, the picture's.
+        pixels (`torch.Tensor`): `[P, 2]` int64, y and x.
+        size (two `int`): Height and width of the picture.
+
+    Returns:
+        `torch.Tensor` `[P, D]` float32.
+    """
+    at = (pixels.flip(-1).float() + 0.5) / torch.tensor([size[1], size[0]]) * 2 - 1
+    return sample(grid[None].float(), at[None, :, None])[0, :, :, 0].T
+
+
+def finest(activations: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """Height and width of the finest of some activations."""
+    return max((a.shape[-2], a.shape[-1]) for a in activations)
+
+
+def places(grid: torch.Tensor) -> torch.Tensor:
+    """Features of the places of a picture that may be suggested: `[D, h, w]` to float32, 64 pixels a side at most.
+
+    Each is the mean over its neighbours: single pixels are least certain on borders, where hands are imprecise.
+    """
+    return F.avg_pool2d(at_most(grid, PLACES_SIDE).float(), 3, 1, 1, count_include_pad=False)
+
+
+def at_most(grid: torch.Tensor, side: int) -> torch.Tensor:
+    """Features `[D, h, w]` at no more than so many pixels a side, as means over areas; in their dtype."""
+    scale = side / max(grid.shape[1:])
+    if scale >= 1:
+        return grid
+    size = [max(1, round(n * scale)) for n in grid.shape[1:]]
+    return F.interpolate(grid[None].float(), size, mode="area")[0].to(grid.dtype)
+
+
+def model_key(pipe: Any, extractor: FeatureExtractor, fingerprint: Sequence[float]) -> str:
+    """A name for what features are of: the same model, taps and size give the same."""
+    parts = [type(pipe).__name__, extractor.blocks, extractor.timesteps, extractor.size, extractor.prompt, fingerprint]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,297 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Strokes and classes as a journal: one line of JSON each, on the disk before the next one is taken.
+
+Label maps are what the lines amount to. A stroke that is undone is left out, a class that was merged into another is
+read as that one, so nothing that was drawn is ever lost, and strokes of two pages fit into one another.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.image_processor import default_palette
+from ..runs.errors import UserError
+
+
+UNLABELED = 255
+MAX_CLASSES = 255  # ids 0 to 254
+
+
+@dataclass
+class LabelClass:
+    """A class that strokes can have.
+
+    Args:
+        id (`int`): 0 to 254; stays the same when classes before it are merged away.
+        name (`str`): What it is called.
+        color (`list[int]`): Red, green, blue, 0 to 255.
+    """
+
+    id: int
+    name: str
+    color: list[int]
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """Pixels of a picture that got a class at once.
+
+    Args:
+        number (`int`): Counts all strokes of a session, from 1.
+        picture (`str`): Name of the picture.
+        size (two `int`): Its height and width.
+        runs (`np.ndarray`): `[N, 4]` int32: row, first column, column behind the last, class id (255 erases).
+        kind (`str`): `"stroke"`, drawn; or `"accept"`, a predicted region that was accepted.
+    """
+
+    number: int
+    picture: str
+    size: tuple[int, int]
+    runs: np.ndarray
+    kind: str
+
+
+@dataclass
+class LabelMap:
+    """The labels of a picture.
+
+    Args:
+        ids (`np.ndarray`): `[H, W]` uint8 class ids as they were drawn, before merging; 255 without a label.
+        strokes (`np.ndarray`): `[H, W]` int32, number of the stroke that drew each pixel; 0 without a label.
+    """
+
+    ids: np.ndarray
+    strokes: np.ndarray
+
+    @classmethod
+    def empty(cls, size: tuple[int, int]) -> "LabelMap":
+        return cls(np.full(size, UNLABELED, np.uint8), np.zeros(size, np.int32))
+
+    def draw(self, stroke: Stroke) -> None:
+        for row, start, stop, label in stroke.runs.tolist():
+            self.ids[row, start:stop] = label
+            self.strokes[row, start:stop] = 0 if label == UNLABELED else stroke.number
+
+
+@dataclass
+class Journal:
+    """The strokes and classes of a session, in memory and in a file.
+
+    Args:
+        path (`Path`): The file; made with the first line.
+
+    Raises:
+        UserError: A line of the file is broken. What a kill left of the last line is dropped.
+    """
+
+    path: Path
+    classes: dict[int, LabelClass] = field(default_factory=dict)  # by id, in order, those that were not merged
+    strokes: dict[int, Stroke] = field(default_factory=dict)
+    undone: set[int] = field(default_factory=set)
+    merged: dict[int, int] = field(default_factory=dict)
+    revision: int = 0  # lines so far
+    changed: dict[str, int] = field(default_factory=dict)  # by picture, the revision of its last change
+    _maps: dict[str, LabelMap] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self._apply(json.loads(line))
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"Line {number} of {self.path} is broken ({error!r}); remove it to go on without that stroke."
+                ) from error
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+
+    def labels(self, picture: str, size: tuple[int, int]) -> LabelMap:
+        """The labels of a picture; a new, empty map if there are none. Not to be changed."""
+        return self._maps.get(picture) or LabelMap.empty(size)
+
+    def resolved(self, ids: np.ndarray) -> np.ndarray:
+        """Class ids after merging, of the same shape."""
+        table = np.arange(256, dtype=np.uint8)
+        for label in self.merged:
+            table[label] = self.target(label)
+        return table[ids]
+
+    def target(self, label: int) -> int:
+        """The class that a class became by merging."""
+        while label in self.merged:
+            label = self.merged[label]
+        return label
+
+    def active(self, picture: str | None = None) -> list[Stroke]:
+        """Strokes that are not undone, in their order; of one picture, or all."""
+        found = (s for s in self.strokes.values() if s.number not in self.undone)
+        return [s for s in found if picture is None or s.picture == picture]
+
+    def draw(self, picture: str, size: tuple[int, int], runs: Sequence[Sequence[int]], kind: str = "stroke") -> int:
+        """Adds a stroke; returns its number.
+
+        Args:
+            picture (`str`), size (two `int`): Which picture, and its height and width.
+            runs (sequence of four `int`): Row, first column, column behind the last, class id or 255 to erase.
+            kind (`str`): `"stroke"` or `"accept"`.
+
+        Raises:
+            UserError: A run lies outside the picture, is empty or has an unknown class, or there is none.
+            OSError: It could not be written; the stroke is then not taken.
+        """
+        given = _checked_runs(runs, picture, size)
+        unknown = set(np.unique(given[:, 3]).tolist()) - {UNLABELED, *self.classes, *self.merged}
+        if unknown:
+            raise UserError(f"There is no class with the id {min(unknown)}; there are {sorted(self.classes)}.")
+        if kind not in ("stroke", "accept"):
+            raise UserError(f"A stroke is of the kind 'stroke' or 'accept', got {kind!r}.")
+        number = max(self.strokes, default=0) + 1
+        self._write(
+            {"stroke": number, "picture": picture, "size": list(size), "kind": kind, "runs": given.tolist()},
+        )
+        return number
+
+    def set_undone(self, number: int, undone: bool = True) -> None:
+        """Takes a stroke back, or back in.
+
+        Raises:
+            UserError: There is no such stroke.
+        """
+        if number not in self.strokes:
+            raise UserError(f"There is no stroke {number}.")
+        if (number in self.undone) != undone:
+            self._write({"undo" if undone else "redo": number})
+
+    def add_class(self, name: str, color: Sequence[int] | None = None) -> LabelClass:
+        """Adds a class; its colour is the next of the palette if none is given.
+
+        Raises:
+            UserError: The name is empty or taken, the colour is none, or there are 255 classes already.
+        """
+        label = max([*self.classes, *self.merged], default=-1) + 1
+        if label >= MAX_CLASSES:
+            raise UserError(f"There are {MAX_CLASSES} classes at most.")
+        given = default_palette(max(label + 1, 2))[label] if color is None else color
+        self._write({"class": label, "name": self._free_name(name, label), "color": _checked_color(given)})
+        return self.classes[label]
+
+    def change_class(self, label: int, name: str | None = None, color: Sequence[int] | None = None) -> LabelClass:
+        """Renames or recolours a class.
+
+        Raises:
+            UserError: There is no such class, the name is empty or taken, or the colour is none.
+        """
+        own = self._class(label)
+        name = own.name if name is None else self._free_name(name, label)
+        self._write({"class": label, "name": name, "color": own.color if color is None else _checked_color(color)})
+        return self.classes[label]
+
+    def merge_classes(self, label: int, into: int) -> None:
+        """Makes all that has one class have another.
+
+        Raises:
+            UserError: There is no such class, or they are the same.
+        """
+        self._class(label)
+        self._class(into)
+        if label == into:
+            raise UserError("A class cannot be merged into itself.")
+        self._write({"merge": label, "into": into})
+
+    def _class(self, label: int) -> LabelClass:
+        if label not in self.classes:
+            raise UserError(f"There is no class with the id {label}; there are {sorted(self.classes)}.")
+        return self.classes[label]
+
+    def _free_name(self, name: str, label: int) -> str:
+        name = " ".join(str(name).split())
+        if not name or len(name) > 100:
+            raise UserError(f"A class needs a name of 1 to 100 characters, got {name[:120]!r}.")
+        if any(own.name == name and own.id != label for own in self.classes.values()):
+            raise UserError(f"There is a class {name!r} already; merge the two if they are one.")
+        return name
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Puts a line on the disk, then into the state; a line that could not be written whole is taken out again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        data = json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        before = os.fstat(descriptor).st_size
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        except OSError as error:
+            os.ftruncate(descriptor, before)
+            raise OSError(
+                error.errno, f"{self.path} could not be written ({error.strerror}); what was there before is kept"
+            ) from error
+        finally:
+            os.close(descriptor)
+        self._apply(line)
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        """What a line changes in memory."""
+        self.revision += 1
+        if "stroke" in line:
+            size = (int(line["size"][0]), int(line["size"][1]))
+            runs = np.array(line["runs"], np.int32).reshape(-1, 4)
+            stroke = Stroke(int(line["stroke"]), str(line["picture"]), size, runs, str(line["kind"]))
+            self.strokes[stroke.number] = stroke
+            labels = self._maps.get(stroke.picture)
+            if labels is None or labels.ids.shape != size:  # a picture that was replaced by one of another size
+                labels = self._maps[stroke.picture] = LabelMap.empty(size)
+            labels.draw(stroke)
+            self.changed[stroke.picture] = self.revision
+        elif "undo" in line or "redo" in line:
+            number = int(line.get("undo") or line.get("redo"))
+            self.undone = self.undone ^ {number}
+            self._redraw(self.strokes[number].picture)
+        elif "class" in line:
+            label = int(line["class"])
+            self.classes[label] = LabelClass(label, str(line["name"]), [int(c) for c in line["color"]])
+        elif "merge" in line:
+            self.merged[int(line["merge"])] = int(line["into"])
+            del self.classes[int(line["merge"])]
+            self.changed = dict.fromkeys(self.changed, self.revision)
+        else:
+            raise ValueError("it says nothing that is known")
+
+    def _redraw(self, picture: str) -> None:
+        labels = LabelMap.empty(self._maps[picture].ids.shape)
+        for stroke in self.active(picture):
+            if stroke.size == labels.ids.shape:
+                labels.draw(stroke)
+        self._maps[picture] = labels
+        self.changed[picture] = self.revision
+
+
+def _checked_runs(runs: Sequence[Sequence[int]], picture: str, size: tuple[int, int]) -> np.ndarray:
+    try:
+        given = np.array(runs, np.int64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError("The runs of a stroke are lists of four whole numbers: row, start, stop, class id.") from error
+    if given.ndim != 2 or given.shape[1] != 4 or not len(given):
+        raise UserError("The runs of a stroke are lists of four whole numbers: row, start, stop, class id.")
+    rows, starts, stops, labels = given.T
+    inside = (rows >= 0) & (rows < size[0]) & (starts >= 0) & (starts < stops) & (stops <= size[1])
+    if not inside.all():
+        wrong = given[~inside][0].tolist()
+        raise UserError(f"A stroke lies outside {picture}, which is {size[1]} x {size[0]} pixels: run {wrong[:3]}.")
+    if labels.min() < 0 or labels.max() > 255:
+        raise UserError(f"A class id is 0 to 254, or 255 to erase; got {labels[(labels < 0) | (labels > 255)][0]}.")
+    return given.astype(np.int32)
+
+
+def _checked_color(color: Sequence[int]) -> list[int]:
+    values = list(color) if isinstance(color, (list, tuple)) else []
+    if len(values) != 3 or any(isinstance(c, bool) or not isinstance(c, int) or not 0 <= c <= 255 for c in values):
+        raise UserError(f"A colour is three whole numbers from 0 to 255, got {color!r}.")
+    return values

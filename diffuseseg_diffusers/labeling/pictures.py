@@ -1,0 +1,129 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The pictures of a folder that are labelled: of any format that `segment` reads, for the model and for the eye."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..data.channels import to_rgb
+from ..data.image_processor import DiffuseSegImageProcessor, open_image, to_eight_bit
+from ..data.rasters.base import Window
+from ..data.rasters.opening import find_rasters, is_raster, open_raster
+from ..runs.errors import UserError
+
+
+MAX_PIXELS = 2**24  # of a picture; larger ones are to be cut first
+SQUEEZED = 4  # times as many pixels along an axis as the model sees: worth a line
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the folder.
+
+    Args:
+        name (`str`): Its path below the folder, with `/`.
+        path (`Path`): Where it is.
+        size (two `int`): Height and width in pixels.
+    """
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+
+    def stamp(self) -> str:
+        """What tells one state of the file from another."""
+        stat = os.stat(self.path)
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+    def read(self) -> PIL.Image.Image | np.ndarray:
+        """The picture: an image that Pillow decodes, or an array `[H, W, C]` of a format that it does not.
+
+        Raises:
+            UserError: It cannot be read, or has changed its size.
+        """
+        image: PIL.Image.Image | np.ndarray
+        if is_raster(self.path):
+            with open_raster(self.path) as raster:
+                image = raster.read(0, Window(0, 0, *raster.size)).transpose(1, 2, 0)
+            size = image.shape[:2]
+        else:
+            image = open_image(self.path)
+            size = (image.height, image.width)
+        if size != self.size:
+            raise UserError(f"{self.name} was {self.size[1]} x {self.size[0]} pixels and is now {size[1]} x {size[0]}.")
+        return image
+
+    def pixels(self, processor: DiffuseSegImageProcessor, size: tuple[int, int]) -> torch.Tensor:
+        """What the model sees: `[1, C, H, W]` in [-1, 1]."""
+        return processor.preprocess(processor.load([self.read()]), *size)
+
+    def shown(self) -> PIL.Image.Image:
+        """What people see, of mode "L" or "RGB"; of many channels the first three, each over its own range."""
+        image = self.read()
+        if isinstance(image, PIL.Image.Image):
+            return to_eight_bit(image)
+        if image.dtype == np.uint8 and image.shape[2] in (1, 3):
+            return PIL.Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+        values = image.transpose(2, 0, 1)[:3].astype(np.float32)
+        low, high = (f(values, axis=(1, 2), keepdims=True) for f in (np.nanmin, np.nanmax))
+        return PIL.Image.fromarray(to_rgb(np.nan_to_num((values - low) / np.maximum(high - low, 1e-12))))
+
+
+def find_pictures(folder: Path, model_size: tuple[int, int]) -> tuple[dict[str, Picture], dict[str, str], list[str]]:
+    """The pictures below a folder.
+
+    Args:
+        folder (`Path`): Where to look; links that lead out of it are not followed.
+        model_size (two `int`): Height and width that the model sees.
+
+    Returns:
+        The pictures by name; those that are left out, by name, with the reason; lines that ought to be said.
+
+    Raises:
+        UserError: There is no such folder, or no picture in it that can be opened.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    root = Path(os.path.realpath(folder))
+    found: dict[str, Picture] = {}
+    left_out: dict[str, str] = {}
+    squeezed = []
+    for path in find_rasters(folder):
+        name = path.relative_to(folder).as_posix()
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            left_out[name] = "is a link that leads out of the folder"
+            continue
+        try:
+            with open_raster(path) as raster:
+                size, planes = (raster.height, raster.width), raster.planes
+        except UserError as error:
+            left_out[name] = str(error)
+            continue
+        if size[0] * size[1] > MAX_PIXELS:
+            left_out[name] = f"has {size[1]} x {size[0]} pixels, {MAX_PIXELS:,} are the most; cut it into pieces"
+        elif planes > 1:
+            left_out[name] = f"has {planes} planes; save those that are to be labelled one by one"
+        else:
+            found[name] = Picture(name, path, size)
+            if max(n / m for n, m in zip(size, model_size)) >= SQUEEZED:
+                squeezed.append(name)
+    if not found:
+        why = next((f": {name} {reason}" for name, reason in left_out.items()), "")
+        raise UserError(f"There are no pictures in {folder} that can be labelled{why}.")
+    notes = []
+    if left_out:
+        first = next(iter(left_out))
+        notes.append(
+            f"{len(left_out)} of {len(left_out) + len(found)} pictures are left out: {first} {left_out[first]}"
+        )
+    if squeezed:
+        height, width = model_size
+        notes.append(
+            f"{len(squeezed)} pictures are {SQUEEZED} times as large as what the model sees ({width} x {height}) or "
+            f"larger, {squeezed[0]} among them: small things are lost; cut them into pieces."
+        )
+    return found, left_out, notes

@@ -1,0 +1,49 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Pixels of strokes and regions of masks."""
+
+import numpy as np
+from scipy.ndimage import label
+
+from .journal import UNLABELED
+
+
+def to_runs(region: np.ndarray, label: int) -> list[list[int]]:
+    """A region as the runs of a stroke.
+
+    Args:
+        region (`np.ndarray`): Boolean `[H, W]`.
+        label (`int`): Its class id.
+
+    Returns:
+        `list` of `[row, first column, column behind the last, label]`.
+    """
+    edges = np.diff(np.pad(region.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    stops = np.nonzero(edges == -1)[1]
+    return [[int(y), int(a), int(b), label] for y, a, b in zip(rows, starts, stops)]
+
+
+def sparse_pixels(ids: np.ndarray, strokes: np.ndarray, each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """So many pixels of each stroke at most, evenly spread over it.
+
+    Args:
+        ids (`np.ndarray`): `[H, W]` uint8, 255 without a label.
+        strokes (`np.ndarray`): `[H, W]` int32, numbers of strokes.
+        each (`int`): How many.
+
+    Returns:
+        `[P, 2]` int64, y and x; `[P]` int64 class ids; `[P]` int64 numbers of strokes.
+    """
+    where = np.flatnonzero(ids != UNLABELED)
+    order = where[np.argsort(strokes.ravel()[where], kind="stable")]
+    numbers, starts, counts = np.unique(strokes.ravel()[order], return_index=True, return_counts=True)
+    kept = [order[a + np.linspace(0, n - 1, min(n, each)).round().astype(int)] for a, n in zip(starts, counts)]
+    chosen = np.concatenate(kept) if len(numbers) else np.zeros(0, np.int64)
+    pixels = np.stack(np.divmod(chosen, ids.shape[1]), 1)
+    return pixels, ids.ravel()[chosen].astype(np.int64), strokes.ravel()[chosen].astype(np.int64)
+
+
+def connected_region(mask: np.ndarray, y: int, x: int) -> np.ndarray:
+    """The pixels of one class that are connected with one along rows and columns: boolean `[H, W]`."""
+    regions, _ = label(mask == mask[y, x])
+    return regions == regions[y, x]

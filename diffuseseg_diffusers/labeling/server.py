@@ -1,0 +1,413 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A labelling session on a page: routes, and what guards them.
+
+Nothing of a request becomes a path: pictures are found by their names in the session. Every route but the page's own
+files wants the token of the address. Class ids travel as bytes and numbers, never as colours.
+"""
+
+import base64
+import hmac
+import io
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import BackgroundTasks, Depends, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..runs.errors import UserError
+from .export import export_session
+from .regions import to_runs
+from .session import PIPELINE, LabelSession
+
+
+STATIC = Path(__file__).parent / "static"
+MAX_BODY = 2**24  # bytes
+PLACES = 5  # that are suggested in a picture
+
+
+class Strict(BaseModel):
+    """A body without unknown fields or numbers in the guise of text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class StrokeBody(Strict):
+    picture: str
+    runs: list[list[int]] = Field(min_length=1)  # of four numbers each, which the session checks
+    revision: int = Field(ge=0)
+
+
+class AcceptBody(Strict):
+    picture: str
+    y: int
+    x: int
+    revision: int = Field(ge=0)
+
+
+class ClassBody(Strict):
+    name: str | None = None
+    color: list[int] | None = None
+
+
+class MergeBody(Strict):
+    into: int
+
+
+class MasksBody(Strict):
+    pictures: list[str] = Field(max_length=10_000)
+
+
+class PushBody(Strict):
+    repo_id: str
+    token: str
+    private: bool = True
+
+
+class StaleError(Exception):
+    """The page knows a later state than there is: it is of another session."""
+
+
+class TokenError(Exception):
+    """The request does not know the token."""
+
+
+class App:
+    """A session, the work in its background, and what the page may ask for.
+
+    Args:
+        session ([`LabelSession`]): What is labelled.
+        save (`Callable`): Saves the fitted pipeline into an empty folder.
+        push (`Callable`): Uploads a folder: called with it, the repository, the token, and whether it is private;
+            returns an address.
+    """
+
+    def __init__(
+        self,
+        session: LabelSession,
+        save: Callable[[Path], None],
+        push: Callable[[Path, str, str, bool], str],
+    ):
+        self.session, self.save, self.push = session, save, push
+        self.progress = (0, len(session.pictures))
+        self.error: str | None = None  # that ended the extraction
+        self.finishing: dict[str, Any] = {"state": "idle"}
+        self.finished_at: int | None = None  # revision that the pipeline follows from
+        self._busy = threading.Lock()
+
+    def start(self) -> threading.Thread:
+        """Extracts features in the background."""
+
+        def work() -> None:
+            try:
+                self.session.extract(self._set_progress)
+            except Exception as error:  # shown on the page and in the terminal
+                self.error = str(error)
+                print(f"error: {error}", flush=True)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
+
+    def _set_progress(self, done: int, total: int) -> None:
+        self.progress = (done, total)
+
+    def state(self) -> dict[str, Any]:
+        """All that the page shows beside the picture."""
+        session = self.session
+        counts: dict[str, int] = {}
+        for stroke in session.journal.active():
+            counts[stroke.picture] = counts.get(stroke.picture, 0) + 1
+        pictures = [
+            {
+                "name": p.name,
+                "height": p.size[0],
+                "width": p.size[1],
+                "strokes": counts.get(p.name, 0),
+                "ready": p.name in session.ready,
+            }
+            for p in list(session.pictures.values())
+        ]
+        return {
+            "revision": session.revision,
+            "classes": [vars(c) for c in session.classes],
+            "pictures": pictures,
+            "left_out": session.left_out,
+            "notes": session.notes,
+            "progress": {"done": self.progress[0], "total": self.progress[1], "error": self.error},
+            "finish": self.finishing,
+        }
+
+    def finish(self) -> None:
+        """Fits the full recipe and saves the pipeline; in the background, one at a time."""
+        if not self._busy.acquire(blocking=False):
+            raise UserError("The head is being fitted already; wait for it.")
+        revision, began = self.session.revision, time.perf_counter()
+        self.finishing = {"state": "running"}
+
+        def work() -> None:
+            try:
+                self.session.finish()
+                self.save(self.session.folder / PIPELINE)
+                self.finished_at = revision
+                seconds = round(time.perf_counter() - began, 1)
+                self.finishing = {"state": "done", "seconds": seconds, "folder": str(self.session.folder / PIPELINE)}
+            except Exception as error:
+                self.finishing = {"state": "failed", "error": str(error)}
+            finally:
+                self._busy.release()
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def pipeline(self) -> Path | None:
+        """Folder of the fitted pipeline, if there is one."""
+        folder = self.session.folder / PIPELINE
+        return folder if folder.is_dir() and not self._busy.locked() else None
+
+
+class BodyLimit:
+    """Refuses bodies that are too large before they are read whole."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if int(headers.get(b"content-length", b"0") or 0) > MAX_BODY or b"transfer-encoding" in headers:
+            message = f"A request may have {MAX_BODY:,} bytes, and has to say how many it has."
+            await JSONResponse({"error": message}, 413)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class NoCache:
+    """Answers are never kept by the browser: the same address is another session tomorrow."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                policy = b"default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
+                message["headers"] = [
+                    *message["headers"],
+                    (b"cache-control", b"no-store"),
+                    (b"content-security-policy", policy),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+
+def create_app(
+    session: LabelSession,
+    token: str | None,
+    save: Callable[[Path], None],
+    push: Callable[[Path, str, str, bool], str],
+) -> FastAPI:
+    """The page of a session, for uvicorn.
+
+    Args:
+        session ([`LabelSession`]): What is labelled.
+        token (`str`, *optional*): What every request has to know; without one, whoever reaches the address may label.
+        save, push (`Callable`): See [`App`].
+
+    Returns:
+        `fastapi.FastAPI`, with the [`App`] as `state.app`.
+    """
+
+    def check(authorization: Annotated[str, Header()] = "") -> None:
+        if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise TokenError("The token is missing or wrong; open the address that the terminal shows.")
+
+    app = App(session, save, push)
+    api = FastAPI(title="DiffuseSeg", docs_url=None, redoc_url=None, openapi_url=None)
+    api.state.app = app
+    guarded = [Depends(check)]
+    _add_errors(api)
+    _add_label_routes(api, app, guarded)
+    _add_view_routes(api, app, guarded)
+    _add_result_routes(api, app, guarded)
+    api.mount("/", StaticFiles(directory=STATIC, html=True))
+    for middleware in (GZipMiddleware, BodyLimit, NoCache):
+        api.add_middleware(middleware)
+    return api
+
+
+def _add_errors(api: FastAPI) -> None:
+    def answer(status: int) -> Callable:
+        def handle(_: Request, error: Exception) -> JSONResponse:
+            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            return JSONResponse({"error": text}, status)
+
+        return handle
+
+    def unfit(_: Request, error: Exception) -> JSONResponse:
+        first = error.errors()[0]  # type: ignore[attr-defined]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return JSONResponse({"error": f"The request does not fit: {where}: {first['msg']}."}, 422)
+
+    api.add_exception_handler(UserError, answer(400))
+    api.add_exception_handler(StaleError, answer(409))
+    api.add_exception_handler(OSError, answer(507))
+    api.add_exception_handler(TokenError, answer(401))
+    api.add_exception_handler(RequestValidationError, unfit)
+
+
+def _add_label_routes(api: FastAPI, app: App, guarded: list) -> None:
+    session = app.session
+
+    def known(revision: int) -> None:
+        if revision > session.revision:
+            raise StaleError(
+                f"This page knows revision {revision}, but the session is at {session.revision}: it is another "
+                f"session, or was put back; reload the page."
+            )
+
+    def answer(body: StrokeBody | AcceptBody, runs: Sequence[Sequence[int]], kind: str) -> dict:
+        """Draws, and tells the page whether another one changed the picture since it last looked."""
+        before = session.journal.changed.get(body.picture, 0)
+        number = session.draw(body.picture, runs, kind)
+        return {"number": number, "revision": session.revision, "stale": before > body.revision}
+
+    @api.post("/api/strokes", dependencies=guarded)
+    def draw(body: StrokeBody) -> dict:
+        known(body.revision)
+        return answer(body, body.runs, "stroke")
+
+    @api.post("/api/accept", dependencies=guarded)
+    def accept(body: AcceptBody) -> dict:
+        known(body.revision)
+        region, label = session.accept(body.picture, body.y, body.x)
+        runs = to_runs(region, label)
+        return {**answer(body, runs, "accept"), "runs": runs}
+
+    @api.post("/api/strokes/{number}/undo", dependencies=guarded)
+    def undo(number: int) -> dict:
+        session.undo(number)
+        return {"revision": session.revision}
+
+    @api.post("/api/strokes/{number}/redo", dependencies=guarded)
+    def redo(number: int) -> dict:
+        session.redo(number)
+        return {"revision": session.revision}
+
+    @api.post("/api/classes", dependencies=guarded)
+    def add_class(body: ClassBody) -> dict:
+        return vars(session.add_class(body.name or "", body.color))
+
+    @api.patch("/api/classes/{label}", dependencies=guarded)
+    def change_class(label: int, body: ClassBody) -> dict:
+        return vars(session.change_class(label, body.name, body.color))
+
+    @api.post("/api/classes/{label}/merge", dependencies=guarded)
+    def merge(label: int, body: MergeBody) -> dict:
+        session.merge_classes(label, body.into)
+        return {"revision": session.revision}
+
+
+def _add_view_routes(api: FastAPI, app: App, guarded: list) -> None:
+    session = app.session
+
+    @api.get("/api/state", dependencies=guarded)
+    def state() -> dict:
+        return app.state()
+
+    @api.get("/api/image", dependencies=guarded)
+    def image(picture: str, side: Annotated[int | None, Query(ge=16, le=1024)] = None) -> Response:
+        shown = session.picture(picture).shown()
+        if side is not None:
+            shown.thumbnail((side, side))
+        buffer = io.BytesIO()
+        shown.save(buffer, "png", compress_level=1)
+        return Response(buffer.getvalue(), media_type="image/png")
+
+    @api.get("/api/labels", dependencies=guarded)
+    def labels(picture: str) -> Response:
+        numbers = ",".join(str(s.number) for s in session.journal.active(picture))
+        headers = {"X-Revision": str(session.revision), "X-Strokes": numbers}
+        return Response(session.labels(picture).tobytes(), media_type="application/octet-stream", headers=headers)
+
+    @api.get("/api/mask", dependencies=guarded)
+    def mask(picture: str) -> Response:
+        """Class ids, then uncertainty from 0 to 255, each a byte a pixel."""
+        began = time.perf_counter()
+        prediction = session.predict(picture) if picture in session.ready else None
+        if prediction is None:
+            session.picture(picture)
+            return Response(status_code=204, headers={"X-Revision": str(session.revision)})
+        head = session.head
+        most = max(float(np.log(len(head.classes) * len(head.weight))), 1e-6) if head else 1.0
+        doubt = (prediction.uncertainty / most * 255).clip(0, 255).astype(np.uint8)
+        headers = {
+            "X-Revision": str(prediction.revision),
+            "X-Milliseconds": f"{1000 * (time.perf_counter() - began):.0f}",
+        }
+        content = prediction.mask.tobytes() + doubt.tobytes()
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    @api.post("/api/masks", dependencies=guarded)
+    def masks(body: MasksBody) -> dict:
+        found = session.small_masks(body.pictures)
+        return {
+            "revision": session.head_revision,
+            "masks": {
+                name: {"height": m.shape[0], "width": m.shape[1], "ids": base64.b64encode(m.tobytes()).decode()}
+                for name, m in found.items()
+            },
+        }
+
+    @api.get("/api/suggestions", dependencies=guarded)
+    def suggestions(picture: str | None = None) -> dict:
+        found = session.suggest(picture, PLACES)
+        return {
+            "revision": session.revision,
+            "ranking": [{"picture": s.picture, "gain": s.gain, "reason": s.reason} for s in found],
+            "places": {
+                s.picture: [{"y": y, "x": x, "reason": why} for y, x, why in s.places] for s in found if s.places
+            },
+        }
+
+
+def _add_result_routes(api: FastAPI, app: App, guarded: list) -> None:
+    session = app.session
+
+    @api.post("/api/finish", dependencies=guarded)
+    def finish() -> dict:
+        app.finish()
+        return app.finishing
+
+    @api.get("/api/download", dependencies=guarded)
+    def download(background: BackgroundTasks) -> FileResponse:
+        scratch = Path(tempfile.mkdtemp(prefix="diffuseseg-export-"))
+        try:
+            export_session(session, scratch / "labels", app.pipeline())
+            archive = shutil.make_archive(str(scratch / "labels"), "zip", scratch / "labels")
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        background.add_task(shutil.rmtree, scratch, ignore_errors=True)
+        return FileResponse(archive, filename="labels.zip", background=background)
+
+    @api.post("/api/push", dependencies=guarded)
+    def push(body: PushBody) -> dict:
+        """Uploads the pipeline; the token is used for this and forgotten."""
+        if app.pipeline() is None:
+            raise UserError('There is no fitted pipeline yet; press "Finish" first.')
+        return {"url": app.push(app.pipeline(), body.repo_id, body.token, body.private)}

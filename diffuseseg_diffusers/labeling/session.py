@@ -1,0 +1,426 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A labelling session without a web: pictures, strokes, masks that follow them, and what to label next."""
+
+import io
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..data.image_processor import DiffuseSegImageProcessor
+from ..data.labeled import LabeledImages
+from ..heads.ensemble import PixelClassifierEnsemble
+from ..heads.fit import recipe_extractor
+from ..heads.recipes import Recipe, find_recipe
+from ..heads.sparse import fit_sparse_head
+from ..pipeline_composed import weights_fingerprint
+from ..runs.errors import UserError
+from ..runs.files import read_record, try_lock_folder, write_record
+from ..segmenter import HeadSegmenter
+from .features import FeatureStore, Kept, model_key, places, sample_pixels
+from .journal import UNLABELED, Journal, LabelClass
+from .live import PIXELS, LiveHead, Sampled
+from .pictures import Picture, find_pictures
+from .regions import connected_region, sparse_pixels
+from .suggestions import Advice, Rule, Suggestion
+
+
+COMMAND = "app"
+JOURNAL = "strokes.jsonl"
+FEATURES, EXPORT, PIPELINE = "features", "export", "pipeline"
+KEPT = 2**29  # bytes of features that are kept in memory
+FINISH_PIXELS = 64  # of every stroke that the first head of "Finish" learns from
+
+
+@dataclass
+class Prediction:
+    """What the live head makes of a picture.
+
+    Args:
+        mask (`np.ndarray`): `[H, W]` uint8 class ids.
+        uncertainty (`np.ndarray`): `[H, W]` float32 in nats, see [`LiveHead.predict`].
+        revision (`int`): State of the session that it follows from.
+    """
+
+    mask: np.ndarray
+    uncertainty: np.ndarray
+    revision: int
+
+
+class LabelSession:
+    """Pictures and what is known of them. Every method may be called from any thread.
+
+    Args:
+        pipe ([`HeadSegmenter`]): The frozen model; a head that it has is left alone until [`~LabelSession.finish`].
+        images (path): Folder with the pictures, of any format that `segment` reads.
+        folder (path): Of the session: strokes, features, results. The same folder is the same session again.
+        class_names (sequence of `str`, *optional*): Classes to begin with, in a session that has none.
+        recipe (`str` or [`Recipe`]): Which features are read, and how [`~LabelSession.finish`] fits.
+
+    Raises:
+        UserError: There are no pictures, the folder holds something else or another process is at work in it, or the
+            model has no features.
+    """
+
+    def __init__(
+        self,
+        pipe: HeadSegmenter,
+        images: str | os.PathLike,
+        folder: str | os.PathLike,
+        class_names: Sequence[str] = (),
+        recipe: str | Recipe = "default",
+    ):
+        if not isinstance(pipe, HeadSegmenter):
+            raise UserError("The model is a student, which has no features to learn from; give a diffusion model.")
+        self.pipe, self.recipe, self.folder, self.images = pipe, find_recipe(recipe), Path(folder), Path(images)
+        self.extractor = recipe_extractor(pipe, self.recipe)
+        self.pictures, self.left_out, self.notes = find_pictures(self.images, self.extractor.size)
+        self._open_folder()
+        self.journal = Journal(self.folder / JOURNAL)
+        if not self.journal.classes and not self.journal.merged:
+            for name in class_names:
+                self.journal.add_class(name)
+        self.processor = DiffuseSegImageProcessor(self.extractor.in_channels, pipe.channels)
+        self._set_aside()
+
+        models = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+        frozen = [m for m in models if not isinstance(m, PixelClassifierEnsemble)]
+        key = model_key(pipe, self.extractor, weights_fingerprint(*frozen))
+        self.store = FeatureStore(self.extractor, self.folder / FEATURES / key, self._pixels, self._stamp)
+        self.ready: dict[str, Kept] = {}  # of pictures whose features are there
+        self.head: LiveHead | None = None
+        self.head_revision = -1
+        self._grids: dict[str, torch.Tensor] = {}
+        self._rule: tuple[tuple[str, ...], Rule] | None = None
+        self._samples: dict[str, tuple[int, Sampled]] = {}
+        self._lock = threading.RLock()
+
+    # Opening.
+
+    def _open_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file, and a folder is needed for the session.")
+        record = read_record(self.folder) if self.folder.is_dir() else None
+        if record is None and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} holds files that are no session; choose another folder for it.")
+        if record is not None and record["command"] != COMMAND:
+            raise UserError(f"{self.folder} was made by `diffuseseg {record['command']}`; choose another folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not try_lock_folder(self.folder):
+            raise UserError(f"Another process has the session in {self.folder} open; end it first.")
+        if record is None:
+            write_record(self.folder, COMMAND, [JOURNAL, f"{FEATURES}/*", f"{EXPORT}/*", f"{PIPELINE}/*"])
+
+    def _set_aside(self) -> None:
+        """Leaves out pictures that changed their size since they were labelled, and says which are gone."""
+        gone = set()
+        for stroke in self.journal.active():
+            picture = self.pictures.get(stroke.picture)
+            if picture is None:
+                gone.add(stroke.picture)
+            elif picture.size != stroke.size:
+                self.left_out[stroke.picture] = (
+                    f"was {stroke.size[1]} x {stroke.size[0]} pixels when it was labelled and is now "
+                    f"{picture.size[1]} x {picture.size[0]}; its strokes are kept for the old one"
+                )
+                self.notes.append(f"{stroke.picture} {self.left_out[stroke.picture]}.")
+                del self.pictures[stroke.picture]
+        gone -= set(self.left_out)
+        if gone:
+            self.notes.append(f"{len(gone)} labelled pictures are gone, {min(gone)} too; their strokes are kept.")
+        if not self.pictures:
+            raise UserError(f"There are no pictures in {self.images} of the size that they were labelled at.")
+
+    def picture(self, name: str) -> Picture:
+        """A picture by its name.
+
+        Raises:
+            UserError: There is none of that name.
+        """
+        if name not in self.pictures:
+            raise UserError(f"There is no picture {name!r} in this session.")
+        return self.pictures[name]
+
+    def _pixels(self, name: str) -> torch.Tensor:
+        return self.picture(name).pixels(self.processor, self.extractor.size)
+
+    def _stamp(self, name: str) -> str:
+        return self.picture(name).stamp()
+
+    # Features.
+
+    def extract(self, progress: Callable[[int, int], None] | None = None, names: Sequence[str] | None = None) -> None:
+        """Extracts the features of all pictures; those that are there already are used.
+
+        A picture that cannot be decoded is left out, with the reason in `left_out`.
+
+        Args:
+            progress (`Callable`, *optional*): Called with how many pictures are done, and how many there are.
+            names (sequence of `str`, *optional*): Pictures to begin with.
+
+        Raises:
+            UserError: No picture can be decoded.
+        """
+        order = [*(names or ()), *(name for name in list(self.pictures) if name not in (names or ()))]
+        total = len(order)
+        for done, name in enumerate(order):
+            if progress:
+                progress(done, total)
+            if name in self.ready or name not in self.pictures:
+                continue
+            try:
+                if not self.store.has(name):
+                    self.store.extract(name, [*self.pictures])
+                kept = Kept(**{part: self.store.read(name, part) for part in ("small", "pixels", "probes")})
+            except UserError as error:
+                with self._lock:
+                    self.left_out[name] = str(error)
+                    del self.pictures[name]
+                continue
+            with self._lock:
+                self.ready[name] = kept
+        if not self.pictures:
+            raise UserError(f"No picture in {self.images} can be used: {next(iter(self.left_out.values()))}")
+        if progress:
+            progress(total, total)
+
+    def grid(self, name: str) -> torch.Tensor:
+        """Features of a picture, `[D, h, w]` float16."""
+        with self._lock:
+            if name not in self._grids:
+                self._check_ready(name)
+                new = self.store.read(name, "grid")
+                while self._grids and sum(g.nbytes for g in self._grids.values()) + new.nbytes > KEPT:
+                    self._grids.pop(next(iter(self._grids)))
+                self._grids[name] = new
+            return self._grids[name]
+
+    def _check_ready(self, name: str) -> None:
+        self.picture(name)
+        if name not in self.ready:
+            raise UserError(f"The features of {name} are not extracted yet; wait for it, or call `extract()`.")
+
+    # Labels.
+
+    @property
+    def classes(self) -> list[LabelClass]:
+        """The classes, in their order."""
+        return list(self.journal.classes.values())
+
+    @property
+    def revision(self) -> int:
+        """Counts all changes of strokes and classes."""
+        return self.journal.revision
+
+    def labels(self, name: str) -> np.ndarray:
+        """The labels of a picture, `[H, W]` uint8 class ids, 255 where there is none."""
+        with self._lock:
+            return self.journal.resolved(self.journal.labels(name, self.picture(name).size).ids)
+
+    def draw(self, name: str, runs: Sequence[Sequence[int]], kind: str = "stroke") -> int:
+        """Adds a stroke to a picture, on the disk before it returns; see [`Journal.draw`]."""
+        with self._lock:
+            return self.journal.draw(name, self.picture(name).size, runs, kind)
+
+    def undo(self, number: int) -> None:
+        """Takes a stroke back."""
+        with self._lock:
+            self.journal.set_undone(number, True)
+
+    def redo(self, number: int) -> None:
+        """Takes a stroke back in."""
+        with self._lock:
+            self.journal.set_undone(number, False)
+
+    def add_class(self, name: str, color: Sequence[int] | None = None) -> LabelClass:
+        """Adds a class; see [`Journal.add_class`]."""
+        with self._lock:
+            return self.journal.add_class(name, color)
+
+    def change_class(self, label: int, name: str | None = None, color: Sequence[int] | None = None) -> LabelClass:
+        """Renames or recolours a class."""
+        with self._lock:
+            return self.journal.change_class(label, name, color)
+
+    def merge_classes(self, label: int, into: int) -> None:
+        """Makes all that has one class have another."""
+        with self._lock:
+            self.journal.merge_classes(label, into)
+
+    # The live head.
+
+    def fit_live(self) -> LiveHead | None:
+        """Fits the live head on all strokes, unless it is up to date; `None` while there are fewer than two classes."""
+        with self._lock:
+            if self.head_revision != self.revision:
+                known = self._labelled()
+                if len(known.labels.unique()) < 2 or not self.ready:
+                    self.head = None
+                else:
+                    each = max(8, 4096 // len(self.ready))
+                    unlabeled = torch.cat([kept.pixels[:each] for kept in self.ready.values()]).float()
+                    self.head = LiveHead.fit(known, unlabeled)
+                self.head_revision = self.revision
+            return self.head
+
+    def predict(self, name: str) -> Prediction | None:
+        """The mask of a picture from the strokes on all of them; `None` while there are fewer than two classes."""
+        with self._lock:
+            head, revision, size = self.fit_live(), self.head_revision, self.picture(name).size
+            grid = self.grid(name) if head else None
+        if head is None:
+            return None
+        mean, uncertainty = head.predict(grid.flatten(1).T)
+        maps = torch.cat([mean.T, uncertainty[None]]).unflatten(1, grid.shape[1:])[None]  # [1,C+1,h,w]
+        if maps.shape[-2:] != size:
+            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        ids = torch.tensor(head.classes, dtype=torch.uint8)[maps[0, :-1].max(0).indices]
+        return Prediction(ids.numpy(), maps[0, -1].numpy(), revision)
+
+    def small_masks(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Masks of pictures at 32 pixels a side at most, uint8 class ids; without those that are not ready."""
+        with self._lock:
+            head = self.fit_live()
+            maps = {name: self.ready[name].small for name in names if name in self.ready}
+        if head is None or not maps:
+            return {}
+        ids = torch.tensor(head.classes, dtype=torch.uint8)
+        mean, _ = head.predict(torch.cat([m.flatten(1).T for m in maps.values()]))
+        parts = ids[mean.max(1).indices].split([m[0].numel() for m in maps.values()])
+        return {name: part.view(m.shape[1:]).numpy() for (name, m), part in zip(maps.items(), parts)}
+
+    def accept(self, name: str, y: int, x: int) -> tuple[np.ndarray, int]:
+        """The connected region of the prediction around a pixel, to be drawn with [`~LabelSession.draw`].
+
+        Returns:
+            Boolean `[H, W]`, and its class id.
+
+        Raises:
+            UserError: There is no prediction, or the pixel is outside.
+        """
+        height, width = self.picture(name).size
+        if not (0 <= y < height and 0 <= x < width):
+            raise UserError(f"The pixel {x}, {y} lies outside {name}, which is {width} x {height} pixels.")
+        found = self.predict(name)
+        if found is None:
+            raise UserError("There is no prediction yet; draw strokes of two classes first.")
+        return connected_region(found.mask, y, x), int(found.mask[y, x])
+
+    def finish(self, num_members: int = 10, show_progress: bool = True) -> PixelClassifierEnsemble:
+        """Fits the head of the full recipe on all strokes and gives it to the pipeline.
+
+        Strokes may go on meanwhile; they are not of it.
+
+        Returns:
+            [`PixelClassifierEnsemble`], also `pipe.segmentation_head` from now on.
+
+        Raises:
+            UserError: Fewer than two classes are labelled.
+        """
+        with self._lock:
+            dataset, first = self.labeled_images(), self.labeled_images(FINISH_PIXELS)
+        masks = [example.mask for example in first]
+        head = fit_sparse_head(self.pipe, dataset, self.recipe, masks, num_members, show_progress=show_progress)
+        self.pipe.segmentation_head = head
+        return head
+
+    def labelled_names(self) -> list[str]:
+        """Names of the pictures in which something is labelled, in their order."""
+        with self._lock:
+            drawn = {stroke.picture for stroke in self.journal.active()}
+            return [name for name in self.pictures if name in drawn and (self.labels(name) != UNLABELED).any()]
+
+    def labeled_images(self, each: int | None = None) -> LabeledImages:
+        """The labelled pictures as [`fit_segmentation_head`] and all others read them; ids have no gaps.
+
+        Args:
+            each (`int`, *optional*): Of every stroke so many pixels at most.
+
+        Raises:
+            UserError: Nothing is labelled.
+        """
+        from datasets import Dataset, Features, Image  # of the extra `train`; strokes and masks do without
+
+        rows: dict[str, list] = {"image": [], "mask": []}
+        for name in self.labelled_names():
+            ids = self.labels(name)
+            if each is not None:
+                strokes = self.journal.labels(name, self.picture(name).size).strokes
+                kept = tuple(sparse_pixels(ids, strokes, each)[0].T)
+                chosen = np.full_like(ids, UNLABELED)
+                chosen[kept] = ids[kept]
+                ids = chosen
+            buffer = io.BytesIO()
+            PIL.Image.fromarray(self.compact_ids(ids)).save(buffer, "png")
+            rows["image"].append(str(self.picture(name).path))
+            rows["mask"].append({"bytes": buffer.getvalue(), "path": None})
+        if not rows["image"]:
+            raise UserError("Nothing is labelled yet; draw strokes first.")
+        columns = Features({"image": Image(decode=False), "mask": Image(decode=False)})
+        names, palette = [c.name for c in self.classes], [c.color for c in self.classes]
+        dataset = Dataset.from_dict(rows, features=columns)
+        return LabeledImages(dataset, label_names=names, palette=palette, channels=self.pipe.channels)
+
+    def compact_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Class ids of the session as those of datasets and heads, 0, 1, 2, … without gaps; 255 stays."""
+        table = np.full(256, UNLABELED, np.uint8)
+        for number, own in enumerate(self.classes):
+            table[own.id] = number
+        return table[ids]
+
+    def _labelled(self) -> Sampled:
+        """The labelled pixels that are learnt from."""
+        parts = []
+        for name in self._labelled_pictures():
+            version = self.journal.changed[name]
+            if name not in self._samples or self._samples[name][0] != version:
+                self._samples[name] = (version, self._sampled(name))
+            parts.append(self._samples[name][1])
+        return Sampled.together(parts)
+
+    def _labelled_pictures(self) -> list[str]:
+        names = dict.fromkeys(stroke.picture for stroke in self.journal.active())
+        return [name for name in names if name in self.ready]
+
+    def _sampled(self, name: str) -> Sampled:
+        size, grid = self.pictures[name].size, self.grid(name)
+        labels = self.journal.labels(name, size)
+        chosen, ids, strokes = sparse_pixels(self.journal.resolved(labels.ids), labels.strokes, PIXELS)
+        pixels = torch.from_numpy(chosen)
+        around = sample_pixels(places(grid), pixels, size)
+        return Sampled(sample_pixels(grid, pixels, size), torch.from_numpy(ids), torch.from_numpy(strokes), around)
+
+    # What to label next.
+
+    def suggest(self, places_of: str | None = None, count: int = 5) -> list[Suggestion]:
+        """Ranks the pictures by what labelling them would bring, the best first, and says where to begin.
+
+        Args:
+            places_of (`str`, *optional*): Name of the picture whose places are wanted; the best picture's if not given.
+            count (`int`, defaults to 5): How many places.
+
+        Returns:
+            list of [`Suggestion`], of all pictures whose features are there.
+        """
+        with self._lock:
+            names = tuple(self.ready)
+            if not names:
+                return []
+            if self._rule is None or self._rule[0] != names:
+                self._rule = (names, Rule([self.ready[name].probes for name in names]))
+            head, labelled, rule = self.fit_live(), self._labelled().around, self._rule[1]
+            advice = Advice(rule, head, labelled, {c.id: c.name for c in self.classes})
+        found = advice.pictures(names)
+        chosen = next((s for s in found if s.picture == (places_of or found[0].picture)), None)
+        if chosen is not None and count > 0:
+            with self._lock:
+                grid, drawn = self.grid(chosen.picture), self.labels(chosen.picture) != UNLABELED
+            chosen.places = advice.places(places(grid), drawn, count)
+        return found

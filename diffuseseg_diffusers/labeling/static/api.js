@@ -1,0 +1,73 @@
+// Requests to the session's server. Errors carry the server's one sentence.
+
+const token = new URLSearchParams(location.search).get("token") ?? "";
+
+export class ServerError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function request(method, path, body) {
+  const headers = { Authorization: `Bearer ${token}` };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch {
+    throw new ServerError("The server does not answer; start `diffuseseg app` again and open its new address.", 0);
+  }
+  if (!response.ok) {
+    const found = await response.json().catch(() => ({}));
+    throw new ServerError(found.error ?? `The server answered ${response.status}.`, response.status);
+  }
+  return response;
+}
+
+const query = (path, values) => `${path}?${new URLSearchParams(values)}`;
+const json = async (method, path, body) => (await request(method, path, body)).json();
+const number = (response, name) => Number(response.headers.get(name));
+
+export const getState = () => json("GET", "api/state");
+export const getSuggestions = (picture) => json("GET", query("api/suggestions", picture ? { picture } : {}));
+export const getSmallMasks = (pictures) => json("POST", "api/masks", { pictures });
+export const sendStroke = (picture, runs, revision) => json("POST", "api/strokes", { picture, runs, revision });
+export const sendAccept = (picture, y, x, revision) => json("POST", "api/accept", { picture, y, x, revision });
+export const setUndone = (stroke, undone) => json("POST", `api/strokes/${stroke}/${undone ? "undo" : "redo"}`);
+export const addClass = (name) => json("POST", "api/classes", { name });
+export const changeClass = (id, change) => json("PATCH", `api/classes/${id}`, change);
+export const mergeClass = (id, into) => json("POST", `api/classes/${id}/merge`, { into });
+export const finish = () => json("POST", "api/finish");
+export const push = (body) => json("POST", "api/push", body);
+
+export async function getImage(picture, side) {
+  const response = await request("GET", query("api/image", side ? { picture, side } : { picture }));
+  return createImageBitmap(await response.blob());
+}
+
+export async function getLabels(picture) {
+  const response = await request("GET", query("api/labels", { picture }));
+  const strokes = response.headers.get("X-Strokes");
+  return {
+    ids: new Uint8Array(await response.arrayBuffer()),
+    revision: number(response, "X-Revision"),
+    strokes: strokes ? strokes.split(",").map(Number) : [],
+  };
+}
+
+// Class ids and uncertainty of a picture, a byte a pixel each; `null` while there is no head.
+export async function getMask(picture) {
+  const response = await request("GET", query("api/mask", { picture }));
+  const revision = number(response, "X-Revision");
+  if (response.status === 204) return { revision, ids: null };
+  const bytes = new Uint8Array(await response.arrayBuffer());
+  const half = bytes.length / 2;
+  const milliseconds = number(response, "X-Milliseconds");
+  return { revision, milliseconds, ids: bytes.subarray(0, half), doubt: bytes.subarray(half) };
+}
+
+export async function download() {
+  const response = await request("GET", "api/download");
+  return response.blob();
+}

@@ -1,0 +1,356 @@
+// The picture on the canvas. Labels are class ids at the picture's own resolution; canvases only show them.
+
+export const UNLABELED = 255;
+
+export class View {
+  constructor(canvas, onStroke, onAccept) {
+    this.canvas = canvas;
+    this.onStroke = onStroke;
+    this.onAccept = onAccept;
+    this.tool = "brush";
+    this.size = 3;
+    this.label = null;
+    this.opacity = { picture: 1, labels: 0.9, mask: 0.45, doubt: 0 };
+    this.colors = new Map();
+    this.places = [];
+    this.stale = false;
+    this.width = this.height = 0;
+    this.cursor = null;
+    new ResizeObserver(() => this.fit()).observe(canvas);
+    canvas.addEventListener("pointerdown", (event) => this.down(event));
+    canvas.addEventListener("pointermove", (event) => this.move(event));
+    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.up(event));
+    canvas.addEventListener("pointerleave", () => { this.pointer = null; this.draw(); });
+    canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
+    canvas.addEventListener("keydown", (event) => this.key(event));
+    canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+    this.pointers = new Map();
+  }
+
+  // A picture with its labels; mask and uncertainty follow with `setMask`.
+  open(image, labels) {
+    this.image = image;
+    const same = this.width === image.width && this.height === image.height;
+    this.width = image.width;
+    this.height = image.height;
+    this.layers = {};
+    for (const name of ["labels", "mask", "doubt"]) {
+      this.layers[name] = new OffscreenCanvas(this.width, this.height);
+    }
+    this.mask = this.doubt = this.stroke = null;
+    this.places = [];
+    this.cursor = { x: this.width >> 1, y: this.height >> 1 };
+    this.setLabels(labels);
+    if (!same || !this.scale) this.fit();
+  }
+
+  setLabels(ids) {
+    this.labels = ids;
+    this.paint("labels", ids);
+    this.draw();
+  }
+
+  setMask(ids, doubt) {
+    this.mask = ids;
+    this.doubt = doubt;
+    this.stale = false;
+    this.paint("mask", ids);
+    if (doubt) this.paintDoubt();
+    this.draw();
+  }
+
+  setColors(classes) {
+    this.colors = new Map(classes.map((own) => [own.id, own.color]));
+    if (!this.image) return;
+    this.paint("labels", this.labels);
+    this.paint("mask", this.mask);
+    this.draw();
+  }
+
+  // Class ids to the pixels of a layer; colours are never read back.
+  paint(name, ids) {
+    const data = new ImageData(this.width, this.height);
+    const pixels = new Uint32Array(data.data.buffer);
+    const table = new Uint32Array(256);
+    for (const [id, [r, g, b]] of this.colors) table[id] = 0xff000000 | (b << 16) | (g << 8) | r;
+    if (ids) for (let i = 0; i < pixels.length; i++) pixels[i] = table[ids[i]];
+    this.layers[name].getContext("2d").putImageData(data, 0, 0);
+  }
+
+  paintDoubt() {
+    const data = new ImageData(this.width, this.height);
+    for (let i = 0; i < this.doubt.length; i++) {
+      data.data.set([255, 255 - this.doubt[i], 0, this.doubt[i]], 4 * i);
+    }
+    this.layers.doubt.getContext("2d").putImageData(data, 0, 0);
+  }
+
+  fit() {
+    const box = this.canvas.getBoundingClientRect();
+    const ratio = devicePixelRatio || 1;
+    this.canvas.width = Math.max(1, Math.round(box.width * ratio));
+    this.canvas.height = Math.max(1, Math.round(box.height * ratio));
+    if (!this.image) return;
+    this.scale = 0.94 * Math.min(this.canvas.width / this.width, this.canvas.height / this.height);
+    this.left = (this.canvas.width - this.scale * this.width) / 2;
+    this.top = (this.canvas.height - this.scale * this.height) / 2;
+    this.draw();
+  }
+
+  zoom(factor, x = this.canvas.width / 2, y = this.canvas.height / 2) {
+    const scale = Math.min(Math.max(this.scale * factor, 0.05), 200);
+    this.left = x - ((x - this.left) * scale) / this.scale;
+    this.top = y - ((y - this.top) * scale) / this.scale;
+    this.scale = scale;
+    this.draw();
+  }
+
+  draw() {
+    if (!this.image || this.queued) return;
+    this.queued = true;
+    requestAnimationFrame(() => {
+      this.queued = false;
+      this.render();
+    });
+  }
+
+  render() {
+    const context = this.canvas.getContext("2d");
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    context.setTransform(this.scale, 0, 0, this.scale, this.left, this.top);
+    context.imageSmoothingEnabled = this.scale < 1;
+    const layers = [["picture", this.image], ["mask", this.mask && this.layers.mask],
+      ["doubt", this.doubt && this.layers.doubt], ["labels", this.layers.labels]];
+    for (const [name, source] of layers) {
+      if (!source || !this.opacity[name]) continue;
+      context.globalAlpha = this.opacity[name] * (name === "mask" && this.stale ? 0.6 : 1);
+      context.drawImage(source, 0, 0);
+    }
+    context.globalAlpha = 1;
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    this.renderPlaces(context);
+    this.renderCursor(context);
+  }
+
+  renderPlaces(context) {
+    const radius = 10 * (devicePixelRatio || 1);
+    context.font = `bold ${radius * 1.2}px system-ui, sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    this.places.forEach((place, i) => {
+      const x = this.left + (place.x + 0.5) * this.scale;
+      const y = this.top + (place.y + 0.5) * this.scale;
+      context.beginPath();
+      context.arc(x, y, radius, 0, 2 * Math.PI);
+      context.fillStyle = "#fffc";
+      context.fill();
+      context.lineWidth = 2;
+      context.strokeStyle = "#0b5cad";
+      context.stroke();
+      context.fillStyle = "#0b5cad";
+      context.fillText(i + 1, x, y);
+    });
+  }
+
+  renderCursor(context) {
+    const at = document.activeElement === this.canvas && this.byKey ? this.cursor : this.pointer;
+    if (!at || this.tool === "pan") return;
+    const drawn = this.tool === "accept" ? 1 : this.size;
+    context.beginPath();
+    context.arc(this.left + (at.x + 0.5) * this.scale, this.top + (at.y + 0.5) * this.scale,
+      Math.max((drawn / 2) * this.scale, 3), 0, 2 * Math.PI);
+    context.lineWidth = 3;
+    context.strokeStyle = "#000a";
+    context.stroke();
+    context.lineWidth = 1.5;
+    context.strokeStyle = "#fff";
+    context.stroke();
+  }
+
+  // From the window to pixels of the picture.
+  pixel(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const ratio = this.canvas.width / box.width;
+    return {
+      x: Math.floor(((event.clientX - box.left) * ratio - this.left) / this.scale),
+      y: Math.floor(((event.clientY - box.top) * ratio - this.top) / this.scale),
+    };
+  }
+
+  inside({ x, y }) {
+    return x >= 0 && y >= 0 && x < this.width && y < this.height;
+  }
+
+  down(event) {
+    if (!this.image) return;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.pointers.set(event.pointerId, event);
+    this.byKey = false;
+    if (this.pointers.size === 2) { // two fingers pan and zoom
+      this.cancel();
+      return;
+    }
+    const at = this.pixel(event);
+    if (this.tool === "pan" || this.spaceHeld || event.button === 1) this.panning = true;
+    else if (event.button !== 0) return;
+    else if (this.tool === "accept") { if (this.inside(at)) this.onAccept(at.y, at.x); }
+    else this.begin(at);
+  }
+
+  move(event) {
+    if (!this.image) return;
+    const before = this.pointers.get(event.pointerId);
+    this.pointer = this.pixel(event);
+    if (before) {
+      if (this.pointers.size === 2) this.pinch(event, before);
+      else if (this.panning) this.pan(event.clientX - before.clientX, event.clientY - before.clientY);
+      else if (this.stroke) {
+        for (const step of event.getCoalescedEvents?.() ?? [event]) this.extend(this.pixel(step));
+        this.extend(this.pointer);
+      }
+      this.pointers.set(event.pointerId, event);
+    }
+    this.draw();
+  }
+
+  up(event) {
+    this.pointers.delete(event.pointerId);
+    this.panning = false;
+    if (event.type === "pointercancel") this.cancel();
+    else this.end();
+  }
+
+  pan(dx, dy) {
+    const ratio = devicePixelRatio || 1;
+    this.left += dx * ratio;
+    this.top += dy * ratio;
+    this.draw();
+  }
+
+  pinch(event, before) {
+    const other = [...this.pointers].find(([id]) => id !== event.pointerId)[1];
+    const distance = (a) => Math.hypot(a.clientX - other.clientX, a.clientY - other.clientY);
+    const box = this.canvas.getBoundingClientRect();
+    const ratio = devicePixelRatio || 1;
+    const middle = { x: (event.clientX + other.clientX) / 2 - box.left, y: (event.clientY + other.clientY) / 2 - box.top };
+    this.zoom(distance(event) / Math.max(distance(before), 1), middle.x * ratio, middle.y * ratio);
+    this.pan((event.clientX - before.clientX) / 2, (event.clientY - before.clientY) / 2);
+  }
+
+  wheel(event) {
+    event.preventDefault();
+    if (!this.image) return;
+    const box = this.canvas.getBoundingClientRect();
+    const ratio = devicePixelRatio || 1;
+    const factor = Math.exp(-event.deltaY / 300);
+    this.zoom(factor, (event.clientX - box.left) * ratio, (event.clientY - box.top) * ratio);
+  }
+
+  key(event) {
+    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+    if (!this.image) return;
+    if (event.key in steps) {
+      const [dx, dy] = steps[event.key].map((d) => d * (event.shiftKey ? Math.max(8, this.size) : 1));
+      this.cursor.x = Math.min(Math.max(this.cursor.x + dx, 0), this.width - 1);
+      this.cursor.y = Math.min(Math.max(this.cursor.y + dy, 0), this.height - 1);
+      this.byKey = true;
+      event.preventDefault();
+      this.draw();
+    } else if (event.key === "Enter") {
+      this.byKey = true;
+      event.preventDefault();
+      if (this.tool === "accept") this.onAccept(this.cursor.y, this.cursor.x);
+      else {
+        this.begin({ ...this.cursor });
+        this.end();
+      }
+    }
+  }
+
+  begin(at) {
+    const label = this.tool === "erase" ? UNLABELED : this.label;
+    if (label === null) return;
+    this.stroke = { label, last: at, before: new Map() };
+    this.disc(at);
+    this.show();
+  }
+
+  extend(to) {
+    const from = this.stroke.last;
+    const steps = Math.max(Math.abs(to.x - from.x), Math.abs(to.y - from.y), 1);
+    for (let i = 1; i <= steps; i++) {
+      this.disc({ x: Math.round(from.x + ((to.x - from.x) * i) / steps), y: Math.round(from.y + ((to.y - from.y) * i) / steps) });
+    }
+    this.stroke.last = to;
+    this.show();
+  }
+
+  // All pixels whose centres lie within the brush; even sizes reach one pixel further to the right and down.
+  disc({ x, y }) {
+    const radius = this.size / 2;
+    const shift = this.size % 2 ? 0 : 0.5;
+    const reach = Math.ceil(radius);
+    for (let dy = -reach; dy <= reach; dy++) {
+      for (let dx = -reach; dx <= reach; dx++) {
+        const px = x + dx, py = y + dy;
+        if ((dx - shift) ** 2 + (dy - shift) ** 2 > radius ** 2 || !this.inside({ x: px, y: py })) continue;
+        const i = py * this.width + px;
+        if (!this.stroke.before.has(i)) {
+          this.stroke.before.set(i, this.labels[i]);
+          this.stroke.fresh ??= [];
+          this.stroke.fresh.push(i);
+        }
+        this.labels[i] = this.stroke.label;
+      }
+    }
+  }
+
+  // New pixels of the stroke to their layer, without painting all of it again.
+  show() {
+    const context = this.layers.labels.getContext("2d");
+    const color = this.colors.get(this.stroke.label);
+    if (color) context.fillStyle = `rgb(${color.join(",")})`;
+    for (const i of this.stroke.fresh ?? []) {
+      const x = i % this.width, y = Math.floor(i / this.width);
+      if (color) context.fillRect(x, y, 1, 1);
+      else context.clearRect(x, y, 1, 1);
+    }
+    this.stroke.fresh = [];
+    this.draw();
+  }
+
+  end() {
+    const stroke = this.stroke;
+    this.stroke = null;
+    if (stroke?.before.size) this.onStroke(this.runs(stroke), () => this.revert(stroke));
+  }
+
+  cancel() {
+    if (this.stroke) this.revert(this.stroke);
+    this.stroke = null;
+  }
+
+  revert(stroke) {
+    for (const [i, id] of stroke.before) this.labels[i] = id;
+    this.setLabels(this.labels);
+  }
+
+  // Rows of a stroke: row, first column, column behind the last, class id.
+  runs(stroke) {
+    const touched = [...stroke.before.keys()].sort((a, b) => a - b);
+    const runs = [];
+    for (const i of touched) {
+      const y = Math.floor(i / this.width), x = i % this.width;
+      const last = runs.at(-1);
+      if (last && last[0] === y && last[2] === x) last[2]++;
+      else runs.push([y, x, x + 1, stroke.label]);
+    }
+    return runs;
+  }
+
+  drawRuns(runs) {
+    for (const [y, start, stop, id] of runs) this.labels.fill(id, y * this.width + start, y * this.width + stop);
+    this.setLabels(this.labels);
+  }
+}

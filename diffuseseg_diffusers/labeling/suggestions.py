@@ -1,0 +1,188 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What to label next: which picture first, which next, and where in it, by one rule.
+
+Random places of all pictures, the probes, stand for what there is to learn. A label explains the probes that are like
+it. The gain of labelling R, a picture or a place in it, is what that would newly explain of what is rare and doubtful:
+
+    gain(R) = sum over p of w_p * max(0, max over q in R of k(p, q) - c_p)
+
+`k` is a Gaussian kernel on features, `c_p` the largest `k` of probe `p` to anything labelled. The weight `w_p` is the
+probe's doubt (entropy of the mean and divergence of the members; 1 while there is no head) over its density, the sum
+of `k` to all probes: eyes are few, and count as much as skin. It is the greedy step of facility location, as in
+MaxHerding (Bae et al., ECCV 2024), with these weights. What it is worth was measured: see docs/labeling.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .live import LiveHead
+
+
+MAX_PROBES = 2048
+WIDTH = 0.4  # of the kernel, over the median distance of probes
+SIMILAR = 0.1  # what is less like anything labelled is called new
+APART = 2  # pixels of the grid of places between two suggestions, at least
+
+
+@dataclass
+class Place:
+    """A place that is suggested.
+
+    Args:
+        y, x (`int`): On the grid of places.
+        gain (`float`): By the rule, relative to all that there is to explain, 0 to 1.
+        covered (`float`): How much it is like something labelled, 0 to 1.
+    """
+
+    y: int
+    x: int
+    gain: float
+    covered: float
+
+
+class Rule:
+    """The rule for some pictures.
+
+    Args:
+        probes (list of `torch.Tensor`): `[P, D]` of each picture, of any floating-point type.
+    """
+
+    def __init__(self, probes: list[torch.Tensor]):
+        each = max(8, MAX_PROBES // len(probes))
+        own = [p[:each].float() for p in probes]
+        self.points = torch.cat(own)  # [P,D]
+        self.picture = torch.repeat_interleave(torch.arange(len(own)), torch.tensor([len(p) for p in own]))  # [P]
+        some = torch.pdist(self.points[:: max(1, len(self.points) // 1024)])
+        self.width = WIDTH * float(some.median()) if len(some) and some.any() else 1.0
+        similar = self.kernel(self.points, self.points)  # [P,P]
+        self.rarity = 1 / similar.mean(1)
+        best = [similar[:, self.picture == i].max(1).values for i in range(len(own))]
+        self.explained = torch.stack(best, 1)  # by each picture: [P, number of pictures]
+
+    def kernel(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """`[A, D]` and `[B, D]` to `[A, B]`, 0 to 1."""
+        return (-torch.cdist(a, b).square() / (2 * self.width**2)).exp()
+
+    def covered(self, points: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+        """How much points `[A, D]` are like anything labelled, `[L, D]`: `[A]`, 0 to 1."""
+        parts = [self.kernel(points, part).amax(1) for part in labelled.split(1024) if len(part)]
+        return torch.stack(parts).amax(0) if parts else torch.zeros(len(points))
+
+    def picture_gains(self, doubt: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
+        """Gain of each picture, relative to all that there is to explain, 0 to 1.
+
+        Args:
+            doubt (`torch.Tensor`): `[P]`, of the probes.
+            covered (`torch.Tensor`): `[P]`, of the probes.
+        """
+        w = doubt * self.rarity
+        return w @ (self.explained - covered[:, None]).clamp(min=0) / w.sum().clamp(min=1e-12)
+
+    def places(
+        self, grid: torch.Tensor, labelled: torch.Tensor, doubt: torch.Tensor, taken: torch.Tensor, count: int
+    ) -> list[Place]:
+        """The best places of a picture, one after the other, each as if those before were labelled.
+
+        Args:
+            grid (`torch.Tensor`): `[D, h, w]` float32, features of the picture's places.
+            labelled (`torch.Tensor`): `[L, D]`, features of all that is labelled.
+            doubt (`torch.Tensor`): `[P]`, of the probes.
+            taken (`torch.Tensor`): Boolean `[h, w]`, places that are labelled.
+            count (`int`): How many, at most.
+        """
+        height, width = grid.shape[1:]
+        candidates = grid.flatten(1).T  # [Q,D]
+        near = self.kernel(self.points, candidates)  # [P,Q]
+        covered = self.covered(self.points, labelled)
+        w = doubt * self.rarity
+        w = w / w.sum().clamp(min=1e-12)
+        free = ~taken.flatten()
+        found: list[Place] = []
+        while free.any() and len(found) < count:
+            gains = torch.where(free, w @ (near - covered[:, None]).clamp(min=0), -1.0)
+            best = int(gains.argmax())
+            y, x = divmod(best, width)
+            like = self.covered(candidates[best][None], labelled)
+            found.append(Place(y, x, float(gains[best]), float(like[0])))
+            covered = torch.maximum(covered, near[:, best])
+            around = free.view(height, width)
+            around[max(0, y - APART) : y + APART + 1, max(0, x - APART) : x + APART + 1] = False
+        return found
+
+
+@dataclass
+class Suggestion:
+    """A picture to label next, and where in it.
+
+    Args:
+        picture (`str`): Its name.
+        gain (`float`): What labelling it would newly explain, 0 to 1; pictures are ranked by it.
+        reason (`str`): Why, in words.
+        places (list of `(y, x, reason)`): In pixels, the best first; of the pictures whose places were asked for.
+    """
+
+    picture: str
+    gain: float
+    reason: str
+    places: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+class Advice:
+    """What the rule says, in words.
+
+    Args:
+        rule ([`Rule`]): Of the pictures.
+        head ([`LiveHead`], *optional*): If there is one.
+        labelled (`torch.Tensor`): `[L, D]`, features of all that is labelled.
+        names (`dict`): Names of the classes by id.
+    """
+
+    def __init__(self, rule: Rule, head: LiveHead | None, labelled: torch.Tensor, names: dict[int, str]):
+        self.rule, self.head, self.labelled, self.names = rule, head, labelled, names
+        self.covered = rule.covered(rule.points, labelled)
+        self.doubt = torch.ones(len(rule.points)) if head is None else head.predict(rule.points)[1]
+
+    def pictures(self, names: Sequence[str]) -> list[Suggestion]:
+        """All pictures, the best first, with reasons but without places; `names` in the order of the rule's."""
+        gains = self.rule.picture_gains(self.doubt, self.covered)
+        order = gains.argsort(descending=True, stable=True).tolist()
+        return [Suggestion(names[i], float(gains[i]), self._why(i)) for i in order]
+
+    def places(self, grid: torch.Tensor, drawn: np.ndarray, count: int) -> list[tuple[int, int, str]]:
+        """Where to label a picture.
+
+        Args:
+            grid (`torch.Tensor`): `[D, h, w]` float32, features of its places.
+            drawn (`np.ndarray`): Boolean `[H, W]`, what is labelled, at the size of the picture.
+            count (`int`): How many, at most.
+
+        Returns:
+            list of `(y, x, reason)` in pixels of the picture, the best first.
+        """
+        taken = F.interpolate(torch.from_numpy(drawn)[None, None].float(), grid.shape[1:], mode="area")[0, 0] > 0.3
+        found = []
+        for place in self.rule.places(grid, self.labelled, self.doubt, taken, count):
+            y, x = (int((p + 0.5) * n / m) for p, n, m in zip((place.y, place.x), drawn.shape, grid.shape[1:]))
+            new = self.head is None or place.covered < SIMILAR
+            why = "nothing like this is labelled yet" if new else self._torn(grid[:, place.y, place.x][None])
+            found.append((y, x, why))
+        return found
+
+    def _why(self, picture: int) -> str:
+        own = self.rule.picture == picture
+        if not len(self.labelled):
+            return "stands for most of what the pictures show"
+        new = float((self.covered[own] < SIMILAR).float().mean())
+        if self.head is None or new > 0.1:
+            return f"{new:.0%} of it is like nothing labelled yet"
+        return self._torn(self.rule.points[own])
+
+    def _torn(self, features: torch.Tensor) -> str:
+        """Which two classes the head is torn between, where it is most so."""
+        mean, uncertainty = self.head.predict(features)
+        first, second = mean[uncertainty.argmax()].topk(2).indices.tolist()
+        return f"doubt: {self.names.get(self.head.classes[first])} or {self.names.get(self.head.classes[second])}"
