@@ -1,0 +1,250 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What a suggestion is worth: a simulated annotator asks different rules where to draw.
+
+    python benchmarks/bench_suggestions.py --data faces64=DATA --model MODEL
+    python benchmarks/bench_suggestions.py --data drawn
+
+The annotator labels `--pictures` pictures, 20 strokes in each. A rule chooses the picture, and five places at a time in
+it; at each the annotator draws the stroke of the true class there (`simulated_annotator.py`). After every five strokes
+the live head is fitted again, as in `diffuseseg app`; it is measured on the test split. Rules:
+
+* `random`: a random picture, random places.
+* `uncertain`: a random picture, the places where the head is least certain, not next to each other.
+* `typical`: the picture that stands for most that no labelled picture stands for, random places.
+* `margin`: as ilastik shows it: picture and places with the smallest margin between the two best classes.
+* `ours`: the rule of `labeling/suggestions.py`, as the app uses it.
+
+Seeds are paired: each gives four fifths of the pictures to label from, the order of random pictures, random places and
+the head's random weights. The table has the
+mean over the seeds; the area under the curve (mean over the numbers of strokes) of each rule minus `random`'s with the
+95 % interval of a paired t-test; and `enough`, the fewest strokes after which the rule has reached what `random` has
+after 100.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import concatenate_datasets, load_dataset
+from scipy import stats
+from simulated_annotator import true_stroke
+
+from diffuseseg_diffusers import LabeledImages, load_pipeline, recipe_extractor
+from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
+from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.labeling.features import Basis, PictureFeatures, places, sample_pixels
+from diffuseseg_diffusers.labeling.live import LiveHead
+from diffuseseg_diffusers.labeling.regions import sparse_pixels
+from diffuseseg_diffusers.labeling.suggestions import Advice, Rule
+
+
+RULES = ("random", "uncertain", "typical", "margin", "ours")
+MARKS = (5, 10, 20, 40, 60, 80, 100, 140, 200)
+EACH, AT_ONCE = 20, 5  # strokes in a picture, and before the head is fitted again
+PIXELS = 16
+
+
+class Data:
+    """Pictures to label and pictures to measure on, with their features."""
+
+    def __init__(self, pool: list, test: list, num_classes: int, model: str):
+        pipe = load_pipeline(model)
+        extractor = recipe_extractor(pipe)
+        processor = DiffuseSegImageProcessor(extractor.in_channels)
+
+        @torch.no_grad()
+        def activations(image):
+            return extractor(processor.preprocess(processor.load([image]), *extractor.size)).activations
+
+        basis = Basis.of([activations(image) for image, _ in pool[:: max(1, -(-len(pool) // 16))]])
+        self.num_classes = num_classes
+        self.pool = [PictureFeatures.of(basis.reduce(activations(image))[0]) for image, _ in pool]
+        self.test = [basis.reduce(activations(image))[0] for image, _ in test]
+        self.masks, self.truth = [m for _, m in pool], [m for _, m in test]
+        self.all = self.pool, self.masks
+
+    def choose(self, seed: int) -> None:
+        """Takes random four fifths of the pictures to label, so that seeds differ in more than the head's weights."""
+        pool, masks = self.all
+        chosen = np.random.default_rng(seed).permutation(len(pool))[: -(-4 * len(pool) // 5)]
+        self.pool, self.masks = [pool[i] for i in chosen], [masks[i] for i in chosen]
+        self.rule = Rule([f.probes for f in self.pool])
+        each = max(8, 4096 // len(chosen))
+        self.unlabeled = torch.cat([f.pixels[:each] for f in self.pool]).float()
+
+    def measure(self, head: LiveHead | None) -> list[float]:
+        """Mean IoU, and the least IoU of a class, on the test split."""
+        if head is None:
+            return [0.0, 0.0]
+        c = self.num_classes
+        counts = torch.zeros(c, c)
+        for grid, truth in zip(self.test, self.truth):
+            mean, _ = head.predict(grid.flatten(1).T)
+            maps = mean.T.unflatten(1, grid.shape[1:])[None]
+            maps = F.interpolate(maps, truth.shape, mode="bilinear") if maps.shape[2:] != truth.shape else maps
+            found = torch.tensor(head.classes)[maps[0].argmax(0)]
+            own = torch.from_numpy(truth).long()
+            known = own != 255
+            counts += torch.bincount(own[known] * c + found[known], minlength=c * c).view(c, c)
+        union = counts.sum(0) + counts.sum(1) - counts.diag()
+        iou = (counts.diag() / union)[union > 0]
+        return [float(iou.mean()), float(iou.min())]
+
+
+class Annotation:
+    """One annotator with one rule."""
+
+    def __init__(self, data: Data, rule: str, seed: int):
+        self.data, self.rule, self.seed = data, rule, seed
+        self.random = np.random.default_rng(seed)
+        self.order = self.random.permutation(len(data.pool)).tolist()
+        self.features, self.labels, self.strokes, self.around = [], [], [], []
+        self.head: LiveHead | None = None
+        self.results: dict[int, list[float]] = {}
+
+    def run(self, pictures: int) -> dict[int, list[float]]:
+        done: list[int] = []
+        while len(done) < pictures:
+            done.append(self.choose([i for i in self.order if i not in done], done))
+            drawn = np.zeros(self.data.masks[done[-1]].shape, bool)
+            for _ in range(EACH // AT_ONCE):
+                self.draw(done[-1], drawn)
+        return self.results
+
+    def choose(self, left: list[int], done: list[int]) -> int:
+        """The next picture."""
+        rule = self.data.rule
+        if self.rule == "typical":
+            known = torch.isin(rule.picture, torch.tensor(done, dtype=torch.long))
+            covered = rule.covered(rule.points, rule.points[known])
+            gains = torch.ones(len(rule.points)) @ (rule.explained - covered[:, None]).clamp(min=0)
+            return max(left, key=lambda i: float(gains[i]))
+        if self.rule == "margin" and self.head is not None:
+            return min(left, key=lambda i: float(self.margin(i).mean()))
+        if self.rule == "ours":
+            names = [str(i) for i in range(len(self.data.pool))]
+            ranked = [int(s.picture) for s in self.advice().pictures(names)]
+            return next(i for i in ranked if i in left)
+        return left[0]
+
+    def draw(self, i: int, drawn: np.ndarray) -> None:
+        """Five strokes where the rule says, then the head again."""
+        mask = self.data.masks[i]
+        for y, x in self.places(i, drawn):
+            found = true_stroke(mask, y, x)
+            while found is None:  # the truth says nothing there: somewhere else
+                y, x = (int(self.random.integers(n)) for n in mask.shape)
+                found = true_stroke(mask, y, x)
+            number = len(self.strokes) + 1
+            ids = np.where(found[0], found[1], 255).astype(np.uint8)
+            pixels, labels, strokes = sparse_pixels(ids, np.full(ids.shape, number, np.int32), PIXELS)
+            drawn |= found[0]
+            grid, at = self.data.pool[i].grid, torch.from_numpy(pixels)
+            self.features.append(sample_pixels(grid, at, mask.shape))
+            self.around.append(sample_pixels(places(grid), at, mask.shape))
+            self.labels.append(torch.from_numpy(labels))
+            self.strokes.append(torch.from_numpy(strokes))
+        labels = torch.cat(self.labels)
+        if len(labels.unique()) > 1:
+            known = torch.cat(self.features), labels, torch.cat(self.strokes)
+            self.head = LiveHead.fit(*known, self.data.unlabeled, self.seed)
+        if len(self.strokes) in MARKS:
+            self.results[len(self.strokes)] = self.data.measure(self.head)
+
+    def places(self, i: int, drawn: np.ndarray) -> list[tuple[int, int]]:
+        height, width = drawn.shape
+        somewhere = [(int(self.random.integers(height)), int(self.random.integers(width))) for _ in range(AT_ONCE)]
+        if self.rule == "ours":
+            return [(y, x) for y, x, _ in self.advice().places(places(self.data.pool[i].grid), drawn, AT_ONCE)]
+        if self.rule in ("random", "typical") or self.head is None:
+            return somewhere
+        grid = self.data.pool[i].grid
+        doubt = -self.margin(i) if self.rule == "margin" else self.head.predict(grid.flatten(1).T)[1]
+        doubt = F.interpolate(doubt.view(1, 1, *grid.shape[1:]), drawn.shape, mode="bilinear")[0, 0].numpy().copy()
+        doubt[drawn] = -np.inf
+        found = []
+        for _ in range(AT_ONCE):
+            y, x = (int(n) for n in np.unravel_index(doubt.argmax(), doubt.shape))
+            found.append((y, x))
+            apart = max(2, height // 16)
+            doubt[max(0, y - apart) : y + apart + 1, max(0, x - apart) : x + apart + 1] = -np.inf
+        return found
+
+    def margin(self, i: int) -> torch.Tensor:
+        best = self.head.predict(self.data.pool[i].grid.flatten(1).T)[0].topk(2, dim=1).values
+        return best[:, 0] - best[:, 1]
+
+    def advice(self) -> Advice:
+        labelled = torch.cat(self.around) if self.around else torch.zeros(0, 1)
+        return Advice(self.data.rule, self.head, labelled, {})
+
+
+def load(spec: str, model: str | None) -> Data:
+    name, _, folder = spec.partition("=")
+    if name == "drawn":
+        draw = [draw_face(i) for i in [*range(200), *range(8020, 8120)]]
+        return Data(draw[:200], draw[200:], len(LABEL_NAMES), model or SHIPPED_MODEL)
+    splits = {s: load_dataset(folder, "labeled", split=s) for s in ("train", "validation", "test") if has(folder, s)}
+    pool = concatenate_datasets([splits[s] for s in splits if s != "test"])
+    classes = LabeledImages(pool).num_classes
+    pairs = [[(e.image, e.mask) for e in LabeledImages(d, num_classes=classes)] for d in (pool, splits["test"])]
+    return Data(*pairs, classes, model)
+
+
+def has(folder: str, split: str) -> bool:
+    return any(Path(folder, "labeled").glob(f"{split}*"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="NAME=FOLDER with the configuration `labeled`, or drawn.")
+    parser.add_argument("--model")
+    parser.add_argument("--pictures", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--test_every", type=int, default=1, help="Of the test split every so many pictures.")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
+    parser.add_argument("--json", type=Path, help="File for the results.")
+    args = parser.parse_args()
+    data = load(args.data, args.model)
+    data.test, data.truth = data.test[:: args.test_every], data.truth[:: args.test_every]
+    print(f"{args.data}: {len(data.pool)} pictures to label, {len(data.test)} to measure on, {args.seeds} seeds")
+    found: dict[str, list[dict[int, list[float]]]] = {rule: [] for rule in args.rules}
+    for seed in range(args.seeds):
+        data.choose(seed)
+        for rule in args.rules:
+            began = time.perf_counter()
+            found[rule].append(Annotation(data, rule, seed).run(args.pictures))
+            last = max(found[rule][-1])
+            print(
+                f"seed {seed} {rule}: {found[rule][-1][last][0]:.3f}, {time.perf_counter() - began:.0f} s", flush=True
+            )
+        if args.json:
+            args.json.write_text(json.dumps(found))
+    report(found)
+
+
+def report(found: dict[str, list[dict[int, list[float]]]]) -> None:
+    """Prints the table."""
+    marks = sorted(found[next(iter(found))][0])
+    curves = {rule: np.array([[run[m] for m in marks] for run in runs]) for rule, runs in found.items()}  # [S,M,2]
+    print("| rule | " + " | ".join(f"{m} strokes" for m in marks) + " | area, against random | worst, 200 | enough |")
+    print("|---" * (len(marks) + 4) + "|")
+    base = curves["random"][..., 0]
+    target = base.mean(0)[marks.index(100)] if 100 in marks else np.inf
+    for rule, curve in curves.items():
+        mean = curve[..., 0].mean(0)
+        difference = (curve[..., 0] - base).mean(1)
+        spread = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference) if len(difference) > 1 else np.nan
+        gain = "" if rule == "random" else f"{100 * difference.mean():+.1f} ± {100 * spread:.1f}"
+        enough = next((str(m) for m, value in zip(marks, mean) if value >= target), "more")
+        cells = [f"{100 * value:.1f}" for value in mean]
+        worst = f"{100 * curve[:, -1, 1].mean():.1f}"
+        print(f"| {rule} | " + " | ".join(cells) + f" | {gain or 'is the base'} | {worst} | {enough} |")
+
+
+if __name__ == "__main__":
+    main()
