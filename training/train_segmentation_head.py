@@ -103,6 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="default",
         help="Training procedure: default; paper, as published; fast, the paper's features trained in less time.",
     )
+    group.add_argument(
+        "--sparse_labels",
+        action="store_true",
+        help="Masks are strokes, the rest has no label: learn from that too; takes twice as long.",
+    )
     group.add_argument("--no_flip", action="store_true", help="Left and right mean something: never mirror images.")
     group.add_argument("--num_members", type=int, default=10, help="Members of the ensemble (default: 10).")
     group.add_argument(
@@ -246,6 +251,7 @@ def main(args: argparse.Namespace) -> None:
         noise_levels=args.noise_levels,
         size=args.resolution,
         prompt=args.prompt,
+        sparse_labels=args.sparse_labels,
     )
     if not accelerator.is_main_process:
         return
@@ -280,6 +286,7 @@ def describe_fit(
         "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
         "num_images": len(dataset),
         "recipe": args.recipe,
+        "sparse_labels": args.sparse_labels,
         "seed": args.seed,
         "dtype": str(extractor.dtype).removeprefix("torch."),
         "device": str(extractor.device),

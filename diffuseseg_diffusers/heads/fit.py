@@ -6,9 +6,11 @@ The procedure is that of DatasetGAN (Zhang et al., CVPR 2021), adopted by Baranc
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.utils import logging
@@ -19,14 +21,16 @@ from ..features.base import Block, FeatureExtractor
 from ..runs.errors import UserError
 from .classes import Classes
 from .ensemble import FORMAT_VERSION, PixelClassifierEnsemble
-from .extraction import extract_activations
+from .extraction import extract_activations, labeled_examples
 from .recipes import Recipe, find_recipe
+from .sparse import pseudo_labels, with_strokes
 from .table import ActivationTable
 from .training import fit_members
 
 
 logger = logging.get_logger(__name__)
 
+STROKES = 0.2  # share of labelled pixels below which masks look like strokes
 LOOKED_AT = 32  # labelled images whose size is looked at
 
 
@@ -51,6 +55,7 @@ def fit_segmentation_head(
     noise_levels: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
     prompt: str | None = None,
+    sparse_labels: bool = False,
 ) -> PixelClassifierEnsemble:
     """Fits a segmentation head for a pipeline on a few labelled images (paper, section 4).
 
@@ -79,6 +84,8 @@ def fit_segmentation_head(
         noise_levels (sequence of `float`, *optional*): Noise-to-signal ratios above 0, in place of `timesteps`.
         size (two `int`, *optional*): Height and width at which images are read; the model's own if not given.
         prompt (`str`, *optional*): What conditions the model, in fitting and in use; its null prompt if not given.
+        sparse_labels (`bool`, defaults to `False`): Masks are strokes, and all else in them is `ignore_index`: learns
+            from unlabelled pixels too, see `heads/sparse.py`. `min_label_fraction` is then 0. Fits twice.
 
     Returns:
         [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode.
@@ -97,23 +104,24 @@ def fit_segmentation_head(
     choice = dict(share_noise=share_noise, noise_seed=seed, size=size, prompt=prompt)
     extractor = recipe_extractor(pipe, recipe, blocks, timesteps, up_blocks, noise_levels, **choice)
     views, show = recipe.num_views(len(dataset)), accelerator is None or accelerator.is_local_main_process
-    table = extract_activations(extractor, dataset, min_label_fraction, seed, batch_size, cache_dir, show, views, flip)
-    head = fit_head(table, extractor, classes, recipe, num_members, flip, seed, True, accelerator)
-    record_reading(head, dataset, extractor.size)
-    return head
-
-
-def record_reading(head: PixelClassifierEnsemble, dataset: LabeledImages, size: tuple[int, int]) -> None:
-    """Puts into a head's config how its labelled images were read: which channels, at which scale.
-
-    Args:
-        head ([`PixelClassifierEnsemble`]): That was fitted on them.
-        dataset ([`LabeledImages`]): The images.
-        size (two `int`): Height and width at which the model saw them.
-    """
+    many = dict(augmented_views=views, flip=flip)
+    labels: Any = with_strokes(dataset, extractor.size) if sparse_labels else dataset
+    rare = 0.0 if sparse_labels else min_label_fraction
+    table = extract_activations(extractor, labels, rare, seed, batch_size, cache_dir, show, **many)
+    fit = partial(fit_head, table, extractor, classes, recipe, num_members, flip, seed, accelerator=accelerator)
+    if sparse_labels:
+        mirrored = None
+        if flip:
+            mirrored = extract_activations(extractor, labels, 0.0, seed, batch_size, cache_dir, show, mirror=True)
+        sure = pseudo_labels(fit(), table, mirrored, labels, recipe)
+        table.labels = torch.stack([m for _, m in labeled_examples(sure, extractor, 0.0, seed, views, flip)])
+    elif (share := float((table.labels != dataset.ignore_index).float().mean())) < STROKES:
+        logger.warning(f"{share:.0%} of the pixels have a label; `sparse_labels` learns from the others too.")
+    head = fit(in_place=True)
     channels = dataset.channels.config
     version = head.config.format_version if channels is None else FORMAT_VERSION
-    head.register_to_config(channels=channels, tiling=_how_seen(dataset, size), format_version=version)
+    head.register_to_config(channels=channels, tiling=_how_seen(dataset, extractor.size), format_version=version)
+    return head
 
 
 def _how_seen(dataset: LabeledImages, size: tuple[int, int]) -> dict:

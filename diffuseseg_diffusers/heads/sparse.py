@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Fits a head on images of which only strokes are labelled.
+"""What images tell of which only strokes are labelled.
 
 Strokes are nothing like the shares of the classes in a picture: eyes get as many as skin, so a head that learns from
 them alone finds eyes everywhere. What can be known of the shares is in the pixels without a label. A first head is
@@ -9,27 +9,29 @@ then sure of becomes labels for the head that is kept (self-training). Each step
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..data.labeled import LabeledImage, LabeledImages
 from ..runs.errors import UserError
-from .classes import Classes
 from .ensemble import PixelClassifierEnsemble
-from .extraction import extract_activations, labeled_examples, resize_mask
-from .fit import fit_head, recipe_extractor, record_reading
-from .recipes import Recipe, find_recipe
+from .extraction import resize_mask
+from .recipes import Recipe
+from .table import ActivationTable
 
 
 CONFIDENCE = 0.8  # from which on a prediction becomes a label
 EVEN = 0.02  # of the shares that all classes have alike, so that none is thought to be absent
-SPARSE = 0.9  # from this share of labelled pixels on, nothing is left to be learnt from the others
 
 
-class _Relabeled:
-    """Labelled images with other masks."""
+class Relabeled:
+    """Labelled images with other masks.
+
+    Args:
+        dataset ([`LabeledImages`]): The images.
+        masks (sequence of `np.ndarray`): `[H, W]` uint8 each, of any size.
+    """
 
     def __init__(self, dataset: LabeledImages, masks: Sequence[np.ndarray]):
         self.dataset, self.masks = dataset, masks
@@ -45,76 +47,65 @@ class _Relabeled:
         return (self[i] for i in range(len(self)))
 
 
-def fit_sparse_head(
-    pipe: Any,
-    dataset: LabeledImages,
-    recipe: str | Recipe = "default",
-    first_masks: Sequence[np.ndarray] | None = None,
-    num_members: int = 10,
-    seed: int = 0,
-    batch_size: int = 4,
-    show_progress: bool = True,
-) -> PixelClassifierEnsemble:
-    """Fits a segmentation head on strokes, and on what the pixels around them tell.
+def with_strokes(dataset: LabeledImages, size: tuple[int, int]) -> Relabeled:
+    """Labelled images with masks at another size, in which no stroke is lost for being thin.
 
     Args:
-        pipe ([`DiffuseSegPipeline`] or another [`HeadSegmenter`]): The frozen model; set `pipe.segmentation_head` to
-            the result.
         dataset ([`LabeledImages`]): Images with masks that are mostly `ignore_index`.
-        recipe (`str` or [`Recipe`], defaults to `"default"`): Features and training, as in [`fit_segmentation_head`].
-        first_masks (sequence of `np.ndarray`, *optional*): `[H, W]` uint8 each, what the first head learns from, if not
-            all labels: the same number of pixels of every stroke, say.
-        num_members (`int`, defaults to 10), seed (`int`), batch_size (`int`): As in [`fit_segmentation_head`].
-        show_progress (`bool`): Whether to show progress bars.
-
-    Returns:
-        [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode.
+        size (two `int`): Height and width of the new masks.
 
     Raises:
         UserError: Fewer than two classes are labelled.
     """
-    recipe = find_recipe(recipe)
-    classes = Classes.of(dataset)
-    flip = recipe.flip and not classes.tell_sides
-    extractor = recipe_extractor(pipe, recipe)
-    views = recipe.num_views(len(dataset))
-    labels = [resize_mask(example.mask, extractor.size) for example in dataset]
-    present = np.unique(np.concatenate([np.unique(mask) for mask in labels]))
-    if len(present[present != dataset.ignore_index]) < 2:
-        raise UserError("Fewer than two classes are labelled; label a second one.")
+    masks = [resize_strokes(example.mask, size, dataset.ignore_index) for example in dataset]
+    present = {int(label) for mask in masks for label in np.unique(mask)} - {dataset.ignore_index}
+    if len(present) < 2:
+        raise UserError(f"Pixels of two classes have to be labelled at least, found {sorted(present) or 'none'}.")
+    return Relabeled(dataset, masks)
 
-    # 1. A head on the strokes.
-    begin: Any = dataset if first_masks is None else _Relabeled(dataset, first_masks)
-    table = extract_activations(
-        extractor, begin, 0.0, seed, batch_size, None, show_progress, augmented_views=views, flip=flip
-    )
-    dense = np.mean([(mask != dataset.ignore_index).mean() for mask in labels]) >= SPARSE
-    if not dense:
-        head = fit_head(table, extractor, classes, recipe, num_members, flip, seed)
 
-        # 2. What it thinks of every pixel, once it knows how frequent the classes are.
-        mirrored = extract_activations(extractor, dataset, 0.0, seed, batch_size, None, False, mirror=True)
-        entries = range(len(table.info))
-        found = []
-        for i in range(len(dataset)):
-            other = mirrored.image(i, entries) if flip else None
-            output = head.predict(table.image(i * (1 + views), entries), None, True, mirrored=other)
-            found.append(output.probabilities[0].cpu())
-        probabilities = torch.stack(found)  # [N,C,H,W]
-        counts = torch.bincount(table.labels.flatten().long(), minlength=256)[: classes.number].float().cpu()
-        assumed = (counts / counts.sum()).clamp(min=1e-9) ** (1 - recipe.balance)
-        corrected = correct_shares(probabilities, assumed / assumed.sum())
+def resize_strokes(mask: np.ndarray, size: tuple[int, int], ignore_index: int) -> np.ndarray:
+    """Nearest-neighbour resize of class ids, `[h, w]` to `[H, W]` uint8, that keeps labels between the neighbours."""
+    resized = resize_mask(mask, size)
+    y, x = np.nonzero(mask != ignore_index)
+    at = (y * size[0] // mask.shape[0], x * size[1] // mask.shape[1])
+    scattered = np.full(size, ignore_index, np.uint8)
+    scattered[at] = mask[y, x]
+    return np.where(resized == ignore_index, scattered, resized)
 
-        # 3. What it is sure of are labels, unless a hand drew others.
-        confidence, best = corrected.max(1)
-        for i, mask in enumerate(labels):
-            sure = np.where((confidence[i] >= CONFIDENCE).numpy(), best[i].numpy(), dataset.ignore_index)
-            labels[i] = np.where(mask == dataset.ignore_index, sure, mask).astype(np.uint8)
-    again: Any = _Relabeled(dataset, labels)
-    table.labels = torch.stack([m for _, m in labeled_examples(again, extractor, 0.0, seed, views, flip)])
-    head = fit_head(table, extractor, classes, recipe, num_members, flip, seed, in_place=True)
-    record_reading(head, dataset, extractor.size)
-    return head
+
+def pseudo_labels(
+    head: PixelClassifierEnsemble,
+    table: ActivationTable,
+    mirrored: ActivationTable | None,
+    strokes: Relabeled,
+    recipe: Recipe,
+) -> Relabeled:
+    """Adds to strokes what a head that was fitted on them is sure of, once it knows how frequent the classes are.
+
+    Args:
+        head ([`PixelClassifierEnsemble`]): Fitted on `table`.
+        table ([`ActivationTable`]): The strokes' images, each with its augmented views after it.
+        mirrored ([`ActivationTable`], *optional*): Of the mirror images, without augmented views, if the head sees
+            them.
+        strokes ([`Relabeled`]): See [`with_strokes`].
+        recipe ([`Recipe`]): How the head was trained.
+    """
+    entries, every = range(len(table.info)), len(table.labels) // len(strokes)
+    found = []
+    for i in range(len(strokes)):
+        other = mirrored.image(i, entries) if mirrored is not None else None
+        output = head.predict(table.image(i * every, entries), None, True, mirrored=other)
+        found.append(output.probabilities[0].cpu())
+    probabilities = torch.stack(found)  # [N,C,H,W]
+    counts = torch.bincount(table.labels.flatten().long(), minlength=256)[: probabilities.shape[1]].float().cpu()
+    assumed = (counts / counts.sum()).clamp(min=1e-9) ** (1 - recipe.balance)
+    confidence, best = correct_shares(probabilities, assumed / assumed.sum()).max(1)
+    masks = []
+    for mask, sure, label in zip(strokes.masks, confidence.numpy() >= CONFIDENCE, best.numpy()):
+        free = (mask == strokes.ignore_index) & sure
+        masks.append(np.where(free, label, mask).astype(np.uint8))
+    return Relabeled(strokes.dataset, masks)
 
 
 def correct_shares(probabilities: torch.Tensor, assumed: torch.Tensor) -> torch.Tensor:

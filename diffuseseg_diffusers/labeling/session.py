@@ -17,9 +17,8 @@ from torch import nn
 from ..data.image_processor import DiffuseSegImageProcessor
 from ..data.labeled import LabeledImages
 from ..heads.ensemble import PixelClassifierEnsemble
-from ..heads.fit import recipe_extractor
+from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
-from ..heads.sparse import fit_sparse_head
 from ..pipeline_composed import weights_fingerprint
 from ..runs.errors import UserError
 from ..runs.files import read_record, try_lock_folder, write_record
@@ -36,7 +35,6 @@ COMMAND = "app"
 JOURNAL = "strokes.jsonl"
 FEATURES, EXPORT, PIPELINE = "features", "export", "pipeline"
 KEPT = 2**29  # bytes of features that are kept in memory
-FINISH_PIXELS = 64  # of every stroke that the first head of "Finish" learns from
 
 
 @dataclass
@@ -313,7 +311,7 @@ class LabelSession:
             raise UserError("There is no prediction yet; draw strokes of two classes first.")
         return connected_region(found.mask, y, x), int(found.mask[y, x])
 
-    def finish(self, num_members: int = 10, show_progress: bool = True) -> PixelClassifierEnsemble:
+    def finish(self, num_members: int = 10) -> PixelClassifierEnsemble:
         """Fits the head of the full recipe on all strokes and gives it to the pipeline.
 
         Strokes may go on meanwhile; they are not of it.
@@ -325,9 +323,10 @@ class LabelSession:
             UserError: Fewer than two classes are labelled.
         """
         with self._lock:
-            dataset, first = self.labeled_images(), self.labeled_images(FINISH_PIXELS)
-        masks = [example.mask for example in first]
-        head = fit_sparse_head(self.pipe, dataset, self.recipe, masks, num_members, show_progress=show_progress)
+            dataset = self.labeled_images()
+        head = fit_segmentation_head(
+            self.pipe, dataset, recipe=self.recipe, num_members=num_members, sparse_labels=True
+        )
         self.pipe.segmentation_head = head
         return head
 
@@ -337,11 +336,8 @@ class LabelSession:
             drawn = {stroke.picture for stroke in self.journal.active()}
             return [name for name in self.pictures if name in drawn and (self.labels(name) != UNLABELED).any()]
 
-    def labeled_images(self, each: int | None = None) -> LabeledImages:
+    def labeled_images(self) -> LabeledImages:
         """The labelled pictures as [`fit_segmentation_head`] and all others read them; ids have no gaps.
-
-        Args:
-            each (`int`, *optional*): Of every stroke so many pixels at most.
 
         Raises:
             UserError: Nothing is labelled.
@@ -350,15 +346,8 @@ class LabelSession:
 
         rows: dict[str, list] = {"image": [], "mask": []}
         for name in self.labelled_names():
-            ids = self.labels(name)
-            if each is not None:
-                strokes = self.journal.labels(name, self.picture(name).size).strokes
-                kept = tuple(sparse_pixels(ids, strokes, each)[0].T)
-                chosen = np.full_like(ids, UNLABELED)
-                chosen[kept] = ids[kept]
-                ids = chosen
             buffer = io.BytesIO()
-            PIL.Image.fromarray(self.compact_ids(ids)).save(buffer, "png")
+            PIL.Image.fromarray(self.compact_ids(self.labels(name))).save(buffer, "png")
             rows["image"].append(str(self.picture(name).path))
             rows["mask"].append({"bytes": buffer.getvalue(), "path": None})
         if not rows["image"]:
