@@ -23,6 +23,7 @@ import yaml
 LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "openrail", "other", "unknown"}
 PIPELINE_TAGS = {"image-segmentation", "unconditional-image-generation"}
 TASKS = PIPELINE_TAGS
+COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 REGULAR_LIMIT = 10 * 2**20
 LFS_SUFFIXES = (".safetensors", ".bin", ".parquet", ".png", ".jpg", ".npy", ".onnx")
 
@@ -188,22 +189,22 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/repos/create", "create_repo"),
         ("DELETE", r"/api/repos/delete", "delete_repo"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", "post_commit"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
-        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(/.*)?", "get_tree"),
-        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/refs", "get_refs"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/tag/([^/]+)", "tag"),
-        ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
-        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/revision/([^/]+)", "info"),
-        ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)", "info"),
-        ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
+        ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/commit/([^/]+)", "post_commit"),
+        ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
+        ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tree/([^/]+)(/.*)?", "get_tree"),
+        ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/refs", "get_refs"),
+        ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tag/([^/]+)", "tag"),
+        ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
+        ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/revision/([^/]+)", "info"),
+        ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)", "info"),
+        ("POST", r"/((?:datasets|spaces)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/upload/([0-9a-f]{64})", "lfs_upload"),
         ("POST", r"/lfs/verify/([0-9a-f]{64})", "lfs_verify"),
         ("GET", r"/cdn/([0-9a-f]{64})", "cdn"),
         ("HEAD", r"/cdn/([0-9a-f]{64})", "cdn"),
-        ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "get_file"),
-        ("HEAD", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "get_file"),
+        ("GET", r"/((?:datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "get_file"),
+        ("HEAD", r"/((?:datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "get_file"),
     ]
 
     def log_message(self, *args) -> None:
@@ -338,6 +339,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.user is None:
             raise _Error(401, "Invalid username or password.")
         kind = given.get("type", "model") + "s"
+        if kind == "spaces" and given.get("sdk") not in ("gradio", "docker", "static"):
+            raise _Error(400, "A Space needs an sdk.")
         owner = given.get("organization") or self.user
         name = f"{owner}/{given['name']}"
         if owner != self.user:
@@ -454,7 +457,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"files": files})
 
     def lfs_batch(self, prefix: str | None, name: str) -> None:
-        self.check_repo("datasets" if prefix else "models", name, write=True)
+        self.check_repo(prefix.rstrip("/") if prefix else "models", name, write=True)
         objects = []
         for given in self.json()["objects"]:
             entry = {"oid": given["oid"], "size": given["size"]}
@@ -509,7 +512,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"success": True, "commitUrl": url, "commitOid": sha, "hookOutput": ""})
 
     def get_file(self, prefix: str | None, name: str, revision: str, path: str) -> None:
-        kind = "datasets" if prefix else "models"
+        kind = prefix.rstrip("/") if prefix else "models"
         self.check_repo(kind, name)
         if self.hub.settings(kind, name)["gated"] and self.user != name.split("/")[0]:
             raise _Error(401 if self.user is None else 403, f"Access to {name} is restricted.", "GatedRepo")
@@ -561,6 +564,12 @@ def validate_card(text: str, kind: str) -> list[str]:
     for category in data.get("task_categories", []):
         check(category in TASKS, f"task_categories: {category} is unknown")
     check(data.get("pipeline_tag", "image-segmentation") in PIPELINE_TAGS, "pipeline_tag is unknown")
+    if kind == "space":
+        check(data.get("sdk") in ("gradio", "docker", "static"), "sdk is unknown")
+        check(data.get("sdk") != "docker" or isinstance(data.get("app_port"), int), "app_port must be a number")
+        for name in ("colorFrom", "colorTo"):
+            check(data.get(name) in COLORS, f"{name} is unknown")
+        check(len(data.get("short_description", "")) <= 60, "short_description is too long")
     if kind == "dataset":
         for dataset_config in data.get("configs", []):
             check("config_name" in dataset_config, "configs[].config_name is required")

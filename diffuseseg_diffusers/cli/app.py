@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Address to listen at; 0.0.0.0 lets other machines in, unencrypted (default: 127.0.0.1).",
     )
     server.add_argument("--port", type=int, default=0, help="Port to listen at; 0: a free one (default: 0).")
+    server.add_argument(
+        "--no_token",
+        action="store_true",
+        help="No token in the address: whoever reaches it may label; for a page behind a login.",
+    )
     server.add_argument("--open", action="store_true", help="Opening of the page in the browser.")
     space = parser.add_argument_group("Space")
     space.add_argument(
@@ -95,14 +100,16 @@ def main(args: argparse.Namespace) -> None:
     def push(target: Path, repo_id: str, token: str, private: bool) -> str:
         return push_folder(target, repo_id, private=private, token=token)
 
-    token = secrets.token_urlsafe(24)
+    token = None if args.no_token else secrets.token_urlsafe(24)
     api = create_app(session, token, save, push)
     listener = listen(args.host, args.port)
     host, port = args.host, listener.getsockname()[1]
     if host != LOCAL:
         print(f"Other machines can reach this page at port {port}; what passes is not encrypted.", file=sys.stderr)
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    address = f"http://{shown}:{port}/?token={token}"
+    address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+    if token is None:
+        print("There is no token: whoever reaches this page may label.", file=sys.stderr)
     print(f"Label at {address}\nCtrl-C ends it; nothing is lost.", flush=True)
     api.state.app.start()
     if args.open:
@@ -134,7 +141,8 @@ def push_space(args: argparse.Namespace) -> None:
     """Uploads the Space."""
     from ..hub.space import push_labeling_space
 
-    given = dict(private=not args.public, classes=args.classes, revision=args.revision)
+    given = dict(classes=args.classes, recipe=args.recipe, private=not args.public)
+    given |= dict(revision=args.revision, base_model=args.base_model)
     url = push_labeling_space(args.push_space, args.model, args.images, **given)
     print(f"Pushed: {url}")
     if args.public:

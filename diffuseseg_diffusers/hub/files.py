@@ -42,7 +42,7 @@ class Upload:
     """What goes to the Hub.
 
     Args:
-        kind (`str`): `"pipeline"`, `"head"`, `"student"` or `"dataset"`.
+        kind (`str`): `"pipeline"`, `"head"`, `"student"`, `"dataset"` or `"space"`.
         root (`Path`): The folder, or one with a dataset that was converted.
         files (`dict`): Path in the repository to a file or its content.
         left_out (`list[str]`): Paths of the folder that do not go.
@@ -56,7 +56,7 @@ class Upload:
     @property
     def repo_type(self) -> str:
         """The Hub's name for what it is."""
-        return "dataset" if self.kind == "dataset" else "model"
+        return self.kind if self.kind in ("dataset", "space") else "model"
 
     def describe_left_out(self) -> str | None:
         """One line about what is left out; `None` if nothing is."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging
-from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
@@ -123,7 +123,7 @@ def push_folder(
         # 3. The repository, and the commit.
         message = commit_message or f"Upload {upload.kind}"
         with hub_refusals(f"{folder} cannot be pushed to {repo_id}") as more:
-            return _commit(HfApi(token=token), repo_id, upload, card, message, private, create_pr, more)
+            return commit_upload(HfApi(token=token), repo_id, upload, card, message, private, create_pr, more)
 
 
 def check_access(repo_id: str, token: str | None, create_pr: bool, what: str) -> str:
@@ -249,17 +249,17 @@ def _make_card(
     return card
 
 
-def _commit(
+def commit_upload(
     api: HfApi,
     repo_id: str,
     upload: Upload,
-    card: ModelCard | DatasetCard,
+    card: RepoCard,
     message: str,
     private: bool | None,
     create_pr: bool,
     more: list[str],
 ) -> str:
-    """Makes the repository if it is not there, and uploads all in one commit; returns its address.
+    """Makes the repository if it is not there, and uploads all and its card in one commit; returns its address.
 
     A repository that this made and that is still empty is removed if the Hub refuses the commit; not after an error
     that passes, because the next push resumes there. `more` gets a sentence about it.
@@ -281,7 +281,7 @@ def _commit(
     return commit.pr_url or commit.commit_url
 
 
-def _validate_card(api: HfApi, repo_id: str, card: ModelCard | DatasetCard, repo_type: str) -> None:
+def _validate_card(api: HfApi, repo_id: str, card: RepoCard, repo_type: str) -> None:
     """Asks the Hub whether it takes the card, before anything is made there.
 
     `RepoCard.validate` of huggingface_hub 1 asks huggingface.co, whatever `HF_ENDPOINT` says.
@@ -296,7 +296,9 @@ def _validate_card(api: HfApi, repo_id: str, card: ModelCard | DatasetCard, repo
 def _make_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> bool:
     """Whether the repository was made now, and was not there."""
     try:
-        api.create_repo(repo_id, private=private, repo_type=repo_type)
+        api.create_repo(
+            repo_id, private=private, repo_type=repo_type, space_sdk="docker" if repo_type == "space" else None
+        )
     except HfHubHTTPError as error:
         status = error.response.status_code
         # Who may not make repositories there may still write to one.

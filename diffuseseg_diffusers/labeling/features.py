@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..features.base import FeatureExtractor
+from ..runs.errors import UserError
 from ..runs.files import atomic_file
 
 
@@ -159,21 +160,26 @@ class FeatureStore:
             names (sequence of `str`): All pictures, some of which the components are taken of.
         """
         if self.basis is None:
-            self.basis = self._find_basis(names)
+            self.basis = self._find_basis(name, names)
         found = PictureFeatures.of(self.basis.reduce(self._activations(name))[0])
-        tensors = {key: value.contiguous() for key, value in vars(found).items()}
+        tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in vars(found).items()}
         with atomic_file(self.path(name)) as partial:
             save_file(tensors, partial, metadata={"stamp": self.stamp(name)})
         return found
 
-    def _find_basis(self, names: Sequence[str]) -> Basis:
+    def _find_basis(self, name: str, names: Sequence[str]) -> Basis:
         path = self.folder / "basis.safetensors"
         if path.exists():
             kept = load_file(path)
             height, width = kept["grid"].tolist()
             return Basis(kept["projection"], kept["offset"], (height, width))
-        some = sorted(names)[:: max(1, -(-len(names) // BASIS_IMAGES))]
-        basis = Basis.of([self._activations(name) for name in some])
+        some = []
+        for other in sorted(names)[:: max(1, -(-len(names) // BASIS_IMAGES))]:
+            try:
+                some.append(self._activations(other))
+            except UserError:
+                continue  # left out when its turn comes
+        basis = Basis.of(some or [self._activations(name)])
         with atomic_file(path) as partial:
             save_file(
                 {

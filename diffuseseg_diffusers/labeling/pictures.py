@@ -73,12 +73,14 @@ class Picture:
         return PIL.Image.fromarray(to_rgb(np.nan_to_num((values - low) / np.maximum(high - low, 1e-12))))
 
 
-def find_pictures(folder: Path, model_size: tuple[int, int]) -> tuple[dict[str, Picture], dict[str, str], list[str]]:
+def find_pictures(
+    folder: Path, model_size: tuple[int, int] | None = None
+) -> tuple[dict[str, Picture], dict[str, str], list[str]]:
     """The pictures below a folder.
 
     Args:
         folder (`Path`): Where to look; links that lead out of it are not followed.
-        model_size (two `int`): Height and width that the model sees.
+        model_size (two `int`, *optional*): Height and width that the model sees, if it is known.
 
     Returns:
         The pictures by name; those that are left out, by name, with the reason; lines that ought to be said.
@@ -109,7 +111,7 @@ def find_pictures(folder: Path, model_size: tuple[int, int]) -> tuple[dict[str, 
             left_out[name] = f"has {planes} planes; save those that are to be labelled one by one"
         else:
             found[name] = Picture(name, path, size)
-            if max(n / m for n, m in zip(size, model_size)) >= SQUEEZED:
+            if model_size is not None and max(n / m for n, m in zip(size, model_size)) >= SQUEEZED:
                 squeezed.append(name)
     if not found:
         why = next((f": {name} {reason}" for name, reason in left_out.items()), "")
@@ -120,7 +122,7 @@ def find_pictures(folder: Path, model_size: tuple[int, int]) -> tuple[dict[str, 
         notes.append(
             f"{len(left_out)} of {len(left_out) + len(found)} pictures are left out: {first} {left_out[first]}"
         )
-    if squeezed:
+    if squeezed and model_size is not None:
         height, width = model_size
         notes.append(
             f"{len(squeezed)} pictures are {SQUEEZED} times as large as what the model sees ({width} x {height}) or "

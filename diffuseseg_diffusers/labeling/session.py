@@ -404,8 +404,9 @@ class LabelSession:
                 return []
             if self._rule is None or self._rule[0] != names:
                 self._rule = (names, Rule([self.ready[name].probes for name in names]))
-            head, labelled, rule = self.fit_live(), self._labelled().around, self._rule[1]
-            advice = Advice(rule, head, labelled, {c.id: c.name for c in self.classes})
+            done = torch.tensor([names.index(name) for name in self.labelled_names() if name in self.ready])
+            classes = {c.id: c.name for c in self.classes}
+            advice = Advice(self._rule[1], self.fit_live(), self._labelled().around, done.long(), classes)
         found = advice.pictures(names)
         chosen = next((s for s in found if s.picture == (places_of or found[0].picture)), None)
         if chosen is not None and count > 0:

@@ -2,14 +2,16 @@
 """What to label next: which picture first, which next, and where in it, by one rule.
 
 Random places of all pictures, the probes, stand for what there is to learn. A label explains the probes that are like
-it. The gain of labelling R, a picture or a place in it, is what that would newly explain of what is rare and doubtful:
+it. The gain of labelling R, a picture or a place in it, is what that would newly explain:
 
     gain(R) = sum over p of w_p * max(0, max over q in R of k(p, q) - c_p)
 
-`k` is a Gaussian kernel on features, `c_p` the largest `k` of probe `p` to anything labelled. The weight `w_p` is the
-probe's doubt (entropy of the mean and divergence of the members; 1 while there is no head) over its density, the sum
-of `k` to all probes: eyes are few, and count as much as skin. It is the greedy step of facility location, as in
-MaxHerding (Bae et al., ECCV 2024), with these weights. What it is worth was measured: see docs/labeling.md.
+`k` is a Gaussian kernel on features, `c_p` the largest `k` of probe `p` to anything labelled: to the pictures in which
+there are labels for a picture, to the labels themselves for a place. It is the greedy step of facility location, as in
+MaxHerding (Bae et al., ECCV 2024). Pictures are to be typical, so their probes weigh the same, `w_p = 1`. Of places
+a doubtful one in a rare class is worth most: `w_p` is the square of the probe's doubt (entropy of the mean and
+divergence of the members) times how rare its class is expected to be, the sum over the classes of probability over
+share; while there is no head, how rare its like is among the probes. What it is worth, and what was worse, was measured: see docs/labeling.md.
 """
 
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from .live import LiveHead
 MAX_PROBES = 2048
 WIDTH = 0.4  # of the kernel, over the median distance of probes
 SIMILAR = 0.1  # what is less like anything labelled is called new
+RAREST = 0.01  # share below which a class does not get rarer
 APART = 2  # pixels of the grid of places between two suggestions, at least
 
 
@@ -59,7 +62,7 @@ class Rule:
         some = torch.pdist(self.points[:: max(1, len(self.points) // 1024)])
         self.width = WIDTH * float(some.median()) if len(some) and some.any() else 1.0
         similar = self.kernel(self.points, self.points)  # [P,P]
-        self.rarity = 1 / similar.mean(1)
+        self.density = similar.mean(1)
         best = [similar[:, self.picture == i].max(1).values for i in range(len(own))]
         self.explained = torch.stack(best, 1)  # by each picture: [P, number of pictures]
 
@@ -72,25 +75,34 @@ class Rule:
         parts = [self.kernel(points, part).amax(1) for part in labelled.split(1024) if len(part)]
         return torch.stack(parts).amax(0) if parts else torch.zeros(len(points))
 
-    def picture_gains(self, doubt: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
-        """Gain of each picture, relative to all that there is to explain, 0 to 1.
+    def picture_gains(self, done: torch.Tensor) -> torch.Tensor:
+        """Gain of each picture, 0 to 1; 0 for those that have labels.
 
         Args:
-            doubt (`torch.Tensor`): `[P]`, of the probes.
-            covered (`torch.Tensor`): `[P]`, of the probes.
+            done (`torch.Tensor`): `[L]` int64, numbers of the pictures that have labels.
         """
-        w = doubt * self.rarity
-        return w @ (self.explained - covered[:, None]).clamp(min=0) / w.sum().clamp(min=1e-12)
+        return (self.explained - self.known(done)[:, None]).clamp(min=0).mean(0)
+
+    def known(self, done: torch.Tensor) -> torch.Tensor:
+        """How much the probes are like anything in the pictures that have labels: `[P]`, 0 to 1."""
+        return self.explained[:, done].amax(1) if len(done) else torch.zeros(len(self.points))
+
+    def weights(self, head: LiveHead | None) -> torch.Tensor:
+        """What the probes weigh when places are chosen, `[P]`."""
+        if head is None:
+            return 1 / self.density
+        mean, doubt = head.predict(self.points)
+        return doubt.square() * (mean / head.shares.clamp(min=RAREST)).sum(1)
 
     def places(
-        self, grid: torch.Tensor, labelled: torch.Tensor, doubt: torch.Tensor, taken: torch.Tensor, count: int
+        self, grid: torch.Tensor, labelled: torch.Tensor, weights: torch.Tensor, taken: torch.Tensor, count: int
     ) -> list[Place]:
         """The best places of a picture, one after the other, each as if those before were labelled.
 
         Args:
             grid (`torch.Tensor`): `[D, h, w]` float32, features of the picture's places.
             labelled (`torch.Tensor`): `[L, D]`, features of all that is labelled.
-            doubt (`torch.Tensor`): `[P]`, of the probes.
+            weights (`torch.Tensor`): `[P]`, of the probes.
             taken (`torch.Tensor`): Boolean `[h, w]`, places that are labelled.
             count (`int`): How many, at most.
         """
@@ -98,8 +110,7 @@ class Rule:
         candidates = grid.flatten(1).T  # [Q,D]
         near = self.kernel(self.points, candidates)  # [P,Q]
         covered = self.covered(self.points, labelled)
-        w = doubt * self.rarity
-        w = w / w.sum().clamp(min=1e-12)
+        w = weights / weights.sum().clamp(min=1e-12)
         free = ~taken.flatten()
         found: list[Place] = []
         while free.any() and len(found) < count:
@@ -138,19 +149,26 @@ class Advice:
         rule ([`Rule`]): Of the pictures.
         head ([`LiveHead`], *optional*): If there is one.
         labelled (`torch.Tensor`): `[L, D]`, features of all that is labelled.
+        done (`torch.Tensor`): `[M]` int64, numbers of the pictures in which something is labelled.
         names (`dict`): Names of the classes by id.
     """
 
-    def __init__(self, rule: Rule, head: LiveHead | None, labelled: torch.Tensor, names: dict[int, str]):
-        self.rule, self.head, self.labelled, self.names = rule, head, labelled, names
-        self.covered = rule.covered(rule.points, labelled)
-        self.doubt = torch.ones(len(rule.points)) if head is None else head.predict(rule.points)[1]
+    def __init__(
+        self, rule: Rule, head: LiveHead | None, labelled: torch.Tensor, done: torch.Tensor, names: dict[int, str]
+    ):
+        self.rule, self.head, self.labelled, self.done, self.names = rule, head, labelled, done, names
+        self.weights = rule.weights(head)
 
     def pictures(self, names: Sequence[str]) -> list[Suggestion]:
-        """All pictures, the best first, with reasons but without places; `names` in the order of the rule's."""
-        gains = self.rule.picture_gains(self.doubt, self.covered)
-        order = gains.argsort(descending=True, stable=True).tolist()
-        return [Suggestion(names[i], float(gains[i]), self._why(i)) for i in order]
+        """All pictures, the best first, with reasons but without places; `names` in the order of the rule's.
+
+        Those that have labels come last, the most doubtful of them first.
+        """
+        gains, known = self.rule.picture_gains(self.done), self.rule.known(self.done)
+        own = [self.rule.picture == i for i in range(len(names))]
+        order = sorted(range(len(names)), key=lambda i: (-float(gains[i]), -float(self.weights[own[i]].mean())))
+        reasons = {i: self._why(i, float(gains[i]), float((known[own[i]] < SIMILAR).float().mean())) for i in order}
+        return [Suggestion(names[i], float(gains[i]), reasons[i]) for i in order]
 
     def places(self, grid: torch.Tensor, drawn: np.ndarray, count: int) -> list[tuple[int, int, str]]:
         """Where to label a picture.
@@ -165,21 +183,21 @@ class Advice:
         """
         taken = F.interpolate(torch.from_numpy(drawn)[None, None].float(), grid.shape[1:], mode="area")[0, 0] > 0.3
         found = []
-        for place in self.rule.places(grid, self.labelled, self.doubt, taken, count):
+        for place in self.rule.places(grid, self.labelled, self.weights, taken, count):
             y, x = (int((p + 0.5) * n / m) for p, n, m in zip((place.y, place.x), drawn.shape, grid.shape[1:]))
             new = self.head is None or place.covered < SIMILAR
             why = "nothing like this is labelled yet" if new else self._torn(grid[:, place.y, place.x][None])
             found.append((y, x, why))
         return found
 
-    def _why(self, picture: int) -> str:
-        own = self.rule.picture == picture
-        if not len(self.labelled):
-            return "stands for most of what the pictures show"
-        new = float((self.covered[own] < SIMILAR).float().mean())
-        if self.head is None or new > 0.1:
-            return f"{new:.0%} of it is like nothing labelled yet"
-        return self._torn(self.rule.points[own])
+    def _why(self, picture: int, gain: float, new: float) -> str:
+        if not len(self.done):
+            return f"stands for {gain:.0%} of what the pictures show"
+        if picture in self.done:
+            return "has labels" if self.head is None else self._torn(self.rule.points[self.rule.picture == picture])
+        if new >= 0.01:
+            return f"{new:.0%} of it is like nothing in the labelled pictures"
+        return f"stands for {gain:.0%} of what the labelled pictures do not show"
 
     def _torn(self, features: torch.Tensor) -> str:
         """Which two classes the head is torn between, where it is most so."""

@@ -1,0 +1,80 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Pictures to label, sessions on them, and strokes that tell the truth."""
+
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from diffuseseg_diffusers.labeling.regions import to_runs
+from diffuseseg_diffusers.labeling.session import LabelSession
+
+from ..conftest import draw, make_pipeline
+
+
+NAMES = ["sky", "disc", "bar"]
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """A small U-Net with random weights; to be left as it is."""
+    return make_pipeline()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with six drawn pictures of two sizes, and their true masks by name."""
+    folder, masks = tmp_path / "pictures", {}
+    folder.mkdir()
+    for seed in range(6):
+        name = f"{seed}.png"
+        image, masks[name] = draw((24, 30) if seed < 4 else (16, 16), seed)
+        Image.fromarray(image).save(folder / name)
+    return folder, masks
+
+
+@pytest.fixture
+def open_session(pipe, pictures, tmp_path):
+    """Opens the session in a folder, again and again."""
+
+    def opened(**kwargs) -> LabelSession:
+        kwargs = {"pipe": pipe, "class_names": NAMES, **kwargs}
+        return LabelSession(images=pictures[0], folder=tmp_path / "session", **kwargs)
+
+    return opened
+
+
+@pytest.fixture
+def session(open_session):
+    """With features, and without labels."""
+    session = open_session()
+    session.extract()
+    return session
+
+
+def true_runs(mask: np.ndarray, label: int, length: int = 5) -> list[list[int]]:
+    """A horizontal stroke on a class, as far inside it as can be."""
+    depth = distance_transform_edt(np.pad(mask == label, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), mask.shape)
+    inside = np.zeros(mask.shape, bool)
+    inside[y, max(0, x - length // 2) : x + length // 2 + 1] = True
+    return to_runs(inside & (mask == label), label)
+
+
+def label(session: LabelSession, masks: dict, names: list[str]) -> list[int]:
+    """One true stroke of each class in some pictures."""
+    return [session.draw(n, true_runs(masks[n], int(c))) for n in names for c in np.unique(masks[n])]
+
+
+@contextmanager
+def full_disk(size: int):
+    """No file of this process can grow beyond so many bytes: what a full disk does to a write, at that place."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
