@@ -148,10 +148,12 @@ def mask_to_pil(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> PIL.Image
 
     Args:
         mask (`np.ndarray`): `[H, W]` uint8.
-        palette (sequence of `[red, green, blue]`): Colour of each class, 0 to 255.
+        palette (sequence of `[red, green, blue]`): Colour of each class, 0 to 255; ids beyond it are black.
     """
     image = PIL.Image.fromarray(mask)
-    image.putpalette([x for color in palette for x in color])
+    # Saved as PNG, pixels have as many bits as the palette needs: without colours of their own, 255 would become 15.
+    beyond = max(0, int(mask.max(initial=0)) + 1 - len(palette))
+    image.putpalette([x for color in [*palette, *[(0, 0, 0)] * beyond] for x in color])
     return image
 
 

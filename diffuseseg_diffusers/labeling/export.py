@@ -48,7 +48,6 @@ def export_session(session: LabelSession, folder: Path, pipeline: Path | None = 
         shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
         _save_mask(folder / "dataset" / "masks" / f"{new}.png", session.compact_ids(session.labels(name)), palette)
     write_json(folder / "dataset" / "id2label.json", {str(i): c.name for i, c in enumerate(classes)})
-    write_json(folder / "dataset" / "palette.json", palette)
 
     made: dict[str, str] = {}
     for name in session.pictures:

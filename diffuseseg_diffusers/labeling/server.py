@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -263,6 +264,10 @@ def _add_errors(api: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"][1:])
         return JSONResponse({"error": f"The request does not fit: {where}: {first['msg']}."}, 422)
 
+    def refused(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code)  # type: ignore[attr-defined]
+
+    api.add_exception_handler(HTTPException, refused)
     api.add_exception_handler(UserError, answer(400))
     api.add_exception_handler(StaleError, answer(409))
     api.add_exception_handler(OSError, answer(507))

@@ -8,10 +8,11 @@ it. The gain of labelling R, a picture or a place in it, is what that would newl
 
 `k` is a Gaussian kernel on features, `c_p` the largest `k` of probe `p` to anything labelled: to the pictures in which
 there are labels for a picture, to the labels themselves for a place. It is the greedy step of facility location, as in
-MaxHerding (Bae et al., ECCV 2024). Pictures are to be typical, so their probes weigh the same, `w_p = 1`. Of places
-a doubtful one in a rare class is worth most: `w_p` is the square of the probe's doubt (entropy of the mean and
-divergence of the members) times how rare its class is expected to be, the sum over the classes of probability over
-share; while there is no head, how rare its like is among the probes. What it is worth, and what was worse, was measured: see docs/labeling.md.
+MaxHerding (Bae et al., ECCV 2024). Pictures are to be typical, so their probes weigh the same, `w_p = 1`. Of places a
+doubtful one in a rare class is worth most: `w_p` is the square of the probe's doubt (entropy of the mean and divergence
+of the members) times how rare its class is expected to be, the sum over the classes of probability over share; while
+there is no head, how rare its like is among the probes. What it is worth, and what was worse, was measured: see
+docs/labeling.md.
 """
 
 from collections.abc import Sequence

@@ -240,3 +240,11 @@ def test_an_address_that_gives_no_image_is_one_error_for_users(server, tmp_path)
             DiffuseSegImageProcessor(3).load(address)
     with pytest.raises(UserError, match="There is no file ftp://x/y.png"):
         open_image("ftp://x/y.png")
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 40])
+def test_ids_beyond_the_palette_survive_a_file(tmp_path, classes):
+    """Pillow saves as many bits as the palette needs: 255 of two classes would be 1, of five 15."""
+    mask = np.array([[0, 1, 255], [1, 255, 0]], np.uint8)
+    mask_to_pil(mask, default_palette(classes)).save(tmp_path / "mask.png")
+    assert (np.asarray(Image.open(tmp_path / "mask.png")) == mask).all()

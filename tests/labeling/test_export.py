@@ -1,0 +1,64 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffuseseg_diffusers import UserError, load_labeled_images
+from diffuseseg_diffusers.labeling.export import export_session
+from diffuseseg_diffusers.labeling.journal import Journal
+
+from .conftest import NAMES, label
+
+
+def test_what_is_exported_is_a_dataset_with_the_same_labels(session, pictures, tmp_path):
+    label(session, pictures[1], ["0.png", "4.png"])
+    session.merge_classes(0, 2)
+    session.change_class(1, color=[200, 0, 0])
+    out = tmp_path / "out"
+    out.mkdir()
+    export_session(session, out)
+    dataset = load_labeled_images(out / "dataset")
+    assert dataset.label_names == ["disc", "bar"] and len(dataset) == 2
+    assert Image.open(out / "dataset" / "masks" / "0.png").getpalette()[:3] == [200, 0, 0]
+    for example, name in zip(dataset, ("0.png", "4.png")):
+        assert (example.mask == session.compact_ids(session.labels(name))).all()
+        assert np.array_equal(np.asarray(example.image), np.asarray(Image.open(pictures[0] / name)))
+    of = json.loads((out / "predictions" / "of.json").read_text())
+    assert sorted(of.values()) == sorted(session.pictures)
+    for file, name in of.items():
+        mask = Image.open(out / "predictions" / file)
+        assert mask.mode == "P" and (np.asarray(mask) == session.compact_ids(session.predict(name).mask)).all()
+    assert Journal(out / "strokes.jsonl").revision == session.revision
+    assert not (out / "pipeline").exists() and "sparse_labels" in (out / "README.md").read_text()
+
+
+def test_pictures_of_one_name_in_two_folders_stay_apart(pipe, pictures, tmp_path, open_session):
+    folder, masks = pictures
+    (folder / "deep").mkdir()
+    Image.open(folder / "0.png").save(folder / "deep" / "0.jpg")
+    session = open_session()
+    session.extract()
+    masks["deep/0.jpg"] = masks["0.png"]
+    label(session, masks, ["0.png", "deep/0.jpg"])
+    (tmp_path / "out").mkdir()
+    export_session(session, tmp_path / "out")
+    assert len(load_labeled_images(tmp_path / "out" / "dataset")) == 2
+    assert len(json.loads((tmp_path / "out" / "predictions" / "of.json").read_text())) == 7
+
+
+def test_the_pipeline_goes_with_it(session, pictures, pipe, tmp_path):
+    label(session, pictures[1], ["0.png"])
+    pipe.save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "out").mkdir()
+    export_session(session, tmp_path / "out", tmp_path / "pipeline")
+    assert (tmp_path / "out" / "pipeline" / "model_index.json").is_file()
+
+
+def test_nothing_labelled_is_nothing_to_export(session, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="Nothing is labelled yet"):
+        export_session(session, tmp_path / "out")
+    assert session.classes[0].name == NAMES[0] and list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,272 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The page in a real browser: the server is the command, in a process of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_dataset
+from PIL import Image
+
+from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
+from diffuseseg_diffusers.labeling.journal import Journal
+
+from ..conftest import run, shared
+
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = os.environ.get("DIFFUSESEG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium; see CONTRIBUTING.md")
+
+
+class Server:
+    """`diffuseseg app` as a user would type it."""
+
+    def __init__(self, *arguments: str):
+        command = [str(Path(sys.executable).parent / "diffuseseg"), "app", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.address = None
+        for line in self.process.stdout:
+            if found := re.search(r"http://\S+", line):
+                self.address = found[0]
+                break
+        assert self.address, self.process.stderr.read()
+
+    def kill(self) -> None:
+        if self.process.poll() is not None:
+            return
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start():
+    """Starts servers, and ends those that are left."""
+    servers = []
+
+    def started(*arguments) -> Server:
+        servers.append(Server(*arguments))
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def browser():
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+class Page:
+    """A page, with all its errors."""
+
+    def __init__(self, browser, address: str, **kwargs):
+        self.page, self.errors = browser.new_page(viewport={"width": 1280, "height": 800}, **kwargs), []
+        self.page.set_default_timeout(60_000)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.open(address)
+
+    def open(self, address: str) -> None:
+        self.page.goto(address)
+        self.page.wait_for_selector("#classes .pick")
+        self.until("document.querySelector('#status').textContent.includes('stroke')")
+
+    def until(self, condition: str, seconds: float = 60) -> None:
+        """Waits; not with `wait_for_function`, whose `eval` the page forbids."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, (condition, self.page.inner_text("body"), self.errors)
+            self.page.wait_for_timeout(50)
+
+    @property
+    def picture(self) -> str:
+        return self.page.evaluate("decodeURIComponent(location.hash.slice(1))")
+
+    def ready(self) -> None:
+        """Waits until all features are there."""
+        self.until("document.querySelector('#progress').hidden")
+
+    def wait_for(self, strokes: int) -> None:
+        """Waits until so many strokes are in the mask, or counted."""
+        self.until(
+            f"/\\b{strokes} strokes?\\b/.test(document.querySelector('#status').textContent) "
+            "&& document.querySelector('#badge').hidden"
+        )
+
+    def at(self, x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
+        """The middle of a pixel of the picture, in the window."""
+        box = self.page.locator("#view").bounding_box()
+        scale = 0.94 * min(box["width"] / size[1], box["height"] / size[0])
+        left, top = box["x"] + (box["width"] - scale * size[1]) / 2, box["y"] + (box["height"] - scale * size[0]) / 2
+        return left + (x + 0.5) * scale, top + (y + 0.5) * scale
+
+    def paint(self, mask: np.ndarray, label: int) -> None:
+        """A stroke of the class along a row of it, with the mouse."""
+        ys, xs = np.nonzero(mask == label)
+        row = int(np.median(ys))
+        row = row if (ys == row).any() else int(ys[0])
+        inside = xs[ys == row]
+        run = np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1)[0]
+        self.page.keyboard.press(str(label + 1))
+        self.page.mouse.move(*self.at(int(run[0]), row, mask.shape))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.at(int(run[min(len(run) - 1, 6)]), row, mask.shape), steps=4)
+        self.page.mouse.up()
+
+
+def write_faces(folder: Path, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Six pictures; their true masks by name, and the names of the classes."""
+    folder.mkdir()
+    if source == "drawn":
+        pairs, names = [draw_face(i) for i in range(6)], list(LABEL_NAMES)
+    else:
+        rows = load_dataset(str(shared("data/faces64")), "labeled", split="train").select(range(6))
+        pairs = [(np.asarray(row["image"]), np.asarray(row["mask"])) for row in rows]
+        names = ["background", "skin", "hair", "eyes", "nose", "mouth"]
+    for i, (image, _) in enumerate(pairs):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return {f"{i}.png": mask for i, (_, mask) in enumerate(pairs)}, names
+
+
+@pytest.mark.parametrize("source", ["drawn", "faces64"])
+def test_from_strokes_to_a_dataset(source, tmp_path, browser, start):
+    masks, names = write_faces(tmp_path / "faces", source)
+    model = SHIPPED_MODEL if source == "drawn" else shared("checkpoints/faces64-ddpm")
+    command = ["--model", model, "--images", tmp_path / "faces", "--session", tmp_path / "session", "--recipe", "fast"]
+    server = start(*command, "--classes", *names)
+    page = Page(browser, server.address)
+    page.ready()
+
+    # Strokes of every class in the suggested picture, with the mouse; the mask follows.
+    first = page.picture
+    assert page.page.locator("#pictures li").count() == 6
+    present = [int(label) for label in np.unique(masks[first]) if label != 255]
+    for count, label in enumerate(present, 1):
+        page.page.keyboard.press("[") if label == present[0] else None
+        page.paint(masks[first], label)
+        page.wait_for(count)
+    measured = page.page.evaluate("performance.getEntriesByName('stroke-to-mask').map((entry) => entry.duration)")
+    assert len(measured) >= 1
+    journal = Journal(tmp_path / "session" / "strokes.jsonl")
+    drawn = journal.resolved(journal.labels(first, masks[first].shape).ids)
+    labelled = drawn != 255
+    assert set(np.unique(drawn[labelled])) == set(present)
+    assert (drawn[labelled] == masks[first][labelled]).mean() > 0.6  # the brush is wider than eyes are
+
+    # A region of the prediction is accepted, taken back, and taken again.
+    page.page.keyboard.press("a")
+    page.page.mouse.click(*page.at(2, 2, masks[first].shape))
+    page.wait_for(len(present) + 1)
+    page.page.keyboard.press("Control+z")
+    page.wait_for(len(present))
+    page.page.keyboard.press("Control+y")
+    page.wait_for(len(present) + 1)
+    assert [s.kind for s in Journal(tmp_path / "session" / "strokes.jsonl").active()][-1] == "accept"
+
+    # The next picture, by keyboard alone.
+    page.page.keyboard.press("n")
+    page.until(f"decodeURIComponent(location.hash.slice(1)) !== {first!r}")
+    page.page.locator("#places li").first.wait_for()
+    page.page.focus("#view")
+    page.page.keyboard.press("2")
+    page.page.keyboard.press("ArrowRight")
+    page.page.keyboard.press("Enter")
+    page.wait_for(len(present) + 2)
+
+    # A second tab draws; both tabs' strokes stay.
+    other = Page(browser, f"{server.address}#{page.picture}")
+    other.paint(masks[other.picture], 0)
+    other.wait_for(len(present) + 3)
+    page.paint(masks[page.picture], 1)
+    page.until("document.querySelector('#badge').hidden")
+    assert len(Journal(tmp_path / "session" / "strokes.jsonl").active()) == len(present) + 4
+    assert other.errors == []
+    other.page.close()
+
+    # A reload, a kill and a new start lose nothing.
+    page.page.reload()
+    page.wait_for(len(present) + 4)
+    assert page.errors == []
+    page.page.close()
+    server.kill()
+    server = start(*command)
+    page = Page(browser, server.address)
+    page.ready()
+    page.wait_for(len(present) + 4)
+
+    # What comes out is read by the other commands.
+    page.page.click("#finish")
+    page.until("document.querySelector('#finish-state').textContent.startsWith('Fitted in')", seconds=300)
+    with page.page.expect_download() as waiting:
+        page.page.click("#download")
+    waiting.value.save_as(tmp_path / "labels.zip")
+    assert page.errors == []
+    page.page.close()
+    server.kill()
+    zipfile.ZipFile(tmp_path / "labels.zip").extractall(tmp_path / "out")
+    evaluated = run(
+        *("diffuseseg", "evaluate", "--model", tmp_path / "out" / "pipeline"),
+        *("--dataset_name", tmp_path / "out" / "dataset", "--output_dir", tmp_path / "eval"),
+    )
+    assert "mean IoU" in evaluated.stdout
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert metrics["num_images"] == 2 and metrics["mean_iou"] > 0.3
+
+
+def test_errors_are_shown_and_strokes_taken_back(tmp_path, browser, start):
+    """The server is gone: the stroke goes from the picture too, and one sentence says what to do."""
+    masks, _ = write_faces(tmp_path / "faces", "drawn")
+    server = start("--model", SHIPPED_MODEL, "--images", tmp_path / "faces", "--classes", "skin", "hair")
+    page = Page(browser, server.address)
+    name = page.picture
+    wrong = browser.new_page()
+    wrong.goto(server.address.split("?")[0])
+    wrong.wait_for_selector("#message:not([hidden])")
+    assert "open the address that the terminal shows" in wrong.inner_text("#message")
+    server.kill()
+    page.paint(masks[name], 0)
+    page.page.wait_for_selector("#message:not([hidden])")
+    assert "start `diffuseseg app` again" in page.page.inner_text("#message")
+    assert (tmp_path / "faces-labels").is_dir()
+    assert Journal(tmp_path / "faces-labels" / "strokes.jsonl").active() == []
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (820, 1180)])
+def test_nothing_overlaps_on_a_laptop_and_on_a_tablet(tmp_path, browser, start, size):
+    write_faces(tmp_path / "faces", "drawn")
+    server = start("--model", SHIPPED_MODEL, "--images", tmp_path / "faces", "--classes", *LABEL_NAMES)
+    page = Page(browser, server.address)
+    page.page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.page.wait_for_timeout(300)
+    wide = page.page.evaluate(
+        "[...document.querySelectorAll('button, input, h2, footer')].filter((e) => e.scrollWidth > e.clientWidth + 1 "
+        "&& !['color', 'range'].includes(e.type) && getComputedStyle(e).overflow === 'visible')"
+        ".map((e) => e.id || e.textContent)"
+    )
+    assert wide == []
+    assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    view = page.page.locator("#view").bounding_box()
+    assert view["width"] > 0.45 * size[0] and view["height"] > 0.45 * size[1]
+    unnamed = page.page.evaluate(
+        "[...document.querySelectorAll('button, input, canvas[tabindex]')].filter((e) => "
+        "!e.textContent.trim() && !e.getAttribute('aria-label') && !e.closest('label')).map((e) => e.outerHTML)"
+    )
+    assert unnamed == []
+    server.kill()
+    assert page.errors == []
