@@ -27,7 +27,6 @@ test = [
     *large,
     *scale,
     *app,
-    "httpx>=0.28",
     "hypothesis>=6.100",
     "playwright>=1.55",
     "pytest>=8.0",

@@ -289,7 +289,8 @@ def _add_label_routes(api: FastAPI, app: App, guarded: list) -> None:
         """Draws, and tells the page whether another one changed the picture since it last looked."""
         before = session.journal.changed.get(body.picture, 0)
         number = session.draw(body.picture, runs, kind)
-        return {"number": number, "revision": session.revision, "stale": before > body.revision}
+        strokes = len(session.journal.active(body.picture))
+        return {"number": number, "revision": session.revision, "stale": before > body.revision, "strokes": strokes}
 
     @api.post("/api/strokes", dependencies=guarded)
     def draw(body: StrokeBody) -> dict:

@@ -191,10 +191,11 @@ def test_from_strokes_to_a_dataset(source, tmp_path, browser, start):
 
     # A second tab draws; both tabs' strokes stay.
     other = Page(browser, f"{server.address}#{page.picture}")
-    other.paint(masks[other.picture], 0)
+    second = [int(label) for label in np.unique(masks[page.picture]) if label != 255]
+    other.paint(masks[other.picture], second[0])
     other.wait_for(len(present) + 3)
-    page.paint(masks[page.picture], 1)
-    page.until("document.querySelector('#badge').hidden")
+    page.paint(masks[page.picture], second[1])
+    page.wait_for(len(present) + 4)
     assert len(Journal(tmp_path / "session" / "strokes.jsonl").active()) == len(present) + 4
     assert other.errors == []
     other.page.close()

@@ -72,7 +72,7 @@ def test_strokes_become_masks(client, session, pictures):
 
 def test_labels_come_back_as_they_were_drawn(client, session):
     answer = draw(client, "0.png", [[3, 4, 9, 2]]).json()
-    assert answer == {"number": 1, "revision": 4, "stale": False}
+    assert answer == {"number": 1, "revision": 4, "stale": False, "strokes": 1}
     found = client.get("/api/labels", params={"picture": "0.png"})
     ids = np.frombuffer(found.content, np.uint8).reshape(24, 30)
     assert (ids[3, 4:9] == 2).all() and (ids != 255).sum() == 5 and found.headers["X-Strokes"] == "1"

@@ -91,10 +91,12 @@ function accept(y, x) {
 
 async function drawn(picture, answer) {
   const own = state.pictures.find((p) => p.name === picture);
-  if (own) own.strokes++;
+  if (own) own.strokes = answer.strokes;
   if (picture !== current) return;
-  if (answer.stale) await reloadLabels(); // another tab drew here
-  else {
+  if (answer.stale) { // another tab drew here
+    await reloadLabels();
+    await loadState();
+  } else {
     known = answer.revision;
     undoable.push(answer.number);
   }

@@ -1,0 +1,137 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Seconds from the end of a stroke to the new mask on the screen of `diffuseseg app`, in a real browser.
+
+    python benchmarks/bench_labeling.py --sizes 64x64 96x128 256x256 --pictures 50
+
+Drawn faces of each size are labelled with true strokes by the mouse, five in a picture, then the next. The page itself
+measures (`performance.measure`). The U-Nets have random weights: what happens after a stroke does not depend on them.
+Memory is the server's, resident. Needs Playwright and Chromium, see CONTRIBUTING.md.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, draw_face
+
+
+CHROMIUM = os.environ.get("DIFFUSESEG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+EACH = 5  # strokes in a picture
+
+
+def save_model(folder: Path, size: tuple[int, int]) -> None:
+    """A U-Net of four levels, twelve decoder blocks."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=size,
+        block_out_channels=(32, 64, 64, 64),
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
+        norm_num_groups=8,
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+
+
+def measure(size: tuple[int, int], count: int, strokes: int, folder: Path) -> dict:
+    """Labels in the browser; returns what was measured."""
+    save_model(folder / "model", size)
+    (folder / "pictures").mkdir()
+    masks = {}
+    for i in range(count):
+        image, mask = (Image.fromarray(a) for a in draw_face(i))
+        image.resize(size[::-1]).save(folder / "pictures" / f"{i:03}.png")
+        masks[f"{i:03}.png"] = np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST))
+    command = ["diffuseseg", "app", "--model", folder / "model", "--images", folder / "pictures", "--classes"]
+    began = time.perf_counter()
+    server = subprocess.Popen([*map(str, command), *LABEL_NAMES], stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+        started = time.perf_counter() - began
+        with sync_playwright() as p:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.goto(address)
+            page.wait_for_selector("#classes .pick")
+            while not page.evaluate("location.hash && document.querySelector('#progress').hidden"):
+                time.sleep(0.5)
+            extracted = time.perf_counter() - began - started
+            label(page, masks, strokes)
+            measured = page.evaluate("performance.getEntriesByName('stroke-to-mask').map((entry) => entry.duration)")
+            browser.close()
+        memory = psutil.Process(server.pid).memory_info().rss / 2**30
+    finally:
+        server.kill()
+        server.wait()
+    return {"measured": measured, "started": started, "extracted": extracted, "memory": memory}
+
+
+def label(page, masks: dict[str, np.ndarray], strokes: int) -> None:
+    """True strokes with the mouse: each class in turn, and the next picture after five."""
+    random = np.random.default_rng(0)
+    for number in range(strokes):
+        if number and number % EACH == 0:
+            before = page.evaluate("location.hash")
+            page.keyboard.press("n")
+            while page.evaluate("location.hash") == before or not page.evaluate(
+                "document.querySelector('#badge').hidden"
+            ):
+                time.sleep(0.05)
+        mask = masks[page.evaluate("decodeURIComponent(location.hash.slice(1))")]
+        own = random.choice(np.unique(mask)) if number > 1 else number
+        y, x = random.choice(np.argwhere(mask == own))
+        run = x + np.arange(max(2, mask.shape[1] // 10))
+        run = run[run < mask.shape[1]]
+        stop = run[np.cumprod(mask[y, run] == own).astype(bool)][-1]
+        box = page.locator("#view").bounding_box()
+        scale = 0.94 * min(box["width"] / mask.shape[1], box["height"] / mask.shape[0])
+        left = box["x"] + (box["width"] - scale * mask.shape[1]) / 2
+        top = box["y"] + (box["height"] - scale * mask.shape[0]) / 2
+        done = page.evaluate("performance.getEntriesByName('stroke-to-mask').length")
+        page.keyboard.press(str(own + 1))
+        page.mouse.move(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
+        page.mouse.down()
+        page.mouse.move(left + (stop + 0.5) * scale, top + (y + 0.5) * scale, steps=4)
+        page.mouse.up()
+        while number > 1 and page.evaluate("performance.getEntriesByName('stroke-to-mask').length") == done:
+            time.sleep(0.02)
+        time.sleep(0.3)  # as fast as a hand
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["64x64", "96x128", "256x256"], help="Heights × widths.")
+    parser.add_argument("--pictures", type=int, nargs="+", default=[50])
+    parser.add_argument("--strokes", type=int, default=60)
+    args = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    print("| size | pictures | strokes | median | 95th percentile | largest | features of all | memory |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in args.sizes:
+        height, width = map(int, size.split("x"))
+        for count in args.pictures:
+            with tempfile.TemporaryDirectory() as folder:
+                found = measure((height, width), count, args.strokes, Path(folder))
+            values = np.array(found["measured"]) / 1000
+            numbers = [np.median(values), np.percentile(values, 95), values.max()]
+            cells = [f"{value:.2f} s" for value in numbers] + [
+                f"{found['extracted']:.0f} s",
+                f"{found['memory']:.2f} GiB",
+            ]
+            print(f"| {height} × {width} | {count} | {args.strokes} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
