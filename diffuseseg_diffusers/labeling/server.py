@@ -126,6 +126,7 @@ class App:
     def state(self) -> dict[str, Any]:
         """All that the page shows beside the picture."""
         session = self.session
+        revision = session.revision  # before what follows from it: what is told is at least as new
         counts: dict[str, int] = {}
         for stroke in session.journal.active():
             counts[stroke.picture] = counts.get(stroke.picture, 0) + 1
@@ -140,7 +141,7 @@ class App:
             for p in list(session.pictures.values())
         ]
         return {
-            "revision": session.revision,
+            "revision": revision,
             "classes": [vars(c) for c in session.classes],
             "pictures": pictures,
             "left_out": session.left_out,

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 const state = { revision: 0, classes: [], pictures: [], ranking: [], places: {}, finish: { state: "idle" } };
 let current = null; // name of the open picture
 let known = 0; // revision at which its labels were read, with our own strokes since
+let latest = 0; // newest revision that an answer told: older states that arrive late are asked for again
 let undoable = [];
 let redoable = [];
 let sending = Promise.resolve(); // strokes go one after the other
@@ -74,7 +75,10 @@ function stroke(runs, revert) {
     } catch (error) {
       if (picture === current) revert();
       fail(error);
-      if (error.status === 409) start();
+      if (error.status === 409) {
+        latest = 0;
+        start();
+      }
     }
   });
 }
@@ -92,6 +96,7 @@ function accept(y, x) {
 async function drawn(picture, answer) {
   const own = state.pictures.find((p) => p.name === picture);
   if (own) own.strokes = answer.strokes;
+  latest = Math.max(latest, answer.revision);
   if (picture !== current) return;
   if (answer.stale) { // another tab drew here
     await reloadLabels();
@@ -236,7 +241,8 @@ async function editClass(own) {
 }
 
 async function loadState() {
-  const found = await api.getState();
+  let found = await api.getState();
+  while (found.revision < latest) found = await api.getState();
   Object.assign(state, found);
   showAllClasses();
   showLists();
