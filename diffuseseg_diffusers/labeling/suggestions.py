@@ -168,7 +168,9 @@ class Advice:
         gains, known = self.rule.picture_gains(self.done), self.rule.known(self.done)
         own = [self.rule.picture == i for i in range(len(names))]
         order = sorted(range(len(names)), key=lambda i: (-float(gains[i]), -float(self.weights[own[i]].mean())))
-        reasons = {i: self._why(i, float(gains[i]), float((known[own[i]] < SIMILAR).float().mean())) for i in order}
+        left = float((1 - known).mean()) or 1.0
+        new = [float((known[mine] < SIMILAR).float().mean()) for mine in own]
+        reasons = {i: self._why(i, float(gains[i]) / left, new[i]) for i in order}
         return [Suggestion(names[i], float(gains[i]), reasons[i]) for i in order]
 
     def places(self, grid: torch.Tensor, drawn: np.ndarray, count: int) -> list[tuple[int, int, str]]:
@@ -191,14 +193,14 @@ class Advice:
             found.append((y, x, why))
         return found
 
-    def _why(self, picture: int, gain: float, new: float) -> str:
+    def _why(self, picture: int, share: float, new: float) -> str:
         if not len(self.done):
-            return f"stands for {gain:.0%} of what the pictures show"
+            return f"stands for {share:.0%} of what the pictures show"
         if picture in self.done:
             return "has labels" if self.head is None else self._torn(self.rule.points[self.rule.picture == picture])
-        if new >= 0.01:
+        if new >= 0.05:
             return f"{new:.0%} of it is like nothing in the labelled pictures"
-        return f"stands for {gain:.0%} of what the labelled pictures do not show"
+        return f"stands for {share:.0%} of what the labelled pictures do not show"
 
     def _torn(self, features: torch.Tensor) -> str:
         """Which two classes the head is torn between, where it is most so."""
