@@ -22,6 +22,7 @@ _PUBLIC = {
     "FeatureInfo": "features.base",
     "Features": "features.base",
     "InputChannels": "data.channels",
+    "LabelSession": "labeling.session",
     "LabeledImages": "data.labeled",
     "LabeledTiles": "data.crops",
     "PixelClassifierEnsemble": "heads.ensemble",

@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     limit_pixels(args.max_pixels)
     if not args.images.is_dir():
         raise UserError(f"There is no folder {args.images}.")
-    if args.port > 65535:
+    if not 0 <= args.port <= 65535:
         raise UserError(f"--port is 0 to 65535, got {args.port}.")
     folder = args.session or args.images.resolve().with_name(f"{args.images.resolve().name}-labels")
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)

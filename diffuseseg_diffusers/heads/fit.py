@@ -60,16 +60,14 @@ def fit_segmentation_head(
     """Fits a segmentation head for a pipeline on a few labelled images (paper, section 4).
 
     Args:
-        pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]): The frozen model; set `pipe.segmentation_head` to the
-            result.
+        pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]): The frozen model; it is not changed.
         dataset ([`LabeledImages`] or `datasets.Dataset`): Images with masks; a dataset is wrapped with its defaults.
         blocks (sequence of `int` or `str`, *optional*): Blocks to read, in the paper's numbering, or names of modules;
             the recipe's if not given.
         timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given.
         up_blocks (sequence of `int`, *optional*): Of a U-Net, outputs of whole up-blocks, in place of `blocks`.
         num_members (`int`, defaults to 10): Members of the ensemble.
-        recipe (`str` or [`Recipe`], defaults to `"default"`):
-            `"default"`; `"paper"`, as published; `"fast"`, the paper's features trained in less time; or your own.
+        recipe (`str` or [`Recipe`], defaults to `"default"`): `"paper"`, as published; `"fast"`; or your own.
         label_names (sequence of `str`, *optional*): Names of the classes; the dataset's own if not given.
         palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes, 0 to 255.
         min_label_fraction (`float`): A class that covers a smaller part of an image is ignored there; 0 to keep all.
@@ -88,7 +86,7 @@ def fit_segmentation_head(
             from unlabelled pixels too, see `heads/sparse.py`. `min_label_fraction` is then 0. Fits twice.
 
     Returns:
-        [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode.
+        [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode; for `pipe.segmentation_head`.
 
     Raises:
         UserError: The masks do not fit the classes or images, or an option is out of range.
@@ -104,24 +102,31 @@ def fit_segmentation_head(
     choice = dict(share_noise=share_noise, noise_seed=seed, size=size, prompt=prompt)
     extractor = recipe_extractor(pipe, recipe, blocks, timesteps, up_blocks, noise_levels, **choice)
     views, show = recipe.num_views(len(dataset)), accelerator is None or accelerator.is_local_main_process
-    many = dict(augmented_views=views, flip=flip)
-    labels: Any = with_strokes(dataset, extractor.size) if sparse_labels else dataset
-    rare = 0.0 if sparse_labels else min_label_fraction
-    table = extract_activations(extractor, labels, rare, seed, batch_size, cache_dir, show, **many)
+    labels, rare = (with_strokes(dataset, extractor.size), 0.0) if sparse_labels else (dataset, min_label_fraction)
+    reading = (seed, batch_size, cache_dir, show)
+    table = extract_activations(extractor, labels, rare, *reading, augmented_views=views, flip=flip)
     fit = partial(fit_head, table, extractor, classes, recipe, num_members, flip, seed, accelerator=accelerator)
     if sparse_labels:
-        mirrored = None
-        if flip:
-            mirrored = extract_activations(extractor, labels, 0.0, seed, batch_size, cache_dir, show, mirror=True)
+        mirrored = extract_activations(extractor, labels, rare, *reading, mirror=True) if flip else None
         sure = pseudo_labels(fit(), table, mirrored, labels, recipe)
-        table.labels = torch.stack([m for _, m in labeled_examples(sure, extractor, 0.0, seed, views, flip)])
-    elif (share := float((table.labels != dataset.ignore_index).float().mean())) < STROKES:
-        logger.warning(f"{share:.0%} of the pixels have a label; `sparse_labels` learns from the others too.")
+        table.labels = torch.stack([m for _, m in labeled_examples(sure, extractor, rare, seed, views, flip)])
+    _warn_of_strokes(table, dataset.ignore_index, sparse_labels)
     head = fit(in_place=True)
+    _record_reading(head, dataset, extractor.size)
+    return head
+
+
+def _warn_of_strokes(table: ActivationTable, ignore_index: int, sparse_labels: bool) -> None:
+    share = float((table.labels != ignore_index).float().mean())
+    if share < STROKES and not sparse_labels:
+        logger.warning(f"{share:.0%} of the pixels have a label; `sparse_labels` learns from the others too.")
+
+
+def _record_reading(head: PixelClassifierEnsemble, dataset: LabeledImages, size: tuple[int, int]) -> None:
+    """Puts into a head's config how its labelled images were read: which channels, at which scale."""
     channels = dataset.channels.config
     version = head.config.format_version if channels is None else FORMAT_VERSION
-    head.register_to_config(channels=channels, tiling=_how_seen(dataset, extractor.size), format_version=version)
-    return head
+    head.register_to_config(channels=channels, tiling=_how_seen(dataset, size), format_version=version)
 
 
 def _how_seen(dataset: LabeledImages, size: tuple[int, int]) -> dict:

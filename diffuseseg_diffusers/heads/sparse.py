@@ -7,7 +7,7 @@ moved to the shares that explain them best (Saerens, Latinne and Decaestecker, N
 then sure of becomes labels for the head that is kept (self-training). Each step was measured: see docs/labeling.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,26 +25,23 @@ CONFIDENCE = 0.8  # from which on a prediction becomes a label
 EVEN = 0.02  # of the shares that all classes have alike, so that none is thought to be absent
 
 
-class Relabeled:
+class Relabeled(LabeledImages):
     """Labelled images with other masks.
 
     Args:
-        dataset ([`LabeledImages`]): The images.
+        images ([`LabeledImages`]): The images.
         masks (sequence of `np.ndarray`): `[H, W]` uint8 each, of any size.
     """
 
-    def __init__(self, dataset: LabeledImages, masks: Sequence[np.ndarray]):
-        self.dataset, self.masks = dataset, masks
-        self.ignore_index, self.channels = dataset.ignore_index, dataset.channels
+    def __init__(self, images: LabeledImages, masks: Sequence[np.ndarray]):
+        self.__dict__.update(images.__dict__)
+        self.images, self.masks = images, masks
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def __getitem__(self, index: int) -> LabeledImage:
-        return replace(self.dataset[index], mask=self.masks[index])
-
-    def __iter__(self) -> Iterator[LabeledImage]:
-        return (self[i] for i in range(len(self)))
+        return replace(self.images[index], mask=self.masks[index])
 
 
 def with_strokes(dataset: LabeledImages, size: tuple[int, int]) -> Relabeled:
@@ -57,7 +54,7 @@ def with_strokes(dataset: LabeledImages, size: tuple[int, int]) -> Relabeled:
     Raises:
         UserError: Fewer than two classes are labelled.
     """
-    masks = [resize_strokes(example.mask, size, dataset.ignore_index) for example in dataset]
+    masks = [resize_strokes(dataset[i].mask, size, dataset.ignore_index) for i in range(len(dataset))]
     present = {int(label) for mask in masks for label in np.unique(mask)} - {dataset.ignore_index}
     if len(present) < 2:
         raise UserError(f"Pixels of two classes have to be labelled at least, found {sorted(present) or 'none'}.")
@@ -78,7 +75,7 @@ def pseudo_labels(
     head: PixelClassifierEnsemble,
     table: ActivationTable,
     mirrored: ActivationTable | None,
-    strokes: Relabeled,
+    strokes: LabeledImages,
     recipe: Recipe,
 ) -> Relabeled:
     """Adds to strokes what a head that was fitted on them is sure of, once it knows how frequent the classes are.
@@ -88,7 +85,7 @@ def pseudo_labels(
         table ([`ActivationTable`]): The strokes' images, each with its augmented views after it.
         mirrored ([`ActivationTable`], *optional*): Of the mirror images, without augmented views, if the head sees
             them.
-        strokes ([`Relabeled`]): See [`with_strokes`].
+        strokes ([`LabeledImages`]): See [`with_strokes`].
         recipe ([`Recipe`]): How the head was trained.
     """
     entries, every = range(len(table.info)), len(table.labels) // len(strokes)
@@ -102,10 +99,11 @@ def pseudo_labels(
     assumed = (counts / counts.sum()).clamp(min=1e-9) ** (1 - recipe.balance)
     confidence, best = correct_shares(probabilities, assumed / assumed.sum()).max(1)
     masks = []
-    for mask, sure, label in zip(strokes.masks, confidence.numpy() >= CONFIDENCE, best.numpy()):
+    for i, (sure, label) in enumerate(zip(confidence.numpy() >= CONFIDENCE, best.numpy())):
+        mask = strokes[i].mask
         free = (mask == strokes.ignore_index) & sure
         masks.append(np.where(free, label, mask).astype(np.uint8))
-    return Relabeled(strokes.dataset, masks)
+    return Relabeled(strokes, masks)
 
 
 def correct_shares(probabilities: torch.Tensor, assumed: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from ..heads.recipes import Recipe, find_recipe
 from ..pipeline_composed import weights_fingerprint
 from ..runs.errors import UserError
 from ..runs.files import read_record, try_lock_folder, write_record
-from ..segmenter import HeadSegmenter
+from ..segmenter import HeadSegmenter, Segmenter
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
 from .journal import UNLABELED, Journal, LabelClass
 from .live import PIXELS, LiveHead, Sampled
@@ -69,7 +69,7 @@ class LabelSession:
 
     def __init__(
         self,
-        pipe: HeadSegmenter,
+        pipe: Segmenter,
         images: str | os.PathLike,
         folder: str | os.PathLike,
         class_names: Sequence[str] = (),
@@ -88,7 +88,8 @@ class LabelSession:
         self.processor = DiffuseSegImageProcessor(self.extractor.in_channels, pipe.channels)
         self._set_aside()
 
-        models = [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+        parts: dict = getattr(pipe, "components", {})
+        models = [m for m in parts.values() if isinstance(m, nn.Module)]
         frozen = [m for m in models if not isinstance(m, PixelClassifierEnsemble)]
         key = model_key(pipe, self.extractor, weights_fingerprint(*frozen))
         self.store = FeatureStore(self.extractor, self.folder / FEATURES / key, self._pixels, self._stamp)
