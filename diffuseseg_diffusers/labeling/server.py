@@ -177,8 +177,8 @@ class App:
         return folder if folder.is_dir() and not self._busy.locked() else None
 
 
-class BodyLimit:
-    """Refuses bodies that are too large before they are read whole."""
+class Limits:
+    """Refuses bodies that are too large before they are read whole, and paths that no file can have."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -186,6 +186,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if "\0" in scope["path"]:
+            await JSONResponse({"error": "Not Found"}, 404)(scope, receive, send)
             return
         headers = dict(scope["headers"])
         if int(headers.get(b"content-length", b"0") or 0) > MAX_BODY or b"transfer-encoding" in headers:
@@ -247,7 +250,7 @@ def create_app(
     _add_view_routes(api, app, guarded)
     _add_result_routes(api, app, guarded)
     api.mount("/", StaticFiles(directory=STATIC, html=True))
-    for middleware in (GZipMiddleware, BodyLimit, NoCache):
+    for middleware in (GZipMiddleware, Limits, NoCache):
         api.add_middleware(middleware)
     return api
 
