@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from ..data.image_processor import DiffuseSegImageProcessor
 from ..data.labeled import LabeledImages
@@ -33,7 +34,7 @@ from .suggestions import Advice, Rule, Suggestion
 
 COMMAND = "app"
 JOURNAL = "strokes.jsonl"
-FEATURES, EXPORT, PIPELINE = "features", "export", "pipeline"
+FEATURES, PIPELINE = "features", "pipeline"
 KEPT = 2**29  # bytes of features that are kept in memory
 
 
@@ -115,7 +116,7 @@ class LabelSession:
         if not try_lock_folder(self.folder):
             raise UserError(f"Another process has the session in {self.folder} open; end it first.")
         if record is None:
-            write_record(self.folder, COMMAND, [JOURNAL, f"{FEATURES}/*", f"{EXPORT}/*", f"{PIPELINE}/*"])
+            write_record(self.folder, COMMAND, [JOURNAL, f"{FEATURES}/*", f"{PIPELINE}/*"])
 
     def _set_aside(self) -> None:
         """Leaves out pictures that changed their size since they were labelled, and says which are gone."""
@@ -161,7 +162,8 @@ class LabelSession:
         A picture that cannot be decoded is left out, with the reason in `left_out`.
 
         Args:
-            progress (`Callable`, *optional*): Called with how many pictures are done, and how many there are.
+            progress (`Callable`, *optional*): Called with how many pictures are done, and how many there are; a
+                progress bar if not given.
             names (sequence of `str`, *optional*): Pictures to begin with.
 
         Raises:
@@ -169,7 +171,7 @@ class LabelSession:
         """
         order = [*(names or ()), *(name for name in list(self.pictures) if name not in (names or ()))]
         total = len(order)
-        for done, name in enumerate(order):
+        for done, name in enumerate(tqdm(order, "Extracting features", unit="picture", disable=progress is not None)):
             if progress:
                 progress(done, total)
             if name in self.ready or name not in self.pictures:

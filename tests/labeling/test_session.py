@@ -54,6 +54,14 @@ def test_a_mask_is_the_plain_one_pixel_by_pixel(session, pictures):
     assert np.allclose(found.uncertainty.reshape(-1), uncertainty.numpy(), atol=1e-2)
 
 
+def test_features_have_a_progress_bar_or_tell_how_far_they_are(open_session, capsys):
+    session, told = open_session(), []
+    session.extract(lambda done, total: told.append(done))
+    assert told == [0, 1, 2, 3, 4, 5, 6] and "Extracting" not in capsys.readouterr().err
+    open_session().extract()
+    assert "Extracting features: 100%" in capsys.readouterr().err
+
+
 def test_undo_takes_the_mask_back(session, pictures):
     label(session, pictures[1], ["0.png", "1.png"])
     before = session.predict("2.png")
