@@ -187,7 +187,7 @@ async function refreshSuggestions() {
 function showStatus(answer) {
   const strokes = state.pictures.reduce((sum, p) => sum + p.strokes, 0);
   const labelled = state.pictures.filter((p) => p.strokes).length;
-  const counts = `${strokes} strokes in ${labelled} of ${state.pictures.length} pictures`;
+  const counts = `${strokes} ${strokes === 1 ? "stroke" : "strokes"} in ${labelled} of ${state.pictures.length} pictures`;
   const hint = state.classes.length < 2 ? "add two classes and draw a stroke of each" : "draw strokes of two classes";
   const size = `${view.width} × ${view.height} pixels`;
   const ready = state.pictures.find((p) => p.name === current)?.ready;
