@@ -2,6 +2,7 @@
 """Labels pictures in the browser: `diffuseseg app`."""
 
 import argparse
+import ipaddress
 import secrets
 import socket
 import sys
@@ -103,10 +104,10 @@ def main(args: argparse.Namespace) -> None:
     token = None if args.no_token else secrets.token_urlsafe(24)
     api = create_app(session, token, save, push)
     listener = listen(args.host, args.port)
-    host, port = args.host, listener.getsockname()[1]
-    if host != LOCAL:
+    bound, port = listener.getsockname()[:2]
+    if not ipaddress.ip_address(bound).is_loopback:
         print(f"Other machines can reach this page at port {port}; what passes is not encrypted.", file=sys.stderr)
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    shown = socket.gethostname() if bound in ("0.0.0.0", "::") else f"[{bound}]" if ":" in bound else bound
     address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
     if token is None:
         print("There is no token: whoever reaches this page may label.", file=sys.stderr)

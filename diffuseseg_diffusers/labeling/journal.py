@@ -210,9 +210,7 @@ class Journal:
         return self.classes[label]
 
     def _free_name(self, name: str, label: int) -> str:
-        name = " ".join(str(name).split())
-        if not name or len(name) > 100:
-            raise UserError(f"A class needs a name of 1 to 100 characters, got {name[:120]!r}.")
+        name = checked_name(name)
         if any(own.name == name and own.id != label for own in self.classes.values()):
             raise UserError(f"There is a class {name!r} already; merge the two if they are one.")
         return name
@@ -271,6 +269,18 @@ class Journal:
                 labels.draw(stroke)
         self._maps[picture] = labels
         self.changed[picture] = self.revision
+
+
+def checked_name(name: str) -> str:
+    """The name of a class, without superfluous white space.
+
+    Raises:
+        UserError: It is empty or too long.
+    """
+    name = " ".join(str(name).split())
+    if not name or len(name) > 100:
+        raise UserError(f"A class needs a name of 1 to 100 characters, got {name[:120]!r}.")
+    return name
 
 
 def _checked_runs(runs: Sequence[Sequence[int]], picture: str, size: tuple[int, int]) -> np.ndarray:

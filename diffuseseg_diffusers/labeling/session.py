@@ -25,7 +25,7 @@ from ..runs.errors import UserError
 from ..runs.files import read_record, try_lock_folder, write_record
 from ..segmenter import HeadSegmenter, Segmenter
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
-from .journal import UNLABELED, Journal, LabelClass
+from .journal import UNLABELED, Journal, LabelClass, checked_name
 from .live import PIXELS, LiveHead, Sampled
 from .pictures import Picture, find_pictures
 from .regions import connected_region, sparse_pixels
@@ -81,11 +81,19 @@ class LabelSession:
         self.pipe, self.recipe, self.folder, self.images = pipe, find_recipe(recipe), Path(folder), Path(images)
         self.extractor = recipe_extractor(pipe, self.recipe)
         self.pictures, self.left_out, self.notes = find_pictures(self.images, self.extractor.size)
+        names = [checked_name(name) for name in class_names]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"The class {twice!r} is given twice; classes need names of their own.")
         self._open_folder()
         self.journal = Journal(self.folder / JOURNAL)
-        if not self.journal.classes and not self.journal.merged:
-            for name in class_names:
+        known = [own.name for own in self.journal.classes.values()]
+        if not known and not self.journal.merged:
+            for name in names:
                 self.journal.add_class(name)
+        elif names and names != known:
+            self.notes.append(
+                f"The session has classes already, {', '.join(known)}; those that were given are left out."
+            )
         self.processor = DiffuseSegImageProcessor(self.extractor.in_channels, pipe.channels)
         self._set_aside()
 

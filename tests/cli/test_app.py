@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from diffuseseg_diffusers import UserError
+from diffuseseg_diffusers.cli.app import listen
 from diffuseseg_diffusers.labeling.journal import Journal
 
 from ..conftest import run
@@ -78,3 +80,10 @@ def test_a_student_is_refused(drawn, student, tmp_path):
     images = drawn / "data" / "train" / "images"
     found = run("diffuseseg", "app", "--model", student, "--images", images, "--session", tmp_path / "s", expect=1)
     assert "The model is a student" in found.stderr and not (tmp_path / "s").exists()
+
+
+def test_a_port_that_is_taken_and_a_host_that_is_none_are_said():
+    with listen("127.0.0.1", 0) as first, pytest.raises(UserError, match="cannot be listened at"):
+        listen("127.0.0.1", first.getsockname()[1])
+    with pytest.raises(UserError, match="cannot be listened at"):
+        listen("no.such.host.invalid", 0)

@@ -120,6 +120,18 @@ def test_the_same_folder_is_the_same_session(open_session, pictures, tmp_path):
     assert (again.predict("2.png").mask == session.predict("2.png").mask).all()
 
 
+def test_classes_are_checked_before_anything_is_written(open_session, tmp_path):
+    for names, said in ((["a", " a "], "'a' is given twice"), (["a", ""], "1 to 100 characters")):
+        with pytest.raises(UserError, match=said):
+            open_session(class_names=names)
+        assert not (tmp_path / "session").exists()
+
+
+def test_other_classes_for_a_session_that_has_some_get_a_line(open_session):
+    assert open_session().notes == [] and open_session().notes == []
+    assert "has classes already, sky, disc, bar;" in open_session(class_names=["other"]).notes[0]
+
+
 def test_another_process_cannot_open_it(open_session, pictures, tmp_path):
     open_session()
     program = (
