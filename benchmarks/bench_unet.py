@@ -41,10 +41,10 @@ class MirrorSegmenter(Segmenter, torch.nn.Module):
     def __init__(self, dataset: LabeledImages, size: tuple[int, int], channels: int):
         torch.nn.Module.__init__(self)
         self.images = DiffuseSegImageProcessor(channels)
-        self.size, self.channels, self.classes = size, channels, Classes.of(dataset)
+        self.size, self.planes, self.classes = size, channels, Classes.of(dataset)
 
     image_size = property(lambda self: self.size)
-    in_channels = property(lambda self: self.channels)
+    in_channels = property(lambda self: self.planes)
     label_names = property(lambda self: self.classes.names)
     palette = property(lambda self: self.classes.palette or default_palette(self.classes.number))
 
@@ -68,7 +68,7 @@ class PlainUNet(MirrorSegmenter):
         first = dataset[0].image
         super().__init__(dataset, (first.height, first.width), 1 if first.mode == "L" else 3)
         widths = [width * 2 ** min(i, 3) for i in range(levels)]
-        self.down = torch.nn.ModuleList(map(convolutions, [self.channels, *widths], widths))
+        self.down = torch.nn.ModuleList(map(convolutions, [self.planes, *widths], widths))
         self.up = torch.nn.ModuleList(convolutions(sum(w), w[0]) for w in zip(widths, widths[1:]))
         self.out = torch.nn.Conv2d(width, dataset.num_classes, 1)
         self.to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
+from torch import nn
 
 from .data.channels import InputChannels
 from .data.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil
@@ -38,8 +39,9 @@ class DiffuseSegPipelineOutput(BaseOutput):
         masks (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
             Class ids: PIL palette images of mode "P", or uint8 arrays or tensors `[N, H, W]`. `None` without a head.
         uncertainty (`np.ndarray` or `torch.Tensor`, *optional*):
-            `[N, H, W]` float32, Jensen-Shannon divergence of the ensemble's members in nats; arrays go with PIL
-            images. [`image_uncertainty`] makes a score of it. `None` without an ensemble, as of students.
+            `[N, H, W]` float32 in nats: Jensen-Shannon divergence of the ensemble's members, of students the entropy
+            of their probabilities; arrays go with PIL images. [`image_uncertainty`] makes a score of it. `None`
+            without a head.
         probabilities (`np.ndarray` or `torch.Tensor`, *optional*):
             `[N, num_classes, H, W]` float32, if they were asked for; arrays go with PIL images.
     """
@@ -92,6 +94,11 @@ class Segmenter(ABC):
     def ignore_index(self) -> int:
         """Id of pixels without a label."""
         return 255
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all weights that segmenting uses."""
 
     @property
     def channels(self) -> InputChannels:
@@ -263,6 +270,11 @@ class HeadSegmenter(Segmenter):
         self.head_extractor()
 
     @property
+    def nbytes(self) -> int:
+        parts: dict = getattr(self, "components", {})
+        return sum(weight_bytes(part) for part in parts.values() if isinstance(part, nn.Module))
+
+    @property
     def image_size(self) -> tuple[int, int]:
         return tuple(self.segmentation_head.config.image_size)
 
@@ -374,6 +386,11 @@ def predict_masks(
             for i, tensor in zip(same, output[name].cpu()):
                 found[name][i] = tensor
     return SegmentedBatch(found["labels"], found["uncertainty"], found.get("probabilities"))
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the weights and statistics of a module."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def check_output_type(output_type: str) -> None:

@@ -16,6 +16,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from diffuseseg_diffusers import BackbonePipeline, DiffuseSegPipeline, StudentSegmenter, fit_segmentation_head
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.segmenter import Segmenter
+from diffuseseg_diffusers.students.unets import UNetStudent, new_unet
 
 from .conftest import QUICK, draw, drawn_dataset, make_head, make_pipeline
 
@@ -43,7 +44,13 @@ def student() -> StudentSegmenter:
     return StudentSegmenter(model.eval(), SegformerImageProcessorPil(size={"height": 32, "width": 32}))
 
 
+def unet_student() -> UNetStudent:
+    torch.manual_seed(0)
+    return new_unet(["sky", "disc", "bar"], (16, 16), 1)
+
+
 MODELS = {"diffusion": lambda: make_pipeline(head=True), "vision": fitted_vision_pipeline, "student": student}
+MODELS["U-Net student"] = unet_student
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -76,7 +83,8 @@ def test_every_model_gives_the_same_kinds_of_output(model):
         torch.testing.assert_close(tensors.probabilities[i].sum(0), torch.ones(tensors.masks[i].shape))
         assert np.array_equal(tensors.probabilities[i].numpy(), arrays.probabilities[i])
     assert pil.probabilities is None
-    assert (arrays.uncertainty is None) == isinstance(model, StudentSegmenter)
+    assert [u.shape for u in arrays.uncertainty] == [m.shape for m in arrays.masks]
+    assert all(u.dtype == np.float32 and u.min() >= 0 for u in arrays.uncertainty)
     assert len(model.segment(images[0], return_dict=False)) == 3
     assert len(model.segment(images[0], return_dict=False, return_probabilities=True)) == 4
     assert model.segment(images[0], mask_size=(5, 9), output_type="np").masks[0].shape == (5, 9)

@@ -1,11 +1,13 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Trains a fast segmentation network of `transformers` on images and masks: `diffuseseg train-student`.
+"""Trains a fast segmentation network on images, masks and what a fitted model knows: `diffuseseg train-student`.
 
-    accelerate launch training/train_student.py --train_dataset_name SYNTHETIC --eval_dataset_name DATA --output_dir OUT
+    accelerate launch training/train_student.py --teacher MODEL --unlabeled_dataset_name IMAGES \\
+        --train_dataset_name DATA --eval_dataset_name DATA --output_dir OUT
 
-The weights that are kept are those that segment images best that were held out of the training data; the images to
-measure on choose nothing. `--train_batch_size` is per process. The same command line resumes after the last whole
-epoch.
+With a teacher, the student learns from its probabilities for images without labels too, and the last weights are kept.
+Without one, the weights that are kept are those that segment images best that were held out of the training data. The
+images to measure on choose nothing. `--train_batch_size` is per process. The same command line resumes after the last
+whole epoch.
 """
 
 import argparse
@@ -13,21 +15,36 @@ import os
 import shutil
 import time
 
+import PIL.Image
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import Dataset
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
-from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments, inputs_of, run_script
+from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments, folder_path, inputs_of, run_script
 from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.data.unlabeled import load_unlabeled
+from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
 from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
-from diffuseseg_diffusers.runs.resuming import may_resume, open_run
-from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT, make_processor, make_student
-from diffuseseg_diffusers.students.segmenter import StudentSegmenter, load_student
+from diffuseseg_diffusers.runs.resuming import Results, fingerprint, may_resume, open_run
+from diffuseseg_diffusers.segmenter import HeadSegmenter, Segmenter
+from diffuseseg_diffusers.students.choosing import (
+    RATES,
+    SMALL,
+    UNET,
+    load_any_student,
+    new_student,
+    student_size,
+)
+from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
+from diffuseseg_diffusers.students.segmenter import Student
+from diffuseseg_diffusers.students.targets import TARGETS, SoftTargets, compute_targets
 from diffuseseg_diffusers.students.training import (
     BEST,
     CHECKPOINT_FILES,
@@ -38,7 +55,8 @@ from diffuseseg_diffusers.students.training import (
 
 
 COMMAND = "train-student"
-OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD)
+OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD, f"{TARGETS}/*")
+LABELS_LAST = 0.25  # share of the epochs
 GENERATED = {"seed", "uncertainty"}  # columns of what `diffuseseg generate` makes
 
 
@@ -47,16 +65,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for part, what in (
         ("train", "Images with masks to train on"),
         ("real", "More of them, mixed in at --real_fraction"),
+        ("unlabeled", "Images without labels, on which --teacher is asked"),
         ("eval", "Images with masks to measure on"),
     ):
         names = [f"--{part}_dataset_name", *(["--train_data_dir"] if part == "train" else [])]
-        group.add_argument(*names, required=part == "train", help=f"{what}: a local folder or a Hub name.")
+        group.add_argument(*names, help=f"{what}: a local folder or a Hub name.")
         group.add_argument(f"--{part}_dataset_config_name", help="Configuration of that dataset.")
         default = "test" if part == "eval" else "train"
         group.add_argument(f"--{part}_split", default=default, help=f"Split of that dataset (default: {default}).")
-    group.add_argument("--real_fraction", type=float, default=0.2, help="Share of the images shown (default: 0.2).")
     group.add_argument(
-        "--validation_fraction", type=float, default=0.1, help="Share held out to choose the weights (default: 0.1)."
+        "--real_fraction",
+        type=float,
+        default=0.2,
+        help="Share of the images of --real_dataset_name among those with masks that are shown (default: 0.2).",
+    )
+    group.add_argument(
+        "--unlabeled_fraction",
+        type=float,
+        default=0.5,
+        help="Share of images without labels among all that are shown (default: 0.5).",
+    )
+    group.add_argument(
+        "--max_unlabeled", type=int, help="Number of images without labels, evenly spread (default: all)."
+    )
+    group.add_argument(
+        "--labels_last",
+        type=float,
+        default=LABELS_LAST,
+        help=f"Share of the epochs, the last, that show images with masks alone (default: {LABELS_LAST}).",
+    )
+    group.add_argument(
+        "--validation_fraction",
+        type=float,
+        help="Share of the training data held out to choose the weights (default: 0.1; with a teacher 0, and the last "
+        "weights are kept).",
     )
     group.add_argument("--resolution", type=int, nargs="+", help="Side, or height and width (default: as the images).")
     group.add_argument("--no_augmentation", action="store_true", help="Images as they are, no augmented views.")
@@ -65,8 +107,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         "--pretrained_model_name_or_path",
-        default=DEFAULT_STUDENT,
-        help=f"Hub name, folder or JSON config of the network (default: {DEFAULT_STUDENT}).",
+        help="unet, a U-Net of 2 million weights; a folder of a diffusion pipeline, whose denoiser is trained on; a "
+        "student's folder; or Hub name, folder or JSON config of a network of transformers (default: unet for images "
+        f"of up to {SMALL} pixels, else {DEFAULT_STUDENT}).",
+    )
+    group.add_argument("--teacher", help="Fitted model whose probabilities the student learns: a folder or a Hub name.")
+    group.add_argument(
+        "--targets_dir",
+        type=folder_path,
+        help="Folder for what the teacher said, to be used by other runs too (default: below the output, until the "
+        "end).",
     )
     group.add_argument("--from_scratch", action="store_true", help="Fresh weights, though there are pretrained ones.")
     group = parser.add_argument_group("training")
@@ -75,7 +125,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images_per_epoch", type=int, help="Number of images in an epoch (default: all there are, 1000 at least)."
     )
     group.add_argument("--train_batch_size", type=int, default=16, help="Images per process and step (default: 16).")
-    group.add_argument("--learning_rate", type=float, default=3e-4, help="Highest rate of AdamW (default: 3e-4).")
+    group.add_argument(
+        "--learning_rate",
+        type=float,
+        help=f"Highest rate of AdamW (default: {', '.join(f'{rate:g} for {kind}' for kind, rate in RATES.items())}).",
+    )
+    group.add_argument(
+        "--layer_decay",
+        type=float,
+        default=1.0,
+        help="Rate of a stage of a U-Net as a share of that of the stage behind it (default: 1).",
+    )
     group.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW (default: 0.01).")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="Largest norm of the gradient (default: 1).")
     group.add_argument(
@@ -92,27 +152,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    # 1. Data and model, and only then the folder.
+    # 1. Data and models, and only then the folder.
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=default_device().type == "cpu")
     report_processes(accelerator)
     if accelerator.is_main_process and not may_resume(args.output_dir, COMMAND):
         check_output_folder(args.output_dir, args.overwrite)
-    train, validation = load_part(args, "train").split(args.validation_fraction, args.seed)
-    labels = {"num_classes": train.num_classes, "label_names": train.label_names}
+    check_sources(args)
+    teacher = load_teacher(args, accelerator.device) if args.teacher else None
+    labels = {"num_classes": len(teacher.label_names), "label_names": teacher.label_names} if teacher else {}
+    train, validation = None, None
+    if args.train_dataset_name:
+        train = load_part(args, "train", **labels)
+        fraction = args.validation_fraction if args.validation_fraction is not None else 0.0 if teacher else 0.1
+        if fraction > 0:
+            train, validation = train.split(fraction, args.seed)
+        labels = {"num_classes": train.num_classes, "label_names": train.label_names}
     real = load_part(args, "real", **labels) if args.real_dataset_name else None
     evaluation = load_part(args, "eval", **labels) if args.eval_dataset_name else None
-    options = options_of(args, len(train))
     set_seed(args.seed)
-    segmenter = make_segmenter(args, train)
-    start = segmenter.model.name_or_path  # empty where weights are fresh
+    segmenter, kind = make_segmenter(args, train or real, teacher)
+    options = options_of(args, len(train or ()), kind)
+    start = "" if args.from_scratch or args.model in (None, UNET) else segmenter.model.name_or_path
+    asked = unlabeled_images(args) if teacher else None
     if accelerator.is_main_process:
         prepare_push(args)
-        open_run(args.output_dir, COMMAND, settings_of(args, accelerator), OWNED, args.overwrite, inputs_of(args))
+        settings = settings_of(args, accelerator, teacher)
+        open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite, inputs_of(args))
     accelerator.wait_for_everyone()
+    unlabeled = None
+    if asked is not None and not (args.output_dir / STUDENT_RECORD).is_file():
+        unlabeled = ask_teacher(args, teacher, asked, segmenter)
 
     # 2. Epochs, each with a checkpoint in the end.
     if not (args.output_dir / STUDENT_RECORD).is_file():
-        training = StudentTraining(accelerator, segmenter, train, real, options)
+        training = StudentTraining(accelerator, segmenter, train, real, options, unlabeled)
         state = training.load_checkpoint(args.output_dir)
         if state:
             accelerator.print(f"Resuming after epoch {state['epoch']}.")
@@ -124,8 +197,9 @@ def main(args: argparse.Namespace) -> None:
             for name, data in (("validation", validation), ("eval", evaluation)):
                 if data is not None:
                     measured[name] = evaluate_segmentation(segmenter, data, show_progress=False)[0]["mean_iou"]
-            is_best = measured["validation"] > state["best"]
-            best = max(state["best"], measured["validation"])
+            found = measured.get("validation", state["best"])
+            is_best = validation is None or found > state["best"]
+            best = max(state["best"], found)
             state |= {"epoch": epoch + 1, "best": best, "epochs": [*state["epochs"], measured]}
             training.save_checkpoint(args.output_dir, state, is_best)
             accelerator.print(
@@ -141,8 +215,8 @@ def main(args: argparse.Namespace) -> None:
         for path in (checkpoints(args.output_dir)[-1] / BEST).iterdir():
             with atomic_file(args.output_dir / path.name) as partial:
                 shutil.copyfile(path, partial)
-        student = load_student(args.output_dir, accelerator.device)
-        report = report_of(args, student, train, real, state, start)
+        student = load_any_student(args.output_dir, accelerator.device)
+        report = report_of(args, student, train, real, state, start, len(unlabeled or ()))
         report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
         if evaluation is not None:
             report["evaluation"], _ = evaluate_segmentation(student, evaluation)
@@ -150,8 +224,8 @@ def main(args: argparse.Namespace) -> None:
             print(format_metrics(report["evaluation"]))
         write_json(args.output_dir / STUDENT_RECORD, report)
         print(f"Trained in {state['seconds']:.0f} s; the model is in {args.output_dir}.")
-    for checkpoint in checkpoints(args.output_dir):
-        shutil.rmtree(checkpoint)
+    for folder in (*checkpoints(args.output_dir), args.output_dir / TARGETS):
+        shutil.rmtree(folder, ignore_errors=folder.name == TARGETS)
     finish_push(args)
 
 
@@ -163,15 +237,66 @@ def load_part(args: argparse.Namespace, part: str, **kwargs) -> LabeledImages:
     return load_labeled_images(*part_of(args, part), cache_dir=args.cache_dir, **kwargs)
 
 
-def options_of(args: argparse.Namespace, num_images: int) -> TrainingOptions:
+def check_sources(args: argparse.Namespace) -> None:
+    """Raises [`UserError`] unless there is something to learn from, and a teacher for what has no labels."""
+    if bool(args.teacher) != bool(args.unlabeled_dataset_name):
+        raise UserError("--teacher and --unlabeled_dataset_name go together: the one is asked about the other.")
+    if not (args.train_dataset_name or args.teacher):
+        raise UserError("There is nothing to learn from: give --train_dataset_name, or --teacher with images.")
+    if args.targets_dir and not args.teacher:
+        raise UserError("--targets_dir is for what a --teacher says; leave it out.")
+
+
+def load_teacher(args: argparse.Namespace, device: torch.device) -> Segmenter:
+    """The model that is asked.
+
+    Raises:
+        UserError: It has no head.
+    """
+    teacher = load_pipeline(args.teacher, device=device, cache_dir=args.cache_dir)
+    teacher.check_can_segment()
+    return teacher
+
+
+def unlabeled_images(args: argparse.Namespace) -> tuple[Dataset, str]:
+    """The images that the teacher is asked about, and their column."""
+    dataset, column = load_unlabeled(*part_of(args, "unlabeled"), cache_dir=args.cache_dir)
+    if args.max_unlabeled is not None and args.max_unlabeled < len(dataset):
+        dataset = dataset.select([i * len(dataset) // args.max_unlabeled for i in range(args.max_unlabeled)])
+    return dataset, column
+
+
+def ask_teacher(
+    args: argparse.Namespace, teacher: Segmenter, asked: tuple[Dataset, str], segmenter: Student
+) -> SoftTargets:
+    """What the teacher says of them; of a folder of its own, only if it was the same teacher and images."""
+    folder = args.targets_dir or args.output_dir / TARGETS
+    names = ("teacher", "unlabeled_dataset_name", "unlabeled_dataset_config_name", "unlabeled_split", "max_unlabeled")
+    settings = {name: getattr(args, name) for name in names} | {"teacher_weights": weights_of(teacher)}
+    settings |= {"image_size": list(segmenter.image_size), "in_channels": segmenter.in_channels}
+    Results(folder / "settings.jsonl", settings)
+    return compute_targets(teacher, *asked, folder, segmenter.image_size, segmenter.in_channels)
+
+
+def weights_of(teacher: Segmenter) -> str:
+    """Tells one teacher from another of that name: the same after a refit with other labels it is not."""
+    if isinstance(teacher, HeadSegmenter) and teacher.segmentation_head is not None:
+        return fingerprint(teacher.segmentation_head)
+    return fingerprint(teacher.model) if isinstance(teacher, Student) else ""
+
+
+def options_of(args: argparse.Namespace, num_images: int, kind: str) -> TrainingOptions:
     return TrainingOptions(
         num_epochs=args.num_epochs,
         images_per_epoch=args.images_per_epoch or max(1000, num_images),
         batch_size=args.train_batch_size,
-        learning_rate=args.learning_rate,
+        learning_rate=args.learning_rate or RATES[kind],
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
         real_fraction=args.real_fraction,
+        unlabeled_fraction=args.unlabeled_fraction,
+        labels_last=args.labels_last,
+        layer_decay=args.layer_decay,
         augmentation=not args.no_augmentation,
         flip=not args.no_flip,
         num_workers=args.dataloader_num_workers,
@@ -179,36 +304,50 @@ def options_of(args: argparse.Namespace, num_images: int) -> TrainingOptions:
     )
 
 
-def make_segmenter(args: argparse.Namespace, train: LabeledImages) -> StudentSegmenter:
-    """The student with its image processor, at the resolution that was asked for or that of the images."""
+def make_segmenter(
+    args: argparse.Namespace, labeled: LabeledImages | None, teacher: Segmenter | None
+) -> tuple[Student, str]:
+    """The student and its kind, at the resolution that was asked for, or its own, or that of the images."""
     if args.resolution and (len(args.resolution) > 2 or min(args.resolution) < 1):
         raise UserError(f"--resolution is a side, or height and width, got {args.resolution}.")
     size = tuple(args.resolution * 2 if len(args.resolution) == 1 else args.resolution) if args.resolution else None
-    size = size or train[0].image.size[::-1]
-    names = train.label_names or [f"class {i}" for i in range(train.num_classes)]
-    model = make_student(args.model, names, args.from_scratch, args.cache_dir)
-    return StudentSegmenter(model, make_processor(args.model, size, cache_dir=args.cache_dir))
+    if labeled is not None:
+        first = labeled[0].image
+        if not isinstance(first, PIL.Image.Image):
+            raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {labeled[0].name} is none.")
+        images, grey = first.size[::-1], first.mode in ("1", "L")
+        names = labeled.label_names or [f"class {i}" for i in range(labeled.num_classes)]
+    else:
+        images, grey, names = teacher.image_size, teacher.in_channels == 1, teacher.label_names
+    size = size or student_size(args.model, images)
+    palette = teacher.palette if teacher else None
+    given = (args.model, names, size, 1 if grey else 3, palette, args.from_scratch, args.cache_dir)
+    return new_student(*given)
 
 
-def settings_of(args: argparse.Namespace, accelerator: Accelerator) -> dict:
+def settings_of(args: argparse.Namespace, accelerator: Accelerator, teacher: Segmenter | None) -> dict:
     """What the weights depend on."""
     names = [
-        f"{part}_{x}" for part in ("train", "real", "eval") for x in ("dataset_name", "dataset_config_name", "split")
+        f"{part}_{x}"
+        for part in ("train", "real", "unlabeled", "eval")
+        for x in ("dataset_name", "dataset_config_name", "split")
     ]
     names += ["real_fraction", "validation_fraction", "resolution", "no_augmentation", "no_flip", "model"]
     names += ["from_scratch", "num_epochs", "images_per_epoch", "train_batch_size", "learning_rate", "weight_decay"]
-    names += ["max_grad_norm", "seed"]
+    names += ["max_grad_norm", "seed", "teacher", "unlabeled_fraction", "max_unlabeled", "labels_last", "layer_decay"]
     settings = {name: getattr(args, name) for name in names}
+    settings["teacher_weights"] = weights_of(teacher) if teacher else None
     return settings | {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
 
 
 def report_of(
     args: argparse.Namespace,
-    student: StudentSegmenter,
-    train: LabeledImages,
+    student: Student,
+    train: LabeledImages | None,
     real: LabeledImages | None,
     state: dict,
     start: str,
+    num_unlabeled: int,
 ) -> dict:
     """How the student was made; `start` is where its weights are from, empty for fresh ones."""
     on_hub = start if start and not os.path.isdir(start) else None
@@ -216,13 +355,16 @@ def report_of(
         "start": (on_hub or os.path.basename(os.path.abspath(start))) if start else "random",
         "model_on_hub": on_hub,
         "parameters": sum(p.numel() for p in student.model.parameters()),
-        "train_dataset": describe_dataset(*part_of(args, "train")),
-        "num_images": len(train),
-        "synthetic": GENERATED <= set(train.dataset.column_names),
+        "train_dataset": describe_dataset(*part_of(args, "train")) if train else None,
+        "num_images": len(train or ()),
+        "synthetic": train is not None and GENERATED <= set(train.dataset.column_names),
+        "teacher": os.path.basename(os.path.abspath(args.teacher)) if args.teacher else None,
+        "unlabeled_dataset": describe_dataset(*part_of(args, "unlabeled")) if args.teacher else None,
+        "num_unlabeled_images": num_unlabeled,
         "real_dataset": describe_dataset(*part_of(args, "real")) if real else None,
         "num_real_images": len(real or ()),
         "seconds": round(state["seconds"], 2),
-        "validation_mean_iou": state["best"],
+        "validation_mean_iou": state["best"] if state["best"] >= 0 else None,
         "epochs": state["epochs"],
     }
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "app": ("Label pictures in the browser.", ".app"),
     "fit": ("Fit a segmentation head on a few labelled images.", "..training.train_segmentation_head"),
     "evaluate": ("Measure a fitted model on labelled images.", ".evaluate"),
+    "compare": ("Compare fitted models, students and ONNX files.", ".compare"),
     "segment": ("Segment images.", ".segment"),
     "analyze": ("Show which features tell the classes apart.", "..training.analyze_features"),
     "generate": ("Generate a dataset of images with masks.", "..training.generate_dataset"),

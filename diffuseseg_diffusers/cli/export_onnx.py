@@ -5,9 +5,10 @@ import argparse
 from pathlib import Path
 
 from ..arguments import add_cache_argument
+from ..hub.loading import load_pipeline
 from ..runs.errors import UserError
 from ..students.export import export_onnx
-from ..students.segmenter import load_student
+from ..students.segmenter import Student
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     if args.file.is_dir() or (args.file.exists() and not args.overwrite):
         raise UserError(f"{args.file} exists and is kept; choose another name, or pass --overwrite for a file.")
-    segmenter = load_student(args.model, revision=args.revision, cache_dir=args.cache_dir)
-    export_onnx(segmenter, args.file)
-    height, width = segmenter.image_size
-    print(f"Written to {args.file}: pixels [N, 3, {height}, {width}] in [0, 1] to masks.")
+    student = load_pipeline(args.model, args.revision, "cpu", "float32", args.cache_dir)
+    if not isinstance(student, Student):
+        raise UserError(f"{args.model} is no student; `diffuseseg train-student` makes one of it.")
+    export_onnx(student, args.file)
+    height, width = student.image_size
+    print(f"Written to {args.file}: pixels [N, {student.in_channels}, {height}, {width}] in [0, 1] to masks.")

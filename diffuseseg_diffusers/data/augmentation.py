@@ -21,7 +21,7 @@ def augment(
 
     Args:
         images (`torch.Tensor`): `[N, C, H, W]` float32 in [0, 1].
-        masks (`torch.Tensor`): `[N, H, W]` int64.
+        masks (`torch.Tensor`): `[N, H, W]` int64, or `[N, M, H, W]` for several of each image.
         generator (`torch.Generator`): CPU generator.
         flip (`bool`, defaults to `True`): Whether left and right may be exchanged.
         p (`float`, defaults to 1.0):
@@ -47,8 +47,8 @@ def augment(
     theta = torch.cat([matrix, 2 * shift[..., None]], dim=-1).to(images.device)  # [N,2,3]
     grid = F.affine_grid(theta, [n, 1, height, width], align_corners=False)  # [N,H,W,2]
     images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    shifted = (masks + 1)[:, None].float()  # so that the 0 from outside is none of the classes
-    masks = F.grid_sample(shifted, grid, mode="nearest", align_corners=False)[:, 0].long() - 1
+    shifted = (masks + 1).view(n, -1, height, width).float()  # so that the 0 from outside is none of the classes
+    masks = (F.grid_sample(shifted, grid, mode="nearest", align_corners=False).long() - 1).view(masks.shape)
     masks[masks < 0] = IGNORED
 
     # 2. Light, contrast, gamma, noise.

@@ -153,3 +153,22 @@ def corruption_curves(rows: Sequence[dict], clean: float) -> Figure:
         axis.legend(frameon=False, fontsize=7)
     figure.axes[0].set_ylabel("mean IoU")
     return figure
+
+
+def accuracy_over_speed(results: Sequence[dict]) -> Figure:
+    """Mean IoU of models over the time that they take for an image, with intervals.
+
+    Args:
+        results (sequence of `dict`): Of [`compare_models`].
+    """
+    figure = Figure(figsize=(5.4, 3.4), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    for i, r in enumerate(results):
+        low, high = r["interval"]
+        error = [[r["mean_iou"] - low], [high - r["mean_iou"]]]
+        style = dict(fmt="osD^v"[i % 5], color=PALETTE[i % len(PALETTE)], markersize=5, capsize=3, linewidth=1)
+        axis.errorbar([1000 * r["seconds_per_image"]], [r["mean_iou"]], yerr=error, label=r["model"], **style)
+    axis.set(xlabel="milliseconds an image", ylabel="mean IoU (95 % over images)", xscale="log")
+    axis.grid(alpha=0.3, linewidth=0.4, which="both")
+    axis.legend(frameon=False, fontsize=8)
+    return figure

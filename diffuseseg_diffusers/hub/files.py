@@ -24,7 +24,8 @@ from ..runs.errors import UserError
 from ..runs.files import RECORD, read_json, read_record
 from .cards import CARD, CURVES, RECORDS, SAMPLES
 from .dataset_card import GENERATION, LABELS
-from .student_card import STUDENT_FILES, STUDENT_RECORD
+from .student_card import STUDENT_RECORD
+from .student_card import student_files as expected_files
 
 
 INDEX = "model_index.json"
@@ -160,10 +161,11 @@ def student_files(folder: Path) -> dict[str, Path | bytes]:
     Raises:
         UserError: One of the files is missing.
     """
-    missing = [name for name in STUDENT_FILES if not (folder / name).is_file()]
+    names = expected_files(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"The student in {folder} is incomplete: {', '.join(missing)} is missing.")
-    paths = {name: own_file(folder, name) for name in STUDENT_FILES}
+    paths = {name: own_file(folder, name) for name in names}
     return {name: clean_json(path) if path.suffix == ".json" else path for name, path in paths.items()}
 
 

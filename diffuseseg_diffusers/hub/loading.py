@@ -23,6 +23,7 @@ from ..runs.install import missing_extra
 from ..segmenter import Segmenter
 
 
+ONNX = ".onnx"
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
 
 
@@ -38,7 +39,7 @@ def load_pipeline(
 
     Args:
         name (`str`): Local folder or Hub name of a [`DiffuseSegPipeline`], any pipeline of diffusers whose denoiser is
-            of a known family, a head on such a one, a [`BackbonePipeline`], or a student.
+            of a known family, a head on such a one, a [`BackbonePipeline`], or a student; or an ONNX file of one.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         device (`str` or `torch.device`, *optional*): See [`default_device`].
         dtype (`str`, defaults to `"auto"`): A key of `DTYPES`, or see [`default_dtype`].
@@ -49,6 +50,10 @@ def load_pipeline(
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
     """
     name = os.fspath(name)
+    if name.endswith(ONNX):
+        from ..students.export import OnnxStudent  # transformers is of the extra `train`
+
+        return OnnxStudent(name)
     is_local = os.path.isdir(name)
     if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         raise UserError(f"There is no folder {name}.")
@@ -132,8 +137,15 @@ def _load_student(name: str, device: torch.device, dtype: torch.dtype, where: di
     return load_student(name, device, dtype, **where)
 
 
-# Which class loads what, by `_class_name` in the index of a pipeline, or the end of the class in `architectures` of a
-# model. Of pipelines with a U-Net for pixels, nothing else is used; all others of diffusers are composed with a head.
+def _load_unet_student(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
+    from ..students.unets import load_unet_student  # transformers is of the extra `train`
+
+    return load_unet_student(name, device, dtype, **where)
+
+
+# Which class loads what: by `_class_name` in the index of a pipeline or in the config of a model of diffusers, or by
+# the end of the class in `architectures` of one of transformers. Of pipelines with a U-Net for pixels, nothing else is
+# used; all others of diffusers are composed with a head.
 COMPOSED = ComposedDiffuseSegPipeline.__name__
 LOADERS: dict[str, Callable] = {
     COMPOSED: _load_composed,
@@ -142,6 +154,7 @@ LOADERS: dict[str, Callable] = {
     "DDIMPipeline": _load_pixel,
     "BackbonePipeline": _load_backbone,
     "ForSemanticSegmentation": _load_student,
+    "UNet2DModel": _load_unet_student,
 }
 
 
@@ -161,7 +174,7 @@ def _kind(name: str, revision: str | None, cache_dir: str | os.PathLike | None) 
             kind = "DDPMPipeline" if is_pixel_index(index) else COMPOSED
     else:
         index = _read(name, CONFIG, revision, cache_dir) or {}
-        given = next(iter(index.get("architectures") or []), None)
+        given = next(iter(index.get("architectures") or []), index.get("_class_name"))
         kind = next((key for key in LOADERS if given and given.endswith(key)), None)
     if kind not in LOADERS:
         found = f"a {given}" if given else f"no pipeline: it has no {INDEX}"

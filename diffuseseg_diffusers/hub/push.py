@@ -24,7 +24,7 @@ from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.hub_errors import explain_hub_error, is_temporary
-from ..students.segmenter import load_student
+from ..students.choosing import load_any_student
 from .cards import CARD, RECORDS, SAMPLES, own_card, png
 from .dataset_card import dataset_card, read_parts
 from .files import Upload, collect, without_local_paths
@@ -225,7 +225,7 @@ def _load(upload: Upload) -> Any:
         return load_pipeline(os.fspath(upload.root))
     if upload.kind == "head":
         return PixelClassifierEnsemble.from_pretrained(upload.root, subfolder=HEAD)
-    return load_student(os.fspath(upload.root)) if upload.kind == "student" else read_parts(upload.root)
+    return load_any_student(upload.root) if upload.kind == "student" else read_parts(upload.root)
 
 
 def _make_card(

@@ -26,7 +26,7 @@ class Example:
     Args:
         image (`PIL.Image.Image`): As it came.
         reference (`np.ndarray`), prediction (`np.ndarray`): `[H, W]` uint8 class ids.
-        uncertainty (`np.ndarray`, *optional*): `[H, W]` float32 in nats; students have none.
+        uncertainty (`np.ndarray`, *optional*): `[H, W]` float32 in nats; tiles that are not blended have none.
     """
 
     image: PIL.Image.Image
@@ -69,7 +69,7 @@ def evaluate_segmentation(
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
             began = time.perf_counter()
-            found = _segment(pipe, rows, batch_size, tiled=dataset.tiling is None)
+            found = segment_rows(pipe, rows, batch_size, tiled=dataset.tiling is None)
             if start > 0 or len(dataset) <= batch_size:
                 seconds += time.perf_counter() - began
                 timed += len(rows)
@@ -95,11 +95,18 @@ def evaluate_segmentation(
     return metrics, examples
 
 
-def _segment(
+def segment_rows(
     pipe: Segmenter, rows: Sequence[LabeledImage], batch_size: int, tiled: bool
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Mask and uncertainty of each image; those that `diffuseseg segment` would cut into tiles are cut, unless they
-    are tiles themselves."""
+    are tiles themselves.
+
+    Args:
+        pipe ([`Segmenter`]): The model.
+        rows (sequence of [`LabeledImage`]): The images.
+        batch_size (`int`): Images that go through the model at once.
+        tiled (`bool`): Whether large ones are cut.
+    """
     found: dict[int, tuple] = {}
     for i, row in enumerate(rows if tiled else ()):
         raster: Raster

@@ -1,39 +1,48 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Students as ONNX files."""
+"""Students as ONNX files, and ONNX files as segmenters."""
 
 import importlib.util
+import json
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..runs.errors import UserError
 from ..runs.files import atomic_file
 from ..runs.install import missing_extra
-from .segmenter import StudentSegmenter
+from ..segmenter import SegmentedBatch, Segmenter
+from .segmenter import Student, masks_of_logits
+
+
+METADATA = "diffuseseg"  # key in a file's metadata: names and colours of the classes, as JSON
 
 
 class _Exported(torch.nn.Module):
-    """Images at the student's size to class ids, in one graph: normalisation, network, upsampling."""
+    """Images at the student's size to class ids and logits, in one graph: normalisation, network, upsampling."""
 
-    def __init__(self, segmenter: StudentSegmenter):
+    def __init__(self, student: Student):
         super().__init__()
-        self.model = segmenter.model
-        self.register_buffer("mean", torch.tensor(segmenter.processor.image_mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(segmenter.processor.image_std).view(3, 1, 1))
+        self.student, self.model = student, student.model
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits = self.model((pixels - self.mean) / self.std).logits
-        logits = F.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
-        return logits.max(dim=1).indices.to(torch.uint8)
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.student.logits(pixels)
+        whole = logits
+        if logits.shape[-2:] != pixels.shape[-2:]:
+            whole = F.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+        return whole.max(dim=1).indices.to(torch.uint8), logits
 
 
-def export_onnx(segmenter: StudentSegmenter, path: str | os.PathLike) -> None:
-    """Writes a student as an ONNX file: `pixels`, `[N, 3, H, W]` float32 in [0, 1], to `masks`, `[N, H, W]` uint8.
+def export_onnx(student: Student, path: str | os.PathLike) -> None:
+    """Writes a student as an ONNX file: `pixels`, `[N, in_channels, H, W]` float32 in [0, 1], to `masks`, `[N, H, W]`
+    uint8, and `logits`, `[N, num_classes, h, w]` float32.
 
-    The number of images is free; height and width are those of the student's image processor. Needs the extra `onnx`.
+    The number of images is free; height and width are the student's. Needs the extra `onnx`.
 
     Args:
-        segmenter ([`StudentSegmenter`]): The student.
+        student ([`Student`]): The student.
         path (`str` or path): File to write, atomically.
 
     Raises:
@@ -41,15 +50,80 @@ def export_onnx(segmenter: StudentSegmenter, path: str | os.PathLike) -> None:
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise missing_extra("onnx", "onnxscript")
-    pixels = torch.rand(2, 3, *segmenter.image_size)
+    student.model.cpu().eval()
+    pixels = torch.rand(2, student.in_channels, *student.image_size)
+    program = torch.onnx.export(
+        _Exported(student),
+        (pixels,),
+        input_names=["pixels"],
+        output_names=["masks", "logits"],
+        dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+        verbose=False,
+    )
+    program.model.metadata_props[METADATA] = json.dumps(
+        {"label_names": student.label_names, "palette": student.palette}
+    )
     with atomic_file(path) as partial:
-        torch.onnx.export(
-            _Exported(segmenter).cpu().eval(),
-            (pixels,),
-            partial,
-            input_names=["pixels"],
-            output_names=["masks"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
-            external_data=False,
-            verbose=False,
-        )
+        program.save(partial, external_data=False)
+
+
+class OnnxStudent(Segmenter):
+    """A student in an ONNX file, computed by ONNX Runtime on the CPU.
+
+    Args:
+        path (`str` or path): What [`export_onnx`] wrote.
+
+    Raises:
+        UserError: There is no such file, it is no such student, or the extra `onnx` is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise missing_extra("onnx", "onnxruntime")
+        import onnxruntime
+
+        if not os.path.isfile(path):
+            raise UserError(f"There is no file {path}.")
+        self._bytes = os.path.getsize(path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            known = self.session.get_modelmeta().custom_metadata_map
+            given = json.loads(known[METADATA])
+            self._names, self._palette = list(given["label_names"]), list(given["palette"])
+            shape = self.session.get_inputs()[0].shape
+            self._channels, self._size = int(shape[1]), (int(shape[2]), int(shape[3]))
+        except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors
+            raise UserError(f"{path} is no student that `diffuseseg export-onnx` wrote: {error!r:.200}.") from error
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._size
+
+    @property
+    def in_channels(self) -> int:
+        return self._channels
+
+    @property
+    def label_names(self) -> list[str]:
+        return self._names
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
+    @property
+    def palette(self) -> list[list[int]]:
+        return self._palette
+
+    def segment_batch(
+        self,
+        pixels: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_probabilities: bool = False,
+    ) -> SegmentedBatch:
+        (logits,) = self.session.run(["logits"], {"pixels": (pixels / 2 + 0.5).numpy()})
+        return masks_of_logits(torch.from_numpy(logits), sizes, return_probabilities)

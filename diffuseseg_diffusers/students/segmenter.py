@@ -1,20 +1,81 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Students as segmenters: the contract of the pipelines, in one fast pass and without uncertainty."""
+"""Students as segmenters: the contract of the pipelines, in one fast pass."""
 
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 from ..data.image_processor import default_palette
 from ..runs.errors import UserError
-from ..segmenter import SegmentedBatch, Segmenter
+from ..segmenter import SegmentedBatch, Segmenter, weight_bytes
 from .networks import loading_errors, make_processor
 
 
-class StudentSegmenter(Segmenter):
+class Student(Segmenter):
+    """A small network that gives logits of the classes in one pass. Subclasses say how it is called and saved.
+
+    Its uncertainty is the entropy of its own probabilities in nats: it is one network, and its members cannot disagree.
+
+    Args:
+        model (`torch.nn.Module`): The network; it computes in its own dtype, on its own device.
+        palette (sequence of `[red, green, blue]`, *optional*):
+            Colours of the classes, 0 to 255; [`default_palette`] if not given.
+    """
+
+    def __init__(self, model: Any, palette: Sequence[Sequence[int]] | None = None):
+        self.model = model
+        self._palette = [list(color) for color in palette] if palette is not None else None
+
+    @abstractmethod
+    def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
+        """Logits of the classes.
+
+        Args:
+            pixels (`torch.Tensor`): `[N, in_channels, *image_size]` in [0, 1].
+            model (`torch.nn.Module`, *optional*): Called in place of the student's own, such as what Accelerate made
+                of it.
+
+        Returns:
+            `torch.Tensor` `[N, num_classes, h, w]`, of any resolution.
+        """
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Saves it so that its library and [`load_student`] load it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.model.device
+
+    @property
+    def nbytes(self) -> int:
+        return weight_bytes(self.model)
+
+    @property
+    def palette(self) -> list[list[int]]:
+        return self._palette or default_palette(len(self.label_names))
+
+    @torch.no_grad()
+    def segment_batch(
+        self,
+        pixels: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_probabilities: bool = False,
+    ) -> SegmentedBatch:
+        self.model.eval()
+        return masks_of_logits(self.logits(pixels.to(self.device) / 2 + 0.5), sizes, return_probabilities)
+
+
+class StudentSegmenter(Student):
     """A drop-in replacement for [`DiffuseSegPipeline`] in segmenting: a small network of `transformers`.
 
     Args:
@@ -30,14 +91,14 @@ class StudentSegmenter(Segmenter):
     def __init__(
         self, model: PreTrainedModel, processor: BaseImageProcessor, palette: Sequence[Sequence[int]] | None = None
     ):
+        super().__init__(model, palette)
         size = dict(processor.size)
         if not {"height", "width"} <= size.keys():
             raise UserError(
                 f"The student's image processor resizes to {size}, but a height and a width are needed; set its size."
             )
-        self.model, self.processor = model, processor
+        self.processor = processor
         self._size = (size["height"], size["width"])
-        self._palette = [list(color) for color in palette] if palette is not None else None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -48,51 +109,49 @@ class StudentSegmenter(Segmenter):
         return 3
 
     @property
-    def device(self) -> torch.device:
-        """Where the student is."""
-        return self.model.device
-
-    @property
     def label_names(self) -> list[str]:
         return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
-    @property
-    def palette(self) -> list[list[int]]:
-        return self._palette or default_palette(self.model.config.num_labels)
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`[N, 3, H, W]` in [0, 1] as the model takes it."""
+    def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         given = (self.processor.image_mean, self.processor.image_std)
         mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in given)
-        return (pixels - mean) / std
+        pixels = ((pixels - mean) / std).to(self.model.dtype, memory_format=torch.channels_last)  # [N,3,H,W]
+        return (model or self.model)(pixels).logits  # [N,C,h,w]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves model and image processor as `transformers` does."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
-    @torch.no_grad()
-    def segment_batch(
-        self,
-        pixels: torch.Tensor,
-        sizes: Sequence[tuple[int, int]],
-        class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        return_probabilities: bool = False,
-    ) -> SegmentedBatch:
-        self.model.eval()
-        pixels = self.normalize(pixels.to(self.device) / 2 + 0.5)  # [N,3,H,W]
-        logits = self.model(pixels.to(self.model.dtype, memory_format=torch.channels_last)).logits.float()  # [N,C,h,w]
-        masks: list = [None] * len(sizes)
-        probabilities: list = [None] * len(sizes)
-        for size in dict.fromkeys(sizes):  # images of one size go together
-            same = [i for i, s in enumerate(sizes) if s == size]
-            upsampled = F.interpolate(logits[same], size=size, mode="bilinear", align_corners=False)  # [n,C,H,W]
-            ids = upsampled.max(dim=1).indices.to(torch.uint8).cpu()  # [n,H,W]
-            shares = upsampled.softmax(dim=1).cpu() if return_probabilities else ids
-            for i, mask, share in zip(same, ids, shares):
-                masks[i], probabilities[i] = mask, share
-        return SegmentedBatch(masks, probabilities=probabilities if return_probabilities else None)
+
+def masks_of_logits(
+    logits: torch.Tensor, sizes: Sequence[tuple[int, int]], return_probabilities: bool = False
+) -> SegmentedBatch:
+    """Masks and uncertainties of a batch, each image's at a size of its own.
+
+    Args:
+        logits (`torch.Tensor`): `[N, C, h, w]`, upsampled bilinearly.
+        sizes (sequence of `(height, width)`): For each image.
+        return_probabilities (`bool`, defaults to `False`): Whether to return probabilities.
+
+    Returns:
+        [`SegmentedBatch`], whose uncertainty is the entropy of the probabilities in nats.
+    """
+    found: list[list] = [[None] * len(sizes) for _ in range(3)]
+    for size in dict.fromkeys(sizes):  # images of one size go together
+        same = [i for i, s in enumerate(sizes) if s == size]
+        log_p = logits.float()[same]
+        if log_p.shape[-2:] != size:
+            log_p = F.interpolate(log_p, size=size, mode="bilinear", align_corners=False)  # [n,C,H,W]
+        ids = log_p.max(dim=1).indices.to(torch.uint8)  # [n,H,W]
+        log_p = log_p.log_softmax(dim=1)  # [n,C,H,W]
+        p = log_p.exp()  # [n,C,H,W]
+        entropy = -(p * log_p).sum(dim=1).clamp(max=0)  # [n,H,W]
+        for j, i in enumerate(same):
+            found[0][i], found[1][i] = ids[j].cpu(), entropy[j].cpu()
+            found[2][i] = p[j].cpu() if return_probabilities else None
+    masks, uncertainty, probabilities = found
+    return SegmentedBatch(masks, uncertainty, probabilities if return_probabilities else None)
 
 
 def load_student(
@@ -102,7 +161,7 @@ def load_student(
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> StudentSegmenter:
-    """Loads a student that `diffuseseg train-student` left, or another model of its kind; runs no code of a repository.
+    """Loads a student of `transformers`; runs no code of a repository.
 
     Args:
         name (`str` or path): Local folder or Hub name.

@@ -1,8 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Training a student on images with masks, epoch by epoch, with checkpoints to resume from.
+"""Training a student on images with masks and on soft targets, epoch by epoch, with checkpoints to resume from.
 
 DatasetGAN (Zhang et al., CVPR 2021) and DatasetDDPM of Baranchuk et al. (ICLR 2022), section 4.2, train a network on
-generated pairs; it then segments in one fast pass what takes the diffusion model several slow ones.
+generated pairs; it then segments in one fast pass what takes the diffusion model several slow ones. Soft targets carry
+over what a teacher knows of images without labels, see `targets.py`.
 """
 
 import re
@@ -16,9 +17,10 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..data.augmentation import IGNORED, augment
@@ -27,7 +29,8 @@ from ..data.unlabeled import to_pixels
 from ..runs.errors import NotFiniteError, UserError
 from ..runs.files import flush_to_disk, read_json, write_json
 from ..runs.seeds import mixed_seed
-from .segmenter import StudentSegmenter
+from .segmenter import Student
+from .targets import SoftTargets, distillation_loss, hard_targets
 
 
 BEST = "best"  # in a checkpoint: the student as it segmented the held-out images best
@@ -46,6 +49,10 @@ class TrainingOptions:
         learning_rate (`float`), weight_decay (`float`), max_grad_norm (`float`): Of AdamW; the rate warms up over a
             twentieth of the steps and falls as a cosine.
         real_fraction (`float`): Share of the second dataset, if there is one.
+        unlabeled_fraction (`float`): Share of the images with soft targets, if there are any.
+        labels_last (`float`): Share of the epochs, the last, that show images with masks alone.
+        layer_decay (`float`):
+            Learning rate of a stage of a U-Net as a share of that of the stage behind it; 1 for one rate.
         augmentation (`bool`): Whether images are shown as augmented views.
         flip (`bool`): Whether those may be mirrored.
         num_workers (`int`): Processes that decode ahead.
@@ -62,6 +69,9 @@ class TrainingOptions:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     real_fraction: float = 0.2
+    unlabeled_fraction: float = 0.5
+    labels_last: float = 0.0
+    layer_decay: float = 1.0
     augmentation: bool = True
     flip: bool = True
     num_workers: int = 2
@@ -71,16 +81,29 @@ class TrainingOptions:
         for name in ("num_epochs", "images_per_epoch", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.real_fraction <= 1:
-            raise UserError(f"`real_fraction` lies in 0 to 1, got {self.real_fraction}.")
+        for name in ("real_fraction", "unlabeled_fraction", "labels_last"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"`{name}` lies in 0 to 1, got {getattr(self, name)}.")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"`layer_decay` lies above 0 and up to 1, got {self.layer_decay}.")
 
 
 class Pairs(Dataset):
-    """Images `[3, H, W]` uint8 and masks `[H, W]` int64 of several datasets, decoded when asked for."""
+    """Images `[in_channels, H, W]` uint8 and masks of several datasets, decoded when asked for.
 
-    def __init__(self, datasets: Sequence[LabeledImages], size: tuple[int, int]):
+    Args:
+        datasets (sequence of [`LabeledImages`]): Where from.
+        size (two `int`): Height and width.
+        in_channels (`int`, defaults to 3): Of the images, 1 or 3.
+        soft (`bool`, defaults to `False`): Whether masks are [`hard_targets`], to go with soft ones, in place of
+            `[H, W]` int64.
+    """
+
+    def __init__(
+        self, datasets: Sequence[LabeledImages], size: tuple[int, int], in_channels: int = 3, soft: bool = False
+    ):
         self.rows = [(d, i) for d in datasets for i in range(len(d))]
-        self.size = size
+        self.size, self.in_channels, self.soft = size, in_channels, soft
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,7 +116,8 @@ class Pairs(Dataset):
         mask = F.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")[0, 0].long()
         if not isinstance(row.image, PIL.Image.Image):
             raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {row.name} is none.")
-        return to_pixels(row.image.resize(self.size[::-1]), self.size, 3), mask
+        pixels = to_pixels(row.image.resize(self.size[::-1]), self.size, self.in_channels)
+        return pixels, hard_targets(mask) if self.soft else mask
 
 
 class StudentTraining:
@@ -103,27 +127,34 @@ class StudentTraining:
 
     Args:
         accelerator (`Accelerator`): Places the model, and says which process this is.
-        segmenter ([`StudentSegmenter`]): The student; its model is trained in place.
-        train ([`LabeledImages`]): What it learns from.
+        segmenter ([`Student`]): The student; its model is trained in place.
+        train ([`LabeledImages`], *optional*): What it learns from.
         real ([`LabeledImages`], *optional*): More, mixed in at `real_fraction`.
         options ([`TrainingOptions`]): How.
+        unlabeled ([`SoftTargets`], *optional*): What a teacher thinks of images without labels, mixed in at
+            `unlabeled_fraction`.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        segmenter: StudentSegmenter,
-        train: LabeledImages,
+        segmenter: Student,
+        train: LabeledImages | None,
         real: LabeledImages | None,
         options: TrainingOptions,
+        unlabeled: SoftTargets | None = None,
     ):
         self.accelerator, self.segmenter, self.options = accelerator, segmenter, options
-        self.counts = (len(train), len(real or ()))
-        self.pairs = Pairs([train, *([real] if real else [])], segmenter.image_size)
+        labeled = [data for data in (train, real) if data is not None]
+        self.soft = unlabeled is not None
+        self.pairs: Dataset = Pairs(labeled, segmenter.image_size, segmenter.in_channels, self.soft)
+        if unlabeled is not None:
+            self.pairs = ConcatDataset([self.pairs, unlabeled])
+        self.sizes = [len(data) if data is not None else 0 for data in (train, real, unlabeled)]
         self.batch_size = options.batch_size * accelerator.num_processes
         self.steps = max(1, options.images_per_epoch // self.batch_size)  # in an epoch
-        parameters = segmenter.model.parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+        groups = parameter_groups(segmenter.model, options.layer_decay)
+        optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
         total = self.steps * options.num_epochs
         schedule = get_scheduler("cosine", optimizer, num_warmup_steps=total // 20, num_training_steps=total)
         self.rate_at = schedule.lr_lambdas[0]  # a function of the step alone
@@ -144,13 +175,13 @@ class StudentTraining:
         bar = tqdm(self._batches(epoch), disable=not accelerator.is_main_process, **show)
         for step, (images, masks) in enumerate(bar, epoch * self.steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = options.learning_rate * self.rate_at(step)
+                group["lr"] = options.learning_rate * self.rate_at(step) * group["share"]
             images, masks = images.to(accelerator.device).float() / 255, masks.to(accelerator.device)
             if options.augmentation:
                 images, masks = augment(images, masks, generator, flip=options.flip)
             with accelerator.autocast():
-                logits = self.model(self.segmenter.normalize(images)).logits
-            loss = segmentation_loss(logits, masks)
+                logits = self.segmenter.logits(images, self.model)
+            loss = distillation_loss(logits, masks) if self.soft else segmentation_loss(logits, masks)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
             self.optimizer.step()
@@ -168,9 +199,21 @@ class StudentTraining:
         """This process's share of an epoch's images."""
         options, accelerator = self.options, self.accelerator
         count = self.steps * self.batch_size
-        order = epoch_order(*self.counts, options.real_fraction, count, mixed_seed(options.seed, epoch))
+        order = epoch_order(self.sizes, self._shares(epoch), count, mixed_seed(options.seed, epoch))
         mine = order.reshape(self.steps, accelerator.num_processes, -1)[:, accelerator.process_index].ravel()
         return DataLoader(Subset(self.pairs, mine.tolist()), options.batch_size, num_workers=options.num_workers)
+
+    def _shares(self, epoch: int) -> list[float]:
+        """Shares of the main dataset, of the second one and of the images with soft targets in an epoch."""
+        options = self.options
+        main, real, unlabeled = (size > 0 for size in self.sizes)
+        last = epoch >= round((1 - options.labels_last) * options.num_epochs) and (main or real)
+        soft = options.unlabeled_fraction if unlabeled and not last else 0.0
+        soft = soft if main or real else 1.0
+        second = options.real_fraction * (1 - soft) if real else 0.0
+        if main or soft == 1:
+            return [1 - soft - second, second, soft]
+        return [0.0, 1 - soft, soft]
 
     def save_checkpoint(self, output_dir: Path, state: dict, is_best: bool) -> None:
         """Writes a checkpoint atomically, then removes those before it.
@@ -233,12 +276,43 @@ def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
     return losses / (masks != IGNORED).sum().clamp(min=1)
 
 
-def epoch_order(num_main: int, num_real: int, real_fraction: float, count: int, seed: int) -> np.ndarray:
-    """Which images an epoch shows: indices below `num_main` are of the main dataset, those from there on real ones.
+def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict]:
+    """The parameters for an optimiser, each group with the `share` of the learning rate that it gets.
 
     Args:
-        num_main (`int`), num_real (`int`): Sizes of the two.
-        real_fraction (`float`): Share of the epoch that is real.
+        model (`torch.nn.Module`): A `UNet2DModel`, or any network if `decay` is 1.
+        decay (`float`): Share of a stage (an up-block, the middle, a down-block) of the rate of the stage behind it.
+
+    Raises:
+        UserError: The network has no stages.
+    """
+    if decay == 1:
+        return [{"params": list(model.parameters()), "share": 1.0}]
+    if not isinstance(model, UNet2DModel):
+        raise UserError("--layer_decay is for U-Nets of diffusers; leave it out for other networks.")
+    up, down = len(model.up_blocks), len(model.down_blocks)
+    groups: dict[int, list] = {}
+    for name, parameter in model.named_parameters():
+        kind, _, rest = name.partition(".")
+        if kind == "up_blocks":
+            depth = up - int(rest.split(".")[0])
+        elif kind == "mid_block":
+            depth = up + 1
+        elif kind == "down_blocks":
+            depth = up + 1 + down - int(rest.split(".")[0])
+        else:
+            depth = 0 if kind.startswith("conv_") and kind != "conv_in" else up + down + 2
+        groups.setdefault(depth, []).append(parameter)
+    return [{"params": own, "share": decay**depth} for depth, own in sorted(groups.items())]
+
+
+def epoch_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: int) -> np.ndarray:
+    """Which images an epoch shows, as indices into all datasets one after the other.
+
+    Args:
+        sizes (sequence of `int`): Of the datasets.
+        shares (sequence of `float`): Of the epoch, for each dataset; the first that is not empty takes what the others
+            leave.
         count (`int`): Images in an epoch; a dataset is gone through as a whole before any of it comes again.
         seed (`int`): Another one for every epoch.
 
@@ -246,11 +320,15 @@ def epoch_order(num_main: int, num_real: int, real_fraction: float, count: int, 
         `np.ndarray`: `[count]`.
     """
     rng = np.random.default_rng(seed)
-    real = round(real_fraction * count) if num_real else 0
+    numbers = [round(share * count) if size else 0 for size, share in zip(sizes, shares)]
+    first = next(i for i, size in enumerate(sizes) if size and (shares[i] > 0 or sum(shares) == 0))
+    numbers[first] = 0
+    numbers[first] = count - sum(numbers)
 
     def draw(size: int, of: int) -> np.ndarray:
         whole = [rng.permutation(of) for _ in range(-(-size // of))] if size else []
         return np.concatenate(whole)[:size] if whole else np.empty(0, int)
 
-    order = np.concatenate([draw(count - real, num_main), num_main + draw(real, num_real)])
+    starts = np.cumsum([0, *sizes[:-1]])
+    order = np.concatenate([start + draw(n, size) for start, n, size in zip(starts, numbers, sizes)])
     return rng.permutation(order).astype(int)

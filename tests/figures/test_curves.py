@@ -7,6 +7,7 @@ from matplotlib.colors import to_rgba
 
 from diffuseseg_diffusers.figures.curves import (
     PALETTE,
+    accuracy_over_speed,
     block_curves,
     block_heat_map,
     corruption_curves,
@@ -145,3 +146,22 @@ def test_corruptions_are_grouped_and_start_from_the_clean_images():
     assert noise.get_ylabel() == "mean IoU" and noise.get_xlabel() == "severity (0: clean)"
     assert ticks(noise.xaxis) == [str(i) for i in range(6)]
     rendered(figure)
+
+
+def test_accuracy_over_speed_has_a_point_with_an_interval_for_each_model():
+    rows = [
+        {"model": name, "mean_iou": iou, "interval": [iou - 0.1, iou + 0.05], "seconds_per_image": seconds}
+        for name, iou, seconds in (("head", 0.8, 0.1), ("student", 0.7, 0.004))
+    ]
+    figure = accuracy_over_speed(rows)
+    (axis,) = figure.axes
+    assert legend_texts(axis.get_legend()) == ["head", "student"] and axis.get_xscale() == "log"
+    for container, row in zip(axis.containers, rows):
+        data, _, (bars,) = container
+        assert (list(data.get_xdata()), list(data.get_ydata())) == (
+            [1000 * row["seconds_per_image"]],
+            [row["mean_iou"]],
+        )
+        ends = bars.get_segments()[0][:, 1]
+        np.testing.assert_allclose(sorted(ends), row["interval"])
+    assert rendered(figure)

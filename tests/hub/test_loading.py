@@ -20,6 +20,7 @@ from diffuseseg_diffusers.heads.fit import fit_segmentation_head
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import push_pipeline
 from diffuseseg_diffusers.students.segmenter import StudentSegmenter
+from diffuseseg_diffusers.students.unets import UNetStudent, unet_from_denoiser
 
 from ..conftest import QUICK, TOKENS, clean_environment, draw, drawn_dataset, make_head, make_pipeline, make_unet
 from .common import saved_student
@@ -245,7 +246,8 @@ def test_one_function_loads_whatever_segments_from_a_folder_and_from_the_hub(hub
     backbone.save_pretrained(tmp_path / "backbone")
     saved_student(tmp_path / "student")
     kinds = {"ours": DiffuseSegPipeline, "ddpm": DiffuseSegPipeline}
-    kinds |= {"backbone": BackbonePipeline, "student": StudentSegmenter}
+    unet_from_denoiser(make_unet(), ["sky", "disc", "bar"]).save_pretrained(tmp_path / "unet-student")
+    kinds |= {"backbone": BackbonePipeline, "student": StudentSegmenter, "unet-student": UNetStudent}
     for name, kind in kinds.items():
         HfApi().create_repo(f"alice/kind-{name}")
         HfApi().upload_folder(repo_id=f"alice/kind-{name}", folder_path=tmp_path / name)
@@ -255,7 +257,7 @@ def test_one_function_loads_whatever_segments_from_a_folder_and_from_the_hub(hub
             assert type(loaded) is kind
             masks += [] if name == "ddpm" else [loaded.segment(picture(), output_type="np").masks[0]]
         assert all((mask == masks[0]).all() for mask in masks)
-    assert not (tmp_path / "home").exists() and len(list((tmp_path / "cache").glob("models--alice--kind-*"))) == 4
+    assert not (tmp_path / "home").exists() and len(list((tmp_path / "cache").glob("models--alice--kind-*"))) == 5
 
 
 @pytest.mark.parametrize("index", ["model_index.json", "config.json"])

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.students.export import export_onnx
+from diffuseseg_diffusers.students.export import OnnxStudent, export_onnx
 from diffuseseg_diffusers.students.networks import make_processor, make_student
 from diffuseseg_diffusers.students.segmenter import StudentSegmenter
+from diffuseseg_diffusers.students.unets import unet_from_denoiser
 
-from ..conftest import draw
+from ..conftest import draw, make_unet
 from .test_networks import NAMES, write_config
 
 
@@ -26,6 +27,29 @@ def test_the_onnx_file_gives_the_masks_that_pytorch_gives(tmp_path):
         masks = session.run(["masks"], {"pixels": pixels})[0]
         expected = np.stack(segmenter.segment(images, output_type="np").masks)
         assert masks.dtype == np.uint8 and (masks == expected).mean() > 0.999  # ties of float32
+
+
+@pytest.mark.parametrize("kind", ["transformers", "unet"])
+def test_an_onnx_file_is_a_segmenter_with_the_contract_of_all(kind, tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    if kind == "unet":
+        student = unet_from_denoiser(make_unet(sample_size=16), NAMES, palette=[[9, 9, 9], [1, 2, 3], [4, 5, 6]])
+    else:
+        student = StudentSegmenter(
+            make_student(write_config(tmp_path), NAMES), make_processor("nvidia/mit-b0", (32, 64))
+        )
+    export_onnx(student, tmp_path / "student.onnx")
+    loaded = OnnxStudent(tmp_path / "student.onnx")
+    assert loaded.image_size == student.image_size and loaded.in_channels == student.in_channels
+    assert loaded.label_names == NAMES and loaded.palette == student.palette
+    images = [draw((20, 30), i)[0] for i in range(70)]  # more than 64, from where on diffusers upsamples otherwise
+    given = dict(batch_size=70, output_type="np", return_probabilities=True)
+    ours, theirs = student.segment(images, **given), loaded.segment(images, **given)
+    for i in range(70):
+        assert (ours.masks[i] == theirs.masks[i]).mean() > 0.99  # ties of float32
+        np.testing.assert_allclose(ours.probabilities[i], theirs.probabilities[i], atol=1e-3)
+        np.testing.assert_allclose(ours.uncertainty[i], theirs.uncertainty[i], atol=1e-2)
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):

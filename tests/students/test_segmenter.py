@@ -46,7 +46,7 @@ def test_segment_is_a_drop_in_replacement_for_that_of_the_pipeline(segmenter, im
     output = segmenter.segment(images, mask_size=(8, 12))
     assert [mask.size for mask in output.masks] == [(12, 8)] * 2 and output.masks[0].mode == "P"
     assert output.masks[0].getpalette()[3:6] == default_palette(3)[1]
-    assert output.uncertainty is None and output.probabilities is None
+    assert [u.shape for u in output.uncertainty] == [(8, 12)] * 2 and output.probabilities is None
     output = segmenter.segment(images, output_type="pt", return_probabilities=True)
     for mask, probabilities in zip(output.masks, output.probabilities):
         assert mask.dtype == torch.uint8 and probabilities.shape == (3, *mask.shape)

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from diffuseseg_diffusers.data.augmentation import IGNORED
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.students.networks import make_processor, make_student
 from diffuseseg_diffusers.students.segmenter import StudentSegmenter, load_student
+from diffuseseg_diffusers.students.targets import SoftTargets, soft_targets
 from diffuseseg_diffusers.students.training import (
     BEST,
     Pairs,
@@ -22,6 +24,7 @@ from diffuseseg_diffusers.students.training import (
     epoch_order,
     segmentation_loss,
 )
+from diffuseseg_diffusers.students.unets import new_unet
 
 from ..conftest import drawn_dataset
 from .test_networks import NAMES, write_config
@@ -40,14 +43,28 @@ def test_the_loss_is_cross_entropy_and_ignored_pixels_do_not_count():
 @given(st.integers(1, 50), st.integers(0, 10), st.floats(0, 1), st.integers(1, 200), st.integers(0, 100))
 @settings(max_examples=50, deadline=None)
 def test_an_epoch_mixes_at_the_given_share_and_shows_all_before_any_again(main, real, share, count, seed):
-    order = epoch_order(main, real, share, count, seed)
+    order = epoch_order([main, real], [1 - share, share], count, seed)
     assert len(order) == count and 0 <= order.min() and order.max() < main + real
     of_real = (order >= main).sum()
     assert of_real == (round(share * count) if real else 0)
     for part, size in ((order[order < main], main), (order[order >= main] - main, real)):
         times = np.bincount(part, minlength=size)  # also of those that were not shown at all
         assert size == 0 or times.max() - times.min() <= 1
-    assert (epoch_order(main, real, share, count, seed) == order).all()
+    assert (epoch_order([main, real], [1 - share, share], count, seed) == order).all()
+
+
+@given(st.lists(st.integers(0, 20), min_size=3, max_size=3).filter(any), st.integers(1, 100), st.integers(0, 100))
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_of_three_datasets_has_the_shares_that_were_asked_for(sizes, count, seed):
+    shares = np.random.default_rng(seed).dirichlet([1, 1, 1])
+    order = epoch_order(sizes, shares, count, seed)
+    bounds = np.cumsum([0, *sizes])
+    found = [((order >= a) & (order < b)).sum() for a, b in zip(bounds, bounds[1:])]
+    first = next(i for i, size in enumerate(sizes) if size)
+    assert sum(found) == len(order) == count
+    for i, size in enumerate(sizes):
+        if i != first:
+            assert found[i] == (round(shares[i] * count) if size else 0)
 
 
 def test_pairs_are_resized_and_ignored_pixels_get_one_number():
@@ -89,8 +106,49 @@ def test_checkpoints_bring_weights_and_the_best_student_back_and_a_full_disk_cos
     assert training(tmp_path / "..").load_checkpoint(tmp_path / "nothing") is None
 
 
+def with_soft_targets(folder, labeled: int, **options) -> StudentTraining:
+    path = folder / "targets.safetensors"
+    if not path.exists():
+        images = torch.randint(0, 255, (6, 1, 16, 16), dtype=torch.uint8)
+        targets = soft_targets(torch.rand(6, 3, 16, 16).softmax(1))
+        save_file({"images": images, "targets": targets}, path)
+    train = drawn_dataset(labeled) if labeled else None
+    given = dict(num_epochs=4, images_per_epoch=8, batch_size=4, num_workers=0) | options
+    torch.manual_seed(0)
+    student = new_unet(NAMES, (16, 16), 1)
+    return StudentTraining(Accelerator(cpu=True), student, train, None, TrainingOptions(**given), SoftTargets([path]))
+
+
+def test_soft_targets_are_mixed_in_and_labels_come_last(tmp_path):
+    run = with_soft_targets(tmp_path, 4, unlabeled_fraction=0.75, labels_last=0.25)
+    for epoch in range(4):
+        order = np.array(run._batches(epoch).dataset.indices)
+        assert (order >= 4).sum() == (6 if epoch < 3 else 0), epoch
+    assert run.run_epoch(0) > 0 and run.run_epoch(3) > 0
+    alone = with_soft_targets(tmp_path, 0, labels_last=0.5)
+    assert alone._shares(3) == [0.0, 0.0, 1.0] and alone.run_epoch(3) > 0
+
+
+def test_a_run_with_soft_targets_resumes_bit_for_bit(tmp_path):
+    whole = with_soft_targets(tmp_path, 4)
+    for epoch in range(3):
+        whole.run_epoch(epoch)
+        if epoch == 0:
+            whole.save_checkpoint(tmp_path, {"epoch": 1}, is_best=True)
+    resumed = with_soft_targets(tmp_path, 4)
+    assert resumed.load_checkpoint(tmp_path) == {"epoch": 1}
+    for epoch in (1, 2):
+        resumed.run_epoch(epoch)
+    ours, theirs = (x.segmenter.model.state_dict() for x in (whole, resumed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_options_out_of_range_are_told():
     with pytest.raises(UserError, match="`batch_size` must be at least 1, got 0"):
         TrainingOptions(batch_size=0)
     with pytest.raises(UserError, match="`real_fraction` lies in 0 to 1"):
         TrainingOptions(real_fraction=2)
+    with pytest.raises(UserError, match="`labels_last` lies in 0 to 1"):
+        TrainingOptions(labels_last=-0.5)
+    with pytest.raises(UserError, match="`layer_decay` lies above 0"):
+        TrainingOptions(layer_decay=0)

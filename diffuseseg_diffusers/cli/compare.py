@@ -1,0 +1,63 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Compares fitted models, students and ONNX files on labelled images: `diffuseseg compare`."""
+
+import argparse
+from pathlib import Path
+
+from ..arguments import add_cache_argument, add_model_options, add_output_arguments, check_at_least_one
+from ..data.arguments import add_data_arguments, load_data
+from ..data.columns import describe_dataset
+from ..figures.curves import accuracy_over_speed
+from ..hub.loading import load_pipeline
+from ..inference.comparison import compare_models, format_comparison
+from ..runs.errors import UserError
+from ..runs.files import check_output_folder, output_folder, write_json
+from ..runs.hardware import find_device, hardware
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models")
+    group.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="Fitted models, students and ONNX files: local folders, files or names on the Hub; the others are "
+        "compared with the first.",
+    )
+    add_model_options(group)
+    add_data_arguments(parser, split="test")
+    add_cache_argument(parser)
+    parser.add_argument("--batch_size", type=int, default=8, help="Number of images in a pass (default: 8).")
+    add_output_arguments(parser, "comparison.json and comparison.png")
+
+
+def main(args: argparse.Namespace) -> None:
+    check_at_least_one(args, "batch_size")
+    check_output_folder(args.output_dir, args.overwrite)
+    if twice := next((name for name in args.models if args.models.count(name) > 1), None):
+        raise UserError(f"{twice} is given twice; give every model once.")
+    where = (args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
+    models = {name: load_pipeline(name, *where) for name in args.models}
+    for model in models.values():
+        model.check_can_segment()
+    first = models[args.models[0]]
+    names = first.label_names
+    for name, model in models.items():
+        if model.channels.config != first.channels.config:
+            raise UserError(f"{name} reads other channels of an image than {args.models[0]}; compare those alike.")
+    dataset = load_data(
+        args, ignore_index=first.ignore_index, label_names=names, num_classes=len(names), channels=first.channels
+    )
+    results = compare_models(models, dataset, args.batch_size)
+    report = {
+        "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
+        "num_images": len(dataset),
+        "batch_size": args.batch_size,
+        "hardware": hardware(find_device(args.device)),
+        "models": results,
+    }
+    with output_folder(args.output_dir, args.overwrite, "compare") as folder:
+        write_json(folder / "comparison.json", report)
+        accuracy_over_speed([r | {"model": Path(r["model"]).name} for r in results]).savefig(folder / "comparison.png")
+    print(format_comparison(results))
+    print(f"{len(dataset)} images in batches of {args.batch_size}, {report['hardware']}. Written to {args.output_dir}.")

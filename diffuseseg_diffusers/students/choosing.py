@@ -1,0 +1,106 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Which student is trained, and how it is loaded: U-Nets of diffusers and networks of `transformers`, by name."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+
+from ..runs.errors import UserError
+from ..runs.files import read_json
+from .networks import DEFAULT_STUDENT, loading_errors, make_processor, make_student
+from .segmenter import Student, StudentSegmenter, load_student
+from .unets import RECORD, UNetStudent, load_unet_student, new_unet, unet_from_denoiser
+
+
+UNET = "unet"  # as a name: a new U-Net of about 2 million weights
+SMALL = 128  # pixels: images up to this side get a U-Net by default
+RATES = {"unet": 2e-3, "denoiser": 5e-4, "transformers": 3e-4}  # highest learning rates that go with the networks
+
+
+def new_student(
+    name: str | None,
+    label_names: Sequence[str],
+    size: tuple[int, int],
+    in_channels: int = 3,
+    palette: Sequence[Sequence[int]] | None = None,
+    from_scratch: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+) -> tuple[Student, str]:
+    """A student before its training.
+
+    Args:
+        name (`str`, *optional*): `"unet"`; a folder of a diffusion pipeline on pixels, whose denoiser it becomes; a
+            folder of a student, which is trained on; a Hub name, folder or JSON config of a network of `transformers`.
+            If not given, `"unet"` for images of up to 128 pixels a side, else SegFormer-B0.
+        label_names (sequence of `str`): Names of the classes.
+        size (two `int`): Height and width at which it reads images.
+        in_channels (`int`, defaults to 3): Channels of the images, 1 or 3; networks of `transformers` take 3.
+        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes.
+        from_scratch (`bool`, defaults to `False`): Fresh weights, though there are trained ones.
+        cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
+
+    Returns:
+        The student, and its kind, a key of `RATES`.
+
+    Raises:
+        UserError: There is no such network, or it does not fit the images or the classes.
+    """
+    name = name or (UNET if max(size) <= SMALL else DEFAULT_STUDENT)
+    if name == UNET:
+        return new_unet(label_names, size, in_channels, palette), "unet"
+    if os.path.isfile(os.path.join(name, "model_index.json")):
+        student = unet_from_denoiser(_denoiser(name, from_scratch), label_names, palette=palette)
+    elif os.path.isfile(os.path.join(name, RECORD)):
+        student = load_unet_student(name)
+        if student.label_names != list(label_names):
+            raise UserError(
+                f"The student in {name} has the classes {', '.join(student.label_names)}, but the dataset has "
+                f"{', '.join(label_names)}."
+            )
+        student = UNetStudent(student.model, label_names, student.timestep, palette)
+    else:
+        model = make_student(name, label_names, from_scratch, cache_dir)
+        return StudentSegmenter(model, make_processor(name, size, cache_dir=cache_dir), palette), "transformers"
+    if student.image_size != tuple(size):
+        raise UserError(
+            f"The U-Net in {name} reads images of {student.image_size[0]} x {student.image_size[1]}, not of {size[0]} "
+            f"x {size[1]}; leave --resolution at its size."
+        )
+    return student, "denoiser" if student.timestep else "unet"
+
+
+def student_size(name: str | None, images: tuple[int, int]) -> tuple[int, int]:
+    """Height and width at which a student of this name reads images of the given size: its own, if it has one."""
+    if name and os.path.isfile(os.path.join(name, "model_index.json")):
+        config = read_json(Path(name, "unet", "config.json")) if Path(name, "unet").is_dir() else {}
+    elif name and os.path.isfile(os.path.join(name, RECORD)):
+        config = read_json(Path(name, "config.json"))
+    else:
+        return images
+    size = config.get("sample_size") or images
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _denoiser(name: str, from_scratch: bool) -> UNet2DModel:
+    """The denoiser of a pipeline of diffusers on pixels."""
+    with loading_errors(name):
+        try:
+            unet = UNet2DModel.from_pretrained(name, subfolder="unet", use_safetensors=True)
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{name} has no U-Net on pixels that could become a student: {error}") from error
+    return UNet2DModel.from_config(unet.config) if from_scratch else unet
+
+
+def load_any_student(
+    name: str | os.PathLike,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> Student:
+    """A student in a local folder, of whatever kind; see [`load_student`]."""
+    kind = load_unet_student if os.path.isfile(os.path.join(name, RECORD)) else load_student
+    return kind(name, device, dtype, revision, cache_dir)

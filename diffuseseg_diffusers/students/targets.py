@@ -1,0 +1,171 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Soft targets: what a teacher thinks of images without labels, computed once and kept compactly.
+
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015). Of every pixel the likeliest classes
+are kept, a byte for each class and a byte for its share, whatever the number of classes; the file also keeps the image
+at the student's size, so that training decodes nothing.
+"""
+
+import bisect
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from ..data.augmentation import IGNORED
+from ..data.columns import decode_cell
+from ..data.image_processor import to_eight_bit
+from ..data.unlabeled import to_pixels
+from ..runs.errors import UserError
+from ..runs.files import atomic_file
+from ..runs.parts import Part, finish_parts
+from ..segmenter import Segmenter
+
+
+TARGETS = "targets"  # folder below an output folder
+CLASSES_KEPT = 4  # of a pixel, the likeliest
+IMAGES_IN_A_FILE = 256
+
+
+def soft_targets(probabilities: torch.Tensor) -> torch.Tensor:
+    """The likeliest classes of each pixel and their shares.
+
+    Args:
+        probabilities (`torch.Tensor`): `[N, num_classes, H, W]`, 1 in sum over the classes.
+
+    Returns:
+        `torch.Tensor` `[N, 2 * CLASSES_KEPT, H, W]` uint8: ids of classes, then shares in 255ths; `IGNORED` with a
+        share of 0 where there are fewer classes.
+    """
+    kept = min(CLASSES_KEPT, probabilities.shape[1])
+    shares, ids = probabilities.topk(kept, dim=1)  # [N,k,H,W]
+    shares = (shares / shares.sum(1, keepdim=True) * 255).round()
+    pad = (0, 0, 0, 0, 0, CLASSES_KEPT - kept)
+    return torch.cat([F.pad(ids, pad, value=IGNORED), F.pad(shares, pad)], 1).to(torch.uint8)
+
+
+def hard_targets(mask: torch.Tensor) -> torch.Tensor:
+    """A mask in the form of [`soft_targets`]: `[H, W]` class ids to `[2 * CLASSES_KEPT, H, W]` uint8."""
+    targets = torch.zeros(2 * CLASSES_KEPT, *mask.shape, dtype=torch.uint8)
+    targets[:CLASSES_KEPT] = IGNORED
+    targets[0] = mask
+    targets[CLASSES_KEPT] = torch.where(mask == IGNORED, 0, 255)
+    return targets
+
+
+def distillation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with soft targets; on hard ones, the cross-entropy of class ids.
+
+    Args:
+        logits (`torch.Tensor`): `[N, C, h, w]`, upsampled to the size of the targets.
+        targets (`torch.Tensor`): `[N, 2 * CLASSES_KEPT, H, W]`, see [`soft_targets`]; a class id of `IGNORED` does not
+            count.
+    """
+    logits = logits.float()
+    if logits.shape[-2:] != targets.shape[-2:]:
+        logits = F.interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
+    ids, shares = targets.long().chunk(2, dim=1)  # [N,k,H,W]
+    shares = torch.where(ids == IGNORED, 0, shares).float()
+    log_p = logits.log_softmax(1).gather(1, torch.where(ids == IGNORED, 0, ids))  # [N,k,H,W]
+    total = shares.sum(1)  # [N,H,W]
+    losses = -(shares * log_p).sum(1) / total.clamp(min=1)
+    return losses.sum() / (total > 0).sum().clamp(min=1)
+
+
+class SoftTargets(Dataset):
+    """Images with soft targets in files of a folder, read as they are asked for.
+
+    Args:
+        paths (sequence of `Path`): The files, in their order.
+
+    An item is the image `[C, H, W]` uint8 and its targets `[2 * CLASSES_KEPT, H, W]` uint8.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths, self.starts = list(paths), [0]
+        for path in self.paths:
+            with safe_open(path, "pt") as file:
+                self.starts.append(self.starts[-1] + file.get_slice("images").get_shape()[0])
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        part = bisect.bisect_right(self.starts, index) - 1
+        row = index - self.starts[part]
+        with safe_open(self.paths[part], "pt") as file:  # mapped into memory: one image is read, not the file
+            image, targets = (file.get_slice(name)[row : row + 1][0] for name in ("images", "targets"))
+        return image, targets
+
+
+def compute_targets(
+    teacher: Segmenter,
+    dataset: Dataset,
+    column: str,
+    folder: Path,
+    size: tuple[int, int],
+    in_channels: int,
+    batch_size: int = 8,
+    show_progress: bool = True,
+) -> SoftTargets:
+    """The teacher's probabilities for images without labels; what is in the folder already is kept.
+
+    Any number of processes may be at it together. All must give the same arguments: what the files are of is not asked.
+
+    Args:
+        teacher ([`Segmenter`]): A pipeline with a head, or a student.
+        dataset (`datasets.Dataset`), column (`str`): From [`load_unlabeled`].
+        folder (`Path`): For the files.
+        size (two `int`): Height and width of images and targets, the student's.
+        in_channels (`int`): Of the images, 1 or 3.
+        batch_size (`int`, defaults to 8): Images that go through the teacher at once.
+        show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
+
+    Raises:
+        UserError: An image cannot be read; says which.
+    """
+    count = len(dataset)
+    number = -(-count // IMAGES_IN_A_FILE)
+    parts = []
+    for i in range(number):
+        path = folder / f"targets-{i:05d}-of-{number:05d}.safetensors"
+        rows = range(i * IMAGES_IN_A_FILE, min((i + 1) * IMAGES_IN_A_FILE, count))
+        make = partial(_make_part, teacher, dataset, column, path, rows, size, in_channels, batch_size)
+        parts.append(Part(path, make, len(rows)))
+    with tqdm(total=count, desc="Asking the teacher", unit="image", disable=not show_progress) as bar:
+        finish_parts(parts, bar)
+    return SoftTargets([part.path for part in parts])
+
+
+def _make_part(
+    teacher: Segmenter,
+    dataset: Dataset,
+    column: str,
+    path: Path,
+    rows: range,
+    size: tuple[int, int],
+    in_channels: int,
+    batch_size: int,
+) -> None:
+    images, targets = [], []
+    for start in range(0, len(rows), batch_size):
+        batch: list[PIL.Image.Image] = []
+        for row in rows[start : start + batch_size]:
+            image, where = decode_cell(dataset[row][column], f"row {row}")
+            try:
+                whole = to_eight_bit(image).resize(size[::-1], PIL.Image.Resampling.LANCZOS)
+                images.append(to_pixels(whole, size, in_channels))
+            except (OSError, UserError) as error:
+                raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+            batch.append(image)
+        found = teacher.segment(batch, batch_size, mask_size=size, output_type="pt", return_probabilities=True)
+        targets.append(soft_targets(torch.stack(found.probabilities)))
+    with atomic_file(path) as partial_path:
+        save_file({"images": torch.stack(images), "targets": torch.cat(targets)}, partial_path)

@@ -1,0 +1,173 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Students that are U-Nets of diffusers: a small one, and the denoiser of a diffusion model itself.
+
+At 64 pixels the strides of vision transformers leave 16 x 16 places of an image; a U-Net keeps all of them. A denoiser
+is one already, with weights that know what images are made of: with an output for each class in place of the noise, it
+is trained end to end.
+"""
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from huggingface_hub import hf_hub_download
+from torch import nn
+
+from ..features.pixel_unet import default_class_labels
+from ..runs.errors import UserError
+from ..runs.files import read_json, write_json
+from .networks import loading_errors
+from .segmenter import Student
+
+
+RECORD = "student.json"  # what a U-Net's own config does not hold: classes, colours, timestep
+WIDTHS = (16, 32, 64, 128)
+
+
+class UNetStudent(Student):
+    """A drop-in replacement for [`DiffuseSegPipeline`] in segmenting: a `UNet2DModel` with an output for each class.
+
+    It reads images as they are, without noise, at one timestep.
+
+    Args:
+        model ([`UNet2DModel`]): The student; its `sample_size` is the size at which it reads images.
+        label_names (sequence of `str`): Name of each class.
+        timestep (`int`, defaults to 0): That it is told.
+        palette (sequence of `[red, green, blue]`, *optional*):
+            Colours of the classes, 0 to 255; [`default_palette`] if not given.
+
+    Raises:
+        UserError: The U-Net has another number of outputs than there are classes.
+    """
+
+    def __init__(
+        self,
+        model: UNet2DModel,
+        label_names: Sequence[str],
+        timestep: int = 0,
+        palette: Sequence[Sequence[int]] | None = None,
+    ):
+        super().__init__(model.to(memory_format=torch.channels_last), palette)
+        if model.config.out_channels != len(label_names):
+            raise UserError(
+                f"The U-Net has {model.config.out_channels} outputs for {len(label_names)} classes; it is no student "
+                f"for these."
+            )
+        self._names, self.timestep = list(label_names), timestep
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        size = self.model.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def in_channels(self) -> int:
+        return self.model.config.in_channels
+
+    @property
+    def label_names(self) -> list[str]:
+        return self._names
+
+    def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
+        labels = default_class_labels(self.model, pixels.shape[0], pixels.device)  # a symbol in export
+        pixels = (pixels * 2 - 1).to(self.model.dtype, memory_format=torch.channels_last)  # [N,C,H,W]
+        return (model or self.model)(pixels, self.timestep, class_labels=labels, return_dict=False)[0]
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Saves the U-Net as diffusers does, and `student.json` beside it."""
+        self.model.save_pretrained(folder)
+        record = {"label_names": self._names, "timestep": self.timestep, "palette": self.palette}
+        write_json(Path(folder, RECORD), record)
+
+
+def new_unet(
+    label_names: Sequence[str],
+    size: tuple[int, int],
+    in_channels: int,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> UNetStudent:
+    """A U-Net of about 2 million random weights for small images.
+
+    Args:
+        label_names (sequence of `str`): Names of the classes.
+        size (two `int`): Height and width at which it reads images, multiples of 8.
+        in_channels (`int`): Channels of the images.
+        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes.
+
+    Raises:
+        UserError: The size is no multiple of 8.
+    """
+    if size[0] % 8 or size[1] % 8:
+        near = " ".join(str(max(8, round(x / 8) * 8)) for x in size)
+        raise UserError(f"The U-Net takes sizes that are multiples of 8, got {size[0]} x {size[1]}; try {near}.")
+    model = UNet2DModel(
+        sample_size=size,
+        in_channels=in_channels,
+        out_channels=len(label_names),
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * len(WIDTHS),
+        up_block_types=("UpBlock2D",) * len(WIDTHS),
+        add_attention=False,
+        norm_num_groups=8,
+    )
+    return UNetStudent(model, label_names, palette=palette)
+
+
+def unet_from_denoiser(
+    unet: UNet2DModel,
+    label_names: Sequence[str],
+    timestep: int = 10,
+    palette: Sequence[Sequence[int]] | None = None,
+) -> UNetStudent:
+    """The U-Net of a diffusion model with a new output layer, for training end to end.
+
+    Args:
+        unet ([`UNet2DModel`]): The denoiser; it is not changed.
+        label_names (sequence of `str`): Names of the classes.
+        timestep (`int`, defaults to 10): That it is told: images without noise are nearest to those of low timesteps.
+        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes.
+
+    Raises:
+        UserError: Its config has no `sample_size`.
+    """
+    if unet.config.sample_size is None:
+        raise UserError("The U-Net has no `sample_size` in its config; set it to the image size or (height, width).")
+    model = copy.deepcopy(unet).float()
+    old = model.conv_out
+    model.conv_out = nn.Conv2d(old.in_channels, len(label_names), old.kernel_size, padding=old.padding)
+    model.register_to_config(out_channels=len(label_names))
+    return UNetStudent(model, label_names, timestep, palette)
+
+
+def load_unet_student(
+    name: str | os.PathLike,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> UNetStudent:
+    """Loads a student that is a U-Net of diffusers; the arguments are those of [`load_student`].
+
+    Raises:
+        UserError: It cannot be loaded, or is a U-Net but no student; says why.
+    """
+    name = os.fspath(name)
+    where = {"revision": revision or "main", "cache_dir": cache_dir}
+    with loading_errors(name):
+        if os.path.isdir(name):
+            path = os.path.join(name, RECORD)
+            if not os.path.isfile(path):
+                raise UserError(f"{name} holds a U-Net but no {RECORD}: it is no student that train-student left.")
+        else:
+            path = hf_hub_download(name, RECORD, **where)
+        record = read_json(path)
+        model = UNet2DModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **where)
+    try:
+        given = record["label_names"], record["timestep"], record["palette"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of a student: {error} is missing; train it again.") from error
+    return UNetStudent(model.to(device).eval(), *given)

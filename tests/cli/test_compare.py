@@ -1,0 +1,38 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import json
+
+import pytest
+from PIL import Image
+
+from ..conftest import run
+
+
+def test_a_head_a_student_and_its_onnx_file_side_by_side(drawn, student, tmp_path):
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "student.onnx"
+    run("diffuseseg", "export-onnx", student, file)
+    out = ("--dataset_name", drawn / "data", "--output_dir", tmp_path / "out")
+    said = run("diffuseseg", "compare", drawn / "model", student, file, *out, fresh=True).stdout
+    report = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [m["model"] for m in report["models"]] == [str(drawn / "model"), str(student), str(file)]
+    head, torch_student, onnx_student = report["models"]
+    assert head["mean_iou"] > 0.7 and head["mean_iou"] > torch_student["mean_iou"]
+    assert onnx_student["mean_iou"] == pytest.approx(torch_student["mean_iou"], abs=1e-3)
+    assert onnx_student["megabytes"] == pytest.approx(file.stat().st_size / 1e6)
+    assert report["num_images"] == 4 and report["dataset"]["split"] == "test"
+    assert said.splitlines()[0].split()[:3] == ["model", "mean", "IoU"] and f"{head['mean_iou']:.4f}" in said
+    assert Image.open(tmp_path / "out" / "comparison.png").width > 400
+
+
+def test_what_cannot_be_compared_is_a_sentence(drawn, student, tmp_path):
+    out = ("--dataset_name", drawn / "data", "--output_dir", tmp_path / "out")
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    for models, message in (
+        ((student, student), "is given twice"),
+        ((drawn / "ddpm",), "no segmentation head"),
+        ((student, tmp_path / "broken.onnx"), "is no student that `diffuseseg export-onnx` wrote"),
+        ((tmp_path / "none.onnx",), "There is no file"),
+    ):
+        result = run("diffuseseg", "compare", *models, *out, expect=1)
+        assert message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
