@@ -85,7 +85,10 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"There is no folder {args.images}.")
     if not 0 <= args.port <= 65535:
         raise UserError(f"--port is 0 to 65535, got {args.port}.")
-    folder = args.session or args.images.resolve().with_name(f"{args.images.resolve().name}-labels")
+    images = args.images.resolve()
+    if not images.name and not args.session:
+        raise UserError("A session beside the root of the disk is not possible; give a folder for it with --session.")
+    folder = args.session or images.with_name(f"{images.name}-labels")
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     session = LabelSession(pipe, args.images, folder, args.classes, args.recipe)
     for note in session.notes:

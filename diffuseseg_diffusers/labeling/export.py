@@ -36,17 +36,36 @@ def export_session(session: LabelSession, folder: Path, pipeline: Path | None = 
     Raises:
         UserError: Nothing is labelled.
     """
+    with session.lock:  # classes that are merged meanwhile would be other ids in half of the masks
+        left_out = _export(session, folder, pipeline)
+    text = README
+    if left_out:
+        text += "\n## Left out\n\n" + "".join(f"* {reason}\n" for reason in left_out)
+        session.notes += [note for note in left_out if note not in session.notes]
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _export(session: LabelSession, folder: Path, pipeline: Path | None) -> list[str]:
+    """Writes all but the `README.md`; returns why labelled pictures are left out."""
     classes, names = session.classes, session.labelled_names()
     if not names:
         raise UserError("Nothing is labelled yet; draw strokes first.")
+    left_out: list[str] = []
     palette = [c.color for c in classes]
     exported = dict(zip(session.pictures, free_names([stem(name) for name in session.pictures])))
     for name in names:
+        try:
+            session.picture(name).check()
+        except UserError as error:
+            left_out.append(f"{error} Its labels are left out of the download; its strokes are in it.")
+            continue
         path, new = session.picture(name).path, exported[name]
         target = folder / "dataset" / "images" / f"{new}{_suffix(path)}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
         _save_mask(folder / "dataset" / "masks" / f"{new}.png", session.compact_ids(session.labels(name)), palette)
+    if len(left_out) == len(names):
+        raise UserError(f"None of the labelled pictures can be read: {left_out[0]}")
     write_json(folder / "dataset" / "id2label.json", {str(i): c.name for i, c in enumerate(classes)})
 
     made: dict[str, str] = {}
@@ -57,10 +76,13 @@ def export_session(session: LabelSession, folder: Path, pipeline: Path | None = 
             _save_mask(folder / "predictions" / f"{exported[name]}.png", session.compact_ids(prediction.mask), palette)
     if made:
         write_json(folder / "predictions" / "of.json", made)
-    shutil.copyfile(session.folder / JOURNAL, folder / JOURNAL)
+    if (session.folder / JOURNAL).is_file():
+        shutil.copyfile(session.folder / JOURNAL, folder / JOURNAL)
+    else:
+        left_out.append(f"{JOURNAL} is gone from the session.")
     if pipeline is not None and pipeline.is_dir():
         shutil.copytree(pipeline, folder / "pipeline")
-    (folder / "README.md").write_text(README, encoding="utf-8")
+    return left_out
 
 
 def _suffix(path: Path) -> str:

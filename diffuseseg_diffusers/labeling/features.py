@@ -25,6 +25,7 @@ DIMENSIONS = 64
 BASIS_IMAGES = 16  # pictures that the principal components are taken of
 BASIS_PIXELS = 256  # of each
 PLACES_SIDE = 64  # pixels of the grid of places that may be suggested, at most
+BASIS = "basis.safetensors"  # of all pictures together
 SMALL_SIDE = 32  # pixels of the small masks in the list of pictures, at most
 PROBES = 128  # pixels of a picture, and places in it, that stand for it
 
@@ -133,7 +134,7 @@ class FeatureStore:
         stamp: Callable[[str], str],
     ):
         self.extractor, self.folder, self.load, self.stamp = extractor, folder, load, stamp
-        self.basis: Basis | None = None
+        self.basis = self._kept_basis()
 
     def path(self, name: str) -> Path:
         """The file of a picture."""
@@ -167,12 +168,20 @@ class FeatureStore:
             save_file(tensors, partial, metadata={"stamp": self.stamp(name)})
         return found
 
-    def _find_basis(self, name: str, names: Sequence[str]) -> Basis:
-        path = self.folder / "basis.safetensors"
-        if path.exists():
+    def _kept_basis(self) -> Basis | None:
+        """The components that are in the folder. If they cannot be read, nothing that is there goes with new ones."""
+        path = self.folder / BASIS
+        try:
             kept = load_file(path)
             height, width = kept["grid"].tolist()
             return Basis(kept["projection"], kept["offset"], (height, width))
+        except (OSError, SafetensorError, KeyError, ValueError):
+            for old in self.folder.glob("*.safetensors"):
+                old.unlink()
+            return None
+
+    def _find_basis(self, name: str, names: Sequence[str]) -> Basis:
+        path = self.folder / BASIS
         some = []
         for other in sorted(names)[:: max(1, -(-len(names) // BASIS_IMAGES))]:
             try:

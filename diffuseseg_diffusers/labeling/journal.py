@@ -5,6 +5,7 @@ Label maps are what the lines amount to. A stroke that is undone is left out, a 
 read as that one, so nothing that was drawn is ever lost, and strokes of two pages fit into one another.
 """
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -19,7 +20,10 @@ from ..runs.errors import UserError
 
 
 UNLABELED = 255
+BROKEN = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, UserError)
 MAX_CLASSES = 255  # ids 0 to 254
+FEW_RUNS = 1000  # that a stroke may have in the smallest of pictures
+MAX_PIXELS = 2**24  # of a picture; larger ones are to be cut first
 
 
 @dataclass
@@ -99,12 +103,15 @@ class Journal:
     _maps: dict[str, LabelMap] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        try:
+            content = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror}).") from error
         whole = content[: content.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._apply(json.loads(line))
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            except BROKEN as error:
                 raise UserError(
                     f"Line {number} of {self.path} is broken ({error!r}); remove it to go on without that stroke."
                 ) from error
@@ -130,7 +137,8 @@ class Journal:
 
     def active(self, picture: str | None = None) -> list[Stroke]:
         """Strokes that are not undone, in their order; of one picture, or all."""
-        found = (s for s in self.strokes.values() if s.number not in self.undone)
+        strokes = list(self.strokes.values())  # at once: another thread may draw
+        found = (s for s in strokes if s.number not in self.undone)
         return [s for s in found if picture is None or s.picture == picture]
 
     def draw(self, picture: str, size: tuple[int, int], runs: Sequence[Sequence[int]], kind: str = "stroke") -> int:
@@ -217,6 +225,12 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         """Puts a line on the disk, then into the state; a line that could not be written whole is taken out again."""
+        if self.revision and not self.path.exists():
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"{self.path} is gone, and with it what was drawn; nothing more is taken. Download the labels, which "
+                f"are still in memory, before the page is ended",
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -240,7 +254,9 @@ class Journal:
         self.revision += 1
         if "stroke" in line:
             size = (int(line["size"][0]), int(line["size"][1]))
-            runs = np.array(line["runs"], np.int32).reshape(-1, 4)
+            if not 0 < size[0] * size[1] <= MAX_PIXELS:
+                raise ValueError(f"a picture of {size[1]} x {size[0]} pixels")
+            runs = _checked_runs(line["runs"], str(line["picture"]), size)
             stroke = Stroke(int(line["stroke"]), str(line["picture"]), size, runs, str(line["kind"]))
             self.strokes[stroke.number] = stroke
             labels = self._maps.get(stroke.picture)
@@ -254,6 +270,8 @@ class Journal:
             self._redraw(self.strokes[number].picture)
         elif "class" in line:
             label = int(line["class"])
+            if not 0 <= label < MAX_CLASSES:
+                raise ValueError(f"a class of the id {label}")
             self.classes[label] = LabelClass(label, str(line["name"]), [int(c) for c in line["color"]])
         elif "merge" in line:
             self.merged[int(line["merge"])] = int(line["into"])
@@ -275,21 +293,24 @@ def checked_name(name: str) -> str:
     """The name of a class, without superfluous white space.
 
     Raises:
-        UserError: It is empty or too long.
+        UserError: It is empty or too long, or has characters that cannot be shown or written.
     """
     name = " ".join(str(name).split())
-    if not name or len(name) > 100:
-        raise UserError(f"A class needs a name of 1 to 100 characters, got {name[:120]!r}.")
+    if not name or len(name) > 100 or not name.isprintable():
+        raise UserError(f"A class needs a name of 1 to 100 characters that can be shown, got {name[:120]!a}.")
     return name
 
 
 def _checked_runs(runs: Sequence[Sequence[int]], picture: str, size: tuple[int, int]) -> np.ndarray:
+    wrong_kind = "The runs of a stroke are lists of four whole numbers: row, start, stop, class id."
     try:
-        given = np.array(runs, np.int64)
+        given = np.array(runs)
     except (ValueError, TypeError, OverflowError) as error:
-        raise UserError("The runs of a stroke are lists of four whole numbers: row, start, stop, class id.") from error
-    if given.ndim != 2 or given.shape[1] != 4 or not len(given):
-        raise UserError("The runs of a stroke are lists of four whole numbers: row, start, stop, class id.")
+        raise UserError(wrong_kind) from error
+    if given.dtype.kind not in "iu" or given.ndim != 2 or given.shape[1] != 4 or not len(given):
+        raise UserError(wrong_kind)
+    if len(given) > max(FEW_RUNS, size[0] * size[1]):
+        raise UserError(f"A stroke has {len(given):,} runs, more than {picture} has pixels.")
     rows, starts, stops, labels = given.T
     inside = (rows >= 0) & (rows < size[0]) & (starts >= 0) & (starts < stops) & (stops <= size[1])
     if not inside.all():

@@ -14,9 +14,9 @@ from ..data.image_processor import DiffuseSegImageProcessor, open_image, to_eigh
 from ..data.rasters.base import Window
 from ..data.rasters.opening import find_rasters, is_raster, open_raster
 from ..runs.errors import UserError
+from .journal import MAX_PIXELS
 
 
-MAX_PIXELS = 2**24  # of a picture; larger ones are to be cut first
 SQUEEZED = 4  # times as many pixels along an axis as the model sees: worth a line
 
 
@@ -28,11 +28,26 @@ class Picture:
         name (`str`): Its path below the folder, with `/`.
         path (`Path`): Where it is.
         size (two `int`): Height and width in pixels.
+        root (`Path`): The folder, without links.
     """
 
     name: str
     path: Path
     size: tuple[int, int]
+    root: Path
+
+    def check(self) -> None:
+        """Raises [`UserError`] if the file is gone, leads out of the folder by now, or has changed its size."""
+        if not self.path.exists():
+            raise UserError(f"{self.name} is gone; put it back, or start again without it.")
+        if not is_inside(self.path, self.root):
+            raise UserError(f"{self.name} is a link by now that leads out of the folder; it is not read.")
+        with open_raster(self.path) as raster:
+            self._check_size((raster.height, raster.width))
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        if tuple(size) != self.size:
+            raise UserError(f"{self.name} was {self.size[1]} x {self.size[0]} pixels and is now {size[1]} x {size[0]}.")
 
     def stamp(self) -> str:
         """What tells one state of the file from another."""
@@ -43,8 +58,10 @@ class Picture:
         """The picture: an image that Pillow decodes, or an array `[H, W, C]` of a format that it does not.
 
         Raises:
-            UserError: It cannot be read, or has changed its size.
+            UserError: It cannot be read, leads out of the folder, or has changed its size.
         """
+        if not is_inside(self.path, self.root):
+            raise UserError(f"{self.name} is a link by now that leads out of the folder; it is not read.")
         image: PIL.Image.Image | np.ndarray
         if is_raster(self.path):
             with open_raster(self.path) as raster:
@@ -53,8 +70,7 @@ class Picture:
         else:
             image = open_image(self.path)
             size = (image.height, image.width)
-        if size != self.size:
-            raise UserError(f"{self.name} was {self.size[1]} x {self.size[0]} pixels and is now {size[1]} x {size[0]}.")
+        self._check_size(size)
         return image
 
     def pixels(self, processor: DiffuseSegImageProcessor, size: tuple[int, int]) -> torch.Tensor:
@@ -96,8 +112,11 @@ def find_pictures(
     squeezed = []
     for path in find_rasters(folder):
         name = path.relative_to(folder).as_posix()
-        if not Path(os.path.realpath(path)).is_relative_to(root):
+        if not is_inside(path, root):
             left_out[name] = "is a link that leads out of the folder"
+            continue
+        if not name.isprintable():
+            left_out[ascii(name)] = "has a name with characters that cannot be shown; rename it"
             continue
         try:
             with open_raster(path) as raster:
@@ -110,7 +129,7 @@ def find_pictures(
         elif planes > 1:
             left_out[name] = f"has {planes} planes; save those that are to be labelled one by one"
         else:
-            found[name] = Picture(name, path, size)
+            found[name] = Picture(name, path, size, root)
             if model_size is not None and max(n / m for n, m in zip(size, model_size)) >= SQUEEZED:
                 squeezed.append(name)
     if not found:
@@ -129,3 +148,8 @@ def find_pictures(
             f"larger, {squeezed[0]} among them: small things are lost; cut them into pieces."
         )
     return found, left_out, notes
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether a path, links resolved, lies below a folder that has none."""
+    return Path(os.path.realpath(path)).is_relative_to(root)

@@ -2,7 +2,8 @@
 """A labelling session on a page: routes, and what guards them.
 
 Nothing of a request becomes a path: pictures are found by their names in the session. Every route but the page's own
-files wants the token of the address. Class ids travel as bytes and numbers, never as colours.
+files wants the token of the address, before anything else is looked at. Class ids travel as bytes and numbers, never as
+colours.
 """
 
 import base64
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import BackgroundTasks, Depends, FastAPI, Header, Query, Request
+from fastapi import BackgroundTasks, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -45,7 +46,7 @@ class Strict(BaseModel):
 
 class StrokeBody(Strict):
     picture: str
-    runs: list[list[int]] = Field(min_length=1)  # of four numbers each, which the session checks
+    runs: list[Any] = Field(min_length=1)  # of four numbers each, which the session checks at once
     revision: int = Field(ge=0)
 
 
@@ -77,10 +78,6 @@ class PushBody(Strict):
 
 class StaleError(Exception):
     """The page knows a later state than there is: it is of another session."""
-
-
-class TokenError(Exception):
-    """The request does not know the token."""
 
 
 class App:
@@ -178,24 +175,39 @@ class App:
 
 
 class Limits:
-    """Refuses bodies that are too large before they are read whole, and paths that no file can have."""
+    """Refuses, before a body is read, what does not know the token, what another site sends, bodies that are too large
+    and paths that no file can have.
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    Args:
+        app (`ASGIApp`): What is guarded.
+        token (`str`, *optional*): What every request for `/api/` has to know.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None):
+        self.app, self.expected = app, None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
             await self.app(scope, receive, send)
             return
-        if "\0" in scope["path"]:
-            await JSONResponse({"error": "Not Found"}, 404)(scope, receive, send)
-            return
+        status, message = refusal
+        await JSONResponse({"error": message}, status)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = dict(scope["headers"])
-        if int(headers.get(b"content-length", b"0") or 0) > MAX_BODY or b"transfer-encoding" in headers:
-            message = f"A request may have {MAX_BODY:,} bytes, and has to say how many it has."
-            await JSONResponse({"error": message}, 413)(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        if "\0" in scope["path"]:
+            return 404, "Not Found"
+        if scope["path"].startswith("/api"):
+            given = headers.get(b"authorization", b"")
+            if self.expected is not None and not hmac.compare_digest(given, self.expected):
+                return 401, "The token is missing or wrong; open the address that the terminal shows."
+            if scope["method"] != "GET" and headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
+                return 403, "Another site sent this request; it is not answered."
+        length = headers.get(b"content-length", b"0") or b"0"
+        if not length.isdigit() or int(length) > MAX_BODY or b"transfer-encoding" in headers:
+            return 413, f"A request may have {MAX_BODY:,} bytes, and has to say how many it has."
+        return None
 
 
 class NoCache:
@@ -237,21 +249,17 @@ def create_app(
         `fastapi.FastAPI`, with the [`App`] as `state.app`.
     """
 
-    def check(authorization: Annotated[str, Header()] = "") -> None:
-        if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-            raise TokenError("The token is missing or wrong; open the address that the terminal shows.")
-
     app = App(session, save, push)
     api = FastAPI(title="DiffuseSeg", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.app = app
-    guarded = [Depends(check)]
     _add_errors(api)
-    _add_label_routes(api, app, guarded)
-    _add_view_routes(api, app, guarded)
-    _add_result_routes(api, app, guarded)
+    _add_label_routes(api, app)
+    _add_view_routes(api, app)
+    _add_result_routes(api, app)
     api.mount("/", StaticFiles(directory=STATIC, html=True))
-    for middleware in (GZipMiddleware, Limits, NoCache):
-        api.add_middleware(middleware)
+    api.add_middleware(GZipMiddleware)
+    api.add_middleware(Limits, token=token)
+    api.add_middleware(NoCache)
     return api
 
 
@@ -275,11 +283,10 @@ def _add_errors(api: FastAPI) -> None:
     api.add_exception_handler(UserError, answer(400))
     api.add_exception_handler(StaleError, answer(409))
     api.add_exception_handler(OSError, answer(507))
-    api.add_exception_handler(TokenError, answer(401))
     api.add_exception_handler(RequestValidationError, unfit)
 
 
-def _add_label_routes(api: FastAPI, app: App, guarded: list) -> None:
+def _add_label_routes(api: FastAPI, app: App) -> None:
     session = app.session
 
     def known(revision: int) -> None:
@@ -291,55 +298,53 @@ def _add_label_routes(api: FastAPI, app: App, guarded: list) -> None:
 
     def answer(body: StrokeBody | AcceptBody, runs: Sequence[Sequence[int]], kind: str) -> dict:
         """Draws, and tells the page whether another one changed the picture since it last looked."""
-        before = session.journal.changed.get(body.picture, 0)
-        number = session.draw(body.picture, runs, kind)
-        strokes = len(session.journal.active(body.picture))
-        return {"number": number, "revision": session.revision, "stale": before > body.revision, "strokes": strokes}
+        drawn = session.draw_at(body.picture, runs, kind, body.revision)
+        return dict(zip(("number", "revision", "stale", "strokes"), drawn))
 
-    @api.post("/api/strokes", dependencies=guarded)
+    @api.post("/api/strokes")
     def draw(body: StrokeBody) -> dict:
         known(body.revision)
         return answer(body, body.runs, "stroke")
 
-    @api.post("/api/accept", dependencies=guarded)
+    @api.post("/api/accept")
     def accept(body: AcceptBody) -> dict:
         known(body.revision)
         region, label = session.accept(body.picture, body.y, body.x)
         runs = to_runs(region, label)
         return {**answer(body, runs, "accept"), "runs": runs}
 
-    @api.post("/api/strokes/{number}/undo", dependencies=guarded)
+    @api.post("/api/strokes/{number}/undo")
     def undo(number: int) -> dict:
         session.undo(number)
         return {"revision": session.revision}
 
-    @api.post("/api/strokes/{number}/redo", dependencies=guarded)
+    @api.post("/api/strokes/{number}/redo")
     def redo(number: int) -> dict:
         session.redo(number)
         return {"revision": session.revision}
 
-    @api.post("/api/classes", dependencies=guarded)
+    @api.post("/api/classes")
     def add_class(body: ClassBody) -> dict:
         return vars(session.add_class(body.name or "", body.color))
 
-    @api.patch("/api/classes/{label}", dependencies=guarded)
+    @api.patch("/api/classes/{label}")
     def change_class(label: int, body: ClassBody) -> dict:
         return vars(session.change_class(label, body.name, body.color))
 
-    @api.post("/api/classes/{label}/merge", dependencies=guarded)
+    @api.post("/api/classes/{label}/merge")
     def merge(label: int, body: MergeBody) -> dict:
         session.merge_classes(label, body.into)
         return {"revision": session.revision}
 
 
-def _add_view_routes(api: FastAPI, app: App, guarded: list) -> None:
+def _add_view_routes(api: FastAPI, app: App) -> None:
     session = app.session
 
-    @api.get("/api/state", dependencies=guarded)
+    @api.get("/api/state")
     def state() -> dict:
         return app.state()
 
-    @api.get("/api/image", dependencies=guarded)
+    @api.get("/api/image")
     def image(picture: str, side: Annotated[int | None, Query(ge=16, le=1024)] = None) -> Response:
         shown = session.picture(picture).shown()
         if side is not None:
@@ -348,13 +353,13 @@ def _add_view_routes(api: FastAPI, app: App, guarded: list) -> None:
         shown.save(buffer, "png", compress_level=1)
         return Response(buffer.getvalue(), media_type="image/png")
 
-    @api.get("/api/labels", dependencies=guarded)
+    @api.get("/api/labels")
     def labels(picture: str) -> Response:
         numbers = ",".join(str(s.number) for s in session.journal.active(picture))
         headers = {"X-Revision": str(session.revision), "X-Strokes": numbers}
         return Response(session.labels(picture).tobytes(), media_type="application/octet-stream", headers=headers)
 
-    @api.get("/api/mask", dependencies=guarded)
+    @api.get("/api/mask")
     def mask(picture: str) -> Response:
         """Class ids, then uncertainty from 0 to 255, each a byte a pixel."""
         began = time.perf_counter()
@@ -372,7 +377,7 @@ def _add_view_routes(api: FastAPI, app: App, guarded: list) -> None:
         content = prediction.mask.tobytes() + doubt.tobytes()
         return Response(content, media_type="application/octet-stream", headers=headers)
 
-    @api.post("/api/masks", dependencies=guarded)
+    @api.post("/api/masks")
     def masks(body: MasksBody) -> dict:
         found = session.small_masks(body.pictures)
         return {
@@ -383,7 +388,7 @@ def _add_view_routes(api: FastAPI, app: App, guarded: list) -> None:
             },
         }
 
-    @api.get("/api/suggestions", dependencies=guarded)
+    @api.get("/api/suggestions")
     def suggestions(picture: str | None = None) -> dict:
         found = session.suggest(picture, PLACES)
         return {
@@ -395,15 +400,15 @@ def _add_view_routes(api: FastAPI, app: App, guarded: list) -> None:
         }
 
 
-def _add_result_routes(api: FastAPI, app: App, guarded: list) -> None:
+def _add_result_routes(api: FastAPI, app: App) -> None:
     session = app.session
 
-    @api.post("/api/finish", dependencies=guarded)
+    @api.post("/api/finish")
     def finish() -> dict:
         app.finish()
         return app.finishing
 
-    @api.get("/api/download", dependencies=guarded)
+    @api.get("/api/download")
     def download(background: BackgroundTasks) -> FileResponse:
         scratch = Path(tempfile.mkdtemp(prefix="diffuseseg-export-"))
         try:
@@ -415,9 +420,12 @@ def _add_result_routes(api: FastAPI, app: App, guarded: list) -> None:
         background.add_task(shutil.rmtree, scratch, ignore_errors=True)
         return FileResponse(archive, filename="labels.zip", background=background)
 
-    @api.post("/api/push", dependencies=guarded)
+    @api.post("/api/push")
     def push(body: PushBody) -> dict:
         """Uploads the pipeline; the token is used for this and forgotten."""
-        if app.pipeline() is None:
+        folder = app.pipeline()
+        if folder is None:
             raise UserError('There is no fitted pipeline yet; press "Finish" first.')
-        return {"url": app.push(app.pipeline(), body.repo_id, body.token, body.private)}
+        if not (body.token.isascii() and body.token.isprintable()):
+            raise UserError("The token has characters that no token of the Hub has; copy it again.")
+        return {"url": app.push(folder, body.repo_id, body.token, body.private)}

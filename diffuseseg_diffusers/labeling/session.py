@@ -25,7 +25,7 @@ from ..runs.errors import UserError
 from ..runs.files import read_record, try_lock_folder, write_record
 from ..segmenter import HeadSegmenter, Segmenter
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
-from .journal import UNLABELED, Journal, LabelClass, checked_name
+from .journal import MAX_CLASSES, UNLABELED, Journal, LabelClass, checked_name
 from .live import PIXELS, LiveHead, Sampled
 from .pictures import Picture, find_pictures
 from .regions import connected_region, sparse_pixels
@@ -84,6 +84,8 @@ class LabelSession:
         names = [checked_name(name) for name in class_names]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"The class {twice!r} is given twice; classes need names of their own.")
+        if len(names) > MAX_CLASSES:
+            raise UserError(f"{len(names)} classes are given, and there are {MAX_CLASSES} at most.")
         self._open_folder()
         self.journal = Journal(self.folder / JOURNAL)
         known = [own.name for own in self.journal.classes.values()]
@@ -108,13 +110,15 @@ class LabelSession:
         self._grids: dict[str, torch.Tensor] = {}
         self._rule: tuple[tuple[str, ...], Rule] | None = None
         self._samples: dict[str, tuple[int, Sampled]] = {}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     # Opening.
 
     def _open_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder} is a file, and a folder is needed for the session.")
+        if any(parent.is_file() for parent in self.folder.parents):
+            raise UserError(f"{self.folder} lies below a file; choose another folder for the session.")
         record = read_record(self.folder) if self.folder.is_dir() else None
         if record is None and self.folder.is_dir() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} holds files that are no session; choose another folder for it.")
@@ -189,11 +193,11 @@ class LabelSession:
                     self.store.extract(name, [*self.pictures])
                 kept = Kept(**{part: self.store.read(name, part) for part in ("small", "pixels", "probes")})
             except UserError as error:
-                with self._lock:
+                with self.lock:
                     self.left_out[name] = str(error)
                     del self.pictures[name]
                 continue
-            with self._lock:
+            with self.lock:
                 self.ready[name] = kept
         if not self.pictures:
             raise UserError(f"No picture in {self.images} can be used: {next(iter(self.left_out.values()))}")
@@ -202,7 +206,7 @@ class LabelSession:
 
     def grid(self, name: str) -> torch.Tensor:
         """Features of a picture, `[D, h, w]` float16."""
-        with self._lock:
+        with self.lock:
             if name not in self._grids:
                 self._check_ready(name)
                 new = self.store.read(name, "grid")
@@ -230,44 +234,56 @@ class LabelSession:
 
     def labels(self, name: str) -> np.ndarray:
         """The labels of a picture, `[H, W]` uint8 class ids, 255 where there is none."""
-        with self._lock:
+        with self.lock:
             return self.journal.resolved(self.journal.labels(name, self.picture(name).size).ids)
 
     def draw(self, name: str, runs: Sequence[Sequence[int]], kind: str = "stroke") -> int:
         """Adds a stroke to a picture, on the disk before it returns; see [`Journal.draw`]."""
-        with self._lock:
+        with self.lock:
             return self.journal.draw(name, self.picture(name).size, runs, kind)
+
+    def draw_at(self, name: str, runs: Sequence[Sequence[int]], kind: str, revision: int) -> tuple[int, int, bool, int]:
+        """Draws for a page that knows the session at a revision.
+
+        Returns:
+            Number of the stroke, the new revision, whether another page changed the picture since, and the number of
+            strokes in it.
+        """
+        with self.lock:
+            before = self.journal.changed.get(name, 0)
+            number = self.draw(name, runs, kind)
+            return number, self.revision, before > revision, len(self.journal.active(name))
 
     def undo(self, number: int) -> None:
         """Takes a stroke back."""
-        with self._lock:
+        with self.lock:
             self.journal.set_undone(number, True)
 
     def redo(self, number: int) -> None:
         """Takes a stroke back in."""
-        with self._lock:
+        with self.lock:
             self.journal.set_undone(number, False)
 
     def add_class(self, name: str, color: Sequence[int] | None = None) -> LabelClass:
         """Adds a class; see [`Journal.add_class`]."""
-        with self._lock:
+        with self.lock:
             return self.journal.add_class(name, color)
 
     def change_class(self, label: int, name: str | None = None, color: Sequence[int] | None = None) -> LabelClass:
         """Renames or recolours a class."""
-        with self._lock:
+        with self.lock:
             return self.journal.change_class(label, name, color)
 
     def merge_classes(self, label: int, into: int) -> None:
         """Makes all that has one class have another."""
-        with self._lock:
+        with self.lock:
             self.journal.merge_classes(label, into)
 
     # The live head.
 
     def fit_live(self) -> LiveHead | None:
         """Fits the live head on all strokes, unless it is up to date; `None` while there are fewer than two classes."""
-        with self._lock:
+        with self.lock:
             if self.head_revision != self.revision:
                 known = self._labelled()
                 if len(known.labels.unique()) < 2 or not self.ready:
@@ -281,7 +297,7 @@ class LabelSession:
 
     def predict(self, name: str) -> Prediction | None:
         """The mask of a picture from the strokes on all of them; `None` while there are fewer than two classes."""
-        with self._lock:
+        with self.lock:
             head, revision, size = self.fit_live(), self.head_revision, self.picture(name).size
             grid = self.grid(name) if head else None
         if head is None:
@@ -295,7 +311,7 @@ class LabelSession:
 
     def small_masks(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Masks of pictures at 32 pixels a side at most, uint8 class ids; without those that are not ready."""
-        with self._lock:
+        with self.lock:
             head = self.fit_live()
             maps = {name: self.ready[name].small for name in names if name in self.ready}
         if head is None or not maps:
@@ -333,7 +349,7 @@ class LabelSession:
         Raises:
             UserError: Fewer than two classes are labelled.
         """
-        with self._lock:
+        with self.lock:
             dataset = self.labeled_images()
         head = fit_segmentation_head(
             self.pipe, dataset, recipe=self.recipe, num_members=num_members, sparse_labels=True
@@ -343,7 +359,7 @@ class LabelSession:
 
     def labelled_names(self) -> list[str]:
         """Names of the pictures in which something is labelled, in their order."""
-        with self._lock:
+        with self.lock:
             drawn = {stroke.picture for stroke in self.journal.active()}
             return [name for name in self.pictures if name in drawn and (self.labels(name) != UNLABELED).any()]
 
@@ -409,19 +425,22 @@ class LabelSession:
         Returns:
             list of [`Suggestion`], of all pictures whose features are there.
         """
-        with self._lock:
+        with self.lock:
             names = tuple(self.ready)
             if not names:
                 return []
-            if self._rule is None or self._rule[0] != names:
+            known = len(self._rule[0]) if self._rule else 0
+            # While features are extracted, a new rule for every picture would hold up the strokes.
+            if known == 0 or (known != len(names) and (len(names) == len(self.pictures) or len(names) > 1.5 * known)):
                 self._rule = (names, Rule([self.ready[name].probes for name in names]))
-            done = torch.tensor([names.index(name) for name in self.labelled_names() if name in self.ready])
+            names = self._rule[0]
+            done = torch.tensor([names.index(name) for name in self.labelled_names() if name in names])
             classes = {c.id: c.name for c in self.classes}
             advice = Advice(self._rule[1], self.fit_live(), self._labelled().around, done.long(), classes)
         found = advice.pictures(names)
         chosen = next((s for s in found if s.picture == (places_of or found[0].picture)), None)
         if chosen is not None and count > 0:
-            with self._lock:
+            with self.lock:
                 grid, drawn = self.grid(chosen.picture), self.labels(chosen.picture) != UNLABELED
             chosen.places = advice.places(places(grid), drawn, count)
         return found

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from .live import LiveHead
 
 
-MAX_PROBES = 2048
+MAX_PROBES = 2048  # of all pictures together, but two of each at least
+ROWS = 1024  # probes that are compared with all others at once
 WIDTH = 0.4  # of the kernel, over the median distance of probes
 SIMILAR = 0.1  # what is less like anything labelled is called new
 RAREST = 0.01  # share below which a class does not get rarer
@@ -56,16 +57,18 @@ class Rule:
     """
 
     def __init__(self, probes: list[torch.Tensor]):
-        each = max(8, MAX_PROBES // len(probes))
+        each = max(2, MAX_PROBES // len(probes))
         own = [p[:each].float() for p in probes]
         self.points = torch.cat(own)  # [P,D]
         self.picture = torch.repeat_interleave(torch.arange(len(own)), torch.tensor([len(p) for p in own]))  # [P]
         some = torch.pdist(self.points[:: max(1, len(self.points) // 1024)])
         self.width = WIDTH * float(some.median()) if len(some) and some.any() else 1.0
-        similar = self.kernel(self.points, self.points)  # [P,P]
-        self.density = similar.mean(1)
-        best = [similar[:, self.picture == i].max(1).values for i in range(len(own))]
-        self.explained = torch.stack(best, 1)  # by each picture: [P, number of pictures]
+        self.density = torch.empty(len(self.points))
+        self.explained = torch.zeros(len(self.points), len(own))  # by each picture
+        for rows in torch.arange(len(self.points)).split(ROWS):  # never all pairs at once
+            similar = self.kernel(self.points[rows], self.points)  # [r,P]
+            self.density[rows] = similar.mean(1)
+            self.explained[rows] = self.explained[rows].index_reduce(1, self.picture, similar, "amax")
 
     def kernel(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`[A, D]` and `[B, D]` to `[A, B]`, 0 to 1."""

@@ -62,3 +62,19 @@ def test_nothing_labelled_is_nothing_to_export(session, tmp_path):
     with pytest.raises(UserError, match="Nothing is labelled yet"):
         export_session(session, tmp_path / "out")
     assert session.classes[0].name == NAMES[0] and list((tmp_path / "out").iterdir()) == []
+
+
+def test_pictures_that_are_gone_or_changed_are_left_out_and_said(session, pictures, tmp_path):
+    label(session, pictures[1], ["0.png", "1.png", "2.png"])
+    (pictures[0] / "0.png").unlink()
+    Image.new("L", (5, 5)).save(pictures[0] / "1.png")
+    (tmp_path / "out").mkdir()
+    export_session(session, tmp_path / "out")
+    assert len(load_labeled_images(tmp_path / "out" / "dataset")) == 1
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "0.png is gone" in said and "1.png was 30 x 24 pixels and is now 5 x 5" in said
+    assert len([note for note in session.notes if "left out of the download" in note]) == 2
+    (pictures[0] / "2.png").unlink()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="None of the labelled pictures can be read: 0.png is gone"):
+        export_session(session, tmp_path / "none")

@@ -107,6 +107,19 @@ def test_half_a_file_is_extracted_again(open_session):
     assert not session.store.has("1.png") and session.store.has("2.png")
 
 
+@pytest.mark.parametrize("content", [b"", b"no tensors", None])
+def test_features_on_components_that_cannot_be_read_are_extracted_again(open_session, content):
+    session = open_session()
+    session.extract()
+    expected, folder = session.grid("1.png").clone(), session.store.folder
+    path = folder / "basis.safetensors"
+    path.unlink() if content is None else path.write_bytes(content)
+    again = open_session()
+    assert not again.store.has("1.png") and list(folder.iterdir()) == []
+    again.extract()
+    assert torch.equal(again.grid("1.png"), expected)
+
+
 def test_other_models_and_sizes_have_other_features(pipe):
     extractor = pipe.feature_extractor()
     keys = {

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -110,6 +111,9 @@ def test_strokes_that_do_not_fit_are_refused_and_change_nothing(journal, runs, s
         (lambda j: j.add_class("sky"), "merge the two"),
         (lambda j: j.add_class("  "), "1 to 100 characters"),
         (lambda j: j.add_class("x" * 101), "1 to 100 characters"),
+        (lambda j: j.add_class("x\ud800"), "characters that can be shown"),
+        (lambda j: j.draw("a.png", SIZE, [[0, 0, 1, 0]] * 1001), "1,001 runs, more than a.png has pixels"),
+        (lambda j: j.draw("a.png", SIZE, [[0, 0, 1.5, 0]]), "four whole numbers"),
         (lambda j: j.add_class("new", [0, 0, 256]), "three whole numbers from 0 to 255"),
         (lambda j: j.add_class("new", "red"), "three whole numbers from 0 to 255"),
         (lambda j: j.change_class(7, "new"), "no class with the id 7"),
@@ -145,7 +149,13 @@ def test_what_a_kill_left_of_a_line_is_dropped(journal):
     assert again.draw("a.png", SIZE, [[1, 0, 3, 1]]) == 2
 
 
-@pytest.mark.parametrize("line", ["{}", "nothing", '{"stroke":1}', '{"undo":7}', "[1]", '{"merge":9,"into":0}'])
+BROKEN = ["{}", "nothing", '{"stroke":1}', '{"undo":7}', "[1]", '{"merge":9,"into":0}', "[" * 100_000]
+BROKEN += ['{"class":300,"name":"x","color":[0,0,0]}', '{"undo":1e999}']
+for size, run in (("[99999,99999]", "[0,0,1,0]"), ("[4,6]", "[0,0,99999999999,0]"), ("[4,6]", "[0,0,1,300]")):
+    BROKEN.append(f'{{"stroke":1,"picture":"a.png","size":{size},"kind":"stroke","runs":[{run}]}}')
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=range(len(BROKEN)))
 def test_a_broken_line_is_named(journal, line):
     with open(journal.path, "a") as file:
         file.write(line + "\n")
@@ -191,3 +201,38 @@ def test_a_picture_that_was_replaced_by_one_of_another_size_begins_anew(journal)
     assert journal.labels("a.png", (8, 8)).ids[7, 0] == 2
     journal.set_undone(2)
     assert (journal.labels("a.png", (8, 8)).ids == UNLABELED).all()
+
+
+def test_a_journal_that_is_gone_takes_nothing_more(journal):
+    journal.draw("a.png", SIZE, [[0, 0, 3, 1]])
+    journal.path.unlink()
+    with pytest.raises(OSError, match="is gone, and with it what was drawn; nothing more is taken"):
+        journal.draw("a.png", SIZE, [[1, 0, 3, 1]])
+    assert not journal.path.exists() and len(journal.active()) == 1
+    (journal.path).mkdir()
+    with pytest.raises(UserError, match="strokes.jsonl cannot be read"):
+        Journal(journal.path)
+
+
+def test_strokes_are_listed_while_others_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    journal = Journal(tmp_path / "strokes.jsonl")
+    journal.add_class("sky")
+    for _ in range(3000):
+        journal.draw("a.png", SIZE, [[0, 0, 3, 0]])
+    errors, done = [], threading.Event()
+
+    def look():
+        while not done.is_set():
+            try:
+                journal.active()
+            except RuntimeError as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(500):
+        journal.draw("a.png", SIZE, [[0, 0, 3, 0]])
+    done.set()
+    thread.join()
+    assert errors == []

@@ -1,5 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 
+import os
+
 import numpy as np
 import pytest
 import tifffile
@@ -76,3 +78,24 @@ def test_a_picture_that_changed_its_size_is_named(tmp_path):
     save(tmp_path / "a.png", (9, 9))
     with pytest.raises(UserError, match="a.png was 10 x 8 pixels and is now 9 x 9"):
         picture.read()
+
+
+def test_a_name_that_is_no_text_is_left_out(tmp_path):
+    save(tmp_path / "a.png")
+    os.rename(save(tmp_path / "b.png"), os.fsencode(tmp_path) + b"/bad\xff.png")
+    found, left_out, _ = find_pictures(tmp_path)
+    assert list(found) == ["a.png"]
+    assert left_out == {"'bad\\udcff.png'": "has a name with characters that cannot be shown; rename it"}
+
+
+def test_a_picture_that_becomes_a_link_out_of_the_folder_or_goes_is_not_read(tmp_path):
+    save(tmp_path / "in" / "a.png")
+    picture = find_pictures(tmp_path / "in")[0]["a.png"]
+    picture.check()
+    (tmp_path / "in" / "a.png").unlink()
+    with pytest.raises(UserError, match="a.png is gone"):
+        picture.check()
+    (tmp_path / "in" / "a.png").symlink_to(save(tmp_path / "secret.png"))
+    for read in (picture.read, picture.check):
+        with pytest.raises(UserError, match="is a link by now that leads out of the folder"):
+            read()

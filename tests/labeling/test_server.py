@@ -315,3 +315,41 @@ def test_an_error_while_features_are_extracted_is_shown(open_session, pictures):
     client.app_state.start().join()
     assert "No picture in" in client.get("/api/state").json()["progress"]["error"]
     assert json.loads(client.get("/api/state").text)["pictures"] == []
+
+
+def test_what_cannot_be_written_or_shown_breaks_nothing(client, session):
+    for body in ('{"name": "x\\ud800"}', '{"name": "a\\u0000b"}'):
+        answer = client.post("/api/classes", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and "characters that can be shown" in answer.json()["error"]
+    assert client.get("/api/state").status_code == 200 and session.revision == 3
+
+
+@pytest.mark.parametrize(
+    "runs", [[0] * 200_000, [[]] * 200_000, [[0, 0, 3, 1]] * 1001, [["0", "0", "3", "1"]], [[0, 0, 3.5, 1]]]
+)
+def test_runs_that_are_none_are_one_sentence_at_once(client, session, runs):
+    began = time.perf_counter()
+    answer = draw(client, "0.png", runs)
+    assert answer.status_code == 400 and "run" in answer.json()["error"] and len(answer.text) < 300
+    assert time.perf_counter() - began < 5 and session.revision == 3
+
+
+def test_what_does_not_know_the_token_is_not_even_read(session):
+    client = client_of(session)
+    answer = client.post("/api/strokes", content=b"{not json", headers={"Authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+
+
+def test_other_sites_cannot_act_where_there_is_no_token(session):
+    client = client_of(session, token=None)
+    assert draw(client, "0.png", [[0, 0, 3, 1]]).status_code == 200
+    for site in ("cross-site", "same-site"):
+        answer = client.post("/api/strokes/1/undo", headers={"Sec-Fetch-Site": site})
+        assert answer.status_code == 403 and "Another site" in answer.json()["error"]
+    assert client.post("/api/strokes/1/undo", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
+
+
+def test_a_token_that_no_header_can_hold_is_a_sentence(session, pipe):
+    pipe.save_pretrained(session.folder / "pipeline")
+    answer = client_of(session).post("/api/push", json={"repo_id": "alice/faces", "token": "日本"})
+    assert answer.status_code == 400 and "copy it again" in answer.json()["error"]
