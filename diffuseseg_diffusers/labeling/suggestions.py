@@ -68,7 +68,8 @@ class Rule:
         for rows in torch.arange(len(self.points)).split(ROWS):  # never all pairs at once
             similar = self.kernel(self.points[rows], self.points)  # [r,P]
             self.density[rows] = similar.mean(1)
-            self.explained[rows] = self.explained[rows].index_reduce(1, self.picture, similar, "amax")
+            of = self.picture.expand(len(rows), -1)
+            self.explained[rows] = self.explained[rows].scatter_reduce(1, of, similar, "amax")
 
     def kernel(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`[A, D]` and `[B, D]` to `[A, B]`, 0 to 1."""
