@@ -172,7 +172,8 @@ def main(args: argparse.Namespace) -> None:
     set_seed(args.seed)
     segmenter, kind = make_segmenter(args, train or real, teacher)
     options = options_of(args, len(train or ()), kind)
-    start = "" if args.from_scratch or args.model in (None, UNET) else segmenter.model.name_or_path
+    untrained = args.from_scratch or args.model in (None, UNET)
+    start = getattr(segmenter.model, "name_or_path", "" if untrained else args.model)  # empty where weights are fresh
     asked = unlabeled_images(args) if teacher else None
     if accelerator.is_main_process:
         prepare_push(args)

@@ -96,8 +96,10 @@ def pseudo_labels(
         found.append(output.probabilities[0].cpu())
     probabilities = torch.stack(found)  # [N,C,H,W]
     counts = torch.bincount(table.labels.flatten().long(), minlength=256)[: probabilities.shape[1]].float().cpu()
-    assumed = (counts / counts.sum()).clamp(min=1e-9) ** (1 - recipe.balance)
-    confidence, best = correct_shares(probabilities, assumed / assumed.sum()).max(1)
+    present = counts.nonzero().flatten()  # a class that no stroke has cannot be told from the others
+    assumed = (counts[present] / counts.sum()) ** (1 - recipe.balance)
+    confidence, best = correct_shares(probabilities[:, present], assumed / assumed.sum()).max(1)
+    best = present[best]
     masks = []
     for i, (sure, label) in enumerate(zip(confidence.numpy() >= CONFIDENCE, best.numpy())):
         mask = strokes[i].mask

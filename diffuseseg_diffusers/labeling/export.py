@@ -3,6 +3,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +11,14 @@ from ..data.image_processor import mask_to_pil
 from ..inference.files import free_names, stem
 from ..runs.errors import UserError
 from ..runs.files import write_json
-from .session import JOURNAL, LabelSession
+from .journal import JOURNAL
 
 
 README = """# Labels from DiffuseSeg
 
 * `dataset/`: the labelled pictures, and masks of class ids with 255 where there is no label. Every command reads it:
-  `diffuseseg fit --dataset_name dataset --sparse_labels …`, `diffuseseg evaluate --dataset_name dataset …`
+  `diffuseseg fit --model MODEL --dataset_name dataset --sparse_labels --output_dir fitted`, `diffuseseg evaluate
+  --model pipeline --dataset_name dataset --output_dir evaluation`; `dataset_of.json` says which picture is which
 * `predictions/`: the masks that the session's head made of all pictures; `of.json` says of which picture each one is
 * `strokes.jsonl`: every stroke and class, in the order in which they were drawn
 * `pipeline/`: the fitted pipeline, if "Finish" was pressed, for `diffuseseg segment --model pipeline …`
@@ -25,13 +27,14 @@ Masks are palette images: the values of their pixels are class ids, `dataset/id2
 """
 
 
-def export_session(session: LabelSession, folder: Path, pipeline: Path | None = None) -> None:
+def export_session(session: Any, folder: Path, pipeline: Path | None = None, behind: bool = False) -> None:
     """Writes a session's results into an empty folder: see `README.md` there.
 
     Args:
         session ([`LabelSession`]): What is exported.
         folder (`Path`): Where to.
         pipeline (`Path`, *optional*): Folder of the fitted pipeline, if there is one.
+        behind (`bool`, defaults to `False`): Whether strokes or classes have changed since it was fitted.
 
     Raises:
         UserError: Nothing is labelled.
@@ -39,19 +42,22 @@ def export_session(session: LabelSession, folder: Path, pipeline: Path | None = 
     with session.lock:  # classes that are merged meanwhile would be other ids in half of the masks
         left_out = _export(session, folder, pipeline)
     text = README
+    if pipeline is not None and behind:
+        text += "\n**Strokes or classes have changed since `pipeline/` was fitted**: it does not know all of them.\n"
     if left_out:
         text += "\n## Left out\n\n" + "".join(f"* {reason}\n" for reason in left_out)
         session.notes += [note for note in left_out if note not in session.notes]
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _export(session: LabelSession, folder: Path, pipeline: Path | None) -> list[str]:
+def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
     """Writes all but the `README.md`; returns why labelled pictures are left out."""
     classes, names = session.classes, session.labelled_names()
     if not names:
         raise UserError("Nothing is labelled yet; draw strokes first.")
     left_out: list[str] = []
     palette = [c.color for c in classes]
+    of: dict[str, str] = {}
     exported = dict(zip(session.pictures, free_names([stem(name) for name in session.pictures])))
     for name in names:
         try:
@@ -61,12 +67,15 @@ def _export(session: LabelSession, folder: Path, pipeline: Path | None) -> list[
             continue
         path, new = session.picture(name).path, exported[name]
         target = folder / "dataset" / "images" / f"{new}{_suffix(path)}"
+        of[target.name] = name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
         _save_mask(folder / "dataset" / "masks" / f"{new}.png", session.compact_ids(session.labels(name)), palette)
     if len(left_out) == len(names):
         raise UserError(f"None of the labelled pictures can be read: {left_out[0]}")
     write_json(folder / "dataset" / "id2label.json", {str(i): c.name for i, c in enumerate(classes)})
+
+    write_json(folder / "dataset_of.json", of)
 
     made: dict[str, str] = {}
     for name in session.pictures:

@@ -19,6 +19,7 @@ from ..data.image_processor import default_palette
 from ..runs.errors import UserError
 
 
+JOURNAL = "strokes.jsonl"  # in the folder of a session
 UNLABELED = 255
 BROKEN = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, UserError)
 MAX_CLASSES = 255  # ids 0 to 254

@@ -28,9 +28,10 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runs.errors import UserError
+from ..runs.files import read_json, write_json
 from .export import export_session
 from .regions import to_runs
-from .session import PIPELINE, LabelSession
+from .session import FINISHED, PIPELINE, LabelSession
 
 
 STATIC = Path(__file__).parent / "static"
@@ -100,7 +101,6 @@ class App:
         self.progress = (0, len(session.pictures))
         self.error: str | None = None  # that ended the extraction
         self.finishing: dict[str, Any] = {"state": "idle"}
-        self.finished_at: int | None = None  # revision that the pipeline follows from
         self._busy = threading.Lock()
 
     def start(self) -> threading.Thread:
@@ -144,7 +144,7 @@ class App:
             "left_out": session.left_out,
             "notes": session.notes,
             "progress": {"done": self.progress[0], "total": self.progress[1], "error": self.error},
-            "finish": self.finishing,
+            "finish": {**self.finishing, "behind": self.behind()},
         }
 
     def finish(self) -> None:
@@ -158,7 +158,7 @@ class App:
             try:
                 self.session.finish()
                 self.save(self.session.folder / PIPELINE)
-                self.finished_at = revision
+                write_json(self.session.folder / FINISHED, {"revision": revision})
                 seconds = round(time.perf_counter() - began, 1)
                 self.finishing = {"state": "done", "seconds": seconds, "folder": str(self.session.folder / PIPELINE)}
             except Exception as error:
@@ -167,6 +167,11 @@ class App:
                 self._busy.release()
 
         threading.Thread(target=work, daemon=True).start()
+
+    def behind(self) -> bool:
+        """Whether strokes or classes have changed since the pipeline was fitted, if it is known."""
+        path = self.session.folder / FINISHED
+        return path.is_file() and read_json(path).get("revision") != self.session.revision
 
     def pipeline(self) -> Path | None:
         """Folder of the fitted pipeline, if there is one."""
@@ -198,7 +203,7 @@ class Limits:
         headers = dict(scope["headers"])
         if "\0" in scope["path"]:
             return 404, "Not Found"
-        if scope["path"].startswith("/api"):
+        if scope["path"].startswith("/api/"):
             given = headers.get(b"authorization", b"")
             if self.expected is not None and not hmac.compare_digest(given, self.expected):
                 return 401, "The token is missing or wrong; open the address that the terminal shows."
@@ -412,7 +417,7 @@ def _add_result_routes(api: FastAPI, app: App) -> None:
     def download(background: BackgroundTasks) -> FileResponse:
         scratch = Path(tempfile.mkdtemp(prefix="diffuseseg-export-"))
         try:
-            export_session(session, scratch / "labels", app.pipeline())
+            export_session(session, scratch / "labels", app.pipeline(), app.behind())
             archive = shutil.make_archive(str(scratch / "labels"), "zip", scratch / "labels")
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -22,10 +22,11 @@ from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
 from ..pipeline_composed import weights_fingerprint
 from ..runs.errors import UserError
-from ..runs.files import read_record, try_lock_folder, write_record
+from ..runs.files import check_output_folder, read_record, try_lock_folder, write_record
 from ..segmenter import HeadSegmenter, Segmenter
+from .export import export_session
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
-from .journal import MAX_CLASSES, UNLABELED, Journal, LabelClass, checked_name
+from .journal import JOURNAL, MAX_CLASSES, UNLABELED, Journal, LabelClass, checked_name
 from .live import PIXELS, LiveHead, Sampled
 from .pictures import Picture, find_pictures
 from .regions import connected_region, sparse_pixels
@@ -33,8 +34,8 @@ from .suggestions import Advice, Rule, Suggestion
 
 
 COMMAND = "app"
-JOURNAL = "strokes.jsonl"
 FEATURES, PIPELINE = "features", "pipeline"
+FINISHED = "finished.json"  # the revision that the pipeline follows from
 KEPT = 2**29  # bytes of features that are kept in memory
 
 
@@ -128,7 +129,7 @@ class LabelSession:
         if not try_lock_folder(self.folder):
             raise UserError(f"Another process has the session in {self.folder} open; end it first.")
         if record is None:
-            write_record(self.folder, COMMAND, [JOURNAL, f"{FEATURES}/*", f"{PIPELINE}/*"])
+            write_record(self.folder, COMMAND, [JOURNAL, FINISHED, f"{FEATURES}/*", f"{PIPELINE}/*"])
 
     def _set_aside(self) -> None:
         """Leaves out pictures that changed their size since they were labelled, and says which are gone."""
@@ -356,6 +357,21 @@ class LabelSession:
         )
         self.pipe.segmentation_head = head
         return head
+
+    def export(self, folder: str | os.PathLike, pipeline: str | os.PathLike | None = None) -> None:
+        """Writes labels as a dataset, masks of all pictures and the strokes into a folder; see its `README.md`.
+
+        Args:
+            folder (path): Where to: a new folder, or an empty one.
+            pipeline (path, *optional*): Folder of a fitted pipeline that goes with it.
+
+        Raises:
+            UserError: Nothing is labelled, or the folder holds something.
+        """
+        folder = Path(folder)
+        check_output_folder(folder, overwrite=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        export_session(self, folder, Path(pipeline) if pipeline is not None else None)
 
     def labelled_names(self) -> list[str]:
         """Names of the pictures in which something is labelled, in their order."""

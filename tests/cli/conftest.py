@@ -41,3 +41,11 @@ def student(tmp_path_factory):
     model = make_student(write_config(folder), ["sky", "disc", "bar"])
     StudentSegmenter(model, make_processor("nvidia/mit-b0", (32, 32))).save_pretrained(folder / "student")
     return folder / "student"
+
+
+@pytest.fixture(scope="session")
+def exported(student):
+    """That student as an ONNX file, and what the command said."""
+    pytest.importorskip("onnxscript")
+    file = student.parent / "new" / "student.onnx"
+    return file, run("diffuseseg", "export-onnx", student, file).stdout

@@ -7,10 +7,8 @@ from PIL import Image
 from ..conftest import run
 
 
-def test_a_head_a_student_and_its_onnx_file_side_by_side(drawn, student, tmp_path):
-    pytest.importorskip("onnxscript")
-    file = tmp_path / "student.onnx"
-    run("diffuseseg", "export-onnx", student, file)
+def test_a_head_a_student_and_its_onnx_file_side_by_side(drawn, student, exported, tmp_path):
+    file, _ = exported
     out = ("--dataset_name", drawn / "data", "--output_dir", tmp_path / "out")
     said = run("diffuseseg", "compare", drawn / "model", student, file, *out, fresh=True).stdout
     report = json.loads((tmp_path / "out" / "comparison.json").read_text())

@@ -38,6 +38,19 @@ def test_unlabelled_pixels_teach():
     assert found[True] > found[False] + 0.01 and found[True] > 0.6
 
 
+def test_a_class_that_no_stroke_has_gets_no_pixel():
+    """Added on the page and not drawn yet, it must not explain what the other classes leave open."""
+    pipe, own = make_pipeline(), strokes_dataset()
+    dataset = LabeledImages(own.dataset, label_names=["sky", "disc", "bar", "moon"])
+    pipe.segmentation_head = fit_segmentation_head(
+        pipe, dataset, recipe=QUICK, num_members=4, min_label_fraction=0, sparse_labels=True
+    )
+    test = drawn_dataset(6, seed=50)
+    found = pipe.segment([e.image for e in test], output_type="np").masks
+    assert max(mask.max() for mask in found) < 3
+    assert np.mean([mask == e.mask for mask, e in zip(found, test)]) > 0.6
+
+
 def test_few_labels_without_sparse_labels_get_a_line(caplog):
     fit_segmentation_head(make_pipeline(), strokes_dataset(), recipe=QUICK, num_members=1, min_label_fraction=0)
     assert "of the pixels have a label; `sparse_labels` learns from the others too." in caplog.text

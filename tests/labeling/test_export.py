@@ -57,6 +57,14 @@ def test_the_pipeline_goes_with_it(session, pictures, pipe, tmp_path):
     assert (tmp_path / "out" / "pipeline" / "model_index.json").is_file()
 
 
+def test_a_session_exports_into_a_new_folder_and_says_which_picture_is_which(session, pictures, tmp_path):
+    label(session, pictures[1], ["0.png", "4.png"])
+    session.export(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "dataset_of.json").read_text()) == {"0.png": "0.png", "4.png": "4.png"}
+    with pytest.raises(UserError, match="exists and is kept"):
+        session.export(tmp_path / "out")
+
+
 def test_nothing_labelled_is_nothing_to_export(session, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="Nothing is labelled yet"):

@@ -183,17 +183,24 @@ def test_from_strokes_to_a_dataset(source, tmp_path, browser, start):
     page.page.keyboard.press("n")
     page.until(f"decodeURIComponent(location.hash.slice(1)) !== {first!r}")
     page.page.locator("#places li").first.wait_for()
-    page.page.focus("#view")
+    assert page.page.evaluate("document.activeElement.id") == "view"
     page.page.keyboard.press("2")
-    page.page.keyboard.press("ArrowRight")
+    for key in ["+"] * 6 + ["ArrowRight"] * 12:  # the picture follows the cursor
+        page.page.keyboard.press(key)
+    page.page.wait_for_timeout(100)
+    shown = page.page.screenshot(path=None)
     page.page.keyboard.press("Enter")
     page.wait_for(len(present) + 2)
+    page.page.wait_for_timeout(200)
+    assert page.page.screenshot(path=None) != shown  # the stroke is in the window
+    page.page.keyboard.press("0")
 
     # A second tab draws; both tabs' strokes stay.
     other = Page(browser, f"{server.address}#{page.picture}")
     second = [int(label) for label in np.unique(masks[page.picture]) if label != 255]
     other.paint(masks[other.picture], second[0])
     other.wait_for(len(present) + 3)
+    page.wait_for(len(present) + 3)  # by itself
     page.paint(masks[page.picture], second[1])
     page.wait_for(len(present) + 4)
     assert len(Journal(tmp_path / "session" / "strokes.jsonl").active()) == len(present) + 4
@@ -269,5 +276,32 @@ def test_nothing_overlaps_on_a_laptop_and_on_a_tablet(tmp_path, browser, start, 
         "!e.textContent.trim() && !e.getAttribute('aria-label') && !e.closest('label')).map((e) => e.outerHTML)"
     )
     assert unnamed == []
+    assert page.errors == []
     server.kill()
+
+
+def test_next_goes_through_the_list_and_a_list_without_masks_shows_none(tmp_path, browser, start):
+    masks, _ = write_faces(tmp_path / "faces", "drawn")
+    page = Page(
+        browser, start("--model", SHIPPED_MODEL, "--images", tmp_path / "faces", "--classes", *LABEL_NAMES).address
+    )
+    page.ready()
+    page.until("[...document.querySelectorAll('#pictures button')].every((b) => b.title.includes(': '))")  # all ranked
+    seen = [page.picture]
+    for _ in range(5):
+        page.page.keyboard.press("n")
+        page.until(f"decodeURIComponent(location.hash.slice(1)) !== {seen[-1]!r}")
+        seen.append(page.picture)
+    assert sorted(seen) == sorted(masks)
+    pixels = "[...document.querySelectorAll('#pictures canvas')].map((c) => c.toDataURL()).join()"
+    page.page.wait_for_timeout(300)
+    bare = page.page.evaluate(pixels)
+    for label in (0, 1):
+        page.paint(masks[page.picture], label)
+        page.wait_for(label + 1)
+    page.until(f"{pixels} !== {bare!r}")
+    for left in (1, 0):
+        page.page.keyboard.press("Control+z")
+        page.wait_for(left)
+    page.until(f"{pixels} === {bare!r}")
     assert page.errors == []

@@ -273,13 +273,21 @@ def test_finish_download_and_push(pictures, tmp_path):
     assert busy.status_code in (200, 400)
     done = finished(client)
     assert done["state"] == "done", done
+    assert not done["behind"]
     archive = zipfile.ZipFile(io.BytesIO(client.get("/api/download").content))
+    assert "have changed since" not in archive.read("README.md").decode()
     archive.extractall(tmp_path / "out")
     assert len(load_labeled_images(tmp_path / "out" / "dataset")) == 2
     again = load_pipeline(str(tmp_path / "out" / "pipeline"))
     assert again.segmentation_head.config.label_names == NAMES
     assert client.post("/api/push", json=given).json() == {"url": "https://hub.example/commit"}
     assert pushed == [(session.folder / "pipeline", "alice/faces", "hf_secret", True)]
+    # What is drawn later is not in the pipeline, and page and archive say so; another server too.
+    draw(client, "2.png", [[0, 0, 3, 1]])
+    for other in (client, client_of(session)):
+        assert other.get("/api/state").json()["finish"]["behind"]
+    later = zipfile.ZipFile(io.BytesIO(client.get("/api/download").content))
+    assert "have changed since `pipeline/` was fitted" in later.read("README.md").decode()
     kept = [p for p in session.folder.rglob("*") if p.is_file() and b"hf_secret" in p.read_bytes()]
     assert kept == []
 

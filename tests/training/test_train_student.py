@@ -2,6 +2,10 @@
 """The command `diffuseseg train-student`, and the folder that it leaves."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from diffuseseg_diffusers import fit_segmentation_head, load_labeled_images, load_pipeline
 from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.runs.errors import NotFiniteError
 from diffuseseg_diffusers.training import train_student
 
-from ..conftest import dataset_of, draw, run
+from ..conftest import QUICK, dataset_of, draw, make_pipeline, run
 from ..hub_server import validate_card
 from ..students.test_networks import NAMES, write_config
 
@@ -134,3 +139,110 @@ def test_what_cannot_be_trained_is_a_sentence(drawn, tmp_path, capsys):
     assert "exists and is kept" in capsys.readouterr().err
     train(drawn, tmp_path / "diverged", "--learning_rate", "1e30", "--num_epochs", "3", expect=1)
     assert "The loss is nan in epoch" in capsys.readouterr().err and issubclass(NotFiniteError, FloatingPointError)
+
+
+@pytest.fixture
+def taught(drawn, tmp_path):
+    """A fitted pipeline, and a folder of pictures without labels."""
+    pipe = make_pipeline()
+    pipe.segmentation_head = fit_segmentation_head(
+        pipe, load_labeled_images(str(drawn), cache_dir=str(tmp_path / "cache")), recipe=QUICK, num_members=2
+    )
+    pipe.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "pictures").mkdir()
+    for i in range(30, 54):
+        Image.fromarray(draw((32, 32), i)[0]).save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path / "teacher", tmp_path / "pictures"
+
+
+def distill(drawn, taught, output, *more) -> list[str]:
+    given = [
+        "train-student",
+        "--teacher",
+        taught[0],
+        "--unlabeled_dataset_name",
+        taught[1],
+        "--eval_dataset_name",
+        drawn,
+    ]
+    given += ["--train_dataset_name", drawn, "--train_batch_size", "8", "--dataloader_num_workers", "0"]
+    given += ["--cache_dir", drawn.parent / "cache", "--output_dir", output, *more]
+    return [str(x) for x in given]
+
+
+def test_a_teacher_teaches_a_u_net_from_pictures_without_labels(hub, drawn, taught, tmp_path):
+    said = run(
+        "diffuseseg",
+        *distill(drawn, taught, tmp_path / "out", "--num_epochs", "4", "--images_per_epoch", "160"),
+        *("--push_to_hub", "--hub_model_id", "alice/distilled"),
+        HF_HUB_OFFLINE="0",
+        OMP_NUM_THREADS="1",
+    )
+    assert "Pushed: " in said.stdout and "mean IoU" in said.stdout
+    report = report_of(tmp_path / "out")
+    assert report["evaluation"]["mean_iou"] > 0.6 and report["num_unlabeled_images"] == 24
+    assert report["teacher"] == "teacher" and report["validation_mean_iou"] is None and report["num_images"] == 20
+    weights = {"config.json", "diffusion_pytorch_model.safetensors", "student.json"}
+    left = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert left == {*weights, "student_training.json", ".diffuseseg-run.json"}
+    files = hub.files("models", "alice/distilled")
+    assert set(files) - {".gitattributes"} == weights | {"README.md"}
+    card = files["README.md"].decode()
+    assert validate_card(card, "model") == [] and str(tmp_path) not in card
+    for what in ("library_name: diffusers", 'load_pipeline("alice/distilled")', "24 of pictures", "by teacher"):
+        assert what in card, what
+    assert "images with masks and from what a head on a diffusion model thinks of images without labels" in card
+    image, mask = draw((32, 32), 21)
+    ours, theirs = (
+        load_pipeline(name, device="cpu", dtype="float32") for name in (tmp_path / "out", "alice/distilled")
+    )
+    found = np.asarray(ours.segment(image).masks[0])
+    assert (found == mask).mean() > 0.8 and np.array_equal(found, np.asarray(theirs.segment(image).masks[0]))
+
+
+def test_a_distillation_that_was_killed_resumes_bit_for_bit_and_asks_the_teacher_once(drawn, taught, tmp_path):
+    short = ("--num_epochs", "3", "--images_per_epoch", "32", "--targets_dir", tmp_path / "targets")
+    program = [str(Path(sys.executable).parent / "diffuseseg"), *distill(drawn, taught, tmp_path / "killed", *short)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([str(x) for x in program], env=environment, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 1"):
+            break
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "targets").glob("*.safetensors")}
+    resumed = run("diffuseseg", *distill(drawn, taught, tmp_path / "killed", *short))
+    assert "Resuming after epoch" in resumed.stdout
+    run("diffuseseg", *distill(drawn, taught, tmp_path / "whole", *short))
+    name = "diffusion_pytorch_model.safetensors"
+    a, b = (load_file(tmp_path / folder / name) for folder in ("killed", "whole"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert before and {p: p.stat().st_mtime_ns for p in before} == before  # two runs, asked once
+    other = distill(drawn, taught, tmp_path / "other", *short, "--max_unlabeled", "5")
+    assert "holds another run: max_unlabeled None (now 5)" in run("diffuseseg", *other, expect=1).stderr
+
+
+def test_a_denoiser_is_trained_on_with_rates_that_fall(drawn, taught, tmp_path):
+    given = ("--model", taught[0], "--num_epochs", "1", "--images_per_epoch", "16", "--layer_decay", "0.7")
+    run("diffuseseg", *distill(drawn, taught, tmp_path / "out", *given))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["out_channels"], config["block_out_channels"]) == (3, [8, 16, 24])
+    assert report_of(tmp_path / "out")["start"] != "random"
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ((("--unlabeled_dataset_name",),), "go together"),
+        ((("--teacher",),), "go together"),
+        ((("--teacher",), ("--unlabeled_dataset_name",), ("--train_dataset_name",)), "nothing to learn from"),
+    ],
+)
+def test_what_a_distillation_lacks_is_a_sentence(drawn, taught, tmp_path, wrong, message):
+    words = distill(drawn, taught, tmp_path / "out")
+    for (option,) in wrong:
+        at = words.index(option)
+        del words[at : at + 2]
+    result = run("diffuseseg", *words, expect=1)
+    assert message in result.stderr and "Traceback" not in result.stderr and not (tmp_path / "out").exists()

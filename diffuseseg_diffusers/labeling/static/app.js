@@ -12,6 +12,8 @@ let latest = 0; // newest revision that an answer told: older states that arrive
 let undoable = [];
 let redoable = [];
 let sending = Promise.resolve(); // strokes go one after the other
+let unsent = 0; // strokes that the server has not answered
+const passed = new Set(); // pictures that "Next" went by since the last stroke
 
 const view = new View($("view"), stroke, accept);
 const list = new PictureList($("pictures"), open, (name) => api.getImage(name, 64));
@@ -38,16 +40,25 @@ const attempt = (action) => async (...given) => {
   }
 };
 
+// For what runs by itself: it shows its errors, and leaves those of what was asked for.
+const attemptQuietly = (action) => () => action().catch(fail);
+
 // Pictures.
 
+let opening = null;
+
 async function openPicture(name) {
+  opening = name;
+  $("status").textContent = `Opening ${name} …`;
   const [image, labels] = await Promise.all([api.getImage(name), api.getLabels(name)]);
+  if (opening !== name) return; // another one was chosen meanwhile
   current = name;
   location.hash = encodeURIComponent(name);
   known = labels.revision;
   undoable = labels.strokes;
   redoable = [];
   view.open(image, labels.ids);
+  if (document.activeElement === document.body) view.canvas.focus({ preventScroll: true });
   showLists();
   await refresh();
 }
@@ -56,7 +67,9 @@ function open(name) {
 }
 
 async function reloadLabels() {
-  const labels = await api.getLabels(current);
+  const picture = current;
+  const labels = await api.getLabels(picture);
+  if (picture !== current || view.stroke || unsent) return; // what is being drawn is newer
   known = labels.revision;
   undoable = labels.strokes;
   view.setLabels(labels.ids);
@@ -66,10 +79,13 @@ function stroke(runs, revert) {
   const picture = current;
   const began = performance.now();
   view.stale = true;
+  passed.clear();
+  unsent++;
   sending = sending.then(async () => {
     try {
       const answer = await api.sendStroke(picture, runs, known);
-      await drawn(picture, answer);
+      unsent--;
+      try { await drawn(picture, answer); } finally { unsent++; }
       settle();
       refresh(began);
     } catch (error) {
@@ -79,6 +95,8 @@ function stroke(runs, revert) {
         latest = 0;
         start();
       }
+    } finally {
+      unsent--;
     }
   });
 }
@@ -117,7 +135,8 @@ async function step(from, to, undone) {
   const number = from.pop();
   if (number === undefined) return;
   const left = redoable;
-  await api.setUndone(number, undone);
+  const { revision } = await api.setUndone(number, undone);
+  latest = Math.max(latest, revision);
   to.push(number);
   await reloadLabels();
   redoable = left;
@@ -168,7 +187,7 @@ async function refreshSmall() {
   const ready = state.pictures.filter((p) => p.ready && list.visible.has(p.name)).map((p) => p.name);
   if (!ready.length) return;
   const { masks } = await api.getSmallMasks(ready);
-  for (const [name, mask] of Object.entries(masks)) list.setMask(name, mask, view.colors);
+  for (const name of ready) list.setMask(name, masks[name] ?? null, view.colors);
 }
 list.onVisible = () => { if (!running && current) refreshSmall().catch(fail); };
 
@@ -262,7 +281,8 @@ function showFinish(finish) {
   $("finish-state").textContent = {
     idle: "",
     running: "Fitting the full recipe; strokes may go on.",
-    done: `Fitted in ${finish.seconds} s; the pipeline is in ${finish.folder}.`,
+    done: `Fitted in ${finish.seconds} s; the pipeline is in ${finish.folder}.${finish.behind
+      ? ` Strokes or classes have changed since: press “Finish” again to have them in it.` : ""}`,
     failed: finish.error,
   }[finish.state];
 }
@@ -283,9 +303,17 @@ function setSize(size) {
   view.draw();
 }
 
-function openNext() {
-  const best = state.ranking.find((own) => own.picture !== current);
-  if (best) open(best.picture);
+// The best picture that was not looked at since the last stroke; then from the top again.
+async function openNext() {
+  passed.add(current);
+  if (!state.ranking.some((own) => !passed.has(own.picture))) {
+    passed.clear();
+    passed.add(current);
+  }
+  const best = state.ranking.find((own) => !passed.has(own.picture));
+  if (!best) return;
+  await open(best.picture);
+  view.canvas.focus({ preventScroll: true });
 }
 
 for (const name of ["brush", "erase", "accept", "pan"]) $(`tool-${name}`).addEventListener("click", () => setTool(name));
@@ -378,6 +406,18 @@ async function poll() {
     polling = false;
   }
 }
+
+// What other tabs did is looked for while nothing else is done.
+async function watch() {
+  if (document.hidden || polling || running || unsent || view.stroke || !current) return;
+  const before = state.revision;
+  const found = await loadState();
+  if (found.revision === before || found.revision <= latest) return;
+  latest = found.revision;
+  await reloadLabels();
+  refresh();
+}
+setInterval(attemptQuietly(watch), 3000);
 
 async function start() {
   const found = await loadState();

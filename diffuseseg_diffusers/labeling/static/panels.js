@@ -97,7 +97,7 @@ export class PictureList {
   setMask(name, mask, colors) {
     const row = this.rows.get(name);
     if (!row) return;
-    row.mask = { ...mask, ids: Uint8Array.from(atob(mask.ids), (c) => c.charCodeAt(0)), colors };
+    row.mask = mask && { ...mask, ids: Uint8Array.from(atob(mask.ids), (c) => c.charCodeAt(0)), colors };
     this.thumbnail(row);
   }
 

@@ -80,7 +80,7 @@ export class View {
   paintDoubt() {
     const data = new ImageData(this.width, this.height);
     for (let i = 0; i < this.doubt.length; i++) {
-      data.data.set([255, 255 - this.doubt[i], 0, this.doubt[i]], 4 * i);
+      data.data.set([190, 0, 255, Math.sqrt(255 * this.doubt[i])], 4 * i); // a colour that pictures seldom have
     }
     this.layers.doubt.getContext("2d").putImageData(data, 0, 0);
   }
@@ -256,6 +256,7 @@ export class View {
       this.cursor.y = Math.min(Math.max(this.cursor.y + dy, 0), this.height - 1);
       this.byKey = true;
       event.preventDefault();
+      this.follow();
       this.draw();
     } else if (event.key === "Enter") {
       this.byKey = true;
@@ -266,6 +267,15 @@ export class View {
         this.end();
       }
     }
+  }
+
+  // Moves the picture until the keyboard's cursor is in the window.
+  follow() {
+    const margin = 24 * (devicePixelRatio || 1);
+    const x = this.left + (this.cursor.x + 0.5) * this.scale;
+    const y = this.top + (this.cursor.y + 0.5) * this.scale;
+    this.left += Math.min(Math.max(x, margin), this.canvas.width - margin) - x;
+    this.top += Math.min(Math.max(y, margin), this.canvas.height - margin) - y;
   }
 
   begin(at) {
