@@ -15,9 +15,10 @@ the live head is fitted again, as in `diffuseseg app`; it is measured on the tes
 * `ours`: the rule of `labeling/suggestions.py`, as the app uses it.
 
 Seeds are paired: each gives four fifths of the pictures to label from, the order of random pictures, random places and
-the head's random weights. The table has the mean over the seeds; the area under the curve (mean over the numbers of
-strokes) of each rule minus `random`'s with the 95 % interval of a paired t-test; the least IoU of a class after 200
-strokes; and `enough`, the fewest strokes after which the rule has reached what `random` has after 100.
+the head's random weights. The table has the mean over the seeds; the area under the curve (trapezoids over the numbers
+of strokes, divided by their range) of each rule minus `random`'s with the 95 % interval of a paired t-test; the least
+IoU of a class after 200 strokes; and `enough`, the fewest strokes after which the rule has reached what `random` has
+after 100.
 """
 
 import argparse
@@ -229,7 +230,7 @@ def report(found: dict[str, list[dict[int, list[float]]]]) -> None:
     target = base.mean(0)[marks.index(100)] if 100 in marks else np.inf
     for rule, curve in curves.items():
         mean = curve[..., 0].mean(0)
-        difference = (curve[..., 0] - base).mean(1)
+        difference = np.trapezoid(curve[..., 0] - base, marks, axis=1) / (marks[-1] - marks[0])
         spread = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference) if len(difference) > 1 else np.nan
         gain = "" if rule == "random" else f"{100 * difference.mean():+.1f} ± {100 * spread:.1f}"
         enough = next((str(m) for m, value in zip(marks, mean) if value >= target), "more")

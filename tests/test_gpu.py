@@ -65,6 +65,12 @@ def test_a_cuda_generator_draws_the_noise_of_the_features():
     assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
+def test_a_head_is_fitted_on_strokes_on_the_gpu():
+    pipe, dataset = make_pipeline().to("cuda"), drawn_dataset()
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe="fast", num_members=2, sparse_labels=True)
+    assert pipe.segment(IMAGES, output_type="np").masks[0].dtype == np.uint8
+
+
 def test_a_head_fitted_on_the_gpu_segments_as_one_fitted_on_the_cpu():
     dataset, masks = drawn_dataset(), []
     for device in ("cpu", "cuda"):

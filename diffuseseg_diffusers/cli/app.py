@@ -70,8 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.push_space:
+        alone = {"session": None, "max_pixels": None, "device": None, "port": 0, "no_token": False, "open": False}
+        if unread := [name for name, default in alone.items() if getattr(args, name) != default]:
+            raise UserError(f"--{unread[0]} is not for a Space, whose page begins without strokes; leave it out.")
         push_space(args)
         return
+    if args.public:
+        raise UserError("--public is for a Space; give its name with --push_space.")
     try:
         import uvicorn
 

@@ -91,8 +91,9 @@ def pseudo_labels(
     entries, every = range(len(table.info)), len(table.labels) // len(strokes)
     found = []
     for i in range(len(strokes)):
-        other = mirrored.image(i, entries) if mirrored is not None else None
-        output = head.predict(table.image(i * every, entries), None, True, mirrored=other)
+        given, other = table.image(i * every, entries), mirrored.image(i, entries) if mirrored is not None else None
+        given, other = (None if maps is None else [m.to(head.device) for m in maps] for maps in (given, other))
+        output = head.predict(given, None, True, mirrored=other)
         found.append(output.probabilities[0].cpu())
     probabilities = torch.stack(found)  # [N,C,H,W]
     counts = torch.bincount(table.labels.flatten().long(), minlength=256)[: probabilities.shape[1]].float().cpu()

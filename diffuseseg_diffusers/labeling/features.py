@@ -6,6 +6,7 @@ components. Projection and upsampling commute, so the full features are never bu
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,10 +163,11 @@ class FeatureStore:
         """
         if self.basis is None:
             self.basis = self._find_basis(name, names)
+        stamp = self.stamp(name)  # before it is read: what changes meanwhile is read again
         found = PictureFeatures.of(self.basis.reduce(self._activations(name))[0])
         tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in vars(found).items()}
         with atomic_file(self.path(name)) as partial:
-            save_file(tensors, partial, metadata={"stamp": self.stamp(name)})
+            save_file(tensors, partial, metadata={"stamp": stamp})
         return found
 
     def _kept_basis(self) -> Basis | None:
@@ -258,5 +260,8 @@ def at_most(grid: torch.Tensor, side: int) -> torch.Tensor:
 
 def model_key(pipe: Any, extractor: FeatureExtractor, fingerprint: Sequence[float]) -> str:
     """A name for what features are of: the same model, taps and size give the same."""
+    scheduler: dict = dict(getattr(getattr(pipe, "scheduler", None), "config", None) or {})
+    noise = json.dumps({k: v for k, v in scheduler.items() if k[0] != "_"}, sort_keys=True, default=str)
     parts = [type(pipe).__name__, extractor.blocks, extractor.timesteps, extractor.size, extractor.prompt, fingerprint]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    seen: list[Any] = [*parts, extractor.noise_seed, pipe.channels.config, noise]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]

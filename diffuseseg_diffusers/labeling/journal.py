@@ -102,6 +102,7 @@ class Journal:
     revision: int = 0  # lines so far
     changed: dict[str, int] = field(default_factory=dict)  # by picture, the revision of its last change
     _maps: dict[str, LabelMap] = field(default_factory=dict)
+    _read: int = 0  # bytes of the file that are in memory
 
     def __post_init__(self) -> None:
         try:
@@ -109,6 +110,7 @@ class Journal:
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}).") from error
         whole = content[: content.rfind(b"\n") + 1]
+        self._read = len(whole)
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._apply(json.loads(line))
@@ -154,6 +156,7 @@ class Journal:
             UserError: A run lies outside the picture, is empty or has an unknown class, or there is none.
             OSError: It could not be written; the stroke is then not taken.
         """
+        self.catch_up()
         given = _checked_runs(runs, picture, size)
         unknown = set(np.unique(given[:, 3]).tolist()) - {UNLABELED, *self.classes, *self.merged}
         if unknown:
@@ -172,6 +175,7 @@ class Journal:
         Raises:
             UserError: There is no such stroke.
         """
+        self.catch_up()
         if number not in self.strokes:
             raise UserError(f"There is no stroke {number}.")
         if (number in self.undone) != undone:
@@ -183,6 +187,7 @@ class Journal:
         Raises:
             UserError: The name is empty or taken, the colour is none, or there are 255 classes already.
         """
+        self.catch_up()
         label = max([*self.classes, *self.merged], default=-1) + 1
         if label >= MAX_CLASSES:
             raise UserError(f"There are {MAX_CLASSES} classes at most.")
@@ -196,6 +201,7 @@ class Journal:
         Raises:
             UserError: There is no such class, the name is empty or taken, or the colour is none.
         """
+        self.catch_up()
         own = self._class(label)
         name = own.name if name is None else self._free_name(name, label)
         self._write({"class": label, "name": name, "color": own.color if color is None else _checked_color(color)})
@@ -207,11 +213,24 @@ class Journal:
         Raises:
             UserError: There is no such class, or they are the same.
         """
+        self.catch_up()
         self._class(label)
         self._class(into)
         if label == into:
             raise UserError("A class cannot be merged into itself.")
         self._write({"merge": label, "into": into})
+
+    def catch_up(self) -> None:
+        """Takes in what another journal of this process has written to the same file."""
+        if not self.path.exists() or self.path.stat().st_size <= self._read:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        new = new[: new.rfind(b"\n") + 1]
+        for line in new.splitlines():
+            self._apply(json.loads(line))
+        self._read += len(new)
 
     def _class(self, label: int) -> LabelClass:
         if label not in self.classes:
@@ -248,6 +267,7 @@ class Journal:
             ) from error
         finally:
             os.close(descriptor)
+        self._read = before + len(data)
         self._apply(line)
 
     def _apply(self, line: dict[str, Any]) -> None:

@@ -151,5 +151,6 @@ def find_pictures(
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Whether a path, links resolved, lies below a folder that has none."""
-    return Path(os.path.realpath(path)).is_relative_to(root)
+    """Whether a path, links resolved, lies below a folder that has none; of a folder all that is in it, too."""
+    inner = [p for p in path.rglob("*") if p.is_symlink()] if path.is_dir() else []
+    return all(Path(os.path.realpath(p)).is_relative_to(root) for p in (path, *inner))

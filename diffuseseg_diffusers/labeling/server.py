@@ -141,7 +141,7 @@ class App:
             "revision": revision,
             "classes": [vars(c) for c in session.classes],
             "pictures": pictures,
-            "left_out": session.left_out,
+            "left_out": dict(session.left_out),
             "notes": session.notes,
             "progress": {"done": self.progress[0], "total": self.progress[1], "error": self.error},
             "finish": {**self.finishing, "behind": self.behind()},

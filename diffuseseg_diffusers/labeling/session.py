@@ -22,7 +22,7 @@ from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
 from ..pipeline_composed import weights_fingerprint
 from ..runs.errors import UserError
-from ..runs.files import check_output_folder, read_record, try_lock_folder, write_record
+from ..runs.files import check_output_folder, hold_folder, read_record, write_record
 from ..segmenter import HeadSegmenter, Segmenter
 from .export import export_session
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
@@ -108,10 +108,12 @@ class LabelSession:
         self.ready: dict[str, Kept] = {}  # of pictures whose features are there
         self.head: LiveHead | None = None
         self.head_revision = -1
+        self._learnt_from = 0  # pictures that were ready then
         self._grids: dict[str, torch.Tensor] = {}
         self._rule: tuple[tuple[str, ...], Rule] | None = None
         self._samples: dict[str, tuple[int, Sampled]] = {}
         self.lock = threading.RLock()
+        self._model = threading.Lock()  # hooks are of the model: one pass at a time
 
     # Opening.
 
@@ -126,10 +128,12 @@ class LabelSession:
         if record is not None and record["command"] != COMMAND:
             raise UserError(f"{self.folder} was made by `diffuseseg {record['command']}`; choose another folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not try_lock_folder(self.folder):
+        if not hold_folder(self.folder):
             raise UserError(f"Another process has the session in {self.folder} open; end it first.")
         if record is None:
-            write_record(self.folder, COMMAND, [JOURNAL, FINISHED, f"{FEATURES}/*", f"{PIPELINE}/*"])
+            write_record(
+                self.folder, COMMAND, [FINISHED, f"{FEATURES}/*", f"{PIPELINE}/*"]
+            )  # strokes are never removed
 
     def _set_aside(self) -> None:
         """Leaves out pictures that changed their size since they were labelled, and says which are gone."""
@@ -169,7 +173,7 @@ class LabelSession:
 
     # Features.
 
-    def extract(self, progress: Callable[[int, int], None] | None = None, names: Sequence[str] | None = None) -> None:
+    def extract(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Extracts the features of all pictures; those that are there already are used.
 
         A picture that cannot be decoded is left out, with the reason in `left_out`.
@@ -177,12 +181,11 @@ class LabelSession:
         Args:
             progress (`Callable`, *optional*): Called with how many pictures are done, and how many there are; a
                 progress bar if not given.
-            names (sequence of `str`, *optional*): Pictures to begin with.
 
         Raises:
             UserError: No picture can be decoded.
         """
-        order = [*(names or ()), *(name for name in list(self.pictures) if name not in (names or ()))]
+        order = list(self.pictures)
         total = len(order)
         for done, name in enumerate(tqdm(order, "Extracting features", unit="picture", disable=progress is not None)):
             if progress:
@@ -191,7 +194,8 @@ class LabelSession:
                 continue
             try:
                 if not self.store.has(name):
-                    self.store.extract(name, [*self.pictures])
+                    with self._model:
+                        self.store.extract(name, [*self.pictures])
                 kept = Kept(**{part: self.store.read(name, part) for part in ("small", "pixels", "probes")})
             except UserError as error:
                 with self.lock:
@@ -285,7 +289,8 @@ class LabelSession:
     def fit_live(self) -> LiveHead | None:
         """Fits the live head on all strokes, unless it is up to date; `None` while there are fewer than two classes."""
         with self.lock:
-            if self.head_revision != self.revision:
+            if (self.head_revision, self._learnt_from) != (self.revision, len(self.ready)):
+                self._learnt_from = len(self.ready)
                 known = self._labelled()
                 if len(known.labels.unique()) < 2 or not self.ready:
                     self.head = None
@@ -323,13 +328,14 @@ class LabelSession:
         return {name: part.view(m.shape[1:]).numpy() for (name, m), part in zip(maps.items(), parts)}
 
     def accept(self, name: str, y: int, x: int) -> tuple[np.ndarray, int]:
-        """The connected region of the prediction around a pixel, to be drawn with [`~LabelSession.draw`].
+        """The connected region of the prediction around a pixel without what is labelled, to be drawn with
+        [`~LabelSession.draw`].
 
         Returns:
             Boolean `[H, W]`, and its class id.
 
         Raises:
-            UserError: There is no prediction, or the pixel is outside.
+            UserError: There is no prediction, the pixel is outside, or all of the region is labelled.
         """
         height, width = self.picture(name).size
         if not (0 <= y < height and 0 <= x < width):
@@ -337,7 +343,11 @@ class LabelSession:
         found = self.predict(name)
         if found is None:
             raise UserError("There is no prediction yet; draw strokes of two classes first.")
-        return connected_region(found.mask, y, x), int(found.mask[y, x])
+        # What the hand has labelled stays.
+        region = connected_region(found.mask, y, x) & (self.labels(name) == UNLABELED)
+        if not region.any():
+            raise UserError("All of this region is labelled by hand already.")
+        return region, int(found.mask[y, x])
 
     def finish(self, num_members: int = 10) -> PixelClassifierEnsemble:
         """Fits the head of the full recipe on all strokes and gives it to the pipeline.
@@ -352,9 +362,10 @@ class LabelSession:
         """
         with self.lock:
             dataset = self.labeled_images()
-        head = fit_segmentation_head(
-            self.pipe, dataset, recipe=self.recipe, num_members=num_members, sparse_labels=True
-        )
+        with self._model:
+            head = fit_segmentation_head(
+                self.pipe, dataset, recipe=self.recipe, num_members=num_members, sparse_labels=True
+            )
         self.pipe.segmentation_head = head
         return head
 

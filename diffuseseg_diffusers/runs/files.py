@@ -25,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 RECORD = ".diffuseseg-run.json"
+_HELD: dict[tuple[int, int], int] = {}  # descriptors of folders that this process holds until it ends
 _LOCKED: list[int] = []  # descriptor of the folder that this process has locked
 # What a process is writing has its number in the name; a kill leaves it behind.
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
@@ -205,6 +206,24 @@ def _lock(folder: Path, kind: int) -> bool:
         return False
     except OSError:  # a file system without locks
         unlock_folder()
+    return True
+
+
+def hold_folder(folder: Path) -> bool:
+    """Keeps other processes out of a folder until this one ends, whatever else it locks; whether nobody else has it."""
+    stat = os.stat(folder)
+    key = (stat.st_dev, stat.st_ino)
+    if fcntl is None or key in _HELD:
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    except OSError:  # a file system without locks
+        pass
+    _HELD[key] = descriptor
     return True
 
 

@@ -87,3 +87,10 @@ def test_a_port_that_is_taken_and_a_host_that_is_none_are_said():
         listen("127.0.0.1", first.getsockname()[1])
     with pytest.raises(UserError, match="cannot be listened at"):
         listen("no.such.host.invalid", 0)
+
+
+def test_what_a_space_does_not_read_is_refused(drawn, tmp_path):
+    given = ("diffuseseg", "app", "--model", drawn / "ddpm", "--images", drawn / "data" / "train" / "images")
+    result = run(*given, "--push_space", "alice/labels", "--session", tmp_path / "session", expect=1)
+    assert "--session is not for a Space" in result.stderr
+    assert "give its name with --push_space" in run(*given, "--public", expect=1).stderr

@@ -188,11 +188,17 @@ def test_from_strokes_to_a_dataset(source, tmp_path, browser, start):
     for key in ["+"] * 6 + ["ArrowRight"] * 12:  # the picture follows the cursor
         page.page.keyboard.press(key)
     page.page.wait_for_timeout(100)
-    shown = page.page.screenshot(path=None)
+    box = page.page.locator("#view").bounding_box()
+    shown = page.page.screenshot(clip=box)
     page.page.keyboard.press("Enter")
     page.wait_for(len(present) + 2)
     page.page.wait_for_timeout(200)
-    assert page.page.screenshot(path=None) != shown  # the stroke is in the window
+    assert page.page.screenshot(clip=box) != shown  # the stroke is in the window
+    page.page.keyboard.press("0")
+
+    # A suggested place is one click away.
+    page.page.locator("#places button").first.click()
+    assert page.page.evaluate("document.activeElement.id") == "view"
     page.page.keyboard.press("0")
 
     # A second tab draws; both tabs' strokes stay.

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from PIL import Image
 
 from diffuseseg_diffusers import UserError
@@ -78,6 +79,14 @@ def test_a_picture_that_changed_its_size_is_named(tmp_path):
     save(tmp_path / "a.png", (9, 9))
     with pytest.raises(UserError, match="a.png was 10 x 8 pixels and is now 9 x 9"):
         picture.read()
+
+
+def test_a_folder_that_is_a_picture_and_holds_a_link_out_is_left_out(tmp_path):
+    outside = save(tmp_path / "secret.png")
+    save(tmp_path / "in" / "a.png")
+    zarr.create_group(tmp_path / "in" / "b.ome.zarr", zarr_format=3)
+    (tmp_path / "in" / "b.ome.zarr" / "c").symlink_to(outside)
+    assert find_pictures(tmp_path / "in")[1]["b.ome.zarr"] == "is a link that leads out of the folder"
 
 
 def test_a_name_that_is_no_text_is_left_out(tmp_path):

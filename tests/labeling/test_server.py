@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 import time
 import zipfile
 
@@ -268,9 +269,12 @@ def test_finish_download_and_push(pictures, tmp_path):
     assert finished(client)["state"] == "failed" and "Nothing is labelled" in finished(client)["error"]
 
     label_all(client, pictures[1])
+    go, real = threading.Event(), session.finish
+    session.finish = lambda: go.wait(60) and real()
     assert client.post("/api/finish").json()["state"] == "running"
     busy = client.post("/api/finish")
-    assert busy.status_code in (200, 400)
+    assert busy.status_code == 400 and "being fitted already" in busy.json()["error"]
+    go.set()
     done = finished(client)
     assert done["state"] == "done", done
     assert not done["behind"]

@@ -1,12 +1,15 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffuseseg_diffusers import UserError, evaluate_segmentation
@@ -276,3 +279,74 @@ def test_names_that_are_none_are_refused(session):
     for name in ("../secret.png", "/etc/passwd", "9.png", ""):
         with pytest.raises(UserError, match="There is no picture"):
             session.draw(name, [[0, 0, 1, 0]])
+
+
+def test_finishing_while_features_are_extracted_mixes_no_features(open_session, pictures, monkeypatch):
+    """Hooks are of the model: two passes at once would read each other's activations."""
+    expected = open_session(recipe=QUICK)
+    expected.extract()
+    grids = {name: expected.grid(name).clone() for name in expected.pictures}
+    shutil.rmtree(expected.store.folder)
+    session = open_session(recipe=QUICK)
+    for name in ("0.png", "1.png"):
+        label(session, pictures[1], [name])
+    inside, most = [], []
+    real = type(session.extractor).__call__
+
+    def counted(self, *args, **kwargs):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        try:
+            return real(self, *args, **kwargs)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(type(session.extractor), "__call__", counted)
+    thread = threading.Thread(target=session.extract)
+    thread.start()
+    session.finish(num_members=1)
+    thread.join()
+    assert max(most) == 1 and all(torch.equal(session.grid(name), grids[name]) for name in grids)
+
+
+def test_the_live_head_learns_from_pictures_that_become_ready(open_session, pictures):
+    session = open_session()
+    session.extract()
+    label(session, pictures[1], ["0.png", "4.png"])
+    expected = session.predict("2.png").mask
+    again = open_session()
+    again.store.folder.joinpath(again.store.path("4.png").name).unlink()
+
+    def ask(done, total):
+        if done == 3:
+            again.predict("2.png")
+
+    again.extract(ask)
+    assert np.array_equal(again.predict("2.png").mask, expected)
+
+
+def test_two_sessions_of_a_process_keep_each_others_strokes(open_session, pictures, tmp_path):
+    one, other = open_session(), open_session()
+    for i in range(3):
+        assert (one.draw("0.png", [[i, 0, 3, 1]]), other.draw("0.png", [[i + 5, 0, 3, 2]])) == (2 * i + 1, 2 * i + 2)
+    one.undo(6)
+    third = open_session()
+    assert len(third.journal.active()) == 5 and (third.labels("0.png")[:3, :3] == 1).all()
+    # Another session does not let other processes into the first one's folder.
+    LabelSession(one.pipe, pictures[0], tmp_path / "second", ["sky"])
+    program = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    for folder in ("session", "second"):
+        refused = subprocess.run([sys.executable, "-c", program, tmp_path / folder], capture_output=True)
+        assert b"BlockingIOError" in refused.stderr
+
+
+def test_accepting_leaves_what_the_hand_has_labelled(open_session, pictures):
+    session = open_session()
+    session.extract()
+    label(session, pictures[1], ["0.png", "1.png"])
+    region, own = session.accept("0.png", 0, 0)
+    assert not (region & (session.labels("0.png") != 255)).any()
+    session.draw("0.png", [[row, 0, 30, own] for row in range(24)])
+    with pytest.raises(UserError, match="labelled by hand already"):
+        session.accept("0.png", 0, 0)

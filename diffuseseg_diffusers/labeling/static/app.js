@@ -71,7 +71,7 @@ async function reloadLabels() {
   const labels = await api.getLabels(picture);
   if (picture !== current || view.stroke || unsent) return; // what is being drawn is newer
   known = labels.revision;
-  undoable = labels.strokes;
+  undoable = undoable.filter((number) => labels.strokes.includes(number)); // other tabs undo their own
   view.setLabels(labels.ids);
 }
 
@@ -135,7 +135,13 @@ async function step(from, to, undone) {
   const number = from.pop();
   if (number === undefined) return;
   const left = redoable;
-  const { revision } = await api.setUndone(number, undone);
+  let revision;
+  try {
+    ({ revision } = await api.setUndone(number, undone));
+  } catch (error) {
+    from.push(number);
+    throw error;
+  }
   latest = Math.max(latest, revision);
   to.push(number);
   await reloadLabels();
@@ -261,7 +267,8 @@ async function editClass(own) {
 
 async function loadState() {
   let found = await api.getState();
-  while (found.revision < latest) found = await api.getState();
+  if (found.revision < latest) found = await api.getState(); // it had been on its way when we drew
+  if (found.revision < latest) latest = found.revision; // the session was put back
   Object.assign(state, found);
   showAllClasses();
   showLists();
