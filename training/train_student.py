@@ -103,6 +103,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resolution", type=int, nargs="+", help="Side, or height and width (default: as the images).")
     group.add_argument("--no_augmentation", action="store_true", help="Images as they are, no augmented views.")
     group.add_argument("--no_flip", action="store_true", help="No mirrored views: left and right mean something.")
+    _add_training_arguments(parser)
+    add_output_arguments(parser, "the model, as its library reads it")
+    add_cache_argument(parser)
+    add_hub_arguments(parser)
+
+
+def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -146,9 +153,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume_from_checkpoint", choices=["latest"], help="The default: the same command line always resumes."
     )
-    add_output_arguments(parser, "the model, as transformers reads it")
-    add_cache_argument(parser)
-    add_hub_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -184,50 +188,71 @@ def main(args: argparse.Namespace) -> None:
     if asked is not None and not (args.output_dir / STUDENT_RECORD).is_file():
         unlabeled = ask_teacher(args, teacher, asked, segmenter)
 
-    # 2. Epochs, each with a checkpoint in the end.
-    if not (args.output_dir / STUDENT_RECORD).is_file():
+    # 2. Epochs, each with a checkpoint in the end; the best weights are what is left.
+    complete = (args.output_dir / STUDENT_RECORD).is_file()
+    if not complete:
         training = StudentTraining(accelerator, segmenter, train, real, options, unlabeled)
-        state = training.load_checkpoint(args.output_dir)
-        if state:
-            accelerator.print(f"Resuming after epoch {state['epoch']}.")
-        state = state or {"epoch": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
-        for epoch in range(state["epoch"], args.num_epochs):
-            began = time.perf_counter()
-            measured = {"epoch": epoch + 1, "loss": training.run_epoch(epoch)}
-            state["seconds"] += time.perf_counter() - began
-            for name, data in (("validation", validation), ("eval", evaluation)):
-                if data is not None:
-                    measured[name] = evaluate_segmentation(segmenter, data, show_progress=False)[0]["mean_iou"]
-            found = measured.get("validation", state["best"])
-            is_best = validation is None or found > state["best"]
-            best = max(state["best"], found)
-            state |= {"epoch": epoch + 1, "best": best, "epochs": [*state["epochs"], measured]}
-            training.save_checkpoint(args.output_dir, state, is_best)
-            accelerator.print(
-                "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in measured.items())
-            )
-
-    # 3. The best weights are what is left.
+        state = run_epochs(args, training, validation, evaluation)
     if not accelerator.is_main_process:
         return
-    if (args.output_dir / STUDENT_RECORD).is_file():
+    if complete:
         print(f"{args.output_dir} is complete.")
     else:
-        for path in (checkpoints(args.output_dir)[-1] / BEST).iterdir():
-            with atomic_file(args.output_dir / path.name) as partial:
-                shutil.copyfile(path, partial)
-        student = load_any_student(args.output_dir, accelerator.device)
-        report = report_of(args, student, train, real, state, start, len(unlabeled or ()))
-        report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
-        if evaluation is not None:
-            report["evaluation"], _ = evaluate_segmentation(student, evaluation)
-            report["evaluation"]["dataset"] = describe_dataset(*part_of(args, "eval"))
-            print(format_metrics(report["evaluation"]))
-        write_json(args.output_dir / STUDENT_RECORD, report)
+        report = report_of(args, segmenter, train, real, state, start, len(unlabeled or ()))
+        keep_best(args, accelerator, report, evaluation)
         print(f"Trained in {state['seconds']:.0f} s; the model is in {args.output_dir}.")
     for folder in (*checkpoints(args.output_dir), args.output_dir / TARGETS):
         shutil.rmtree(folder, ignore_errors=folder.name == TARGETS)
     finish_push(args)
+
+
+def run_epochs(
+    args: argparse.Namespace,
+    training: StudentTraining,
+    validation: LabeledImages | None,
+    evaluation: LabeledImages | None,
+) -> dict:
+    """Trains from the last checkpoint on; returns what is known of the epochs.
+
+    Without images that were held out, the last weights are the best.
+    """
+    accelerator, segmenter = training.accelerator, training.segmenter
+    state = training.load_checkpoint(args.output_dir)
+    if state:
+        accelerator.print(f"Resuming after epoch {state['epoch']}.")
+    state = state or {"epoch": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
+    for epoch in range(state["epoch"], args.num_epochs):
+        began = time.perf_counter()
+        measured = {"epoch": epoch + 1, "loss": training.run_epoch(epoch)}
+        state["seconds"] += time.perf_counter() - began
+        for name, data in (("validation", validation), ("eval", evaluation)):
+            if data is not None:
+                measured[name] = evaluate_segmentation(segmenter, data, show_progress=False)[0]["mean_iou"]
+        found = measured.get("validation", state["best"])
+        is_best = validation is None or found > state["best"]
+        best = max(state["best"], found)
+        state |= {"epoch": epoch + 1, "best": best, "epochs": [*state["epochs"], measured]}
+        training.save_checkpoint(args.output_dir, state, is_best)
+        accelerator.print(
+            "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in measured.items())
+        )
+    return state
+
+
+def keep_best(
+    args: argparse.Namespace, accelerator: Accelerator, report: dict, evaluation: LabeledImages | None
+) -> None:
+    """Takes the best weights out of the last checkpoint, measures them, and writes the report."""
+    for path in (checkpoints(args.output_dir)[-1] / BEST).iterdir():
+        with atomic_file(args.output_dir / path.name) as partial:
+            shutil.copyfile(path, partial)
+    student = load_any_student(args.output_dir, accelerator.device)
+    report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
+    if evaluation is not None:
+        report["evaluation"], _ = evaluate_segmentation(student, evaluation)
+        report["evaluation"]["dataset"] = describe_dataset(*part_of(args, "eval"))
+        print(format_metrics(report["evaluation"]))
+    write_json(args.output_dir / STUDENT_RECORD, report)
 
 
 def part_of(args: argparse.Namespace, part: str) -> tuple[str, str | None, str]:

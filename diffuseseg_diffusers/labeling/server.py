@@ -30,8 +30,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..runs.errors import UserError
 from ..runs.files import read_json, write_json
 from .export import export_session
+from .folder import FINISHED, PIPELINE
 from .regions import to_runs
-from .session import FINISHED, PIPELINE, LabelSession
+from .session import LabelSession
 
 
 STATIC = Path(__file__).parent / "static"

@@ -22,10 +22,11 @@ from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
 from ..pipeline_composed import weights_fingerprint
 from ..runs.errors import UserError
-from ..runs.files import check_output_folder, hold_folder, read_record, write_record
+from ..runs.files import check_output_folder
 from ..segmenter import HeadSegmenter, Segmenter
 from .export import export_session
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
+from .folder import FEATURES, open_folder
 from .journal import JOURNAL, MAX_CLASSES, UNLABELED, Journal, LabelClass, checked_name
 from .live import PIXELS, LiveHead, Sampled
 from .pictures import Picture, find_pictures
@@ -33,9 +34,6 @@ from .regions import connected_region, sparse_pixels
 from .suggestions import Advice, Rule, Suggestion
 
 
-COMMAND = "app"
-FEATURES, PIPELINE = "features", "pipeline"
-FINISHED = "finished.json"  # the revision that the pipeline follows from
 KEPT = 2**29  # bytes of features that are kept in memory
 
 
@@ -87,7 +85,7 @@ class LabelSession:
             raise UserError(f"The class {twice!r} is given twice; classes need names of their own.")
         if len(names) > MAX_CLASSES:
             raise UserError(f"{len(names)} classes are given, and there are {MAX_CLASSES} at most.")
-        self._open_folder()
+        open_folder(self.folder)
         self.journal = Journal(self.folder / JOURNAL)
         known = [own.name for own in self.journal.classes.values()]
         if not known and not self.journal.merged:
@@ -100,15 +98,13 @@ class LabelSession:
         self.processor = DiffuseSegImageProcessor(self.extractor.in_channels, pipe.channels)
         self._set_aside()
 
-        parts: dict = getattr(pipe, "components", {})
-        models = [m for m in parts.values() if isinstance(m, nn.Module)]
+        models = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
         frozen = [m for m in models if not isinstance(m, PixelClassifierEnsemble)]
         key = model_key(pipe, self.extractor, weights_fingerprint(*frozen))
         self.store = FeatureStore(self.extractor, self.folder / FEATURES / key, self._pixels, self._stamp)
         self.ready: dict[str, Kept] = {}  # of pictures whose features are there
         self.head: LiveHead | None = None
-        self.head_revision = -1
-        self._learnt_from = 0  # pictures that were ready then
+        self.head_revision, self._learnt_from = -1, 0  # and how many pictures were ready then
         self._grids: dict[str, torch.Tensor] = {}
         self._rule: tuple[tuple[str, ...], Rule] | None = None
         self._samples: dict[str, tuple[int, Sampled]] = {}
@@ -116,24 +112,6 @@ class LabelSession:
         self._model = threading.Lock()  # hooks are of the model: one pass at a time
 
     # Opening.
-
-    def _open_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is a file, and a folder is needed for the session.")
-        if any(parent.is_file() for parent in self.folder.parents):
-            raise UserError(f"{self.folder} lies below a file; choose another folder for the session.")
-        record = read_record(self.folder) if self.folder.is_dir() else None
-        if record is None and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} holds files that are no session; choose another folder for it.")
-        if record is not None and record["command"] != COMMAND:
-            raise UserError(f"{self.folder} was made by `diffuseseg {record['command']}`; choose another folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not hold_folder(self.folder):
-            raise UserError(f"Another process has the session in {self.folder} open; end it first.")
-        if record is None:
-            write_record(
-                self.folder, COMMAND, [FINISHED, f"{FEATURES}/*", f"{PIPELINE}/*"]
-            )  # strokes are never removed
 
     def _set_aside(self) -> None:
         """Leaves out pictures that changed their size since they were labelled, and says which are gone."""
@@ -457,7 +435,6 @@ class LabelSession:
             if not names:
                 return []
             known = len(self._rule[0]) if self._rule else 0
-            # While features are extracted, a new rule for every picture would hold up the strokes.
             if known == 0 or (known != len(names) and (len(names) == len(self.pictures) or len(names) > 1.5 * known)):
                 self._rule = (names, Rule([self.ready[name].probes for name in names]))
             names = self._rule[0]

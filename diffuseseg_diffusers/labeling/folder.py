@@ -1,0 +1,34 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The folder of a labelling session: what is in it, and whose it is."""
+
+from pathlib import Path
+
+from ..runs.errors import UserError
+from ..runs.files import hold_folder, read_record, write_record
+
+
+COMMAND = "app"
+FEATURES, PIPELINE = "features", "pipeline"
+FINISHED = "finished.json"  # the revision that the pipeline follows from
+
+
+def open_folder(folder: Path) -> None:
+    """Makes the folder of a session, or checks that it is one, and holds it until this process ends.
+
+    Raises:
+        UserError: It is or lies below a file, holds something else, or another process has it open.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a folder is needed for the session.")
+    if any(parent.is_file() for parent in folder.parents):
+        raise UserError(f"{folder} lies below a file; choose another folder for the session.")
+    record = read_record(folder) if folder.is_dir() else None
+    if record is None and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files that are no session; choose another folder for it.")
+    if record is not None and record["command"] != COMMAND:
+        raise UserError(f"{folder} was made by `diffuseseg {record['command']}`; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not hold_folder(folder):
+        raise UserError(f"Another process has the session in {folder} open; end it first.")
+    if record is None:
+        write_record(folder, COMMAND, [FINISHED, f"{FEATURES}/*", f"{PIPELINE}/*"])  # strokes are never removed
