@@ -96,9 +96,10 @@ class Segmenter(ABC):
         return 255
 
     @property
-    @abstractmethod
     def nbytes(self) -> int:
         """Bytes of all weights that segmenting uses."""
+        modules = [self] if isinstance(self, nn.Module) else vars(self).values()
+        return sum(weight_bytes(module) for module in modules if isinstance(module, nn.Module))
 
     @property
     def channels(self) -> InputChannels:
@@ -268,11 +269,6 @@ class HeadSegmenter(Segmenter):
 
     def check_can_segment(self) -> None:
         self.head_extractor()
-
-    @property
-    def nbytes(self) -> int:
-        parts: dict = getattr(self, "components", {})
-        return sum(weight_bytes(part) for part in parts.values() if isinstance(part, nn.Module))
 
     @property
     def image_size(self) -> tuple[int, int]:

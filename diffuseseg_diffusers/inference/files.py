@@ -275,7 +275,7 @@ class FileRun:
         share = counts[: len(names)] / max(1, counts.sum())
         return {
             "class_fractions": {n: round(float(f), 6) for n, f in zip(names, share)},
-            "uncertainty": None if score is None else round(score, 6),  # students have none
+            "uncertainty": None if score is None else round(score, 6),  # tiles without blending have none
         }
 
     # The large ones.

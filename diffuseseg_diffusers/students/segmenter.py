@@ -13,7 +13,7 @@ from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, P
 
 from ..data.image_processor import default_palette
 from ..runs.errors import UserError
-from ..segmenter import SegmentedBatch, Segmenter, weight_bytes
+from ..segmenter import SegmentedBatch, Segmenter
 from .networks import loading_errors, make_processor
 
 
@@ -53,10 +53,6 @@ class Student(Segmenter):
     def device(self) -> torch.device:
         """Where the student is."""
         return self.model.device
-
-    @property
-    def nbytes(self) -> int:
-        return weight_bytes(self.model)
 
     @property
     def palette(self) -> list[list[int]]:
