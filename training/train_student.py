@@ -22,7 +22,14 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
-from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments, folder_path, inputs_of, run_script
+from diffuseseg_diffusers.arguments import (
+    add_cache_argument,
+    add_output_arguments,
+    check_at_least_one,
+    folder_path,
+    inputs_of,
+    run_script,
+)
 from diffuseseg_diffusers.data.columns import describe_dataset
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
 from diffuseseg_diffusers.hub.loading import load_pipeline
@@ -32,8 +39,8 @@ from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
 from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
-from diffuseseg_diffusers.runs.resuming import Results, fingerprint, may_resume, open_run
-from diffuseseg_diffusers.segmenter import HeadSegmenter, Segmenter
+from diffuseseg_diffusers.runs.resuming import may_resume, open_run
+from diffuseseg_diffusers.segmenter import Segmenter
 from diffuseseg_diffusers.students.choosing import (
     RATES,
     SMALL,
@@ -44,14 +51,16 @@ from diffuseseg_diffusers.students.choosing import (
 )
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
 from diffuseseg_diffusers.students.segmenter import Student
-from diffuseseg_diffusers.students.targets import TARGETS, SoftTargets, compute_targets
+from diffuseseg_diffusers.students.targets import TARGETS, claim_targets, compute_targets, teacher_fingerprint
 from diffuseseg_diffusers.students.training import (
     BEST,
     CHECKPOINT_FILES,
     StudentTraining,
     TrainingOptions,
     checkpoints,
+    parameter_groups,
 )
+from diffuseseg_diffusers.students.unets import UNetStudent
 
 
 COMMAND = "train-student"
@@ -163,30 +172,33 @@ def main(args: argparse.Namespace) -> None:
         check_output_folder(args.output_dir, args.overwrite)
     check_sources(args)
     teacher = load_teacher(args, accelerator.device) if args.teacher else None
-    labels = {"num_classes": len(teacher.label_names), "label_names": teacher.label_names} if teacher else {}
-    train, validation = None, None
-    if args.train_dataset_name:
-        train = load_part(args, "train", **labels)
-        fraction = args.validation_fraction if args.validation_fraction is not None else 0.0 if teacher else 0.1
-        if fraction > 0:
-            train, validation = train.split(fraction, args.seed)
-        labels = {"num_classes": train.num_classes, "label_names": train.label_names}
-    real = load_part(args, "real", **labels) if args.real_dataset_name else None
-    evaluation = load_part(args, "eval", **labels) if args.eval_dataset_name else None
+    train, validation = load_labels(args, "train", teacher), None
+    fraction = validation_fraction(args)
+    if train is not None and fraction > 0:
+        train, validation = train.split(fraction, args.seed)
+    labels = {"num_classes": train.num_classes, "label_names": train.label_names} if train else {}
+    real = load_labels(args, "real", teacher, **labels)
+    evaluation = load_labels(args, "eval", teacher, **labels)
     set_seed(args.seed)
     segmenter, kind = make_segmenter(args, train or real, teacher)
-    options = options_of(args, len(train or ()), kind)
+    parameter_groups(segmenter.model, args.layer_decay)  # before anything is written
     untrained = args.from_scratch or args.model in (None, UNET)
     start = getattr(segmenter.model, "name_or_path", "" if untrained else args.model)  # empty where weights are fresh
     asked = unlabeled_images(args) if teacher else None
+    options = options_of(args, len(train or ()) + (len(asked[0]) if asked else 0), kind)
+    targets = targets_of(args, teacher, asked[0], segmenter) if teacher and asked else None
     if accelerator.is_main_process:
         prepare_push(args)
-        settings = settings_of(args, accelerator, teacher)
+        if targets and args.targets_dir:
+            claim_targets(args.targets_dir, targets)
+        settings = settings_of(args, accelerator, options, segmenter, targets)
         open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite, inputs_of(args))
     accelerator.wait_for_everyone()
     unlabeled = None
-    if asked is not None and not (args.output_dir / STUDENT_RECORD).is_file():
-        unlabeled = ask_teacher(args, teacher, asked, segmenter)
+    if teacher and asked and not (args.output_dir / STUDENT_RECORD).is_file():
+        own = args.targets_dir or args.output_dir / TARGETS
+        unlabeled = compute_targets(teacher, *asked, own, segmenter.image_size, segmenter.in_channels)
+    del teacher  # its memory is the student's from here on
 
     # 2. Epochs, each with a checkpoint in the end; the best weights are what is left.
     complete = (args.output_dir / STUDENT_RECORD).is_file()
@@ -201,8 +213,12 @@ def main(args: argparse.Namespace) -> None:
         report = report_of(args, segmenter, train, real, state, start, len(unlabeled or ()))
         keep_best(args, accelerator, report, evaluation)
         print(f"Trained in {state['seconds']:.0f} s; the model is in {args.output_dir}.")
-    for folder in (*checkpoints(args.output_dir), args.output_dir / TARGETS):
-        shutil.rmtree(folder, ignore_errors=folder.name == TARGETS)
+    for checkpoint in checkpoints(args.output_dir):
+        shutil.rmtree(checkpoint)
+    if unlabeled is not None and not args.targets_dir:
+        for path in unlabeled.paths:
+            path.unlink()
+        (args.output_dir / TARGETS).rmdir()
     finish_push(args)
 
 
@@ -259,8 +275,33 @@ def part_of(args: argparse.Namespace, part: str) -> tuple[str, str | None, str]:
     return tuple(getattr(args, f"{part}_{x}") for x in ("dataset_name", "dataset_config_name", "split"))
 
 
-def load_part(args: argparse.Namespace, part: str, **kwargs) -> LabeledImages:
-    return load_labeled_images(*part_of(args, part), cache_dir=args.cache_dir, **kwargs)
+def load_labels(args: argparse.Namespace, part: str, teacher: Segmenter | None, **labels) -> LabeledImages | None:
+    """A labelled dataset, with the teacher's classes if there is one.
+
+    Raises:
+        UserError: The dataset names other classes than the teacher, or has more.
+    """
+    name, config, split = part_of(args, part)
+    if name is None:
+        return None
+    if teacher is None:
+        return load_labeled_images(name, config, split, cache_dir=args.cache_dir, **labels)
+    given = dict(cache_dir=args.cache_dir, ignore_index=teacher.ignore_index)
+    found, names = load_labeled_images(name, config, split, **given), teacher.label_names
+    if found.label_names is not None and list(found.label_names) != names:
+        raise UserError(
+            f"{name} has the classes {', '.join(found.label_names)}, but the teacher has {', '.join(names)}; they have "
+            f"to be the same, in the same order."
+        )
+    if found.num_classes > len(names):
+        raise UserError(f"{name} has {found.num_classes} classes, but the teacher has {len(names)}.")
+    return load_labeled_images(name, config, split, label_names=names, num_classes=len(names), **given)
+
+
+def validation_fraction(args: argparse.Namespace) -> float:
+    """What of the training data is held out."""
+    given = args.validation_fraction
+    return given if given is not None else 0.0 if args.teacher else 0.1
 
 
 def check_sources(args: argparse.Namespace) -> None:
@@ -271,16 +312,23 @@ def check_sources(args: argparse.Namespace) -> None:
         raise UserError("There is nothing to learn from: give --train_dataset_name, or --teacher with images.")
     if args.targets_dir and not args.teacher:
         raise UserError("--targets_dir is for what a --teacher says; leave it out.")
+    if args.targets_dir and args.targets_dir.resolve().is_relative_to(args.output_dir.resolve()):
+        raise UserError("--targets_dir lies in --output_dir, which is the run's own; give a folder beside it.")
+    check_at_least_one(args, "max_unlabeled")
 
 
 def load_teacher(args: argparse.Namespace, device: torch.device) -> Segmenter:
     """The model that is asked.
 
     Raises:
-        UserError: It has no head.
+        UserError: It has no head, or reads other images than students do.
     """
     teacher = load_pipeline(args.teacher, device=device, cache_dir=args.cache_dir)
     teacher.check_can_segment()
+    if teacher.channels.config is not None or teacher.in_channels not in (1, 3):
+        raise UserError(
+            f"{args.teacher} reads chosen channels; students take pictures of 1 or 3 channels of eight bits."
+        )
     return teacher
 
 
@@ -292,23 +340,12 @@ def unlabeled_images(args: argparse.Namespace) -> tuple[Dataset, str]:
     return dataset, column
 
 
-def ask_teacher(
-    args: argparse.Namespace, teacher: Segmenter, asked: tuple[Dataset, str], segmenter: Student
-) -> SoftTargets:
-    """What the teacher says of them; of a folder of its own, only if it was the same teacher and images."""
-    folder = args.targets_dir or args.output_dir / TARGETS
+def targets_of(args: argparse.Namespace, teacher: Segmenter, asked: Dataset, segmenter: Student) -> dict:
+    """What soft targets depend on."""
     names = ("teacher", "unlabeled_dataset_name", "unlabeled_dataset_config_name", "unlabeled_split", "max_unlabeled")
-    settings = {name: getattr(args, name) for name in names} | {"teacher_weights": weights_of(teacher)}
-    settings |= {"image_size": list(segmenter.image_size), "in_channels": segmenter.in_channels}
-    Results(folder / "settings.jsonl", settings)
-    return compute_targets(teacher, *asked, folder, segmenter.image_size, segmenter.in_channels)
-
-
-def weights_of(teacher: Segmenter) -> str:
-    """Tells one teacher from another of that name: the same after a refit with other labels it is not."""
-    if isinstance(teacher, HeadSegmenter) and teacher.segmentation_head is not None:
-        return fingerprint(teacher.segmentation_head)
-    return fingerprint(teacher.model) if isinstance(teacher, Student) else ""
+    settings = {name: getattr(args, name) for name in names} | {"unlabeled_images": len(asked)}
+    settings["teacher_weights"] = teacher_fingerprint(args.teacher, teacher)
+    return settings | {"image_size": list(segmenter.image_size), "in_channels": segmenter.in_channels}
 
 
 def options_of(args: argparse.Namespace, num_images: int, kind: str) -> TrainingOptions:
@@ -341,29 +378,40 @@ def make_segmenter(
         first = labeled[0].image
         if not isinstance(first, PIL.Image.Image):
             raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {labeled[0].name} is none.")
-        images, grey = first.size[::-1], first.mode in ("1", "L")
+        images, looked_at = first.size[::-1], range(min(len(labeled), 16))
+        grey = all(getattr(labeled[i].image, "mode", None) in ("1", "L") for i in looked_at)
         names = labeled.label_names or [f"class {i}" for i in range(labeled.num_classes)]
     else:
         images, grey, names = teacher.image_size, teacher.in_channels == 1, teacher.label_names
-    size = size or student_size(args.model, images)
+    size, asked_for = size or student_size(args.model, images), size
+    if size != images and not asked_for:
+        print(f"The student reads images at {size[0]} x {size[1]}; the first one has {images[0]} x {images[1]} pixels.")
     palette = teacher.palette if teacher else None
     given = (args.model, names, size, 1 if grey else 3, palette, args.from_scratch, args.cache_dir)
     return new_student(*given)
 
 
-def settings_of(args: argparse.Namespace, accelerator: Accelerator, teacher: Segmenter | None) -> dict:
+def settings_of(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    options: TrainingOptions,
+    segmenter: Student,
+    targets: dict | None,
+) -> dict:
     """What the weights depend on."""
-    names = [
-        f"{part}_{x}"
-        for part in ("train", "real", "unlabeled", "eval")
-        for x in ("dataset_name", "dataset_config_name", "split")
-    ]
-    names += ["real_fraction", "validation_fraction", "resolution", "no_augmentation", "no_flip", "model"]
-    names += ["from_scratch", "num_epochs", "images_per_epoch", "train_batch_size", "learning_rate", "weight_decay"]
-    names += ["max_grad_norm", "seed", "teacher", "unlabeled_fraction", "max_unlabeled", "labels_last", "layer_decay"]
+    parts, kinds = ("train", "real", "eval"), ("dataset_name", "dataset_config_name", "split")
+    names = [f"{part}_{kind}" for part in parts for kind in kinds]
+    names += ["real_fraction", "resolution", "no_augmentation", "no_flip", "from_scratch", "num_epochs"]
+    names += ["images_per_epoch", "train_batch_size", "weight_decay", "max_grad_norm", "seed"]
     settings = {name: getattr(args, name) for name in names}
-    settings["teacher_weights"] = weights_of(teacher) if teacher else None
-    return settings | {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+    settings["model"] = args.model or (UNET if isinstance(segmenter, UNetStudent) else DEFAULT_STUDENT)
+    settings |= {"learning_rate": options.learning_rate, "validation_fraction": validation_fraction(args)}
+    settings |= {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+    if targets:
+        settings |= targets | {"unlabeled_fraction": args.unlabeled_fraction, "labels_last": args.labels_last}
+    if args.layer_decay != 1:
+        settings["layer_decay"] = args.layer_decay
+    return settings
 
 
 def report_of(

@@ -51,8 +51,10 @@ def load_pipeline(
     """
     name = os.fspath(name)
     if name.endswith(ONNX):
-        from ..students.export import OnnxStudent  # transformers is of the extra `train`
-
+        try:
+            from ..students.export import OnnxStudent  # transformers is of the extra `train`
+        except ModuleNotFoundError as error:
+            raise missing_extra("train", error.name) from error
         return OnnxStudent(name)
     is_local = os.path.isdir(name)
     if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):

@@ -59,16 +59,19 @@ def compare_models(
                 found = segment_rows(model, rows, batch_size, tiled=dataset.tiling is None)
                 seconds[name].append((time.perf_counter() - began) / len(rows))
                 for row, (mask, _) in zip(rows, found):
-                    counts[name].append(confusion(row.mask, mask, len(classes), dataset.ignore_index))
+                    counts[name].append(overlaps(row.mask, mask, len(classes), dataset.ignore_index))
             bar.update(len(rows))
 
     drawn = np.random.default_rng(SEED).integers(len(dataset), size=(RESAMPLES, len(dataset)))
-    times = np.stack([np.bincount(row, minlength=len(dataset)) for row in drawn])  # [R,N]
+    times = np.stack([np.bincount(row, minlength=len(dataset)) for row in drawn]).astype(float)  # [R,N]
     results, first = [], None
     for name, model in models.items():
-        whole = np.stack(counts[name])  # [N,C,C]
+        whole = np.stack(counts[name])  # [N,3,C]
         iou = class_iou(whole.sum(0))  # [C]
-        resampled = np.nanmean(class_iou(np.einsum("rn,ncd->rcd", times, whole)), axis=1)  # [R]
+        if np.isnan(iou).all():
+            raise UserError("No pixel of the images has a label, so there is nothing to compare.")
+        drawn_again = (times @ whole.reshape(len(whole), -1)).reshape(-1, *whole.shape[1:])  # [R,3,C]
+        resampled = np.nanmean(class_iou(drawn_again), axis=1)  # [R]
         mean = float(np.nanmean(iou))
         first = first or (mean, resampled)
         worst = int(np.nanargmin(iou))
@@ -89,18 +92,19 @@ def compare_models(
     return results
 
 
-def confusion(reference: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
-    """How often each true class (rows) was found to be which (columns): `[num_classes, num_classes]`."""
+def overlaps(reference: np.ndarray, prediction: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
+    """Pixels of each class in both masks, in the reference and in the prediction: `[3, num_classes]` float64."""
     known = reference != ignore_index
-    pairs = reference[known].astype(np.int64) * num_classes + prediction[known]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    own, found = reference[known], prediction[known]
+    parts = (own[own == found], own, found)
+    return np.stack([np.bincount(part, minlength=num_classes)[:num_classes] for part in parts]).astype(float)
 
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
-    """`[..., C, C]` counts of [`confusion`] to the IoU of each class, `[..., C]`; NaN where it is absent from both."""
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    """`[..., 3, C]` counts of [`overlaps`] to the IoU of each class, `[..., C]`; NaN where it is absent from both."""
+    both, own, found = np.moveaxis(counts, -2, 0)
     with np.errstate(invalid="ignore"):
-        return right / (counts.sum(-1) + counts.sum(-2) - right)
+        return both / (own + found - both)
 
 
 def interval(values: np.ndarray) -> list[float]:

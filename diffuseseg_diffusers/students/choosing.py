@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
+from ..pipeline_auto import is_pixel_index
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from .networks import DEFAULT_STUDENT, loading_errors, make_processor, make_student
@@ -60,7 +61,8 @@ def new_student(
                 f"The student in {name} has the classes {', '.join(student.label_names)}, but the dataset has "
                 f"{', '.join(label_names)}."
             )
-        student = UNetStudent(student.model, label_names, student.timestep, palette)
+        model = UNet2DModel.from_config(student.model.config) if from_scratch else student.model
+        student = UNetStudent(model, label_names, student.timestep, palette)
     else:
         model = make_student(name, label_names, from_scratch, cache_dir)
         return StudentSegmenter(model, make_processor(name, size, cache_dir=cache_dir), palette), "transformers"
@@ -73,11 +75,14 @@ def new_student(
 
 
 def student_size(name: str | None, images: tuple[int, int]) -> tuple[int, int]:
-    """Height and width at which a student of this name reads images of the given size: its own, if it has one."""
+    """Height and width at which a student of this name reads images of the given size: its own, if it has one, or for
+    a new U-Net the nearest multiples of 8."""
     if name and os.path.isfile(os.path.join(name, "model_index.json")):
         config = read_json(Path(name, "unet", "config.json")) if Path(name, "unet").is_dir() else {}
     elif name and os.path.isfile(os.path.join(name, RECORD)):
         config = read_json(Path(name, "config.json"))
+    elif name == UNET or (name is None and max(images) <= SMALL):
+        return (max(8, round(images[0] / 8) * 8), max(8, round(images[1] / 8) * 8))
     else:
         return images
     size = config.get("sample_size") or images
@@ -86,6 +91,8 @@ def student_size(name: str | None, images: tuple[int, int]) -> tuple[int, int]:
 
 def _denoiser(name: str, from_scratch: bool) -> UNet2DModel:
     """The denoiser of a pipeline of diffusers on pixels."""
+    if not is_pixel_index(read_json(Path(name, "model_index.json"))):
+        raise UserError(f"{name} has no U-Net on pixels that could become a student; give a DDPM, or another --model.")
     with loading_errors(name):
         try:
             unet = UNet2DModel.from_pretrained(name, subfolder="unet", use_safetensors=True)

@@ -7,6 +7,9 @@ at the student's size, so that training decodes nothing.
 """
 
 import bisect
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,11 +27,14 @@ from ..data.columns import decode_cell
 from ..data.image_processor import to_eight_bit
 from ..data.unlabeled import to_pixels
 from ..runs.errors import UserError
-from ..runs.files import atomic_file
+from ..runs.files import atomic_file, read_json, write_json
 from ..runs.parts import Part, finish_parts
+from ..runs.resuming import fingerprint
+from ..runs.seeds import mixed_seed
 from ..segmenter import Segmenter
 
 
+SETTINGS = "settings.json"  # in a folder of targets that several runs use
 TARGETS = "targets"  # folder below an output folder
 CLASSES_KEPT = 4  # of a pixel, the likeliest
 IMAGES_IN_A_FILE = 256
@@ -105,6 +111,43 @@ class SoftTargets(Dataset):
         return image, targets
 
 
+def teacher_fingerprint(name: str, teacher: Segmenter) -> str:
+    """Tells one teacher from another of that name, and one precision from another.
+
+    Args:
+        name (`str`): Of the teacher, as [`load_pipeline`] takes it.
+        teacher ([`Segmenter`]): What that loaded.
+    """
+    if os.path.isfile(name):  # an ONNX file
+        return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+    modules = {key: part for key, part in vars(teacher).items() if isinstance(part, torch.nn.Module)}
+    return fingerprint(*(modules[key] for key in sorted(modules)))
+
+
+def claim_targets(folder: Path, settings: dict) -> None:
+    """Begins a folder of targets that several runs use, or checks that it is of the same teacher and images.
+
+    Args:
+        folder (`Path`): Where they are, or will be.
+        settings (`dict`): What they depend on, as JSON holds it.
+
+    Raises:
+        UserError: The folder holds targets of something else, or other files.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} holds something else than targets; give another --targets_dir.")
+        write_json(path, settings)
+        return
+    there, now = read_json(path), json.loads(json.dumps(settings))
+    if other := [name for name in now if there.get(name) != now[name]]:
+        what = ", ".join(f"{name} {there.get(name)} (now {now[name]})" for name in other)
+        raise UserError(
+            f"{folder} holds targets of another teacher or other images: {what}; give another --targets_dir."
+        )
+
+
 def compute_targets(
     teacher: Segmenter,
     dataset: Dataset,
@@ -165,7 +208,10 @@ def _make_part(
             except (OSError, UserError) as error:
                 raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
             batch.append(image)
-        found = teacher.segment(batch, batch_size, mask_size=size, output_type="pt", return_probabilities=True)
+        # Heads that were fitted with fresh noise get that of the row, whoever makes the file.
+        noise = [torch.Generator().manual_seed(mixed_seed(0, row)) for row in rows[start : start + batch_size]]
+        given = dict(mask_size=size, generator=noise, output_type="pt", return_probabilities=True)
+        found = teacher.segment(batch, batch_size, **given)
         targets.append(soft_targets(torch.stack(found.probabilities)))
     with atomic_file(path) as partial_path:
         save_file({"images": torch.stack(images), "targets": torch.cat(targets)}, partial_path)

@@ -102,7 +102,9 @@ def new_unet(
     """
     if size[0] % 8 or size[1] % 8:
         near = " ".join(str(max(8, round(x / 8) * 8)) for x in size)
-        raise UserError(f"The U-Net takes sizes that are multiples of 8, got {size[0]} x {size[1]}; try {near}.")
+        raise UserError(
+            f"The U-Net takes sizes that are multiples of 8, got {size[0]} x {size[1]}; use --resolution {near}."
+        )
     model = UNet2DModel(
         sample_size=size,
         in_channels=in_channels,

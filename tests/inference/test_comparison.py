@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseseg_diffusers import evaluate_segmentation
-from diffuseseg_diffusers.inference.comparison import class_iou, compare_models, confusion, format_comparison
+from diffuseseg_diffusers.inference.comparison import class_iou, compare_models, format_comparison, overlaps
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.students.unets import new_unet
 
@@ -21,7 +21,7 @@ def test_iou_is_intersection_over_union_of_pixels_with_a_label(num_classes, seed
     rng = np.random.default_rng(seed)
     reference, prediction = rng.integers(0, num_classes, (2, 7, 9)).astype(np.uint8)
     reference[0] = 255
-    found = class_iou(confusion(reference, prediction, num_classes, 255))
+    found = class_iou(overlaps(reference, prediction, num_classes, 255))
     for label in range(num_classes):
         own, other = (reference == label)[1:], (prediction == label)[1:]
         union = (own | other).sum()

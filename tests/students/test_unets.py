@@ -74,7 +74,7 @@ def test_a_u_net_that_is_no_student_or_a_broken_one_is_a_sentence(tmp_path):
     record.write_text(json.dumps({"label_names": NAMES, "timestep": 0, "palette": None}))
     with pytest.raises(UserError, match="1 outputs for 3 classes"):
         load_pipeline(tmp_path / "unet", device="cpu")
-    with pytest.raises(UserError, match="multiples of 8, got 30 x 32; try 32 32"):
+    with pytest.raises(UserError, match="multiples of 8, got 30 x 32; use --resolution 32 32"):
         new_unet(NAMES, (30, 32), 1)
 
 
@@ -96,9 +96,10 @@ def test_the_network_is_chosen_by_the_size_of_the_images(tmp_path, monkeypatch):
 def test_a_pipelines_denoiser_and_a_student_are_trained_on_at_their_own_size(tmp_path):
     DDPMPipeline(make_unet(sample_size=16), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     name = str(tmp_path / "ddpm")
-    assert student_size(name, (64, 64)) == (16, 16) and student_size("unet", (64, 48)) == (64, 48)
+    assert student_size(name, (64, 64)) == (16, 16) and student_size("unet", (64, 45)) == (64, 48)
     student, kind = new_student(name, NAMES, (16, 16), 1)
     assert kind == "denoiser" and torch.equal(student.model.conv_in.weight, make_unet().conv_in.weight)
+    assert student_size(None, (30, 30)) == (32, 32) and student_size(None, (300, 30)) == (300, 30)
     scratch, _ = new_student(name, NAMES, (16, 16), 1, from_scratch=True)
     assert not torch.equal(scratch.model.conv_in.weight, student.model.conv_in.weight)
     with pytest.raises(UserError, match="reads images of 16 x 16, not of 32 x 32; leave --resolution"):

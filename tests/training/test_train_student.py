@@ -191,7 +191,7 @@ def test_a_teacher_teaches_a_u_net_from_pictures_without_labels(hub, drawn, taug
     assert validate_card(card, "model") == [] and str(tmp_path) not in card
     for what in ("library_name: diffusers", 'load_pipeline("alice/distilled")', "24 of pictures", "by teacher"):
         assert what in card, what
-    assert "images with masks and from what a head on a diffusion model thinks of images without labels" in card
+    assert "images with masks and from what a fitted model thinks of images without labels" in card
     image, mask = draw((32, 32), 21)
     ours, theirs = (
         load_pipeline(name, device="cpu", dtype="float32") for name in (tmp_path / "out", "alice/distilled")
@@ -203,7 +203,7 @@ def test_a_teacher_teaches_a_u_net_from_pictures_without_labels(hub, drawn, taug
 def test_a_distillation_that_was_killed_resumes_bit_for_bit_and_asks_the_teacher_once(drawn, taught, tmp_path):
     short = ("--num_epochs", "3", "--images_per_epoch", "32", "--targets_dir", tmp_path / "targets")
     program = [str(Path(sys.executable).parent / "diffuseseg"), *distill(drawn, taught, tmp_path / "killed", *short)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen([str(x) for x in program], env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch 1"):
@@ -220,7 +220,9 @@ def test_a_distillation_that_was_killed_resumes_bit_for_bit_and_asks_the_teacher
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert before and {p: p.stat().st_mtime_ns for p in before} == before  # two runs, asked once
     other = distill(drawn, taught, tmp_path / "other", *short, "--max_unlabeled", "5")
-    assert "holds another run: max_unlabeled None (now 5)" in run("diffuseseg", *other, expect=1).stderr
+    said = run("diffuseseg", *other, expect=1).stderr
+    assert "other images: max_unlabeled None (now 5), unlabeled_images 24 (now 5)" in said
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_denoiser_is_trained_on_with_rates_that_fall(drawn, taught, tmp_path):
@@ -229,6 +231,26 @@ def test_a_denoiser_is_trained_on_with_rates_that_fall(drawn, taught, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["out_channels"], config["block_out_channels"]) == (3, [8, 16, 24])
     assert report_of(tmp_path / "out")["start"] != "random"
+
+
+def test_a_dataset_of_other_classes_than_the_teachers_is_refused(drawn, taught, tmp_path):
+    (drawn / "id2label.json").write_text(json.dumps(dict(enumerate(["disc", "sky", "bar"]))))
+    result = run("diffuseseg", *distill(drawn, taught, tmp_path / "out"), expect=1)
+    assert "has the classes disc, sky, bar, but the teacher has sky, disc, bar" in result.stderr
+
+
+def test_nothing_of_an_earlier_student_goes_before_all_is_known_to_be_valid(drawn, taught, tmp_path):
+    out = tmp_path / "out"
+    run("diffuseseg", *distill(drawn, taught, out, "--num_epochs", "1", "--images_per_epoch", "16"))
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file.txt").write_text("mine")
+    wrong = [("--targets_dir", tmp_path / "mine"), ("--targets_dir", out / "targets"), ("--max_unlabeled", "0")]
+    wrong += [("--layer_decay", "0.5", "--model", write_config(tmp_path)), ("--teacher", tmp_path / "none")]
+    for more in wrong:
+        result = run("diffuseseg", *distill(drawn, taught, out, "--overwrite", *more), expect=1)
+        assert "Traceback" not in result.stderr and {p: p.read_bytes() for p in out.iterdir()} == before, more
+    assert (tmp_path / "mine" / "file.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
