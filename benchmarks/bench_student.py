@@ -3,20 +3,19 @@
 
     python benchmarks/bench_student.py --model MODEL --student STUDENT --dataset_name DATA [--onnx student.onnx]
 
-All segment the same images in batches of the same size, in turn, from the decoded image to the mask at its size
-(the ONNX file: at the student's size); medians over rounds.
+All segment the same images in batches of the same size, in turn, from the decoded image to the mask at its
+size; medians over rounds.
 """
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 import torch
 
 from diffuseseg_diffusers import load_labeled_images
-from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.students.segmenter import load_student
 
 
 def main() -> None:
@@ -34,23 +33,10 @@ def main() -> None:
     data = load_labeled_images(args.dataset_name, args.dataset_config_name, args.split)
     images = [data[i].image for i in range(args.batch_size)]
     pipe = load_pipeline(args.model, dtype=args.dtype)
-    student = load_student(args.student, pipe.device, pipe.unet.dtype)
-    student.model.to(memory_format=torch.channels_last)
-    sides = {
-        f"head ({pipe.unet.dtype})": lambda: pipe.segment(images, args.batch_size, output_type="np"),
-        f"student ({student.model.dtype})": lambda: student.segment(images, args.batch_size, output_type="np"),
-    }
+    models = {f"head ({pipe.unet.dtype})": pipe, "student": load_pipeline(args.student, dtype=args.dtype)}
     if args.onnx:
-        import onnxruntime
-
-        processor = DiffuseSegImageProcessor(student.in_channels)
-        session = onnxruntime.InferenceSession(args.onnx, providers=["CPUExecutionProvider"])
-
-        def run_onnx() -> None:
-            pixels = processor.preprocess(processor.load(images), *student.image_size) / 2 + 0.5  # [N,3,H,W]
-            session.run(["masks"], {"pixels": pixels.numpy()})
-
-        sides["student, ONNX (float32)"] = run_onnx
+        models["student, ONNX (float32)"] = load_pipeline(args.onnx)
+    sides = {name: partial(model.segment, images, args.batch_size, output_type="np") for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(args.rounds + 1):  # the first one warms up
         for name, side in sides.items():
