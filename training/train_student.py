@@ -45,7 +45,6 @@ from diffuseseg_diffusers.students.choosing import (
     RATES,
     SMALL,
     UNET,
-    load_any_student,
     new_student,
     student_size,
 )
@@ -262,7 +261,7 @@ def keep_best(
     for path in (checkpoints(args.output_dir)[-1] / BEST).iterdir():
         with atomic_file(args.output_dir / path.name) as partial:
             shutil.copyfile(path, partial)
-    student = load_any_student(args.output_dir, accelerator.device)
+    student = load_pipeline(args.output_dir, device=accelerator.device, dtype="float32")
     report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
     if evaluation is not None:
         report["evaluation"], _ = evaluate_segmentation(student, evaluation)

@@ -24,7 +24,6 @@ from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from ..runs.hub_errors import explain_hub_error, is_temporary
-from ..students.choosing import load_any_student
 from .cards import CARD, RECORDS, SAMPLES, own_card, png
 from .dataset_card import dataset_card, read_parts
 from .files import Upload, collect, without_local_paths
@@ -221,11 +220,11 @@ def finish_push(args: argparse.Namespace) -> None:
 
 def _load(upload: Upload) -> Any:
     """What is in an upload, for its card: a pipeline, a head, a student, or the parts of a dataset."""
-    if upload.kind == "pipeline":
+    if upload.kind in ("pipeline", "student"):
         return load_pipeline(os.fspath(upload.root))
     if upload.kind == "head":
         return PixelClassifierEnsemble.from_pretrained(upload.root, subfolder=HEAD)
-    return load_any_student(upload.root) if upload.kind == "student" else read_parts(upload.root)
+    return read_parts(upload.root)
 
 
 def _make_card(

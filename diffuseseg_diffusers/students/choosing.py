@@ -1,18 +1,17 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Which student is trained, and how it is loaded: U-Nets of diffusers and networks of `transformers`, by name."""
+"""Which student is trained: U-Nets of diffusers and networks of `transformers`, by name."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from diffusers import UNet2DModel
 
 from ..pipeline_auto import is_pixel_index
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from .networks import DEFAULT_STUDENT, loading_errors, make_processor, make_student
-from .segmenter import Student, StudentSegmenter, load_student
+from .segmenter import Student, StudentSegmenter
 from .unets import RECORD, UNetStudent, load_unet_student, new_unet, unet_from_denoiser
 
 
@@ -99,15 +98,3 @@ def _denoiser(name: str, from_scratch: bool) -> UNet2DModel:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{name} has no U-Net on pixels that could become a student: {error}") from error
     return UNet2DModel.from_config(unet.config) if from_scratch else unet
-
-
-def load_any_student(
-    name: str | os.PathLike,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-) -> Student:
-    """A student in a local folder, of whatever kind; see [`load_student`]."""
-    kind = load_unet_student if os.path.isfile(os.path.join(name, RECORD)) else load_student
-    return kind(name, device, dtype, revision, cache_dir)

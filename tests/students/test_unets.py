@@ -8,7 +8,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffuseseg_diffusers import load_pipeline
 from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.students.choosing import load_any_student, new_student, student_size
+from diffuseseg_diffusers.students.choosing import new_student, student_size
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
 from diffuseseg_diffusers.students.segmenter import StudentSegmenter
 from diffuseseg_diffusers.students.training import parameter_groups
@@ -55,7 +55,7 @@ def test_a_saved_u_net_is_one_of_diffusers_and_loads_as_a_student(tmp_path):
     assert UNet2DModel.from_pretrained(tmp_path / "student").config.out_channels == 3
     image = draw((20, 30), 1)[0]
     expected = student.segment(image, output_type="np")
-    for load in (load_unet_student, load_any_student, lambda name: load_pipeline(name, device="cpu", dtype="float32")):
+    for load in (load_unet_student, lambda name: load_pipeline(name, device="cpu", dtype="float32")):
         loaded = load(tmp_path / "student")
         found = loaded.segment(image, output_type="np")
         assert type(loaded) is UNetStudent and loaded.label_names == NAMES and loaded.palette == palette
