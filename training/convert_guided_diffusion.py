@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline
 
-from diffuseseg_diffusers.arguments import add_output_arguments, run_script
+from diffuseseg_diffusers.arguments import add_output_arguments, inputs_of, run_script
 from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder
 from diffuseseg_diffusers.runs.hardware import DTYPES
@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    check_output_folder(args.output_dir, args.overwrite)
+    check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
     flags = PRESETS[args.preset] if args.preset else Flags.parse(args.flags)
     unet, scheduler = convert_checkpoint(read_checkpoint(args.checkpoint), flags, DTYPES[args.dtype])
-    with output_folder(args.output_dir, args.overwrite, "convert") as folder:
+    with output_folder(args.output_dir, args.overwrite, "convert", inputs_of(args)) as folder:
         DDPMPipeline(unet, scheduler).save_pretrained(folder)
     number = sum(p.numel() for p in unet.parameters())
     print(f"{number / 1e6:.1f} million parameters, {args.dtype}; the pipeline is in {args.output_dir}.")

@@ -23,6 +23,7 @@ from diffuseseg_diffusers.arguments import (
     block_name,
     check_at_least_one,
     height_and_width,
+    inputs_of,
     run_script,
 )
 from diffuseseg_diffusers.data.arguments import (
@@ -133,7 +134,7 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuses numbers out of range, what does not go together, and a folder that is not to be written to."""
-    check_output_folder(args.output_dir, args.overwrite)
+    check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
     check_at_least_one(args, "batch_size", "num_members", "max_tiles")
     check_reading_arguments(args)
     args.resolution = height_and_width(args.resolution)
@@ -263,7 +264,7 @@ def main(args: argparse.Namespace) -> None:
         split = args.validation_split or args.split
         report["validation"]["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, split)
         print(format_metrics(report["validation"]))
-    with output_folder(args.output_dir, args.overwrite, "fit") as folder:
+    with output_folder(args.output_dir, args.overwrite, "fit", inputs_of(args)) as folder:
         save_fitted(pipe, folder, args.model or args.backbone, args.revision, args.cache_dir)
         write_json(folder / "head_training.json", report)
     print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {args.output_dir}.")

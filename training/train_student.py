@@ -25,35 +25,47 @@ from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labe
 from diffuseseg_diffusers.arguments import (
     add_cache_argument,
     add_output_arguments,
-    check_at_least_one,
-    folder_path,
     inputs_of,
     run_script,
 )
-from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.data.columns import contents_fingerprint, describe_dataset
+from diffuseseg_diffusers.data.labeled import unnamed_classes
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
+from diffuseseg_diffusers.runs.files import (
+    atomic_file,
+    check_output_folder,
+    remove_matching,
+    write_json,
+)
 from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
 from diffuseseg_diffusers.runs.resuming import may_resume, open_run
 from diffuseseg_diffusers.segmenter import Segmenter
+from diffuseseg_diffusers.students.arguments import add_student_arguments, check_sources
 from diffuseseg_diffusers.students.choosing import (
     RATES,
-    SMALL,
     UNET,
+    check_reads,
     new_student,
     student_size,
 )
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
 from diffuseseg_diffusers.students.segmenter import Student
-from diffuseseg_diffusers.students.targets import TARGETS, claim_targets, compute_targets, teacher_fingerprint
+from diffuseseg_diffusers.students.targets import (
+    TARGETS,
+    TARGETS_FILE,
+    claim_targets,
+    compute_targets,
+    teacher_fingerprint,
+)
 from diffuseseg_diffusers.students.training import (
     BEST,
     CHECKPOINT_FILES,
+    IN_CHECKPOINTS,
     StudentTraining,
     TrainingOptions,
     checkpoints,
@@ -63,104 +75,15 @@ from diffuseseg_diffusers.students.unets import UNetStudent
 
 
 COMMAND = "train-student"
-OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD, f"{TARGETS}/*")
-LABELS_LAST = 0.25  # share of the epochs
+OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD, f"{TARGETS}/{TARGETS_FILE}")
 GENERATED = {"seed", "uncertainty"}  # columns of what `diffuseseg generate` makes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    for part, what in (
-        ("train", "Images with masks to train on"),
-        ("real", "More of them, mixed in at --real_fraction"),
-        ("unlabeled", "Images without labels, on which --teacher is asked"),
-        ("eval", "Images with masks to measure on"),
-    ):
-        names = [f"--{part}_dataset_name", *(["--train_data_dir"] if part == "train" else [])]
-        group.add_argument(*names, help=f"{what}: a local folder or a Hub name.")
-        group.add_argument(f"--{part}_dataset_config_name", help="Configuration of that dataset.")
-        default = "test" if part == "eval" else "train"
-        group.add_argument(f"--{part}_split", default=default, help=f"Split of that dataset (default: {default}).")
-    group.add_argument(
-        "--real_fraction",
-        type=float,
-        default=0.2,
-        help="Share of the images of --real_dataset_name among those with masks that are shown (default: 0.2).",
-    )
-    group.add_argument(
-        "--unlabeled_fraction",
-        type=float,
-        default=0.5,
-        help="Share of images without labels among all that are shown (default: 0.5).",
-    )
-    group.add_argument(
-        "--max_unlabeled", type=int, help="Number of images without labels, evenly spread (default: all)."
-    )
-    group.add_argument(
-        "--labels_last",
-        type=float,
-        default=LABELS_LAST,
-        help=f"Share of the epochs, the last, that show images with masks alone (default: {LABELS_LAST}).",
-    )
-    group.add_argument(
-        "--validation_fraction",
-        type=float,
-        help="Share of the training data held out to choose the weights (default: 0.1; with a teacher 0, and the last "
-        "weights are kept).",
-    )
-    group.add_argument("--resolution", type=int, nargs="+", help="Side, or height and width (default: as the images).")
-    group.add_argument("--no_augmentation", action="store_true", help="Images as they are, no augmented views.")
-    group.add_argument("--no_flip", action="store_true", help="No mirrored views: left and right mean something.")
-    _add_training_arguments(parser)
+    add_student_arguments(parser)
     add_output_arguments(parser, "the model, as its library reads it")
     add_cache_argument(parser)
     add_hub_arguments(parser)
-
-
-def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        "--pretrained_model_name_or_path",
-        help="unet, a U-Net of 2 million weights; a folder of a diffusion pipeline, whose denoiser is trained on; a "
-        "student's folder; or Hub name, folder or JSON config of a network of transformers (default: unet for images "
-        f"of up to {SMALL} pixels, else {DEFAULT_STUDENT}).",
-    )
-    group.add_argument("--teacher", help="Fitted model whose probabilities the student learns: a folder or a Hub name.")
-    group.add_argument(
-        "--targets_dir",
-        type=folder_path,
-        help="Folder for what the teacher said, to be used by other runs too (default: below the output, until the "
-        "end).",
-    )
-    group.add_argument("--from_scratch", action="store_true", help="Fresh weights, though there are pretrained ones.")
-    group = parser.add_argument_group("training")
-    group.add_argument("--num_epochs", type=int, default=20, help="Number of epochs (default: 20).")
-    group.add_argument(
-        "--images_per_epoch", type=int, help="Number of images in an epoch (default: all there are, 1000 at least)."
-    )
-    group.add_argument("--train_batch_size", type=int, default=16, help="Images per process and step (default: 16).")
-    group.add_argument(
-        "--learning_rate",
-        type=float,
-        help=f"Highest rate of AdamW (default: {', '.join(f'{rate:g} for {kind}' for kind, rate in RATES.items())}).",
-    )
-    group.add_argument(
-        "--layer_decay",
-        type=float,
-        default=1.0,
-        help="Rate of a stage of a U-Net as a share of that of the stage behind it (default: 1).",
-    )
-    group.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW (default: 0.01).")
-    group.add_argument("--max_grad_norm", type=float, default=1.0, help="Largest norm of the gradient (default: 1).")
-    group.add_argument(
-        "--mixed_precision", choices=("no", "fp16", "bf16"), help="Precision (default: as Accelerate is configured)."
-    )
-    group.add_argument("--dataloader_num_workers", type=int, default=2, help="Processes that decode (default: 2).")
-    group.add_argument("--seed", type=int, default=0, help="Seed of weights, order and augmentation (default: 0).")
-    group.add_argument(
-        "--resume_from_checkpoint", choices=["latest"], help="The default: the same command line always resumes."
-    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -175,9 +98,8 @@ def main(args: argparse.Namespace) -> None:
     fraction = validation_fraction(args)
     if train is not None and fraction > 0:
         train, validation = train.split(fraction, args.seed)
-    labels = {"num_classes": train.num_classes, "label_names": train.label_names} if train else {}
-    real = load_labels(args, "real", teacher, **labels)
-    evaluation = load_labels(args, "eval", teacher, **labels)
+    real = load_labels(args, "real", teacher, train)
+    evaluation = load_labels(args, "eval", teacher, train or real)
     set_seed(args.seed)
     segmenter, kind = make_segmenter(args, train or real, teacher)
     parameter_groups(segmenter.model, args.layer_decay)  # before anything is written
@@ -185,12 +107,13 @@ def main(args: argparse.Namespace) -> None:
     start = getattr(segmenter.model, "name_or_path", "" if untrained else args.model)  # empty where weights are fresh
     asked = unlabeled_images(args) if teacher else None
     options = options_of(args, len(train or ()) + (len(asked[0]) if asked else 0), kind)
-    targets = targets_of(args, teacher, asked[0], segmenter) if teacher and asked else None
+    targets = targets_of(args, teacher, asked, segmenter) if teacher and asked else None
     if accelerator.is_main_process:
         prepare_push(args)
         if targets and args.targets_dir:
             claim_targets(args.targets_dir, targets)
-        settings = settings_of(args, accelerator, options, segmenter, targets)
+        labeled = {"train_contents": train, "real_contents": real}
+        settings = settings_of(args, accelerator, options, segmenter, labeled, targets)
         open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite, inputs_of(args))
     accelerator.wait_for_everyone()
     unlabeled = None
@@ -213,11 +136,9 @@ def main(args: argparse.Namespace) -> None:
         keep_best(args, accelerator, report, evaluation)
         print(f"Trained in {state['seconds']:.0f} s; the model is in {args.output_dir}.")
     for checkpoint in checkpoints(args.output_dir):
-        shutil.rmtree(checkpoint)
-    if unlabeled is not None and not args.targets_dir:
-        for path in unlabeled.paths:
-            path.unlink()
-        (args.output_dir / TARGETS).rmdir()
+        remove_matching(checkpoint, IN_CHECKPOINTS)
+    if (args.output_dir / TARGETS).is_dir():
+        remove_matching(args.output_dir / TARGETS, [TARGETS_FILE])
     finish_push(args)
 
 
@@ -274,46 +195,29 @@ def part_of(args: argparse.Namespace, part: str) -> tuple[str, str | None, str]:
     return tuple(getattr(args, f"{part}_{x}") for x in ("dataset_name", "dataset_config_name", "split"))
 
 
-def load_labels(args: argparse.Namespace, part: str, teacher: Segmenter | None, **labels) -> LabeledImages | None:
-    """A labelled dataset, with the teacher's classes if there is one.
+def load_labels(
+    args: argparse.Namespace, part: str, teacher: Segmenter | None, first: LabeledImages | None = None
+) -> LabeledImages | None:
+    """A labelled dataset, with the classes of the teacher if there is one, or of the first dataset.
 
     Raises:
-        UserError: The dataset names other classes than the teacher, or has more.
+        UserError: The dataset has other classes.
     """
     name, config, split = part_of(args, part)
     if name is None:
         return None
-    if teacher is None:
-        return load_labeled_images(name, config, split, cache_dir=args.cache_dir, **labels)
-    given = dict(cache_dir=args.cache_dir, ignore_index=teacher.ignore_index)
-    found, names = load_labeled_images(name, config, split, **given), teacher.label_names
-    if found.label_names is not None and list(found.label_names) != names:
-        raise UserError(
-            f"{name} has the classes {', '.join(found.label_names)}, but the teacher has {', '.join(names)}; they have "
-            f"to be the same, in the same order."
-        )
-    if found.num_classes > len(names):
-        raise UserError(f"{name} has {found.num_classes} classes, but the teacher has {len(names)}.")
-    return load_labeled_images(name, config, split, label_names=names, num_classes=len(names), **given)
+    given: dict = {"cache_dir": args.cache_dir}
+    if teacher is not None:
+        given |= {"ignore_index": teacher.ignore_index, "classes": teacher.label_names}
+    elif first is not None:
+        given["classes"] = first.label_names or unnamed_classes(first.num_classes)
+    return load_labeled_images(name, config, split, **given)
 
 
 def validation_fraction(args: argparse.Namespace) -> float:
     """What of the training data is held out."""
     given = args.validation_fraction
     return given if given is not None else 0.0 if args.teacher else 0.1
-
-
-def check_sources(args: argparse.Namespace) -> None:
-    """Raises [`UserError`] unless there is something to learn from, and a teacher for what has no labels."""
-    if bool(args.teacher) != bool(args.unlabeled_dataset_name):
-        raise UserError("--teacher and --unlabeled_dataset_name go together: the one is asked about the other.")
-    if not (args.train_dataset_name or args.teacher):
-        raise UserError("There is nothing to learn from: give --train_dataset_name, or --teacher with images.")
-    if args.targets_dir and not args.teacher:
-        raise UserError("--targets_dir is for what a --teacher says; leave it out.")
-    if args.targets_dir and args.targets_dir.resolve().is_relative_to(args.output_dir.resolve()):
-        raise UserError("--targets_dir lies in --output_dir, which is the run's own; give a folder beside it.")
-    check_at_least_one(args, "max_unlabeled")
 
 
 def load_teacher(args: argparse.Namespace, device: torch.device) -> Segmenter:
@@ -339,10 +243,11 @@ def unlabeled_images(args: argparse.Namespace) -> tuple[Dataset, str]:
     return dataset, column
 
 
-def targets_of(args: argparse.Namespace, teacher: Segmenter, asked: Dataset, segmenter: Student) -> dict:
+def targets_of(args: argparse.Namespace, teacher: Segmenter, asked: tuple[Dataset, str], segmenter: Student) -> dict:
     """What soft targets depend on."""
     names = ("teacher", "unlabeled_dataset_name", "unlabeled_dataset_config_name", "unlabeled_split", "max_unlabeled")
-    settings = {name: getattr(args, name) for name in names} | {"unlabeled_images": len(asked)}
+    settings = {name: getattr(args, name) for name in names} | {"unlabeled_images": len(asked[0])}
+    settings["unlabeled_contents"] = contents_fingerprint(*asked)
     settings["teacher_weights"] = teacher_fingerprint(args.teacher, teacher)
     return settings | {"image_size": list(segmenter.image_size), "in_channels": segmenter.in_channels}
 
@@ -379,7 +284,7 @@ def make_segmenter(
             raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {labeled[0].name} is none.")
         images, looked_at = first.size[::-1], range(min(len(labeled), 16))
         grey = all(getattr(labeled[i].image, "mode", None) in ("1", "L") for i in looked_at)
-        names = labeled.label_names or [f"class {i}" for i in range(labeled.num_classes)]
+        names = labeled.label_names or unnamed_classes(labeled.num_classes)
     else:
         images, grey, names = teacher.image_size, teacher.in_channels == 1, teacher.label_names
     size, asked_for = size or student_size(args.model, images), size
@@ -387,7 +292,9 @@ def make_segmenter(
         print(f"The student reads images at {size[0]} x {size[1]}; the first one has {images[0]} x {images[1]} pixels.")
     palette = teacher.palette if teacher else None
     given = (args.model, names, size, 1 if grey else 3, palette, args.from_scratch, args.cache_dir)
-    return new_student(*given)
+    student, kind = new_student(*given)
+    check_reads(student)
+    return student, kind
 
 
 def settings_of(
@@ -395,6 +302,7 @@ def settings_of(
     accelerator: Accelerator,
     options: TrainingOptions,
     segmenter: Student,
+    labeled: dict[str, LabeledImages | None],
     targets: dict | None,
 ) -> dict:
     """What the weights depend on."""
@@ -406,10 +314,10 @@ def settings_of(
     settings["model"] = args.model or (UNET if isinstance(segmenter, UNetStudent) else DEFAULT_STUDENT)
     settings |= {"learning_rate": options.learning_rate, "validation_fraction": validation_fraction(args)}
     settings |= {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+    settings |= {name: contents_fingerprint(d.dataset, d.image_column) if d else None for name, d in labeled.items()}
+    settings |= {"layer_decay": args.layer_decay, "teacher": None, "unlabeled_dataset_name": None}
     if targets:
         settings |= targets | {"unlabeled_fraction": args.unlabeled_fraction, "labels_last": args.labels_last}
-    if args.layer_decay != 1:
-        settings["layer_decay"] = args.layer_decay
     return settings
 
 

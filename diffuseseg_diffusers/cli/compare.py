@@ -2,9 +2,16 @@
 """Compares fitted models, students and ONNX files on labelled images: `diffuseseg compare`."""
 
 import argparse
+import os
 from pathlib import Path
 
-from ..arguments import add_cache_argument, add_model_options, add_output_arguments, check_at_least_one
+from ..arguments import (
+    add_cache_argument,
+    add_model_options,
+    add_output_arguments,
+    check_at_least_one,
+    inputs_of,
+)
 from ..data.arguments import add_data_arguments, load_data
 from ..data.columns import describe_dataset
 from ..figures.curves import accuracy_over_speed
@@ -33,21 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_at_least_one(args, "batch_size")
-    check_output_folder(args.output_dir, args.overwrite)
-    if twice := next((name for name in args.models if args.models.count(name) > 1), None):
+    check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
+    real = [os.path.realpath(name) if os.path.exists(name) else name for name in args.models]
+    if twice := next((name for name, path in zip(args.models, real) if real.count(path) > 1), None):
         raise UserError(f"{twice} is given twice; give every model once.")
     where = (args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     models = {name: load_pipeline(name, *where) for name in args.models}
     for model in models.values():
         model.check_can_segment()
     first = models[args.models[0]]
-    names = first.label_names
     for name, model in models.items():
         if model.channels.config != first.channels.config:
             raise UserError(f"{name} reads other channels of an image than {args.models[0]}; compare those alike.")
-    dataset = load_data(
-        args, ignore_index=first.ignore_index, label_names=names, num_classes=len(names), channels=first.channels
-    )
+    dataset = load_data(args, ignore_index=first.ignore_index, classes=first.label_names, channels=first.channels)
     results = compare_models(models, dataset, args.batch_size)
     report = {
         "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
@@ -56,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
         "hardware": hardware(find_device(args.device)),
         "models": results,
     }
-    with output_folder(args.output_dir, args.overwrite, "compare") as folder:
+    with output_folder(args.output_dir, args.overwrite, "compare", inputs_of(args)) as folder:
         write_json(folder / "comparison.json", report)
         accuracy_over_speed([r | {"model": Path(r["model"]).name} for r in results]).savefig(folder / "comparison.png")
     print(format_comparison(results))

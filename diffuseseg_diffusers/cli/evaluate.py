@@ -3,7 +3,13 @@
 
 import argparse
 
-from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments, check_at_least_one
+from ..arguments import (
+    add_cache_argument,
+    add_model_arguments,
+    add_output_arguments,
+    check_at_least_one,
+    inputs_of,
+)
 from ..data.arguments import add_data_arguments, load_data
 from ..data.columns import describe_dataset
 from ..figures.pages import examples_page
@@ -31,18 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_at_least_one(args, "batch_size")
-    check_output_folder(args.output_dir, args.overwrite)
+    check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     pipe.check_can_segment()
     names = pipe.label_names
-    dataset = load_data(
-        args, ignore_index=pipe.ignore_index, label_names=names, num_classes=len(names), channels=pipe.channels
-    )
+    dataset = load_data(args, ignore_index=pipe.ignore_index, classes=names, channels=pipe.channels)
     metrics, examples = evaluate_segmentation(
         pipe, dataset, args.batch_size, args.absent_as_zero, args.count_ignored, num_examples=args.num_examples
     )
     metrics["dataset"] = describe_dataset(args.dataset_name, args.dataset_config_name, args.split)
-    with output_folder(args.output_dir, args.overwrite, "evaluate") as folder:
+    with output_folder(args.output_dir, args.overwrite, "evaluate", inputs_of(args)) as folder:
         write_json(folder / "metrics.json", metrics)
         if examples:
             examples_page(examples, names, pipe.palette, dataset.ignore_index).savefig(folder / "examples.png")

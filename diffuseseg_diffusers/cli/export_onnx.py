@@ -5,8 +5,9 @@ import argparse
 from pathlib import Path
 
 from ..arguments import add_cache_argument
-from ..hub.loading import load_pipeline
+from ..hub.loading import ONNX, load_pipeline
 from ..runs.errors import UserError
+from ..runs.files import check_writable
 from ..students.export import export_onnx
 from ..students.segmenter import Student
 
@@ -20,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.file.suffix != ONNX:
+        raise UserError(f"{args.file} does not end in {ONNX}, by which commands know such files; give such a name.")
+    check_writable(args.file.parent, "file")
     if args.file.is_dir() or (args.file.exists() and not args.overwrite):
         raise UserError(f"{args.file} exists and is kept; choose another name, or pass --overwrite for a file.")
     student = load_pipeline(args.model, args.revision, "cpu", "float32", args.cache_dir)

@@ -282,6 +282,7 @@ def load_labeled_images(
     cache_dir: str | None = None,
     token: str | None = None,
     revision: str | None = None,
+    classes: Sequence[str] | None = None,
     **kwargs,
 ) -> LabeledImages:
     """Loads labelled images by Hub name or from a local folder.
@@ -297,22 +298,38 @@ def load_labeled_images(
         label_names (sequence of `str`, *optional*): Names of the classes; from the dataset's `id2label.json` if there
             is one.
         cache_dir, token, revision: As in `datasets.load_dataset`.
+        classes (sequence of `str`, *optional*): Those of a model that the images are for, in place of `label_names`;
+            if the dataset has names of its own, they have to be these.
         **kwargs: As in [`LabeledImages`].
 
     Returns:
         [`LabeledImages`]
 
     Raises:
-        UserError: There is no such dataset or split, it has no images, or its masks are not as expected.
+        UserError: There is no such dataset or split, it has no images, its masks are not as expected, or it has other
+            classes than `classes`.
     """
     name = os.fspath(name)
     local = os.path.isdir(name)
     if label_names is None:
         label_names = read_label_names(name, local, cache_dir, token, revision)
+    if classes is not None:
+        unnamed = list(classes) == unnamed_classes(len(classes))
+        if label_names and (len(label_names) != len(classes) if unnamed else list(label_names) != list(classes)):
+            raise UserError(
+                f"{name} has the classes {', '.join(label_names)}, but the model has {', '.join(classes)}; they have "
+                f"to be the same, in the same order."
+            )
+        label_names = list(classes)
     dataset = read_folder(Path(name), split) if local else None
     if dataset is None:
         dataset = load_split(name, config_name, split, cache_dir=cache_dir, token=token, revision=revision)
     return LabeledImages(dataset, label_names=label_names, **kwargs)
+
+
+def unnamed_classes(number: int) -> list[str]:
+    """What classes are called that have no names."""
+    return [f"class {i}" for i in range(number)]
 
 
 def _is_color(given: Any) -> bool:

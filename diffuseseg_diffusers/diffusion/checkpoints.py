@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..runs.errors import UserError
-from ..runs.files import flush_to_disk, read_json, write_json
+from ..runs.files import flush_to_disk, read_json, remove_matching, write_json
 from .batches import ShuffledBatches, StreamedBatches
 
 
@@ -93,10 +93,12 @@ def save_checkpoint(
     if accelerator.is_main_process:
         flush_to_disk(partial)
         if folder in checkpoints(output_dir):  # of the same step, when an earlier checkpoint was resumed
-            _remove(folder)
+            remove_matching(folder, IN_CHECKPOINTS)
+            for foreign in folder.iterdir() if folder.exists() else ():
+                foreign.rename(partial / foreign.name)
         partial.rename(folder)
         for old in checkpoints(output_dir)[: -limit if limit else 0]:
-            _remove(old)
+            remove_matching(old, IN_CHECKPOINTS)
     accelerator.wait_for_everyone()
     return folder
 

@@ -291,6 +291,18 @@ class FeatureExtractor(ABC):
         return features
 
 
+def relative_blocks(of_18: Iterable[int], total: int) -> tuple[int, ...]:
+    """Decoder blocks at the same relative depth as some of the paper's 18: those in which their middles lie.
+
+    Args:
+        of_18 (iterable of `int`): Of a U-Net with 18 blocks.
+        total (`int`): Decoder blocks of the other one.
+
+    6, 7, 12, 15 of 18 are 4, 5, 8, 10 of 12 and 2, 3, 5, 6 of 8.
+    """
+    return tuple(sorted({int((block + 0.5) * total / 18) for block in of_18}))
+
+
 def ordered(blocks: Iterable[Block]) -> tuple[Block, ...]:
     """Numbers ascending, then names: the order in which features are concatenated."""
     return tuple(sorted(blocks, key=lambda block: (isinstance(block, str), block)))

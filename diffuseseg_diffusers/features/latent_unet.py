@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..runs.errors import UserError
+from .base import relative_blocks
 from .denoiser import DenoiserFeatureExtractor, both_sides
 from .dry_run import Place
 from .pixel_unet import default_class_labels
@@ -34,7 +35,7 @@ class LatentUNetFeatureExtractor(DenoiserFeatureExtractor):
         total = len(self.numbers)
         if of_18 is None:
             return tuple(self.up_block_outputs(range(len(self.denoiser.up_blocks))))
-        return tuple(sorted({round(block * total / 18) for block in of_18}))
+        return relative_blocks(of_18, total)
 
     def up_block_outputs(self, up_blocks: Sequence[int]) -> list[int]:
         ends, end = [], -1

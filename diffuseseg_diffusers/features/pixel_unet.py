@@ -13,7 +13,7 @@ import torch
 from diffusers import SchedulerMixin, UNet2DModel
 
 from ..runs.errors import UserError
-from .base import Block, FeatureExtractor, Features, LastTapReached, Tap
+from .base import Block, FeatureExtractor, Features, LastTapReached, Tap, relative_blocks
 from .dry_run import Place, dry_run
 from .noise import noise_schedule
 
@@ -154,7 +154,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
         total = num_decoder_blocks(self.unet)
         if of_18 is not None:
-            return tuple(sorted({round(block * total / 18) for block in of_18}))
+            return relative_blocks(of_18, total)
         if total == 18:
             return PAPER_BLOCKS
         return up_block_outputs(self.unet, range(len(self.unet.config.block_out_channels)))

@@ -51,6 +51,8 @@ def load_pipeline(
     """
     name = os.fspath(name)
     if name.endswith(ONNX):
+        if base_model is not None:
+            raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")
         try:
             from ..students.export import OnnxStudent  # transformers is of the extra `train`
         except ModuleNotFoundError as error:

@@ -114,14 +114,16 @@ def interval(values: np.ndarray) -> list[float]:
 
 def format_comparison(results: Sequence[dict]) -> str:
     """The table that `compare` prints."""
-    rows = [["model", "mean IoU", "95 %", "worst class", "s an image", "MB"]]
+    rows = [["model", "mean IoU", "95 %", "difference, 95 %", "worst class", "s an image", "MB"]]
     for r in results:
         low, high = r["interval"]
+        less, more = r["difference_interval"]
         rows.append(
             [
                 r["model"],
                 f"{r['mean_iou']:.4f}",
                 f"{low:.4f} to {high:.4f}",
+                f"{r['difference']:+.4f}, {less:+.4f} to {more:+.4f}" if rows[1:] else "",
                 f"{r['worst_class']} {r['worst_iou']:.4f}",
                 f"{r['seconds_per_image']:.4f}",
                 f"{r['megabytes']:.1f}",

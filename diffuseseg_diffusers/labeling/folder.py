@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from ..runs.errors import UserError
-from ..runs.files import hold_folder, read_record, write_record
+from ..runs.files import read_record, write_record
+from ..runs.locks import hold_folder
 
 
 COMMAND = "app"

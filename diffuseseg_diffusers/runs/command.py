@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from .errors import UserError
-from .files import unlock_folder
+from .locks import unlock_folder
 
 
 DEBUG = "DIFFUSESEG_DEBUG"  # set to 1, every error shows its traceback

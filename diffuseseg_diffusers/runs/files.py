@@ -9,7 +9,6 @@ import fnmatch
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +18,7 @@ import psutil
 from .errors import UserError
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 RECORD = ".diffuseseg-run.json"
-_HELD: dict[tuple[int, int], int] = {}  # descriptors of folders that this process holds until it ends
-_LOCKED: list[int] = []  # descriptor of the folder that this process has locked
 # What a process is writing has its number in the name; a kill leaves it behind.
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
 # Folders inside an output folder while new files take the place of old ones; see `_swap`.
@@ -97,6 +89,15 @@ def read_json(path: str | os.PathLike) -> dict:
         raise UserError(f"{path} is no JSON file ({error}); repair or remove it.") from error
 
 
+def remove_matching(folder: Path, patterns: Iterable[str]) -> None:
+    """Removes the files below a folder whose paths match one of the patterns (`fnmatch`), and folders that are empty
+    then, itself among them; other files stay."""
+    matches = re.compile("|".join(map(fnmatch.translate, patterns))).match
+    _remove_files(folder, [path for path in _files(folder) if matches(path)])
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def flush_to_disk(folder: Path) -> None:
     """Waits until the files are on the disk, so that a machine that dies does not leave empty ones under good names."""
     for path in folder.rglob("*"):
@@ -108,24 +109,35 @@ def flush_to_disk(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def check_output_folder(folder: Path, overwrite: bool) -> None:
+def check_writable(folder: Path, argument: str) -> Path:
+    """Where a folder really is, which need not be there.
+
+    Raises:
+        UserError: It, or one above it, is a file or cannot be written to; advises another `argument`.
+    """
+    real = Path(os.path.realpath(folder))
+    existing = next(path for path in (real, *real.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, and a folder is needed; choose another {argument}.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} cannot be written to; choose another {argument}.")
+    return real
+
+
+def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[object] = ()) -> None:
     """Refuses a folder that must not or cannot be written to, before the long work; removes nothing.
 
     Args:
         folder (`Path`): Where a run is to write; need not be there.
         overwrite (`bool`): Whether an earlier run's files may be replaced.
+        inputs (iterable): What the new run reads: names, of which those of files and folders are kept.
 
     Raises:
-        UserError: The folder is a file; cannot be written to; holds something, and `overwrite` is off; or holds what
-            no run recorded.
+        UserError: The folder is a file; cannot be written to; holds something, and `overwrite` is off; holds what no
+            run recorded, or what the new run reads.
     """
-    real = Path(os.path.realpath(folder))
-    existing = next(path for path in (real, *real.parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise UserError(f"{existing} is a file, and a folder is needed; choose another --output_dir.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{existing} cannot be written to; choose another --output_dir.")
-    if existing != real:
+    real = check_writable(folder, "--output_dir")
+    if not real.exists():
         return
     _restore(real)
     found = list(_files(real))
@@ -138,6 +150,13 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
             f"{folder} holds files that no run of DiffuseSeg recorded ({foreign[0]}{more}) and is kept; --overwrite "
             f"replaces a run's own files alone: move the others away, or choose another --output_dir."
         )
+    read = [Path(os.path.realpath(name)) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
+    for path in (real / name for name in found):
+        if any(path == given or given in path.parents for given in read):
+            raise UserError(
+                f"--overwrite would remove {path}, which this run is to read; choose another --output_dir than "
+                f"{folder}."
+            )
 
 
 def clear_output_folder(folder: Path, inputs: Iterable[object] = ()) -> None:
@@ -150,91 +169,16 @@ def clear_output_folder(folder: Path, inputs: Iterable[object] = ()) -> None:
     Raises:
         UserError: There are other files, or one of the files is an input.
     """
-    check_output_folder(folder, overwrite=True)
-    shown, folder = folder, Path(os.path.realpath(folder))
+    check_output_folder(folder, True, inputs)
+    folder = Path(os.path.realpath(folder))
     if folder.exists():
-        read = [Path(os.path.realpath(name)) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
-        for path in (folder / name for name in _files(folder)):
-            if any(path == given or given in path.parents for given in read):
-                raise UserError(
-                    f"--overwrite would remove {path}, which this run is to read; choose another --output_dir than "
-                    f"{shown}."
-                )
         _remove_run(folder)
         for abandoned in _abandoned(folder, _NEW):
             _remove_tree(abandoned)
 
 
-def lock_folder(folder: Path) -> None:
-    """Keeps other processes of DiffuseSeg out of a run's folder until this one ends, or locks another folder.
-
-    Raises:
-        UserError: Another process is at work in it.
-    """
-    if not try_lock_folder(folder):
-        raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
-
-
-def try_lock_folder(folder: Path) -> bool:
-    """Locks a folder as [`lock_folder`] does, if nobody else has; whether it did."""
-    return fcntl is None or _lock(folder, fcntl.LOCK_EX)  # Windows has no such locks
-
-
-def join_folder(folder: Path) -> None:
-    """Locks a folder for this process and others that join it, and against those that want it for themselves.
-
-    Raises:
-        UserError: Another process has it for itself.
-    """
-    for _ in range(50):  # one that begins has it for itself for a moment
-        if fcntl is None or _lock(folder, fcntl.LOCK_SH):
-            return
-        time.sleep(0.1)
-    raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
-
-
-def _lock(folder: Path, kind: int) -> bool:
-    """Locks a folder in place of what this process has locked; whether that was possible."""
-    number = os.stat(folder).st_ino
-    if not _LOCKED or os.fstat(_LOCKED[0]).st_ino != number:
-        unlock_folder()
-        _LOCKED.append(os.open(folder, os.O_RDONLY))
-    try:
-        fcntl.flock(_LOCKED[0], kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        unlock_folder()
-        return False
-    except OSError:  # a file system without locks
-        unlock_folder()
-    return True
-
-
-def hold_folder(folder: Path) -> bool:
-    """Keeps other processes out of a folder until this one ends, whatever else it locks; whether nobody else has it."""
-    stat = os.stat(folder)
-    key = (stat.st_dev, stat.st_ino)
-    if fcntl is None or key in _HELD:
-        return True
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    except OSError:  # a file system without locks
-        pass
-    _HELD[key] = descriptor
-    return True
-
-
-def unlock_folder() -> None:
-    """Lets other processes into the folder that this one has locked; the end of a process does so too."""
-    while _LOCKED:
-        os.close(_LOCKED.pop())
-
-
 @contextmanager
-def output_folder(folder: Path, overwrite: bool, command: str) -> Iterator[Path]:
+def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[object] = ()) -> Iterator[Path]:
     """Yields a temporary folder; what is in it becomes the content of `folder` once the block has ended well.
 
     A new folder appears under its name whole. In one that is there (it may be a mount, a link, or the working folder)
@@ -244,11 +188,13 @@ def output_folder(folder: Path, overwrite: bool, command: str) -> Iterator[Path]
         folder (`Path`): What is to be made.
         overwrite (`bool`): Whether an earlier run's files may be replaced.
         command (`str`): For the record.
+        inputs (iterable): See [`check_output_folder`].
 
     Raises:
         UserError: See [`check_output_folder`].
     """
-    check_output_folder(folder, overwrite)
+    inputs = list(inputs)
+    check_output_folder(folder, overwrite, inputs)
     real = Path(os.path.realpath(folder))
     real.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(real / _NEW) if real.exists() else _partial(real)
@@ -258,7 +204,7 @@ def output_folder(folder: Path, overwrite: bool, command: str) -> Iterator[Path]
     try:
         yield partial
         write_record(partial, command, owns=[exact_pattern(path) for path in _files(partial)])
-        check_output_folder(folder, overwrite)  # it may have changed while the block ran
+        check_output_folder(folder, overwrite, inputs)  # it may have changed while the block ran
         if real.exists():
             _swap(real, partial)
         else:

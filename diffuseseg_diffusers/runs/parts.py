@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .files import fcntl
+from .locks import fcntl
 
 
 PARTS = ".parts"  # folder below an output folder for what is needed until the run is complete

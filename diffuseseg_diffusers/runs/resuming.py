@@ -12,15 +12,13 @@ from .errors import UserError
 from .files import (
     check_output_folder,
     clear_output_folder,
-    join_folder,
-    lock_folder,
     read_record,
     remove_partials,
     to_json,
-    try_lock_folder,
     write_record,
     write_text,
 )
+from .locks import join_folder, lock_folder, try_lock_folder
 
 
 def open_run(

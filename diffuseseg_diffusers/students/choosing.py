@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DModel
 
 from ..pipeline_auto import is_pixel_index
@@ -61,7 +62,7 @@ def new_student(
                 f"{', '.join(label_names)}."
             )
         model = UNet2DModel.from_config(student.model.config) if from_scratch else student.model
-        student = UNetStudent(model, label_names, student.timestep, palette)
+        student = UNetStudent(model, label_names, student.timestep, palette or student.palette)
     else:
         model = make_student(name, label_names, from_scratch, cache_dir)
         return StudentSegmenter(model, make_processor(name, size, cache_dir=cache_dir), palette), "transformers"
@@ -86,6 +87,24 @@ def student_size(name: str | None, images: tuple[int, int]) -> tuple[int, int]:
         return images
     size = config.get("sample_size") or images
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@torch.no_grad()
+def check_reads(student: Student) -> None:
+    """Lets an untrained student read an empty image.
+
+    Raises:
+        UserError: It cannot read images of its size.
+    """
+    height, width = student.image_size
+    try:
+        student.model.eval()
+        student.logits(torch.zeros(1, student.in_channels, height, width, device=student.device))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The student cannot read images of {height} x {width} ({str(error).splitlines()[0]}); give another "
+            f"--resolution, or --model {UNET}."
+        ) from error
 
 
 def _denoiser(name: str, from_scratch: bool) -> UNet2DModel:

@@ -96,6 +96,9 @@ class OnnxStudent(Segmenter):
             self._channels, self._size = int(shape[1]), (int(shape[2]), int(shape[3]))
         except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors
             raise UserError(f"{path} is no student that `diffuseseg export-onnx` wrote: {error!r:.200}.") from error
+        found = {output.name: output.shape for output in self.session.get_outputs()}.get("logits")
+        if found is None or found[1] != len(self._names):
+            raise UserError(f"{path} has logits {found} for {len(self._names)} classes; export the student again.")
 
     @property
     def image_size(self) -> tuple[int, int]:

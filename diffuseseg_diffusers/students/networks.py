@@ -102,10 +102,10 @@ def loading_errors(name: str) -> Iterator[None]:
             reason = OWN_CODE
         if reason is None and "Unrecognized configuration class" in text:
             raise UserError(f"{name} is no model that `AutoModelForSemanticSegmentation` knows.") from error
+        if reason is None and isinstance(error, SafetensorError):
+            reason = f"its weights are damaged ({text})"
         if reason is None and "model.safetensors" in text:
             reason = "it has no weights in the safetensors format (pickled ones are not loaded: they can run code)"
-        if reason is None and isinstance(error, ValueError):
-            raise
         raise UserError(f"{name} cannot be loaded: {reason or text.splitlines()[0].rstrip('.')}.") from error
 
 
@@ -114,6 +114,7 @@ def make_processor(
     size: tuple[int, int] | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    required: bool = False,
 ) -> BaseImageProcessor:
     """The image processor of a student; SegFormer's for the default and where it has none.
 
@@ -122,9 +123,10 @@ def make_processor(
         size (two `int`, *optional*): Height and width of images; the processor's own if not given.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
+        required (`bool`, defaults to `False`): Whether it must have one of its own, as what is trained has.
 
     Raises:
-        UserError: It needs code of its own.
+        UserError: It needs code of its own, or has none and must have.
     """
     processor = None
     if name != DEFAULT_STUDENT and not name.endswith(".json"):
@@ -135,6 +137,12 @@ def make_processor(
         except (OSError, ValueError) as error:
             if "trust_remote_code" in str(error):
                 raise UserError(f"The image processor of {name} cannot be loaded: {OWN_CODE}.") from error
+            if required:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"{name} has no image processor that can be loaded ({reason}), and how it reads images is not "
+                    f"known; restore its preprocessor_config.json."
+                ) from error
             logger.warning(f"{name} has no image processor that can be loaded; SegFormer's is used.")
     if processor is None:
         from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil

@@ -115,7 +115,8 @@ class StudentSegmenter(Student):
         return (model or self.model)(pixels).logits  # [N,C,h,w]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Saves model and image processor as `transformers` does."""
+        """Saves model and image processor as `transformers` does; the config holds the colours too."""
+        self.model.config.palette = self.palette
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -172,7 +173,11 @@ def load_student(
     name = os.fspath(name)
     where = {"revision": revision or "main", "cache_dir": cache_dir}
     with loading_errors(name):
-        model = AutoModelForSemanticSegmentation.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, use_safetensors=True, **where
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
         )
-    return StudentSegmenter(model.to(device).eval(), make_processor(name, revision=revision, cache_dir=cache_dir))
+    if wrong := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{name} is no whole student: its weights lack {wrong[0]}{more}, which its config names.")
+    processor = make_processor(name, revision=revision, cache_dir=cache_dir, required=True)
+    return StudentSegmenter(model.to(device).eval(), processor, getattr(model.config, "palette", None))

@@ -17,7 +17,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -38,6 +38,10 @@ SETTINGS = "settings.json"  # in a folder of targets that several runs use
 TARGETS = "targets"  # folder below an output folder
 CLASSES_KEPT = 4  # of a pixel, the likeliest
 IMAGES_IN_A_FILE = 256
+TARGETS_FILE = "targets-[0-9]*-of-[0-9]*.safetensors"  # pattern of their names
+
+
+ANEW = "remove it, and it is computed anew"
 
 
 def soft_targets(probabilities: torch.Tensor) -> torch.Tensor:
@@ -91,14 +95,23 @@ class SoftTargets(Dataset):
     Args:
         paths (sequence of `Path`): The files, in their order.
 
+    Raises:
+        UserError: A file is damaged, or of something else.
+
     An item is the image `[C, H, W]` uint8 and its targets `[2 * CLASSES_KEPT, H, W]` uint8.
     """
 
     def __init__(self, paths: Sequence[Path]):
         self.paths, self.starts = list(paths), [0]
         for path in self.paths:
-            with safe_open(path, "pt") as file:
-                self.starts.append(self.starts[-1] + file.get_slice("images").get_shape()[0])
+            try:
+                with safe_open(path, "pt") as file:
+                    images, targets = (file.get_slice(name).get_shape() for name in ("images", "targets"))
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path} is no whole file of targets ({error}); {ANEW}.") from error
+            if len(images) != 4 or targets != [images[0], 2 * CLASSES_KEPT, *images[2:]]:
+                raise UserError(f"{path} holds images {images} with targets {targets}, which is no pair; {ANEW}.")
+            self.starts.append(self.starts[-1] + images[0])
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -141,6 +154,8 @@ def claim_targets(folder: Path, settings: dict) -> None:
         write_json(path, settings)
         return
     there, now = read_json(path), json.loads(json.dumps(settings))
+    if not isinstance(there, dict):
+        raise UserError(f"{path} says nothing of targets; give another --targets_dir.")
     if other := [name for name in now if there.get(name) != now[name]]:
         what = ", ".join(f"{name} {there.get(name)} (now {now[name]})" for name in other)
         raise UserError(
@@ -184,7 +199,14 @@ def compute_targets(
         parts.append(Part(path, make, len(rows)))
     with tqdm(total=count, desc="Asking the teacher", unit="image", disable=not show_progress) as bar:
         finish_parts(parts, bar)
-    return SoftTargets([part.path for part in parts])
+    found = SoftTargets([part.path for part in parts])
+    for part, start, end in zip(parts, found.starts, found.starts[1:]):
+        if end - start != part.size:
+            raise UserError(f"{part.path} holds {end - start} images, not {part.size}; {ANEW}.")
+    image = found[0][0]
+    if tuple(image.shape) != (in_channels, *size):
+        raise UserError(f"{folder} holds images {tuple(image.shape)}, not {(in_channels, *size)}; {ANEW}.")
+    return found
 
 
 def _make_part(
@@ -214,4 +236,7 @@ def _make_part(
         found = teacher.segment(batch, batch_size, **given)
         targets.append(soft_targets(torch.stack(found.probabilities)))
     with atomic_file(path) as partial_path:
-        save_file({"images": torch.stack(images), "targets": torch.cat(targets)}, partial_path)
+        try:
+            save_file({"images": torch.stack(images), "targets": torch.cat(targets)}, partial_path)
+        except SafetensorError as error:  # says nothing of the file
+            raise UserError(f"{path} could not be written ({error}); the same command line resumes.") from error

@@ -6,6 +6,7 @@ generated pairs; it then segments in one fast pass what takes the diffusion mode
 over what a teacher knows of images without labels, see `targets.py`.
 """
 
+import pickle
 import re
 import shutil
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from ..data.augmentation import IGNORED, augment
 from ..data.labeled import LabeledImages
 from ..data.unlabeled import to_pixels
 from ..runs.errors import NotFiniteError, UserError
-from ..runs.files import flush_to_disk, read_json, write_json
+from ..runs.files import flush_to_disk, read_json, remove_matching, write_json
 from ..runs.seeds import mixed_seed
 from .segmenter import Student
 from .targets import SoftTargets, distillation_loss, hard_targets
@@ -35,7 +36,11 @@ from .targets import SoftTargets, distillation_loss, hard_targets
 
 BEST = "best"  # in a checkpoint: the student as it segmented the held-out images best
 STATE_FILE = "run.json"
-CHECKPOINT_FILES = ("checkpoint-[0-9][0-9][0-9][0-9][0-9][0-9]/*", ".checkpoint-*.partial/*")  # patterns
+IN_CHECKPOINTS = (  # patterns of files
+    *("model*.safetensors", "model.safetensors.index.json", "optimizer*.bin", "scaler.pt", "random_states_[0-9]*.pkl"),
+    *(STATE_FILE, f"{BEST}/*"),
+)
+CHECKPOINT_FILES = (*(f"checkpoint-{'[0-9]' * 6}/{name}" for name in IN_CHECKPOINTS), ".checkpoint-*.partial/*")
 
 
 @dataclass(frozen=True)
@@ -251,21 +256,33 @@ class StudentTraining:
             ) from error
         if accelerator.is_main_process:
             for old in before:
-                shutil.rmtree(old)
+                remove_matching(old, IN_CHECKPOINTS)
         accelerator.wait_for_everyone()
 
     def load_checkpoint(self, output_dir: Path) -> dict | None:
-        """Brings the training back to its newest checkpoint; returns the `state` of that, `None` if there is none."""
+        """Brings the training back to its newest checkpoint; returns the `state` of that, `None` if there is none.
+
+        Raises:
+            UserError: It is damaged.
+        """
         found = checkpoints(output_dir)
         if not found:
             return None
-        self.accelerator.load_state(str(found[-1]))
-        return read_json(found[-1] / STATE_FILE)
+        state = read_json(found[-1] / STATE_FILE)
+        try:
+            self.accelerator.load_state(str(found[-1]))
+        except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+            raise UserError(
+                f"The checkpoint {found[-1]} cannot be read ({str(error).splitlines()[0]}); it is damaged: remove that "
+                f"folder, and the same command line begins anew."
+            ) from error
+        return state
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Whole checkpoints of a run, the newest last."""
-    return sorted(p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6}", p.name))
+    """Whole checkpoints of a run, the newest last; folders of that name that hold something else are none."""
+    named = [p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6}", p.name)]
+    return sorted(p for p in named if (p / STATE_FILE).is_file())
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -166,10 +167,46 @@ def load_unet_student(
                 raise UserError(f"{name} holds a U-Net but no {RECORD}: it is no student that train-student left.")
         else:
             path = hf_hub_download(name, RECORD, **where)
-        record = read_json(path)
-        model = UNet2DModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True, **where)
-    try:
-        given = record["label_names"], record["timestep"], record["palette"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no record of a student: {error} is missing; train it again.") from error
+        given = _record(path)
+        try:
+            options = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+            model, info = UNet2DModel.from_pretrained(name, **options, **where)
+        except (TypeError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:
+            raise UserError(f"{name} cannot be loaded: its config.json does not fit its weights ({error}).") from error
+    if info["missing_keys"]:
+        raise UserError(f"{name} is no whole student: its weights lack {sorted(info['missing_keys'])[0]}.")
+    if not _is_size(model.config.sample_size):
+        raise UserError(f"{name} cannot be loaded: its config.json says no `sample_size`, but height and width.")
     return UNetStudent(model.to(device).eval(), *given)
+
+
+def _record(path: str) -> tuple[list[str], int, list[list[int]] | None]:
+    """Classes, timestep and colours of a student.
+
+    Raises:
+        UserError: The file does not say them.
+    """
+    record = read_json(path)
+    given = [record.get(key) for key in ("label_names", "timestep", "palette")] if isinstance(record, dict) else []
+    names, timestep, palette = given or (None, None, None)
+    wrong = None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        wrong = "label_names, a name for each class"
+    elif not isinstance(timestep, int) or not 0 <= timestep < 10_000:
+        wrong = "timestep, a number from 0 on"
+    elif palette is not None and not (
+        isinstance(palette, list) and len(palette) == len(names) and all(map(_is_color, palette))
+    ):
+        wrong = "palette, a colour [red, green, blue] for each class"
+    if wrong:
+        raise UserError(f"{path} is no record of a student: it lacks {wrong}; restore it, or train the student again.")
+    return names, timestep, palette
+
+
+def _is_color(given: Any) -> bool:
+    return isinstance(given, list) and len(given) == 3 and all(isinstance(x, int) and 0 <= x <= 255 for x in given)
+
+
+def _is_size(given: Any) -> bool:
+    sides = [given] * 2 if isinstance(given, int) else given
+    return isinstance(sides, (list, tuple)) and len(sides) == 2 and all(isinstance(x, int) and x > 0 for x in sides)

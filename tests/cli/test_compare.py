@@ -1,8 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import json
+import shutil
 
 import pytest
 from PIL import Image
+
+from diffuseseg_diffusers.runs.files import write_record
 
 from ..conftest import run
 
@@ -34,3 +37,30 @@ def test_what_cannot_be_compared_is_a_sentence(drawn, student, tmp_path):
         result = run("diffuseseg", "compare", *models, *out, expect=1)
         assert message in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_never_overwritten_by_what_is_said_of_it(drawn, student, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(student, own)
+    write_record(own, "train-student", ["*"])
+    before = {p.name: p.read_bytes() for p in own.iterdir()}
+    for command in (("compare", own), ("evaluate", "--model", own)):
+        said = run(
+            "diffuseseg", *command, "--dataset_name", drawn / "data", "--output_dir", own, "--overwrite", expect=1
+        )
+        assert "which this run is to read" in said.stderr
+    assert {p.name: p.read_bytes() for p in own.iterdir()} == before
+
+
+def test_a_dataset_of_other_classes_and_one_model_by_two_names_are_refused(drawn, student, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(drawn / "data", data)
+    out = ("--output_dir", tmp_path / "out")
+    for names in (["disc", "sky", "bar"], ["sky", "disc"]):
+        (data / "id2label.json").write_text(json.dumps(dict(enumerate(names))))
+        for command in (("compare", student), ("evaluate", "--model", student)):
+            said = run("diffuseseg", *command, "--dataset_name", data, *out, expect=1).stderr
+            assert f"has the classes {', '.join(names)}, but the model has sky, disc, bar" in said
+    (tmp_path / "link").symlink_to(student)
+    said = run("diffuseseg", "compare", student, tmp_path / "link", "--dataset_name", drawn / "data", *out, expect=1)
+    assert "is given twice" in said.stderr

@@ -139,7 +139,7 @@ def test_another_process_cannot_open_it(open_session, pictures, tmp_path):
     open_session()
     program = (
         "import sys; from pathlib import Path\n"
-        "from diffuseseg_diffusers.runs.files import try_lock_folder\n"
+        "from diffuseseg_diffusers.runs.locks import try_lock_folder\n"
         "sys.exit(0 if not try_lock_folder(Path(sys.argv[1])) else 1)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "session")], check=True)

@@ -1,5 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -78,3 +79,17 @@ def test_a_processor_without_a_fixed_size_is_refused(segmenter):
     segmenter.processor.size = {"shortest_edge": 224}
     with pytest.raises(UserError, match="a height and a width are needed"):
         StudentSegmenter(segmenter.model, segmenter.processor)
+
+
+def test_a_damaged_folder_is_refused_and_colours_are_kept(segmenter, tmp_path):
+    colors = [[i, 2 * i, 3 * i] for i in range(len(segmenter.label_names))]
+    StudentSegmenter(segmenter.model, segmenter.processor, colors).save_pretrained(tmp_path)
+    assert load_student(tmp_path).palette == colors
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"depths": [d + 1 for d in config["depths"]]}))
+    with pytest.raises(UserError, match="its weights lack"):
+        load_student(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match="restore its preprocessor_config.json"):
+        load_student(tmp_path)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from diffuseseg_diffusers.data.augmentation import IGNORED, augment
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
@@ -113,3 +114,24 @@ def test_an_image_that_cannot_be_read_is_named_and_leaves_no_file(pictures, tmp_
     with pytest.raises(UserError, match="3.png"):
         compute_targets(make_pipeline(head=True), dataset, column, tmp_path / "targets", (16, 16), 1)
     assert not list((tmp_path / "targets").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "fewer", "other", "alien"])
+def test_damaged_files_of_targets_are_named(pictures, tmp_path, damage):
+    dataset, column = load_unlabeled(str(pictures), cache_dir=str(tmp_path / "cache"))
+    asked = (make_pipeline(True), dataset, column, tmp_path / "targets", (32, 32), 3)
+    (path,) = compute_targets(*asked).paths
+    whole = load_file(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "fewer":
+        save_file({k: v[:-1].clone() for k, v in whole.items()}, path)
+    elif damage == "other":
+        save_file({k: v[..., :-1].contiguous() for k, v in whole.items()}, path)
+    else:
+        save_file({"weights": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="targets-00000-of-00001.safetensors|holds images") as said:
+        compute_targets(*asked)
+    assert "remove it, and it is computed anew" in str(said.value)

@@ -127,3 +127,37 @@ def test_rates_fall_from_the_output_of_a_u_net_to_its_input():
     assert [g["share"] for g in parameter_groups(unet, 1.0)] == [1.0]
     with pytest.raises(UserError, match="is for U-Nets of diffusers"):
         parameter_groups(torch.nn.Linear(1, 1), 0.5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"label_names": x} for x in (None, "abc", [1, 2, 3], ["a", "a", "b"])),
+        *({"timestep": x} for x in (None, "x", -5)),
+        *({"palette": x} for x in (7, "x", [[0, 0, 999]] * 3, [[0, 0, 0]])),
+        [],
+    ],
+)
+def test_a_record_that_says_something_else_is_a_sentence(tmp_path, changed):
+    new_unet(["a", "b", "c"], (16, 16), 1).save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "student.json").read_text())
+    (tmp_path / "student.json").write_text(json.dumps(changed and record | changed))
+    with pytest.raises(UserError, match="is no record of a student: it lacks"):
+        load_unet_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"sample_size": None}, {"sample_size": "x"}, {"block_out_channels": 5}, {"add_attention": True}]
+)
+def test_a_config_that_does_not_fit_is_a_sentence(tmp_path, changed):
+    new_unet(["a", "b", "c"], (16, 16), 1).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(UserError, match="cannot be loaded|is no whole student"):
+        load_unet_student(tmp_path)
+
+
+def test_a_student_that_is_trained_on_keeps_its_colours(tmp_path):
+    colors = [[1, 2, 3], [4, 5, 6]]
+    new_unet(["a", "b"], (16, 16), 1, colors).save_pretrained(tmp_path)
+    assert new_student(str(tmp_path), ["a", "b"], (16, 16), 1)[0].palette == colors

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.objective import denoising_losses
 from diffuseseg_diffusers.runs.errors import NotFiniteError, UserError
-from diffuseseg_diffusers.runs.files import unlock_folder
+from diffuseseg_diffusers.runs.locks import unlock_folder
 from training import train_ddpm
 
 from ..conftest import ROOT, draw, run

@@ -236,7 +236,7 @@ def test_a_denoiser_is_trained_on_with_rates_that_fall(drawn, taught, tmp_path):
 def test_a_dataset_of_other_classes_than_the_teachers_is_refused(drawn, taught, tmp_path):
     (drawn / "id2label.json").write_text(json.dumps(dict(enumerate(["disc", "sky", "bar"]))))
     result = run("diffuseseg", *distill(drawn, taught, tmp_path / "out"), expect=1)
-    assert "has the classes disc, sky, bar, but the teacher has sky, disc, bar" in result.stderr
+    assert "has the classes disc, sky, bar, but the model has sky, disc, bar" in result.stderr
 
 
 def test_nothing_of_an_earlier_student_goes_before_all_is_known_to_be_valid(drawn, taught, tmp_path):
@@ -268,3 +268,52 @@ def test_what_a_distillation_lacks_is_a_sentence(drawn, taught, tmp_path, wrong,
         del words[at : at + 2]
     result = run("diffuseseg", *words, expect=1)
     assert message in result.stderr and "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_other_images_or_fewer_options_are_another_run(drawn, taught, tmp_path, monkeypatch):
+    """Neither old targets for new pictures, nor a run that goes on without what it began with."""
+    stopped = ("--num_epochs", "2", "--images_per_epoch", "16")
+    targets = ("--targets_dir", tmp_path / "targets")
+    words = distill(drawn, taught, tmp_path / "out", *stopped, *targets, "--layer_decay", "0.5")
+    real = train_student.StudentTraining.save_checkpoint
+
+    def stop(self, folder, state, is_best):
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+        real(self, folder, state, is_best)
+
+    monkeypatch.setattr(train_student.StudentTraining, "save_checkpoint", stop)
+    run("diffuseseg", *words, expect=130)
+    monkeypatch.undo()
+    notes = tmp_path / "out" / "checkpoint-000001" / "notes.txt"
+    notes.write_text("mine")
+    assert "layer_decay 0.5 (now 1.0)" in run("diffuseseg", *words[:-2], expect=1).stderr
+    alone = [x for x in words if x not in ("--teacher", str(taught[0]), "--unlabeled_dataset_name", str(taught[1]))]
+    at = alone.index("--targets_dir")
+    del alone[at : at + 2]
+    alone += ["--validation_fraction", "0"]
+    assert "teacher" in run("diffuseseg", *alone, expect=1).stderr
+    pictures = sorted(taught[1].glob("*.png"))
+    kept = pictures[0].read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(pictures[0]))).save(pictures[0])
+    assert "unlabeled_contents" in run("diffuseseg", *words, expect=1).stderr
+    pictures[0].write_bytes(kept)
+    run("diffuseseg", *words)
+    assert notes.read_text() == "mine" and not (notes.parent / "run.json").exists()
+
+
+def test_settings_that_waste_the_teacher_and_folders_within_the_images_are_refused(drawn, taught, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for more, message in (
+        (("--unlabeled_fraction", "0"), "nothing is learned from --teacher"),
+        (("--labels_last", "1"), "nothing is learned from --teacher"),
+        (("--images_per_epoch", "0"), "--images_per_epoch"),
+        (("--targets_dir", tmp_path / "file" / "x"), "is a file, and a folder is needed; choose another --targets_dir"),
+        (("--targets_dir", taught[1] / "targets"), "lies in the dataset"),
+        (("--model", taught[1]), "cannot be loaded"),
+    ):
+        result = run("diffuseseg", *distill(drawn, taught, tmp_path / "out", *more), expect=1)
+        assert message in result.stderr and "Traceback" not in result.stderr, more
+    within = taught[1] / "out"
+    assert "lies in the dataset" in run("diffuseseg", *distill(drawn, taught, within), expect=1).stderr
+    assert not (tmp_path / "out").exists() and not within.exists()

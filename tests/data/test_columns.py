@@ -1,0 +1,31 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import io
+import shutil
+
+from datasets import Dataset, Features, Image
+from PIL import Image as Pictures
+
+from diffuseseg_diffusers.data.columns import contents_fingerprint
+
+from ..conftest import draw
+
+
+def test_a_fingerprint_tells_other_images_names_and_orders_but_not_another_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        Pictures.fromarray(draw((16, 16), i)[0]).save(tmp_path / "a" / f"{i}.png")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    def found(folder, names=("0", "1", "2"), bytes_too=False) -> str:
+        cells = [{"path": str(folder / f"{n}.png"), "bytes": None} for n in names]
+        if bytes_too:
+            cells = [{"path": f"{n}.png", "bytes": (folder / f"{n}.png").read_bytes()} for n in names]
+        return contents_fingerprint(Dataset.from_dict({"x": cells}, Features({"x": Image(decode=False)})), "x")
+
+    first = found(tmp_path / "a")
+    assert found(tmp_path / "b") == first == found(tmp_path / "b", bytes_too=True)
+    assert len({first, found(tmp_path / "a", "021"), found(tmp_path / "a", "01")}) == 3
+    negative = io.BytesIO()
+    Pictures.fromarray(255 - draw((16, 16), 1)[0]).save(negative, "PNG")
+    (tmp_path / "b" / "1.png").write_bytes(negative.getvalue())
+    assert found(tmp_path / "b") != first
