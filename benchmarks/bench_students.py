@@ -9,6 +9,7 @@ The labelled images are the first of the training split of the configuration `la
 * `head`: the default recipe, one for each number of labels; it teaches.
 * `scratch`: the student's network, on the labels alone.
 * `distilled`: the same network, half of what it sees being soft targets of images without labels, labels alone last.
+* `together`: head and distilled student of a seed, the mean of their probabilities.
 * `finetuned`: the denoiser itself with an output for each class, on the labels alone.
 * `finetuned+`: the denoiser, on labels and soft targets.
 
@@ -37,6 +38,7 @@ from diffuseseg_diffusers import (
 )
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
 from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
+from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
 from diffuseseg_diffusers.runs.files import write_json
 from diffuseseg_diffusers.runs.hardware import hardware
 from diffuseseg_diffusers.runs.resuming import Results
@@ -46,7 +48,7 @@ from diffuseseg_diffusers.students.targets import SoftTargets, compute_targets
 from diffuseseg_diffusers.students.training import StudentTraining, TrainingOptions
 
 
-ARMS = ("head", "scratch", "distilled", "finetuned", "finetuned+")
+ARMS = ("head", "scratch", "distilled", "together", "finetuned", "finetuned+")
 EPOCHS = 20
 
 
@@ -88,7 +90,12 @@ def main() -> None:
         def run(arm=arm, count=count, seed=seed) -> dict:
             began = time.perf_counter()
             own = train.select(range(count))
-            model = teacher(args, own, seed) if arm == "head" else student(args, own, train, arm, seed)
+            if arm in ("head", "together"):
+                model: Segmenter = teacher(args, own, seed)
+            else:
+                model = student(args, own, train, arm, seed)
+            if arm == "together":
+                model = AveragedSegmenter({"head": model, "student": student(args, own, train, "distilled", seed)})
             seconds, scores = time.perf_counter() - began, {}
             for name, data in sets.items():
                 metrics, _ = evaluate_segmentation(model, data, show_progress=False)
@@ -123,7 +130,10 @@ def soft(args: argparse.Namespace, own: LabeledImages) -> SoftTargets:
 
 
 def student(args: argparse.Namespace, own: LabeledImages, train: LabeledImages, arm: str, seed: int) -> Segmenter:
-    """A student after its training."""
+    """A student after its training, kept beside the targets."""
+    folder = args.targets_dir / f"{arm}-{len(own)}-{seed}"
+    if folder.is_dir():
+        return load_pipeline(folder, device="cpu", dtype="float32")
     set_seed(seed)
     grey = own[0].image.mode == "L"
     name = args.model if arm.startswith("finetuned") else "unet"
@@ -145,6 +155,7 @@ def student(args: argparse.Namespace, own: LabeledImages, train: LabeledImages, 
     for epoch in range(EPOCHS):
         loss = training.run_epoch(epoch)
     print(f"{arm} {len(own)} {seed}: loss {loss:.3f}", flush=True)
+    model.save_pretrained(folder)
     return model
 
 

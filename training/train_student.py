@@ -25,6 +25,8 @@ from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labe
 from diffuseseg_diffusers.arguments import (
     add_cache_argument,
     add_output_arguments,
+    check_at_least_one,
+    folder_path,
     inputs_of,
     run_script,
 )
@@ -81,7 +83,12 @@ GENERATED = {"seed", "uncertainty"}  # columns of what `diffuseseg generate` mak
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_student_arguments(parser)
-    add_output_arguments(parser, "the model, as its library reads it")
+    add_output_arguments(parser, "the model, as its library reads it").add_argument(
+        "--targets_dir",
+        type=folder_path,
+        help="Folder for what the teacher said, to be used by other runs too (default: below the output, until the "
+        "end).",
+    )
     add_cache_argument(parser)
     add_hub_arguments(parser)
 
@@ -93,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process and not may_resume(args.output_dir, COMMAND):
         check_output_folder(args.output_dir, args.overwrite)
     check_sources(args)
+    check_at_least_one(args, "max_unlabeled", "images_per_epoch")
     teacher = load_teacher(args, accelerator.device) if args.teacher else None
     train, validation = load_labels(args, "train", teacher), None
     fraction = validation_fraction(args)

@@ -20,7 +20,7 @@ from ..heads.fit import fit_segmentation_head
 from ..hub.loading import load_pipeline
 from ..inference.evaluation import evaluate_segmentation, format_metrics
 from ..runs.files import check_output_folder, output_folder, write_json
-from ..runs.hardware import default_device
+from ..runs.hardware import default_device, default_dtype
 from ..runs.resuming import may_resume, open_run
 from ..training import train_ddpm
 
@@ -49,12 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_arguments(data: Path, output_dir: Path, minutes: float) -> list[str]:
-    """Arguments of `train-ddpm` that made the shipped model."""
+    """Arguments of `train-ddpm` that made the shipped model, in bfloat16 where that is fast."""
+    precision = "bf16" if default_dtype(default_device()) == torch.bfloat16 else "no"
     return [
         *("--dataset_name", str(data), "--dataset_config_name", "unlabeled"),
         *("--model_config", SHIPPED_MODEL, "--random_flip", "--train_batch_size", "16"),
         *("--learning_rate", "4e-4", "--lr_scheduler", "cosine", "--max_train_minutes", str(minutes)),
-        *("--use_ema", "--mixed_precision", "bf16", "--seed", "0", "--output_dir", str(output_dir)),
+        *("--use_ema", "--mixed_precision", precision, "--seed", "0", "--output_dir", str(output_dir)),
     ]
 
 

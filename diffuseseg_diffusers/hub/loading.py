@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
+from ..inference.averaging import AveragedSegmenter
 from ..pipeline_auto import AutoDiffuseSegPipeline, is_pixel_index
 from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
@@ -24,6 +25,7 @@ from ..segmenter import Segmenter
 
 
 ONNX = ".onnx"
+JOINED = " + "  # between models that segment together
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
 
 
@@ -40,6 +42,7 @@ def load_pipeline(
     Args:
         name (`str`): Local folder or Hub name of a [`DiffuseSegPipeline`], any pipeline of diffusers whose denoiser is
             of a known family, a head on such a one, a [`BackbonePipeline`], or a student; or an ONNX file of one.
+            Several of them, joined by ` + `, segment together, see [`AveragedSegmenter`].
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         device (`str` or `torch.device`, *optional*): See [`default_device`].
         dtype (`str`, defaults to `"auto"`): A key of `DTYPES`, or see [`default_dtype`].
@@ -50,6 +53,9 @@ def load_pipeline(
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
     """
     name = os.fspath(name)
+    if JOINED in name:
+        given = (revision, device, dtype, cache_dir, base_model)
+        return AveragedSegmenter({part: load_pipeline(part, *given) for part in name.split(JOINED)})
     if name.endswith(ONNX):
         if base_model is not None:
             raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")

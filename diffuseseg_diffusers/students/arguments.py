@@ -5,7 +5,6 @@ import argparse
 import os
 from pathlib import Path
 
-from ..arguments import check_at_least_one, folder_path
 from ..runs.errors import UserError
 from ..runs.files import check_writable
 from .choosing import RATES, SMALL
@@ -72,12 +71,6 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         f"of up to {SMALL} pixels, else {DEFAULT_STUDENT}).",
     )
     group.add_argument("--teacher", help="Fitted model whose probabilities the student learns: a folder or a Hub name.")
-    group.add_argument(
-        "--targets_dir",
-        type=folder_path,
-        help="Folder for what the teacher said, to be used by other runs too (default: below the output, until the "
-        "end).",
-    )
     group.add_argument("--from_scratch", action="store_true", help="Fresh weights, though there are pretrained ones.")
     group = parser.add_argument_group("training")
     group.add_argument("--num_epochs", type=int, default=20, help="Number of epochs (default: 20).")
@@ -125,8 +118,7 @@ def check_sources(args: argparse.Namespace) -> None:
     for name in [getattr(args, f"{part}_dataset_name") for part in ("train", "real", "unlabeled", "eval")]:
         for kind in ("output_dir", "targets_dir"):
             folder = getattr(args, kind)
-            if name and folder and os.path.isdir(name) and folder.resolve().is_relative_to(Path(name).resolve()):
+            if name and folder and os.path.isdir(name) and Path(name).resolve() in folder.resolve().parents:
                 raise UserError(f"--{kind} {folder} lies in the dataset {name}, which it would change; choose another.")
     if args.targets_dir:
         check_writable(args.targets_dir, "--targets_dir")
-    check_at_least_one(args, "max_unlabeled", "images_per_epoch")

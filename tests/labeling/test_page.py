@@ -20,7 +20,7 @@ from PIL import Image
 from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
 from diffuseseg_diffusers.labeling.journal import Journal
 
-from ..conftest import run, shared
+from ..conftest import SHARED, run, shared
 
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -144,8 +144,8 @@ def write_faces(folder: Path, source: str) -> tuple[dict[str, np.ndarray], list[
     return {f"{i}.png": mask for i, (_, mask) in enumerate(pairs)}, names
 
 
-@pytest.mark.parametrize("source", ["drawn", "faces64"])
-def test_from_strokes_to_a_dataset(source, tmp_path, browser, start):
+def test_from_strokes_to_a_dataset(tmp_path, browser, start):
+    source = "faces64" if (SHARED / "data" / "faces64").is_dir() else "drawn"
     masks, names = write_faces(tmp_path / "faces", source)
     model = SHIPPED_MODEL if source == "drawn" else shared("checkpoints/faces64-ddpm")
     command = ["--model", model, "--images", tmp_path / "faces", "--session", tmp_path / "session", "--recipe", "fast"]

@@ -69,7 +69,7 @@ def test_a_u_net_that_is_no_student_or_a_broken_one_is_a_sentence(tmp_path):
         load_pipeline(tmp_path / "unet", device="cpu")
     record = tmp_path / "unet" / "student.json"
     record.write_text(json.dumps({"label_names": NAMES}))
-    with pytest.raises(UserError, match="is no record of a student: 'timestep' is missing"):
+    with pytest.raises(UserError, match="is no record of a student: it lacks timestep"):
         load_pipeline(tmp_path / "unet", device="cpu")
     record.write_text(json.dumps({"label_names": NAMES, "timestep": 0, "palette": None}))
     with pytest.raises(UserError, match="1 outputs for 3 classes"):

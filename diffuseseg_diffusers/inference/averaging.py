@@ -1,0 +1,98 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Several models as one: the mean of their probabilities."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..data.channels import InputChannels
+from ..runs.errors import UserError
+from ..segmenter import SegmentedBatch, Segmenter
+
+
+class AveragedSegmenter(Segmenter):
+    """Segments with several models of the same classes, such as a head and a student that learned from it.
+
+    Its uncertainty is the entropy of the mean probabilities in nats.
+
+    Args:
+        models (mapping): Name, for messages, to [`Segmenter`]. The first says colours, channels and tiles.
+
+    Raises:
+        UserError: The models differ in classes, or in the size or channels of the images that they read.
+    """
+
+    def __init__(self, models: Mapping[str, Segmenter]):
+        (first, model), *others = models.items()
+        for name, other in others:
+            for what, one, another in (
+                ("the classes", model.label_names, other.label_names),
+                ("images of", model.image_size, other.image_size),
+                ("the number of channels", model.in_channels, other.in_channels),
+                ("the channels", model.channels.config, other.channels.config),
+                ("the id of ignored pixels", model.ignore_index, other.ignore_index),
+            ):
+                if one != another:
+                    raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")
+        self.models = list(models.values())
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.models[0].image_size
+
+    @property
+    def in_channels(self) -> int:
+        return self.models[0].in_channels
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.models[0].label_names
+
+    @property
+    def palette(self) -> list[list[int]]:
+        return self.models[0].palette
+
+    @property
+    def ignore_index(self) -> int:
+        return self.models[0].ignore_index
+
+    @property
+    def nbytes(self) -> int:
+        return sum(model.nbytes for model in self.models)
+
+    @property
+    def channels(self) -> InputChannels:
+        return self.models[0].channels
+
+    @property
+    def fitted_tiles(self) -> dict:
+        return self.models[0].fitted_tiles
+
+    def check_can_segment(self) -> None:
+        for model in self.models:
+            model.check_can_segment()
+
+    def release(self) -> None:
+        for model in self.models:
+            model.release()
+
+    def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
+        return self.models[0].check_class_labels(class_labels, batch_size)
+
+    def segment_batch(
+        self,
+        pixels: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_probabilities: bool = False,
+    ) -> SegmentedBatch:
+        given = (pixels, sizes, class_labels, generator, True)
+        found = [model.segment_batch(*given).probabilities or [] for model in self.models]
+        means = [torch.stack([p.float().cpu() for p in own]).mean(0) for own in zip(*found)]  # [C,H,W] of each image
+        return SegmentedBatch(
+            [p.max(dim=0).indices.to(torch.uint8) for p in means],
+            [-torch.xlogy(p, p).sum(0).clamp(max=0) for p in means],
+            means if return_probabilities else None,
+        )

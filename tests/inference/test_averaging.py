@@ -1,0 +1,46 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import numpy as np
+import pytest
+import torch
+
+from diffuseseg_diffusers import load_pipeline
+from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
+from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.students.unets import new_unet
+
+from ..conftest import draw, make_pipeline
+
+
+NAMES = ["sky", "disc", "bar"]
+
+
+def test_models_together_are_the_mean_of_their_probabilities(tmp_path):
+    torch.manual_seed(0)
+    head = make_pipeline(head=True)
+    head.save_pretrained(tmp_path / "head")
+    student = new_unet(NAMES, head.image_size, head.in_channels)
+    student.save_pretrained(tmp_path / "student")
+    both = load_pipeline(f"{tmp_path / 'head'} + {tmp_path / 'student'}", device="cpu", dtype="float32")
+    images = [draw((20, 24), 0)[0], draw((32, 32), 1)[0]]
+    asked = dict(output_type="pt", return_probabilities=True)
+    alone = [load_pipeline(tmp_path / n, device="cpu", dtype="float32") for n in ("head", "student")]
+    found, parts = both.segment(images, **asked), [model.segment(images, **asked) for model in alone]
+    for i in range(2):
+        mean = (parts[0].probabilities[i] + parts[1].probabilities[i]) / 2
+        torch.testing.assert_close(found.probabilities[i], mean)
+        assert torch.equal(found.masks[i].long(), mean.argmax(0))
+        entropy = -(mean * mean.clamp(min=1e-30).log()).sum(0)
+        torch.testing.assert_close(found.uncertainty[i], entropy, rtol=1e-4, atol=1e-5)
+    assert both.nbytes == sum(model.nbytes for model in alone) and both.label_names == NAMES
+    assert np.array_equal(np.asarray(both.segment(images[0]).masks[0]), found.masks[0].numpy())
+
+
+def test_models_that_differ_are_refused():
+    first = new_unet(NAMES, (16, 16), 1)
+    for other, message in (
+        (new_unet(["a", "b", "c"], (16, 16), 1), "the classes"),
+        (new_unet(NAMES, (24, 16), 1), "images of"),
+        (new_unet(NAMES, (16, 16), 3), "the number of channels"),
+    ):
+        with pytest.raises(UserError, match=f"other has {message}"):
+            AveragedSegmenter({"first": first, "other": other})
