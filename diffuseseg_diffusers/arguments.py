@@ -43,7 +43,7 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
         choices=["auto", *DTYPES],
         default="auto",
         help="Precision of the model; auto: bfloat16 where the hardware multiplies in it (GPUs since Ampere, CPUs with "
-        "AMX), else float32 (default: auto).",
+        "AMX or the bfloat16 instructions of AVX-512), else float32 (default: auto).",
     )
 
 

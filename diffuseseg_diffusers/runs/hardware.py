@@ -38,13 +38,17 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies in it at a multiple of float32's speed, else float32."""
+    """bfloat16 where the device multiplies in it at a multiple of float32's speed, else float32.
+
+    By what the hardware says of itself, not by a clock: the same machine computes in the same precision every time.
+    GPUs since Ampere, and x86 with AMX or the bfloat16 instructions of AVX-512 (Cooper Lake, Zen 4 and later).
+    """
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # `get_capabilities` is newer than the oldest PyTorch that we take.
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = device.type == "cpu" and capabilities.get("amx_bf16", False)
+        fast = device.type == "cpu" and any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -80,7 +80,14 @@ def test_accelerate_launch_on_cpus_says_that_one_process_runs_and_what_to_use(tm
 
 
 def test_the_default_precision_is_that_of_the_hardware(monkeypatch):
-    for amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx}, raising=False)
+    for amx, avx, expected in (
+        (True, True, torch.bfloat16),
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (False, False, torch.float32),
+    ):
+        known = {"amx_bf16": amx, "avx512_bf16": avx, "avx512_f": True}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
         assert default_dtype(torch.device("cpu")) == expected
+        assert default_dtype(torch.device("mps")) == torch.float32
     assert "threads" in hardware(torch.device("cpu"))
