@@ -9,6 +9,8 @@ The labelled images are the first of the training split of the configuration `la
 * `head`: the default recipe, one for each number of labels; it teaches.
 * `scratch`: the student's network, on the labels alone.
 * `distilled`: the same network, half of what it sees being soft targets of images without labels, labels alone last.
+* `generated`: likewise, with the images of `--generated_dataset_name` in place of those without labels.
+* `both`: likewise, with both kinds of images.
 * `together`: head and distilled student of a seed, the mean of their probabilities.
 * `finetuned`: the denoiser itself with an output for each class, on the labels alone.
 * `finetuned+`: the denoiser, on labels and soft targets.
@@ -48,7 +50,8 @@ from diffuseseg_diffusers.students.targets import SoftTargets, compute_targets
 from diffuseseg_diffusers.students.training import StudentTraining, TrainingOptions
 
 
-ARMS = ("head", "scratch", "distilled", "together", "finetuned", "finetuned+")
+ARMS = ("head", "scratch", "distilled", "generated", "both", "together", "finetuned", "finetuned+")
+TAUGHT = {"distilled": ("real",), "generated": ("generated",), "both": ("real", "generated"), "finetuned+": ("real",)}
 EPOCHS = 20
 
 
@@ -60,8 +63,9 @@ def main() -> None:
     parser.add_argument("--train_range", type=int, nargs=2, help="Labelled images to draw from; for cross-validation.")
     parser.add_argument("--counts", type=int, nargs="+", default=[2, 5, 20])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--unlabeled", type=int, default=1500)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["head", "scratch", "distilled", "together"])
+    parser.add_argument("--unlabeled", type=int, default=1500, help="Images without labels, of each kind.")
+    parser.add_argument("--generated_dataset_name", help="What `diffuseseg generate` made of the model.")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--denoiser_images", type=int, default=4_000)
     parser.add_argument("--batch_size", type=int, default=8)
@@ -120,12 +124,13 @@ def teacher(args: argparse.Namespace, own: LabeledImages, seed: int) -> Segmente
     return pipe
 
 
-def soft(args: argparse.Namespace, own: LabeledImages) -> SoftTargets:
-    """What the teacher of seed 0 says of images without labels."""
+def soft(args: argparse.Namespace, own: LabeledImages, kind: str) -> SoftTargets:
+    """What the teacher of seed 0 says of images without labels, `real` or `generated` ones."""
     pipe = teacher(args, own, 0)
-    dataset, column = load_unlabeled(args.dataset_name, "unlabeled")
+    where = (args.dataset_name, "unlabeled") if kind == "real" else (args.generated_dataset_name,)
+    dataset, column = load_unlabeled(*where)
     dataset = dataset.select([i * len(dataset) // args.unlabeled for i in range(args.unlabeled)])
-    folder = args.targets_dir / f"targets-{len(own)}"
+    folder = args.targets_dir / (f"targets-{len(own)}" if kind == "real" else f"targets-generated-{len(own)}")
     return compute_targets(pipe, dataset, column, folder, pipe.image_size, pipe.in_channels)
 
 
@@ -150,7 +155,8 @@ def student(args: argparse.Namespace, own: LabeledImages, train: LabeledImages, 
         num_workers=0,
         seed=seed,
     )
-    unlabeled = soft(args, own) if arm in ("distilled", "finetuned+") else None
+    paths = [path for kind in TAUGHT.get(arm, ()) for path in soft(args, own, kind).paths]
+    unlabeled = SoftTargets(paths) if paths else None
     training = StudentTraining(Accelerator(cpu=True), model, own, None, options, unlabeled)
     for epoch in range(EPOCHS):
         loss = training.run_epoch(epoch)

@@ -292,15 +292,17 @@ class FeatureExtractor(ABC):
 
 
 def relative_blocks(of_18: Iterable[int], total: int) -> tuple[int, ...]:
-    """Decoder blocks at the same relative depth as some of the paper's 18: those in which their middles lie.
+    """Decoder blocks at the same relative depth as some of the paper's 18.
+
+    Where a block of the paper falls between two, both are read: the one in which its middle lies, and the nearest by
+    number. 6, 7, 12, 15 of 18 are 4, 5, 8, 10 of 12, and 2, 3, 5, 6, 7 of 8.
 
     Args:
         of_18 (iterable of `int`): Of a U-Net with 18 blocks.
         total (`int`): Decoder blocks of the other one.
-
-    6, 7, 12, 15 of 18 are 4, 5, 8, 10 of 12 and 2, 3, 5, 6 of 8.
     """
-    return tuple(sorted({int((block + 0.5) * total / 18) for block in of_18}))
+    found = {where for b in of_18 for where in (int((b + 0.5) * total / 18), round(b * total / 18))}
+    return tuple(sorted({min(where, total - 1) for where in found}))
 
 
 def ordered(blocks: Iterable[Block]) -> tuple[Block, ...]:
