@@ -17,7 +17,7 @@ from ..pipeline_auto import AutoDiffuseSegPipeline, is_pixel_index
 from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
-from ..runs.files import read_json
+from ..runs.files import JOINED, read_json
 from ..runs.hardware import DTYPES, default_dtype, find_device
 from ..runs.hub_errors import explain_hub_error
 from ..runs.install import missing_extra
@@ -25,7 +25,6 @@ from ..segmenter import Segmenter
 
 
 ONNX = ".onnx"
-JOINED = " + "  # between models that segment together
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
 
 

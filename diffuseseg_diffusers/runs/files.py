@@ -19,6 +19,7 @@ from .errors import UserError
 
 
 RECORD = ".diffuseseg-run.json"
+JOINED = " + "  # between names of models that are used together
 # What a process is writing has its number in the name; a kill leaves it behind.
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
 # Folders inside an output folder while new files take the place of old ones; see `_swap`.
@@ -150,7 +151,8 @@ def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[object] 
             f"{folder} holds files that no run of DiffuseSeg recorded ({foreign[0]}{more}) and is kept; --overwrite "
             f"replaces a run's own files alone: move the others away, or choose another --output_dir."
         )
-    read = [Path(os.path.realpath(name)) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
+    names = [os.fspath(name) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
+    read = [Path(os.path.realpath(part)) for name in names for part in {name, *name.split(JOINED)}]
     for path in (real / name for name in found):
         if any(path == given or given in path.parents for given in read):
             raise UserError(
