@@ -44,7 +44,8 @@ def test_a_model_is_never_overwritten_by_what_is_said_of_it(drawn, student, tmp_
     shutil.copytree(student, own)
     write_record(own, "train-student", ["*"])
     before = {p.name: p.read_bytes() for p in own.iterdir()}
-    for command in (("compare", own), ("evaluate", "--model", own)):
+    both = f"{drawn / 'model'} + {own}"
+    for command in (("compare", own), ("evaluate", "--model", own), ("evaluate", "--model", both)):
         said = run(
             "diffuseseg", *command, "--dataset_name", drawn / "data", "--output_dir", own, "--overwrite", expect=1
         )
