@@ -42,6 +42,7 @@ from diffuseseg_diffusers.runs.files import (
     atomic_file,
     check_output_folder,
     remove_matching,
+    short_name,
     write_json,
 )
 from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
@@ -347,7 +348,7 @@ def report_of(
         "train_dataset": describe_dataset(*part_of(args, "train")) if train else None,
         "num_images": len(train or ()),
         "synthetic": train is not None and GENERATED <= set(train.dataset.column_names),
-        "teacher": os.path.basename(os.path.abspath(args.teacher)) if args.teacher else None,
+        "teacher": short_name(args.teacher) if args.teacher else None,
         "unlabeled_dataset": describe_dataset(*part_of(args, "unlabeled")) if args.teacher else None,
         "num_unlabeled_images": num_unlabeled,
         "real_dataset": describe_dataset(*part_of(args, "real")) if real else None,

@@ -3,7 +3,6 @@
 
 import argparse
 import os
-from pathlib import Path
 
 from ..arguments import (
     add_cache_argument,
@@ -18,7 +17,7 @@ from ..figures.curves import accuracy_over_speed
 from ..hub.loading import load_pipeline
 from ..inference.comparison import compare_models, format_comparison
 from ..runs.errors import UserError
-from ..runs.files import JOINED, check_output_folder, output_folder, write_json
+from ..runs.files import check_output_folder, output_folder, short_name, write_json
 from ..runs.hardware import find_device, hardware
 
 
@@ -63,8 +62,6 @@ def main(args: argparse.Namespace) -> None:
     }
     with output_folder(args.output_dir, args.overwrite, "compare", inputs_of(args)) as folder:
         write_json(folder / "comparison.json", report)
-        shown = [JOINED.join(Path(part).name for part in r["model"].split(JOINED)) for r in results]
-        figure = accuracy_over_speed([r | {"model": name} for r, name in zip(results, shown)])
-        figure.savefig(folder / "comparison.png")
+        accuracy_over_speed([r | {"model": short_name(r["model"])} for r in results]).savefig(folder / "comparison.png")
     print(format_comparison(results))
     print(f"{len(dataset)} images in batches of {args.batch_size}, {report['hardware']}. Written to {args.output_dir}.")

@@ -107,7 +107,8 @@ def contents_fingerprint(dataset: Dataset, column: str) -> str:
         dataset (`datasets.Dataset`), column (`str`): Images that are not decoded yet, or paths.
     """
     digest = hashlib.sha256()
-    for cell in dataset.select_columns([column])[column]:
+    for row in dataset.select_columns([column]):
+        cell = row[column]
         path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
         if data is None and isinstance(path, str) and os.path.isfile(path):
             size = os.path.getsize(path)

@@ -89,7 +89,7 @@ class LabeledImages:
             raise UserError(f"`mask_format` is one of {', '.join(MASK_FORMATS)}, got {mask_format!r}.")
         if mask_format == "rgb" and palette is None:
             raise UserError("Masks in colour need the palette of the classes (`--palette`).")
-        if palette is not None and not all(map(_is_color, palette)):
+        if palette is not None and not all(map(is_color, palette)):
             raise UserError("A palette is a colour [red, green, blue] for each class, integers 0 to 255.")
         if isinstance(dataset, Mapping):
             raise UserError(f"Give one split of the dataset, such as dataset[{next(iter(dataset))!r}]; it has several.")
@@ -332,7 +332,8 @@ def unnamed_classes(number: int) -> list[str]:
     return [f"class {i}" for i in range(number)]
 
 
-def _is_color(given: Any) -> bool:
+def is_color(given: Any) -> bool:
+    """Whether this is `[red, green, blue]`, integers 0 to 255."""
     is_triple = isinstance(given, (list, tuple, np.ndarray)) and len(given) == 3
     return is_triple and all(isinstance(x, (int, np.integer)) and 0 <= x <= 255 for x in given)
 

@@ -52,7 +52,7 @@ def load_pipeline(
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
     """
     name = os.fspath(name)
-    if JOINED in name:
+    if JOINED in name and not os.path.exists(name):
         given = (revision, device, dtype, cache_dir, base_model)
         return AveragedSegmenter({part: load_pipeline(part, *given) for part in name.split(JOINED)})
     if name.endswith(ONNX):

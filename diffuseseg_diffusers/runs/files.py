@@ -26,6 +26,11 @@ _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
 _NEW, _LEAVING, _ASIDE, _OBSOLETE = "new-output", "leaving-output", "replaced-output", "obsolete-output"
 
 
+def short_name(model: str) -> str:
+    """What reports and pictures call a model: of local folders and files the last part alone."""
+    return JOINED.join(os.path.basename(os.path.abspath(part)) for part in model.split(JOINED))
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes its name once the block has ended well.
@@ -93,7 +98,7 @@ def read_json(path: str | os.PathLike) -> dict:
 def remove_matching(folder: Path, patterns: Iterable[str]) -> None:
     """Removes the files below a folder whose paths match one of the patterns (`fnmatch`), and folders that are empty
     then, itself among them; other files stay."""
-    matches = re.compile("|".join(map(fnmatch.translate, patterns))).match
+    matches = _matching(patterns)
     _remove_files(folder, [path for path in _files(folder) if matches(path)])
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -312,10 +317,16 @@ def _foreign(folder: Path, found: list[str]) -> list[str]:
 
 def _matcher(folder: Path, *more: str) -> Callable[[str], bool]:
     """Tells whether the record of a folder lists a path below it, or what the path is a temporary form of."""
-    owns = [*(read_record(folder) or {"owns": []})["owns"], *more]
-    exact = {pattern for pattern in owns if not set(pattern) & set("*?[")}
-    pattern = re.compile("|".join(fnmatch.translate(pattern) for pattern in owns if pattern not in exact) or "(?!)")
-    return lambda path: any(name in exact or pattern.match(name) for name in (path, _final(path)))
+    matches = _matching([*(read_record(folder) or {"owns": []})["owns"], *more])
+    return lambda path: matches(path) or matches(_final(path))
+
+
+def _matching(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Tells whether a path matches one of the patterns; most are exact, and those are looked up."""
+    patterns = list(patterns)
+    exact = {pattern for pattern in patterns if not set(pattern) & set("*?[")}
+    rest = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns if pattern not in exact) or "(?!)")
+    return lambda path: path in exact or rest.match(path) is not None
 
 
 def _remove_run(folder: Path) -> None:

@@ -26,8 +26,9 @@ from ..data.augmentation import IGNORED
 from ..data.columns import decode_cell
 from ..data.image_processor import to_eight_bit
 from ..data.unlabeled import to_pixels
+from ..inference.averaging import AveragedSegmenter
 from ..runs.errors import UserError
-from ..runs.files import atomic_file, read_json, write_json
+from ..runs.files import JOINED, atomic_file, read_json, write_json
 from ..runs.parts import Part, finish_parts
 from ..runs.resuming import fingerprint
 from ..runs.seeds import mixed_seed
@@ -131,6 +132,9 @@ def teacher_fingerprint(name: str, teacher: Segmenter) -> str:
         name (`str`): Of the teacher, as [`load_pipeline`] takes it.
         teacher ([`Segmenter`]): What that loaded.
     """
+    if isinstance(teacher, AveragedSegmenter):
+        parts = zip(name.split(JOINED), teacher.models, strict=True)
+        return " ".join(teacher_fingerprint(part, model) for part, model in parts)
     if os.path.isfile(name):  # an ONNX file
         return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
     modules = {key: part for key, part in vars(teacher).items() if isinstance(part, torch.nn.Module)}

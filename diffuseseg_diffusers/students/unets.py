@@ -17,6 +17,7 @@ from diffusers import UNet2DModel
 from huggingface_hub import hf_hub_download
 from torch import nn
 
+from ..data.labeled import is_color
 from ..features.pixel_unet import default_class_labels
 from ..runs.errors import UserError
 from ..runs.files import read_json, write_json
@@ -195,16 +196,12 @@ def _record(path: str) -> tuple[list[str], int, list[list[int]] | None]:
     elif not isinstance(timestep, int) or not 0 <= timestep < 10_000:
         wrong = "timestep, a number from 0 on"
     elif palette is not None and not (
-        isinstance(palette, list) and len(palette) == len(names) and all(map(_is_color, palette))
+        isinstance(palette, list) and len(palette) == len(names) and all(map(is_color, palette))
     ):
         wrong = "palette, a colour [red, green, blue] for each class"
     if wrong:
         raise UserError(f"{path} is no record of a student: it lacks {wrong}; restore it, or train the student again.")
     return names, timestep, palette
-
-
-def _is_color(given: Any) -> bool:
-    return isinstance(given, list) and len(given) == 3 and all(isinstance(x, int) and 0 <= x <= 255 for x in given)
 
 
 def _is_size(given: Any) -> bool:

@@ -44,3 +44,8 @@ def test_models_that_differ_are_refused():
     ):
         with pytest.raises(UserError, match=f"other has {message}"):
             AveragedSegmenter({"first": first, "other": other})
+
+
+def test_a_folder_may_have_the_sign_in_its_name(tmp_path):
+    new_unet(NAMES, (16, 16), 1).save_pretrained(tmp_path / "a + b")
+    assert load_pipeline(tmp_path / "a + b", device="cpu", dtype="float32").label_names == NAMES

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from diffuseseg_diffusers.data.augmentation import IGNORED, augment
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
+from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.students import targets as module
 from diffuseseg_diffusers.students.targets import (
@@ -18,8 +19,10 @@ from diffuseseg_diffusers.students.targets import (
     distillation_loss,
     hard_targets,
     soft_targets,
+    teacher_fingerprint,
 )
 from diffuseseg_diffusers.students.training import segmentation_loss
+from diffuseseg_diffusers.students.unets import new_unet
 
 from ..conftest import draw, make_pipeline
 
@@ -135,3 +138,14 @@ def test_damaged_files_of_targets_are_named(pictures, tmp_path, damage):
     with pytest.raises(UserError, match="targets-00000-of-00001.safetensors|holds images") as said:
         compute_targets(*asked)
     assert "remove it, and it is computed anew" in str(said.value)
+
+
+def test_teachers_together_are_told_apart_by_the_weights_of_each():
+    torch.manual_seed(0)
+    first, second, third = (new_unet(["a", "b"], (16, 16), 1) for _ in range(3))
+
+    def found(*models) -> str:
+        return teacher_fingerprint("x + y", AveragedSegmenter(dict(zip("xy", models))))
+
+    assert found(first, second) == found(first, second) != found(first, third)
+    assert teacher_fingerprint("x", first) in found(first, second)
