@@ -131,3 +131,16 @@ def test_logs_end_at_the_checkpoint_and_at_half_a_line(tmp_path):
     path.write_text('{"step": 10}\n{"st')
     assert [e["step"] for e in read_log(path, 20)] == [10]
     assert read_log(tmp_path / "none", 5) == []
+
+
+def test_what_somebody_put_into_a_checkpoint_stays(tmp_path, accelerator):
+    unet = make_unet()
+    for step in (1, 2):
+        save_checkpoint(accelerator, tmp_path, {"step": step}, unet, None, batches(), limit=1)
+        if step == 1:
+            (tmp_path / "checkpoint-000001" / "notes.txt").write_text("mine")
+    assert [p.name for p in (tmp_path / "checkpoint-000001").iterdir()] == ["notes.txt"]
+    (tmp_path / "checkpoint-000002" / "notes.txt").write_text("mine")
+    save_checkpoint(accelerator, tmp_path, {"step": 2}, unet, None, batches(), limit=1)  # the same step again
+    assert (tmp_path / "checkpoint-000002" / "notes.txt").read_text() == "mine"
+    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-000002"]

@@ -152,3 +152,22 @@ def test_options_out_of_range_are_told():
         TrainingOptions(labels_last=-0.5)
     with pytest.raises(UserError, match="`layer_decay` lies above 0"):
         TrainingOptions(layer_decay=0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "run.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path, name):
+    run = training(tmp_path)
+    run.save_checkpoint(tmp_path, {"epoch": 1}, is_best=True)
+    path = tmp_path / "checkpoint-000001" / name
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(UserError, match="checkpoint-000001"):
+        training(tmp_path).load_checkpoint(tmp_path)
+
+
+def test_what_somebody_put_into_a_checkpoint_stays(tmp_path):
+    run = training(tmp_path)
+    run.save_checkpoint(tmp_path, {"epoch": 1}, is_best=True)
+    (tmp_path / "checkpoint-000001" / "notes.txt").write_text("mine")
+    run.save_checkpoint(tmp_path, {"epoch": 2}, is_best=True)
+    assert [p.name for p in (tmp_path / "checkpoint-000001").rglob("*")] == ["notes.txt"]
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-000002"]

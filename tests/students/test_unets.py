@@ -8,7 +8,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffuseseg_diffusers import load_pipeline
 from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.students.choosing import new_student, student_size
+from diffuseseg_diffusers.students.choosing import check_reads, new_student, student_size
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
 from diffuseseg_diffusers.students.segmenter import StudentSegmenter
 from diffuseseg_diffusers.students.training import parameter_groups
@@ -161,3 +161,20 @@ def test_a_student_that_is_trained_on_keeps_its_colours(tmp_path):
     colors = [[1, 2, 3], [4, 5, 6]]
     new_unet(["a", "b"], (16, 16), 1, colors).save_pretrained(tmp_path)
     assert new_student(str(tmp_path), ["a", "b"], (16, 16), 1)[0].palette == colors
+
+
+def test_a_student_that_cannot_read_its_size_is_refused_before_its_training():
+    check_reads(new_unet(["a", "b"], (16, 24), 1))
+    odd = UNet2DModel(
+        sample_size=(10, 18),
+        in_channels=1,
+        out_channels=2,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
+        add_attention=False,
+        norm_num_groups=4,
+    )
+    with pytest.raises(UserError, match="cannot read images of 10 x 18"):
+        check_reads(UNetStudent(odd, ["a", "b"]))
