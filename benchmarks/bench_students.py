@@ -22,6 +22,8 @@ processes may be given different `--arms`, `--counts` or `--seeds` and an `--out
 """
 
 import argparse
+import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -136,8 +138,12 @@ def soft(args: argparse.Namespace, own: LabeledImages, kind: str) -> SoftTargets
 
 def student(args: argparse.Namespace, own: LabeledImages, train: LabeledImages, arm: str, seed: int) -> Segmenter:
     """A student after its training, kept beside the targets."""
-    folder = args.targets_dir / f"{arm}-{len(own)}-{seed}"
-    if folder.is_dir():
+    chosen = {
+        k: str(v) for k, v in vars(args).items() if k not in ("arms", "counts", "seeds", "output_dir", "no_shifts")
+    }
+    key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+    folder = args.targets_dir / f"{arm}-{len(own)}-{seed}-{key}"
+    if (folder / "student.json").is_file():  # it is written last
         return load_pipeline(folder, device="cpu", dtype="float32")
     set_seed(seed)
     grey = own[0].image.mode == "L"

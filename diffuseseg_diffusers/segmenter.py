@@ -97,9 +97,15 @@ class Segmenter(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights that segmenting uses."""
-        modules = [self] if isinstance(self, nn.Module) else vars(self).values()
-        return sum(weight_bytes(module) for module in modules if isinstance(module, nn.Module))
+        """Bytes of all weights of [`~Segmenter.networks`]."""
+        return sum(weight_bytes(network) for network in self.networks().values())
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that it consists of, by name: of a pipeline its components."""
+        if isinstance(self, nn.Module):
+            return {"model": self}
+        parts = self.components if hasattr(self, "components") else vars(self)
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     @property
     def channels(self) -> InputChannels:

@@ -32,7 +32,7 @@ from diffuseseg_diffusers.arguments import (
 )
 from diffuseseg_diffusers.data.columns import contents_fingerprint, describe_dataset
 from diffuseseg_diffusers.data.labeled import unnamed_classes
-from diffuseseg_diffusers.data.unlabeled import load_unlabeled
+from diffuseseg_diffusers.data.unlabeled import count_channels, load_unlabeled
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
@@ -42,7 +42,7 @@ from diffuseseg_diffusers.runs.files import (
     atomic_file,
     check_output_folder,
     remove_matching,
-    short_name,
+    shown_name,
     write_json,
 )
 from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
@@ -78,7 +78,8 @@ from diffuseseg_diffusers.students.unets import UNetStudent
 
 
 COMMAND = "train-student"
-OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD, f"{TARGETS}/{TARGETS_FILE}")
+IN_TARGETS = (TARGETS_FILE, f".{TARGETS_FILE}.lock")  # the second of a process that was killed
+OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD, *(f"{TARGETS}/{name}" for name in IN_TARGETS))
 GENERATED = {"seed", "uncertainty"}  # columns of what `diffuseseg generate` makes
 
 
@@ -115,13 +116,13 @@ def main(args: argparse.Namespace) -> None:
     untrained = args.from_scratch or args.model in (None, UNET)
     start = getattr(segmenter.model, "name_or_path", "" if untrained else args.model)  # empty where weights are fresh
     asked = unlabeled_images(args) if teacher else None
-    options = options_of(args, len(train or ()) + (len(asked[0]) if asked else 0), kind)
+    options = options_of(args, sum(map(len, (train or (), real or (), asked[0] if asked else ()))), kind)
     targets = targets_of(args, teacher, asked, segmenter) if teacher and asked else None
     if accelerator.is_main_process:
         prepare_push(args)
         if targets and args.targets_dir:
             claim_targets(args.targets_dir, targets)
-        labeled = {"train_contents": train, "real_contents": real}
+        labeled = {"train_contents": train, "real_contents": real, "eval_contents": evaluation}
         settings = settings_of(args, accelerator, options, segmenter, labeled, targets)
         open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite, inputs_of(args))
     accelerator.wait_for_everyone()
@@ -147,7 +148,7 @@ def main(args: argparse.Namespace) -> None:
     for checkpoint in checkpoints(args.output_dir):
         remove_matching(checkpoint, IN_CHECKPOINTS)
     if (args.output_dir / TARGETS).is_dir():
-        remove_matching(args.output_dir / TARGETS, [TARGETS_FILE])
+        remove_matching(args.output_dir / TARGETS, IN_TARGETS)
     finish_push(args)
 
 
@@ -291,8 +292,7 @@ def make_segmenter(
         first = labeled[0].image
         if not isinstance(first, PIL.Image.Image):
             raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {labeled[0].name} is none.")
-        images, looked_at = first.size[::-1], range(min(len(labeled), 16))
-        grey = all(getattr(labeled[i].image, "mode", None) in ("1", "L") for i in looked_at)
+        images, grey = first.size[::-1], count_channels(labeled.dataset, labeled.image_column) == 1
         names = labeled.label_names or unnamed_classes(labeled.num_classes)
     else:
         images, grey, names = teacher.image_size, teacher.in_channels == 1, teacher.label_names
@@ -323,7 +323,9 @@ def settings_of(
     settings["model"] = args.model or (UNET if isinstance(segmenter, UNetStudent) else DEFAULT_STUDENT)
     settings |= {"learning_rate": options.learning_rate, "validation_fraction": validation_fraction(args)}
     settings |= {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
-    settings |= {name: contents_fingerprint(d.dataset, d.image_column) if d else None for name, d in labeled.items()}
+    for name, data in labeled.items():
+        columns = (data.image_column, data.mask_column) if data else ()
+        settings[name] = contents_fingerprint(data.dataset, *columns) if data else None
     settings |= {"layer_decay": args.layer_decay, "teacher": None, "unlabeled_dataset_name": None}
     if targets:
         settings |= targets | {"unlabeled_fraction": args.unlabeled_fraction, "labels_last": args.labels_last}
@@ -348,7 +350,7 @@ def report_of(
         "train_dataset": describe_dataset(*part_of(args, "train")) if train else None,
         "num_images": len(train or ()),
         "synthetic": train is not None and GENERATED <= set(train.dataset.column_names),
-        "teacher": short_name(args.teacher) if args.teacher else None,
+        "teacher": shown_name(args.teacher) if args.teacher else None,
         "unlabeled_dataset": describe_dataset(*part_of(args, "unlabeled")) if args.teacher else None,
         "num_unlabeled_images": num_unlabeled,
         "real_dataset": describe_dataset(*part_of(args, "real")) if real else None,

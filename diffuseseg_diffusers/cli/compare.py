@@ -17,7 +17,7 @@ from ..figures.curves import accuracy_over_speed
 from ..hub.loading import load_pipeline
 from ..inference.comparison import compare_models, format_comparison
 from ..runs.errors import UserError
-from ..runs.files import check_output_folder, output_folder, short_name, write_json
+from ..runs.files import check_output_folder, output_folder, shown_name, write_json
 from ..runs.hardware import find_device, hardware
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_at_least_one(args, "batch_size")
-    check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
+    check_output_folder(args.output_dir, args.overwrite, inputs_of(args), "compare")
     real = [os.path.realpath(name) if os.path.exists(name) else name for name in args.models]
     if twice := next((name for name, path in zip(args.models, real) if real.count(path) > 1), None):
         raise UserError(f"{twice} is given twice; give every model once.")
@@ -62,6 +62,6 @@ def main(args: argparse.Namespace) -> None:
     }
     with output_folder(args.output_dir, args.overwrite, "compare", inputs_of(args)) as folder:
         write_json(folder / "comparison.json", report)
-        accuracy_over_speed([r | {"model": short_name(r["model"])} for r in results]).savefig(folder / "comparison.png")
+        accuracy_over_speed([r | {"model": shown_name(r["model"])} for r in results]).savefig(folder / "comparison.png")
     print(format_comparison(results))
     print(f"{len(dataset)} images in batches of {args.batch_size}, {report['hardware']}. Written to {args.output_dir}.")

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_at_least_one(args, "batch_size")
-    check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
+    check_output_folder(args.output_dir, args.overwrite, inputs_of(args), "evaluate")
     pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
     pipe.check_can_segment()
     names = pipe.label_names

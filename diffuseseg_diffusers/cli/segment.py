@@ -26,7 +26,7 @@ from ..inference.objects import EXPORTS, METHODS, ObjectOptions
 from ..inference.tiles import BLENDS
 from ..runs.errors import UserError
 from ..runs.executors import add_executor_arguments, check_executor, is_worker, share_work
-from ..runs.files import check_output_folder, read_json
+from ..runs.files import check_output_folder, read_json, shown_name
 from ..runs.install import missing_extra
 from ..runs.parts import PARTS, finish_parts
 from ..runs.resuming import may_resume, open_run
@@ -163,9 +163,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         from ..inference.collections import COLLECTION_FILES, SUMMARY, CollectionRun
 
-        described = {
-            "model": os.path.basename(os.path.abspath(args.model)) if os.path.isdir(args.model) else args.model
-        }
+        described = {"model": shown_name(args.model)}
         options: Any = (args.rows_per_file, args.copy_images, described)
         run = CollectionRun(pipe, *dataset, args.output_dir, reading, *options)
         owns, last = list(COLLECTION_FILES), SUMMARY

@@ -18,7 +18,7 @@ from .image_processor import decode_image, open_image
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
-SEEN = 65536  # bytes of an image that its fingerprint is of
+SEEN = 65536  # bytes at either end of a file that its fingerprint is of
 
 
 def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Dataset | IterableDataset:
@@ -99,24 +99,28 @@ def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
     return decode_image(io.BytesIO(data), f"The image in {where}"), where
 
 
-def contents_fingerprint(dataset: Dataset, column: str) -> str:
-    """Tells other images, or images in another order, from these: 16 hexadecimal digits of a SHA-256 over the names,
-    the sizes in bytes and the first 64 KiB of all.
+def contents_fingerprint(dataset: Dataset, *columns: str) -> str:
+    """Tells other images and masks, or the same in another order, from these: 16 hexadecimal digits of a SHA-256 over
+    names, sizes in bytes, and the first and the last 64 KiB of all.
 
     Args:
-        dataset (`datasets.Dataset`), column (`str`): Images that are not decoded yet, or paths.
+        dataset (`datasets.Dataset`), columns (`str`): Cells that are not decoded yet, paths, or lists of numbers.
     """
     digest = hashlib.sha256()
-    for row in dataset.select_columns([column]):
-        cell = row[column]
-        path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
-        if data is None and isinstance(path, str) and os.path.isfile(path):
-            size = os.path.getsize(path)
-            with open(path, "rb") as file:
-                data = file.read(SEEN)
-        else:
-            data = data if isinstance(data, bytes) else repr(cell).encode()
-            size = len(data)
-        digest.update(f"{os.path.basename(path) if isinstance(path, str) else ''} {size} ".encode(errors="replace"))
-        digest.update(data[:SEEN])
+    for row in dataset.select_columns(list(columns)):
+        for cell in (row[column] for column in columns):
+            path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
+            name = os.path.basename(path) if isinstance(path, str) else ""
+            if data is None and isinstance(path, str) and os.path.isfile(path):
+                size = os.path.getsize(path)
+                with open(path, "rb") as file:
+                    data = file.read(SEEN)
+                    file.seek(max(len(data), size - SEEN))
+                    data += file.read(SEEN)
+            else:
+                data = data if isinstance(data, bytes) else repr(cell).encode(errors="replace")
+                size = len(data)
+                data = data[:SEEN] + data[max(SEEN, size - SEEN) :]
+            digest.update(f"{name} {size} ".encode(errors="replace"))
+            digest.update(data)
     return digest.hexdigest()[:16]

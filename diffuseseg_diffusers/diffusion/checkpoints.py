@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,9 +93,8 @@ def save_checkpoint(
     if accelerator.is_main_process:
         flush_to_disk(partial)
         if folder in checkpoints(output_dir):  # of the same step, when an earlier checkpoint was resumed
-            remove_matching(folder, IN_CHECKPOINTS)
-            for foreign in folder.iterdir() if folder.exists() else ():
-                foreign.rename(partial / foreign.name)
+            _keep_foreign(folder, partial, IN_CHECKPOINTS)
+            _remove(folder)
         partial.rename(folder)
         for old in checkpoints(output_dir)[: -limit if limit else 0]:
             remove_matching(old, IN_CHECKPOINTS)
@@ -211,16 +210,22 @@ def save_pipeline(output_dir: Path, made: DiffusionPipeline | ModelMixin) -> Non
         if target.exists():
             target.rename(old / part.name)
         part.rename(target)
-        _keep_foreign(old / part.name, target)
+        _keep_foreign(old / part.name, target, PIPELINE_FILES, part.name)
     partial.rmdir()
     _remove(old)
 
 
-def _keep_foreign(old: Path, new: Path) -> None:
-    """Moves back what somebody put among the files of a part of the pipeline."""
+def _keep_foreign(old: Path, new: Path, patterns: Sequence[str], below: str = "") -> None:
+    """Moves what somebody put among the files of a folder to the one that takes its place.
+
+    Args:
+        old (`Path`), new (`Path`): The folders.
+        patterns (sequence of `str`): Of the folder's own files.
+        below (`str`): What the patterns call the folder.
+    """
     for path in sorted(old.rglob("*")) if old.is_dir() else ():
         inside = path.relative_to(old)
-        own = any(fnmatch.fnmatch(f"{old.name}/{inside.as_posix()}", pattern) for pattern in PIPELINE_FILES)
+        own = any(fnmatch.fnmatch((Path(below) / inside).as_posix(), pattern) for pattern in patterns)
         if not own and not path.is_dir() and not (new / inside).exists():
             (new / inside).parent.mkdir(parents=True, exist_ok=True)
             path.rename(new / inside)

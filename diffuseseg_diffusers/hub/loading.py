@@ -54,7 +54,10 @@ def load_pipeline(
     name = os.fspath(name)
     if JOINED in name and not os.path.exists(name):
         given = (revision, device, dtype, cache_dir, base_model)
-        return AveragedSegmenter({part: load_pipeline(part, *given) for part in name.split(JOINED)})
+        parts = name.split(JOINED)
+        if len({os.path.realpath(part) if os.path.exists(part) else part for part in parts}) < len(parts):
+            raise UserError(f"{name} names a model twice; give every model once.")
+        return AveragedSegmenter({part: load_pipeline(part, *given) for part in parts})
     if name.endswith(ONNX):
         if base_model is not None:
             raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")

@@ -221,7 +221,7 @@ def finish_push(args: argparse.Namespace) -> None:
 def _load(upload: Upload) -> Any:
     """What is in an upload, for its card: a pipeline, a head, a student, or the parts of a dataset."""
     if upload.kind in ("pipeline", "student"):
-        return load_pipeline(os.fspath(upload.root))
+        return load_pipeline(os.fspath(upload.root), device="cpu", dtype="float32")
     if upload.kind == "head":
         return PixelClassifierEnsemble.from_pretrained(upload.root, subfolder=HEAD)
     return read_parts(upload.root)

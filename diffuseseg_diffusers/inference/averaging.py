@@ -35,7 +35,7 @@ class AveragedSegmenter(Segmenter):
             ):
                 if one != another:
                     raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")
-        self.models = list(models.values())
+        self.names, self.models = list(models), list(models.values())
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -78,7 +78,7 @@ class AveragedSegmenter(Segmenter):
             model.release()
 
     def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
-        return self.models[0].check_class_labels(class_labels, batch_size)
+        return [model.check_class_labels(class_labels, batch_size) for model in self.models][0]
 
     def segment_batch(
         self,
@@ -89,8 +89,9 @@ class AveragedSegmenter(Segmenter):
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
         given = (pixels, sizes, class_labels, generator, True)
-        found = [model.segment_batch(*given).probabilities or [] for model in self.models]
-        means = [torch.stack([p.float().cpu() for p in own]).mean(0) for own in zip(*found)]  # [C,H,W] of each image
+        found: list[Any] = [model.segment_batch(*given).probabilities for model in self.models]
+        own = zip(*found, strict=True)  # [C,H,W] of each model, image by image
+        means = [torch.stack([p.float().cpu() for p in parts]).mean(0) for parts in own]
         return SegmentedBatch(
             [p.max(dim=0).indices.to(torch.uint8) for p in means],
             [-torch.xlogy(p, p).sum(0).clamp(max=0) for p in means],

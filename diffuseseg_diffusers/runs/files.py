@@ -26,9 +26,10 @@ _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
 _NEW, _LEAVING, _ASIDE, _OBSOLETE = "new-output", "leaving-output", "replaced-output", "obsolete-output"
 
 
-def short_name(model: str) -> str:
-    """What reports and pictures call a model: of local folders and files the last part alone."""
-    return JOINED.join(os.path.basename(os.path.abspath(part)) for part in model.split(JOINED))
+def shown_name(model: str) -> str:
+    """What reports and pictures call a model: names on the Hub, and of local folders and files the last part alone."""
+    parts = [model] if os.path.exists(model) else model.split(JOINED)
+    return JOINED.join(os.path.basename(os.path.abspath(p)) if os.path.exists(p) else p for p in parts)
 
 
 @contextmanager
@@ -130,13 +131,15 @@ def check_writable(folder: Path, argument: str) -> Path:
     return real
 
 
-def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[object] = ()) -> None:
+def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[object] = (), command: str = "") -> None:
     """Refuses a folder that must not or cannot be written to, before the long work; removes nothing.
 
     Args:
         folder (`Path`): Where a run is to write; need not be there.
         overwrite (`bool`): Whether an earlier run's files may be replaced.
         inputs (iterable): What the new run reads: names, of which those of files and folders are kept.
+        command (`str`, *optional*): Of the new run, if it never reads what it wrote itself: an earlier report of it may
+            be replaced below a folder that is read.
 
     Raises:
         UserError: The folder is a file; cannot be written to; holds something, and `overwrite` is off; holds what no
@@ -156,8 +159,10 @@ def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[object] 
             f"{folder} holds files that no run of DiffuseSeg recorded ({foreign[0]}{more}) and is kept; --overwrite "
             f"replaces a run's own files alone: move the others away, or choose another --output_dir."
         )
-    names = [os.fspath(name) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
+    names: list[str] = [os.fspath(name) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
     read = [Path(os.path.realpath(part)) for name in names for part in {name, *name.split(JOINED)}]
+    if command and (read_record(real) or {}).get("command") == command:  # nothing reads what it wrote itself
+        read = [given for given in read if given not in real.parents]
     for path in (real / name for name in found):
         if any(path == given or given in path.parents for given in read):
             raise UserError(
@@ -201,7 +206,7 @@ def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[
         UserError: See [`check_output_folder`].
     """
     inputs = list(inputs)
-    check_output_folder(folder, overwrite, inputs)
+    check_output_folder(folder, overwrite, inputs, command)
     real = Path(os.path.realpath(folder))
     real.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(real / _NEW) if real.exists() else _partial(real)
@@ -211,7 +216,7 @@ def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[
     try:
         yield partial
         write_record(partial, command, owns=[exact_pattern(path) for path in _files(partial)])
-        check_output_folder(folder, overwrite, inputs)  # it may have changed while the block ran
+        check_output_folder(folder, overwrite, inputs, command)  # it may have changed while the block ran
         if real.exists():
             _swap(real, partial)
         else:

@@ -28,7 +28,7 @@ from ..data.image_processor import to_eight_bit
 from ..data.unlabeled import to_pixels
 from ..inference.averaging import AveragedSegmenter
 from ..runs.errors import UserError
-from ..runs.files import JOINED, atomic_file, read_json, write_json
+from ..runs.files import atomic_file, read_json, write_json
 from ..runs.parts import Part, finish_parts
 from ..runs.resuming import fingerprint
 from ..runs.seeds import mixed_seed
@@ -133,12 +133,16 @@ def teacher_fingerprint(name: str, teacher: Segmenter) -> str:
         teacher ([`Segmenter`]): What that loaded.
     """
     if isinstance(teacher, AveragedSegmenter):
-        parts = zip(name.split(JOINED), teacher.models, strict=True)
-        return " ".join(teacher_fingerprint(part, model) for part, model in parts)
+        return " ".join(teacher_fingerprint(*part) for part in zip(teacher.names, teacher.models))
     if os.path.isfile(name):  # an ONNX file
         return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
-    modules = {key: part for key, part in vars(teacher).items() if isinstance(part, torch.nn.Module)}
-    return fingerprint(*(modules[key] for key in sorted(modules)))
+    networks = teacher.networks()
+    own = [networks[key] for key in sorted(networks)]
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for network in own for p in network.parameters()})
+    processor = getattr(teacher, "processor", None)  # of students: how they read images is no weight
+    read = f"{getattr(teacher, 'timestep', '')}{processor.to_json_string() if processor is not None else ''}"
+    parts = [fingerprint(*own), *dtypes, *([hashlib.sha256(read.encode()).hexdigest()[:8]] if read else [])]
+    return " ".join(parts)
 
 
 def claim_targets(folder: Path, settings: dict) -> None:

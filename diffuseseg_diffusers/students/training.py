@@ -271,10 +271,13 @@ class StudentTraining:
         state = read_json(found[-1] / STATE_FILE)
         try:
             self.accelerator.load_state(str(found[-1]))
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"The checkpoint {found[-1]} cannot be read ({str(error).splitlines()[0]}); it is damaged: remove that "
-                f"folder, and the same command line begins anew."
+                f"The checkpoint {found[-1]} cannot be read ({reason}). If its files are damaged, move that folder "
+                f"away, and the same command line begins anew."
             ) from error
         return state
 

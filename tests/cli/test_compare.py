@@ -65,3 +65,13 @@ def test_a_dataset_of_other_classes_and_one_model_by_two_names_are_refused(drawn
     (tmp_path / "link").symlink_to(student)
     said = run("diffuseseg", "compare", student, tmp_path / "link", "--dataset_name", drawn / "data", *out, expect=1)
     assert "is given twice" in said.stderr
+
+
+def test_a_report_below_a_model_is_replaced(drawn, student, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(student, own)
+    words = ("diffuseseg", "evaluate", "--model", own, "--dataset_name", drawn / "data", "--output_dir", own / "report")
+    run(*words)
+    run(*words, "--overwrite")
+    kept = {p.name: p.read_bytes() for p in own.iterdir() if p.is_file()}
+    assert kept == {p.name: p.read_bytes() for p in student.iterdir()} and (own / "report" / "metrics.json").is_file()

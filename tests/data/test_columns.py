@@ -5,7 +5,7 @@ import shutil
 from datasets import Dataset, Features, Image
 from PIL import Image as Pictures
 
-from diffuseseg_diffusers.data.columns import contents_fingerprint
+from diffuseseg_diffusers.data.columns import SEEN, contents_fingerprint
 
 from ..conftest import draw
 
@@ -25,7 +25,26 @@ def test_a_fingerprint_tells_other_images_names_and_orders_but_not_another_folde
     first = found(tmp_path / "a")
     assert found(tmp_path / "b") == first == found(tmp_path / "b", bytes_too=True)
     assert len({first, found(tmp_path / "a", "021"), found(tmp_path / "a", "01")}) == 3
+    whole = (tmp_path / "b" / "2.png").read_bytes()
+    rows = [{"x": whole, "y": [1, 2]}, {"x": whole, "y": [1, 2]}]
+    known = contents_fingerprint(Dataset.from_list(rows), "x", "y")
+    rows[1]["y"] = [1, 3]  # a mask that was corrected
+    assert contents_fingerprint(Dataset.from_list(rows), "x", "y") != known
     negative = io.BytesIO()
     Pictures.fromarray(255 - draw((16, 16), 1)[0]).save(negative, "PNG")
     (tmp_path / "b" / "1.png").write_bytes(negative.getvalue())
     assert found(tmp_path / "b") != first
+
+
+def test_a_large_file_is_known_by_both_of_its_ends(tmp_path):
+    def found(data: bytes) -> str:
+        (tmp_path / "x").write_bytes(data)
+        by_path = contents_fingerprint(Dataset.from_dict({"x": [str(tmp_path / "x")]}), "x")
+        cell = Dataset.from_list([{"x": {"path": "x", "bytes": data}}])
+        assert contents_fingerprint(cell, "x") == by_path
+        return by_path
+
+    sizes = (10, SEEN, SEEN + 1, 2 * SEEN, 3 * SEEN)
+    assert len({found(bytes(size)) for size in sizes}) == len(sizes)
+    for size in sizes:
+        assert found(bytes(size - 1) + b"x") != found(bytes(size)) != found(b"x" + bytes(size - 1))

@@ -140,7 +140,10 @@ def test_what_somebody_put_into_a_checkpoint_stays(tmp_path, accelerator):
         if step == 1:
             (tmp_path / "checkpoint-000001" / "notes.txt").write_text("mine")
     assert [p.name for p in (tmp_path / "checkpoint-000001").iterdir()] == ["notes.txt"]
-    (tmp_path / "checkpoint-000002" / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "unet_ema/notes.txt"):
+        (tmp_path / "checkpoint-000002" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "checkpoint-000002" / name).write_text("mine")
     save_checkpoint(accelerator, tmp_path, {"step": 2}, unet, None, batches(), limit=1)  # the same step again
-    assert (tmp_path / "checkpoint-000002" / "notes.txt").read_text() == "mine"
+    for name in ("notes.txt", "unet_ema/notes.txt"):
+        assert (tmp_path / "checkpoint-000002" / name).read_text() == "mine"
     assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-000002"]

@@ -49,3 +49,9 @@ def test_models_that_differ_are_refused():
 def test_a_folder_may_have_the_sign_in_its_name(tmp_path):
     new_unet(NAMES, (16, 16), 1).save_pretrained(tmp_path / "a + b")
     assert load_pipeline(tmp_path / "a + b", device="cpu", dtype="float32").label_names == NAMES
+
+
+def test_a_model_is_not_averaged_with_itself(tmp_path):
+    new_unet(NAMES, (16, 16), 1).save_pretrained(tmp_path / "a")
+    with pytest.raises(UserError, match="names a model twice"):
+        load_pipeline(f"{tmp_path}/a + {tmp_path}/./a")

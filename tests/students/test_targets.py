@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from diffuseseg_diffusers.data.augmentation import IGNORED, augment
 from diffuseseg_diffusers.data.unlabeled import load_unlabeled
 from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
+from diffuseseg_diffusers.pipeline_composed import ComposedDiffuseSegPipeline
 from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.segmenter import weight_bytes
 from diffuseseg_diffusers.students import targets as module
 from diffuseseg_diffusers.students.targets import (
     CLASSES_KEPT,
@@ -25,6 +27,7 @@ from diffuseseg_diffusers.students.training import segmentation_loss
 from diffuseseg_diffusers.students.unets import new_unet
 
 from ..conftest import draw, make_pipeline
+from ..tiny_pipelines import stable_diffusion
 
 
 def dense(targets: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -149,3 +152,19 @@ def test_teachers_together_are_told_apart_by_the_weights_of_each():
 
     assert found(first, second) == found(first, second) != found(first, third)
     assert teacher_fingerprint("x", first) in found(first, second)
+
+
+def test_composed_teachers_are_told_apart_by_weights_and_precision():
+    """Their networks are those of another pipeline."""
+    torch.manual_seed(0)
+    pipe = ComposedDiffuseSegPipeline(stable_diffusion())
+    networks = {name: part for name, part in pipe.base.components.items() if isinstance(part, torch.nn.Module)}
+    assert "unet" in networks and pipe.nbytes == sum(weight_bytes(part) for part in networks.values()) > 0
+    first = teacher_fingerprint("x", pipe)
+    assert first == teacher_fingerprint("x", pipe)
+    with torch.no_grad():
+        pipe.denoiser.conv_in.weight += 1
+    changed = teacher_fingerprint("x", pipe)
+    assert changed != first and "float32" in changed
+    pipe.to(torch.bfloat16)
+    assert "bfloat16" in teacher_fingerprint("x", pipe)

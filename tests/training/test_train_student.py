@@ -17,6 +17,7 @@ from transformers import pipeline
 from diffuseseg_diffusers import fit_segmentation_head, load_labeled_images, load_pipeline
 from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.runs.errors import NotFiniteError
+from diffuseseg_diffusers.runs.files import write_record
 from diffuseseg_diffusers.training import train_student
 
 from ..conftest import QUICK, dataset_of, draw, make_pipeline, run
@@ -317,3 +318,14 @@ def test_settings_that_waste_the_teacher_and_folders_within_the_images_are_refus
     within = taught[1] / "out"
     assert "lies in the dataset" in run("diffuseseg", *distill(drawn, taught, within), expect=1).stderr
     assert not (tmp_path / "out").exists() and not within.exists()
+
+
+def test_what_a_killed_process_left_of_the_targets_is_the_runs_own(drawn, taught, tmp_path):
+    out = tmp_path / "out"
+    words = distill(drawn, taught, out, "--num_epochs", "1", "--images_per_epoch", "16")
+    write_record(out, "train-student", train_student.OWNED)
+    left = out / "targets" / ".targets-00000-of-00001.safetensors.lock"
+    left.parent.mkdir()
+    left.touch()
+    run("diffuseseg", *words, "--overwrite")
+    assert not left.exists() and (out / "student.json").is_file()
