@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import PIL.Image
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..runs.errors import UserError
@@ -45,6 +45,13 @@ def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Data
             reason = f"{str(error).splitlines()[0].rstrip('.')}; to see private and gated ones, {LOG_IN}"
         if isinstance(error, DatasetGenerationError):  # of a broken file; the cause says in what way
             reason = reason or error.__cause__
+        if reason is None and "Config name is missing" in str(error):
+            where = {key: value for key, value in kwargs.items() if key in ("cache_dir", "token", "revision")}
+            known = ", ".join(sorted(get_dataset_config_names(name, **where)))
+            reason = (
+                f"it has several configurations ({known}), and one has to be named: `--dataset_config_name`, of "
+                f"train-student `--train_dataset_config_name` and so on, `config_name` in Python"
+            )
         if reason is None and not isinstance(error, (ValueError, OSError)):
             raise
         where = "" if local else f"There is no folder {name}, and "

@@ -68,7 +68,8 @@ def load_pipeline(
         return OnnxStudent(name)
     is_local = os.path.isdir(name)
     if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise UserError(f"There is no folder {name}.")
+        hint = f' Models that segment together are joined by "{JOINED}", with spaces.' if "+" in name else ""
+        raise UserError(f"There is no folder {name}.{hint}")
     device = find_device(device)
     precision = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
     try:

@@ -53,7 +53,7 @@ def export_onnx(student: Student, path: str | os.PathLike) -> None:
     student.model.cpu().eval()
     pixels = torch.rand(2, student.in_channels, *student.image_size)
     program = torch.onnx.export(
-        _Exported(student),
+        _Exported(student).eval(),
         (pixels,),
         input_names=["pixels"],
         output_names=["masks", "logits"],

@@ -1,11 +1,14 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import io
+import json
 import shutil
 
+import pytest
 from datasets import Dataset, Features, Image
 from PIL import Image as Pictures
 
-from diffuseseg_diffusers.data.columns import SEEN, contents_fingerprint
+from diffuseseg_diffusers.data.columns import SEEN, contents_fingerprint, load_split
+from diffuseseg_diffusers.runs.errors import UserError
 
 from ..conftest import draw
 
@@ -48,3 +51,15 @@ def test_a_large_file_is_known_by_both_of_its_ends(tmp_path):
     assert len({found(bytes(size)) for size in sizes}) == len(sizes)
     for size in sizes:
         assert found(bytes(size - 1) + b"x") != found(bytes(size)) != found(b"x" + bytes(size - 1))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_of_several_configurations_says_which_and_how_one_is_named(tmp_path, streaming):
+    parts = []
+    for name in ("few", "many"):
+        (tmp_path / name).mkdir()
+        Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / name / "train.parquet")
+        parts.append({"config_name": name, "data_files": f"{name}/*.parquet"})
+    (tmp_path / "README.md").write_text("---\nconfigs: " + json.dumps(parts) + "\n---\n")
+    with pytest.raises(UserError, match=r"several configurations \(few, many\).*--dataset_config_name"):
+        load_split(str(tmp_path), None, "train", streaming=streaming)
