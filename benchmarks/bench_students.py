@@ -138,9 +138,8 @@ def soft(args: argparse.Namespace, own: LabeledImages, kind: str) -> SoftTargets
 
 def student(args: argparse.Namespace, own: LabeledImages, train: LabeledImages, arm: str, seed: int) -> Segmenter:
     """A student after its training, kept beside the targets."""
-    chosen = {
-        k: str(v) for k, v in vars(args).items() if k not in ("arms", "counts", "seeds", "output_dir", "no_shifts")
-    }
+    beside = ("arms", "counts", "seeds", "output_dir", "no_shifts", "test_split")  # they do not change the training
+    chosen = {k: str(v) for k, v in vars(args).items() if k not in beside}
     key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
     folder = args.targets_dir / f"{arm}-{len(own)}-{seed}-{key}"
     if (folder / "student.json").is_file():  # it is written last

@@ -112,7 +112,8 @@ class StudentSegmenter(Student):
         given = (self.processor.image_mean, self.processor.image_std)
         mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in given)
         pixels = ((pixels - mean) / std).to(self.model.dtype, memory_format=torch.channels_last)  # [N,3,H,W]
-        return (model or self.model)(pixels).logits  # [N,C,h,w]
+        network = self.model if model is None else model  # a compiled model has no truth value
+        return network(pixels).logits  # [N,C,h,w]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves model and image processor as `transformers` does; the config holds the colours too."""

@@ -76,7 +76,8 @@ class UNetStudent(Student):
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         labels = default_class_labels(self.model, pixels.shape[0], pixels.device)  # a symbol in export
         pixels = (pixels * 2 - 1).to(self.model.dtype, memory_format=torch.channels_last)  # [N,C,H,W]
-        return (model or self.model)(pixels, self.timestep, class_labels=labels, return_dict=False)[0]
+        network = self.model if model is None else model  # a compiled model has no truth value
+        return network(pixels, self.timestep, class_labels=labels, return_dict=False)[0]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves the U-Net as diffusers does, and `student.json` beside it."""
