@@ -14,7 +14,13 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from .data.channels import InputChannels
-from .data.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil
+from .data.image_processor import (
+    DiffuseSegImageProcessor,
+    ImageInput,
+    default_palette,
+    mask_to_pil,
+    unnamed_classes,
+)
 from .features.base import Block, FeatureExtractor
 from .heads.ensemble import PixelClassifierEnsemble
 from .runs.errors import UserError
@@ -305,7 +311,7 @@ class HeadSegmenter(Segmenter):
     def label_names(self) -> list[str]:
         """Name of each class; "class 0", "class 1", … if the head does not know."""
         config = self.segmentation_head.config
-        return list(config.label_names or [f"class {i}" for i in range(config.num_classes)])
+        return list(config.label_names or unnamed_classes(config.num_classes))
 
     def segment_batch(
         self,

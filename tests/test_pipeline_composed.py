@@ -3,6 +3,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from diffuseseg_diffusers import (
     fit_segmentation_head,
 )
 from diffuseseg_diffusers.heads.selection import Budget, choose_features
+from diffuseseg_diffusers.hub.loading import load_pipelines
 from diffuseseg_diffusers.pipeline_composed import nearest_steps, sampled_activations, weights_fingerprint
 from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.students.unets import new_unet
 
 from .conftest import QUICK, drawn_dataset, make_unet
 from .tiny_pipelines import FAMILIES, dit, flux, sd3, stable_diffusion
@@ -161,6 +164,20 @@ def test_a_head_travels_alone_and_fetches_its_base(make, tmp_path):
         AutoDiffuseSegPipeline.from_pretrained(tmp_path / "head")
     moved = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "head", base_model=tmp_path / "moved")
     assert np.array_equal(moved.segment([images[0].image], output_type="np").masks[0], masks[0])
+    # Beside a student, the base is that of the head; of two heads it could be either's.
+    new_unet(pipe.label_names, pipe.image_size, 3).save_pretrained(tmp_path / "student")
+    shutil.copytree(tmp_path / "head", tmp_path / "other")
+    head, other, student = (str(tmp_path / name) for name in ("head", "other", "student"))
+    given = {"device": "cpu", "dtype": "float32", "base_model": str(tmp_path / "moved")}
+    found = load_pipelines([head, student, f"{head} + {student}"], **given)
+    assert np.array_equal(found[head].segment([images[0].image], output_type="np").masks[0], masks[0])
+    assert found[f"{head} + {student}"].nbytes == found[head].nbytes + found[student].nbytes
+    for names, message in (
+        ([head, other, student], "--base_model can be of any of .*head, .*other"),
+        ([student], "no head"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_pipelines(names, **given)
 
 
 def test_a_head_on_another_base_is_refused_with_both_fingerprints(tmp_path):

@@ -31,7 +31,7 @@ from diffuseseg_diffusers.arguments import (
     run_script,
 )
 from diffuseseg_diffusers.data.columns import contents_fingerprint, describe_dataset
-from diffuseseg_diffusers.data.labeled import unnamed_classes
+from diffuseseg_diffusers.data.image_processor import unnamed_classes
 from diffuseseg_diffusers.data.unlabeled import count_channels, load_unlabeled
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push

@@ -14,7 +14,7 @@ from ..arguments import (
 from ..data.arguments import add_data_arguments, load_data
 from ..data.columns import describe_dataset
 from ..figures.curves import accuracy_over_speed
-from ..hub.loading import load_pipeline
+from ..hub.loading import load_pipelines
 from ..inference.comparison import compare_models, format_comparison
 from ..runs.errors import UserError
 from ..runs.files import check_output_folder, output_folder, shown_name, write_json
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     if twice := next((name for name, path in zip(args.models, real) if real.count(path) > 1), None):
         raise UserError(f"{twice} is given twice; give every model once.")
     where = (args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
-    models = {name: load_pipeline(name, *where) for name in args.models}
+    models = load_pipelines(args.models, *where)
     for model in models.values():
         model.check_can_segment()
     first = models[args.models[0]]

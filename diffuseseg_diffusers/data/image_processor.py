@@ -42,6 +42,11 @@ def default_palette(num_classes: int) -> list[list[int]]:
     return colors
 
 
+def unnamed_classes(number: int) -> list[str]:
+    """What classes are called that have no names."""
+    return [f"class {i}" for i in range(number)]
+
+
 def is_address(name: object) -> bool:
     """Whether this is the address of an image, `http://…` or `https://…`, and not a path."""
     return isinstance(name, str) and name.startswith(("http://", "https://"))

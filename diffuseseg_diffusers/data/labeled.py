@@ -15,6 +15,7 @@ from ..runs.errors import UserError
 from .channels import InputChannels, to_rgb
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
 from .folders import read_folder, read_label_names
+from .image_processor import unnamed_classes
 from .rasters.base import Window, windows_over
 from .rasters.cells import needs_raster, open_cell
 
@@ -325,11 +326,6 @@ def load_labeled_images(
     if dataset is None:
         dataset = load_split(name, config_name, split, cache_dir=cache_dir, token=token, revision=revision)
     return LabeledImages(dataset, label_names=label_names, **kwargs)
-
-
-def unnamed_classes(number: int) -> list[str]:
-    """What classes are called that have no names."""
-    return [f"class {i}" for i in range(number)]
 
 
 def is_color(given: Any) -> bool:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..data.image_processor import unnamed_classes
 from ..data.labeled import LabeledImages
 
 
@@ -36,7 +37,7 @@ class Classes:
     @property
     def names(self) -> list[str]:
         """Name of each class; "class 0", "class 1", … if there are none."""
-        return list(self.label_names or [f"class {c}" for c in range(self.number)])
+        return list(self.label_names or unnamed_classes(self.number))
 
     @property
     def tell_sides(self) -> bool:

@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell
 from ..data.folders import read_label_file
-from ..data.image_processor import default_palette, mask_to_pil, to_eight_bit
+from ..data.image_processor import default_palette, mask_to_pil, to_eight_bit, unnamed_classes
 from ..data.parquet import open_streams
 from ..figures.pages import samples_page
 from ..runs.errors import UserError
@@ -177,7 +177,7 @@ def _classes(folder: Path, part: Part) -> tuple[list[str], list[tuple[str, str, 
     counts = np.sum([np.bincount(m.ravel(), minlength=256) for m in part.masks], axis=0)[:255]
     number = int(np.flatnonzero(counts).max(initial=0)) + 1
     path = folder / LABELS
-    names = read_label_file(path) if path.is_file() else [f"class {i}" for i in range(number)]
+    names = read_label_file(path) if path.is_file() else unnamed_classes(number)
     shares = counts[: len(names)] / max(1, counts.sum())
     counted = len(part.masks)
     whole = part.num_images == counted

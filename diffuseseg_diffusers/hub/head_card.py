@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..data.image_processor import default_palette
+from ..data.image_processor import default_palette, unnamed_classes
 from ..heads.ensemble import PixelClassifierEnsemble
 from .cards import (
     TAGS,
@@ -64,7 +64,7 @@ def head_card(
     if "seconds" in fitting:
         how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
         facts["fitting of the head"] = f"{describe_duration(fitting['seconds'])}, {how}"
-    names = config.label_names or [f"class {i}" for i in range(config.num_classes)]
+    names = config.label_names or unnamed_classes(config.num_classes)
     palette = config.palette or default_palette(config.num_classes)
     return render(
         ModelCard,

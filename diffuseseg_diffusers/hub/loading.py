@@ -3,7 +3,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,10 @@ def load_pipeline(
     """
     name = os.fspath(name)
     if JOINED in name and not os.path.exists(name):
-        given = (revision, device, dtype, cache_dir, base_model)
         parts = name.split(JOINED)
         if len({os.path.realpath(part) if os.path.exists(part) else part for part in parts}) < len(parts):
             raise UserError(f"{name} names a model twice; give every model once.")
-        return AveragedSegmenter({part: load_pipeline(part, *given) for part in parts})
+        return AveragedSegmenter(load_pipelines(parts, revision, device, dtype, cache_dir, base_model))
     if name.endswith(ONNX):
         if base_model is not None:
             raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")
@@ -66,13 +66,12 @@ def load_pipeline(
         except ModuleNotFoundError as error:
             raise missing_extra("train", error.name) from error
         return OnnxStudent(name)
-    is_local = os.path.isdir(name)
-    if not is_local and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         hint = f' Models that segment together are joined by "{JOINED}", with spaces.' if "+" in name else ""
         raise UserError(f"There is no folder {name}.{hint}")
     device = find_device(device)
     precision = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
-    try:
+    with _errors_explained(name):
         kind = _kind(name, revision, cache_dir)
         where = {"revision": revision, "cache_dir": cache_dir}
         if kind == COMPOSED:
@@ -80,12 +79,55 @@ def load_pipeline(
         elif base_model is not None:
             raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")
         return LOADERS[kind](name, device, precision, where)
+
+
+def load_pipelines(
+    names: Sequence[str],
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str = "auto",
+    cache_dir: str | os.PathLike | None = None,
+    base_model: str | None = None,
+) -> dict[str, Segmenter]:
+    """Loads several models as [`load_pipeline`] does; `revision` and `base_model` are of the one that they can be of.
+
+    Returns:
+        `dict`: Each model by its name.
+
+    Raises:
+        UserError: A model cannot be loaded, or there are several that the revision or the base may be of.
+    """
+    parts = {name: [name] if os.path.exists(name) else name.split(JOINED) for name in names}
+    every = list(dict.fromkeys(part for own in parts.values() for part in own))
+    on_hub = [part for part in every if not os.path.exists(part)]
+    if revision is not None and len(on_hub) > 1:
+        raise UserError(f"--revision can be of any of {', '.join(on_hub)}; download them, and give folders.")
+    heads = []
+    if base_model is not None:
+        for part in every:
+            with _errors_explained(part):
+                if not part.endswith(ONNX) and _kind(part, revision, cache_dir) == COMPOSED:
+                    heads.append(part)
+        if len(heads) > 1:
+            raise UserError(f"--base_model can be of any of {', '.join(heads)}; give one of them at a time.")
+    found = {}
+    for name, own in parts.items():
+        base = base_model if set(own) & set(heads) or not heads else None  # with no such head, loading refuses it
+        found[name] = load_pipeline(name, revision, device, dtype, cache_dir, base)
+    return found
+
+
+@contextmanager
+def _errors_explained(name: str) -> Iterator[None]:
+    """Makes a sentence of what libraries raise where a model cannot be loaded."""
+    try:
+        yield
     except UserError:
         raise
     except ModuleNotFoundError as error:
         raise missing_extra("train", error.name) from error
     except Exception as error:
-        reason = None if is_local else explain_hub_error(error)
+        reason = None if os.path.isdir(name) else explain_hub_error(error)
         if reason is not None:
             message = f"There is no folder {name}, and the pipeline {name} cannot be loaded: {reason}."
         # What the libraries say of broken files, and diffusers of classes that it does not have.

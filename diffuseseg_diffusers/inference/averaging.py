@@ -17,7 +17,8 @@ class AveragedSegmenter(Segmenter):
     Its uncertainty is the entropy of the mean probabilities in nats.
 
     Args:
-        models (mapping): Name, for messages, to [`Segmenter`]. The first says colours, channels and tiles.
+        models (mapping): Name, for messages, to [`Segmenter`]. The first says colours, channels, tiles and the id of
+            ignored pixels.
 
     Raises:
         UserError: The models differ in classes, or in the size or channels of the images that they read.
@@ -31,7 +32,6 @@ class AveragedSegmenter(Segmenter):
                 ("images of", model.image_size, other.image_size),
                 ("the number of channels", model.in_channels, other.in_channels),
                 ("the channels", model.channels.config, other.channels.config),
-                ("the id of ignored pixels", model.ignore_index, other.ignore_index),
             ):
                 if one != another:
                     raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")

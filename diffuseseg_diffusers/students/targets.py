@@ -38,7 +38,7 @@ from ..segmenter import Segmenter
 SETTINGS = "settings.json"  # in a folder of targets that several runs use
 TARGETS = "targets"  # folder below an output folder
 CLASSES_KEPT = 4  # of a pixel, the likeliest
-IMAGES_IN_A_FILE = 256
+IMAGES_IN_A_FILE = 64  # what a kill can cost, and the step of the progress bar
 TARGETS_FILE = "targets-[0-9]*-of-[0-9]*.safetensors"  # pattern of their names
 
 
@@ -157,10 +157,11 @@ def claim_targets(folder: Path, settings: dict) -> None:
     """
     path = folder / SETTINGS
     if not path.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} holds something else than targets; give another --targets_dir.")
-        write_json(path, settings)
-        return
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+            if not path.is_file():  # another run may have begun it this moment
+                raise UserError(f"{folder} holds something else than targets; give another --targets_dir.")
+        else:
+            write_json(path, settings)
     there, now = read_json(path), json.loads(json.dumps(settings))
     if not isinstance(there, dict):
         raise UserError(f"{path} says nothing of targets; give another --targets_dir.")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffuseseg_diffusers import load_pipeline
+from diffuseseg_diffusers.hub.loading import load_pipelines
 from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.students.unets import new_unet
@@ -49,6 +50,19 @@ def test_models_that_differ_are_refused():
 def test_a_folder_may_have_the_sign_in_its_name(tmp_path):
     new_unet(NAMES, (16, 16), 1).save_pretrained(tmp_path / "a + b")
     assert load_pipeline(tmp_path / "a + b", device="cpu", dtype="float32").label_names == NAMES
+
+
+def test_a_head_that_ignores_another_id_and_its_student_go_together():
+    head = make_pipeline(head=True)
+    head.segmentation_head.register_to_config(ignore_index=7)
+    student = new_unet(NAMES, head.image_size, head.in_channels)
+    both = AveragedSegmenter({"head": head, "student": student})
+    assert both.ignore_index == 7 and both.segment(draw((16, 16), 0)[0], output_type="np").masks[0].max() < len(NAMES)
+
+
+def test_a_revision_is_of_one_model_on_the_hub():
+    with pytest.raises(UserError, match="--revision can be of any of alice/a, alice/b"):
+        load_pipelines(["alice/a", "alice/b"], revision="main")
 
 
 def test_a_model_is_not_averaged_with_itself(tmp_path):

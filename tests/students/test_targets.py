@@ -17,6 +17,7 @@ from diffuseseg_diffusers.segmenter import weight_bytes
 from diffuseseg_diffusers.students import targets as module
 from diffuseseg_diffusers.students.targets import (
     CLASSES_KEPT,
+    claim_targets,
     compute_targets,
     distillation_loss,
     hard_targets,
@@ -168,3 +169,17 @@ def test_composed_teachers_are_told_apart_by_weights_and_precision():
     assert changed != first and "float32" in changed
     pipe.to(torch.bfloat16)
     assert "bfloat16" in teacher_fingerprint("x", pipe)
+
+
+def test_runs_that_begin_one_folder_at_the_same_moment_take_each_other_in(tmp_path):
+    folder, settings = tmp_path / "targets", {"teacher": "a"}
+    folder.mkdir()
+    (folder / f".{module.SETTINGS}.1234.partial").write_text("{")  # the other is about to write it
+    claim_targets(folder, settings)
+    claim_targets(folder, settings)
+    with pytest.raises(UserError, match="another teacher or other images: teacher a .now b."):
+        claim_targets(folder, {"teacher": "b"})
+    (folder / module.SETTINGS).unlink()
+    (folder / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="holds something else than targets"):
+        claim_targets(folder, settings)
