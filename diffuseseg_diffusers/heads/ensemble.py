@@ -7,6 +7,7 @@ the paper's models. Here the first layer is applied to each activation at its ow
 upsampled: bilinear upsampling is linear over space and the layer is linear over channels, so the two commute exactly.
 """
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
 PIXEL_FORMAT = 2  # of heads without any of these, which older versions read
 # Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
 # most this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
-STRIP_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+STRIP_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 @dataclass
@@ -41,8 +42,8 @@ class PixelClassifierOutput(BaseOutput):
             `[N, H, W]` uint8, the class most members voted for, or with soft voting the most probable one on average; a
             tie goes to the smaller id.
         uncertainty (`torch.Tensor`):
-            `[N, H, W]` float32, Jensen-Shannon divergence of the members in nats, 0 to `log(num_members)`, or to the
-            logarithm of twice as many if they saw the mirror image too.
+            `[N, H, W]` float32, Jensen-Shannon divergence of the members in nats, 0 to `log(num_members)`; of a single
+            member that saw the mirror image too, to `log(2)`.
         probabilities (`torch.Tensor`, *optional*): `[N, num_classes, H, W]` float32, mean over the members.
     """
 
@@ -123,7 +124,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         palette (sequence of `[red, green, blue]`, *optional*): Colour of each class, 0 to 255.
         ignore_index (`int`, defaults to 255): Id of pixels without a label.
         flip (`bool`, defaults to `False`):
-            Whether the members vote on every image twice, on what they see of it and of its mirror image.
+            Whether half of the members see the mirror image of every image (a single member sees both).
         voting (`str`, defaults to `"hard"`):
             `"hard"`, every member has one vote (the paper's way), or `"soft"`, the mean of their probabilities decides.
         prompt (`str`, *optional*): What conditioned the model; the model's null prompt if none.
@@ -265,7 +266,14 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of shape `[N, K, num_classes, H, W]`.
         """
-        return torch.cat(list(self._logits(activations, size)), dim=-2)
+        height, width = size or self.config.image_size
+        config = self.config
+        shape = (len(activations[0]), config.num_members, config.num_classes, height, width)
+        found = [(where, logits) for where, logits in self._logits(activations, size)]
+        logits = found[0][1].new_empty(shape)
+        for (images, rows), strip in found:
+            logits[images, :, :, rows] = strip
+        return logits
 
     @apply_forward_hook
     @torch.no_grad()
@@ -283,7 +291,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             size (two `int`, *optional*): Output height and width; the config's `image_size` if not given.
             return_probabilities (`bool`, defaults to `False`): Whether to return mean class probabilities.
             mirrored (sequence of `torch.Tensor`, *optional*):
-                Activations of the mirror images, left and right exchanged; they double the votes.
+                Activations of the mirror images, left and right exchanged. The second half of the members votes on
+                those, the first on the images: masks are as good as if all saw both, at half the cost.
 
         Returns:
             [`PixelClassifierOutput`]
@@ -296,85 +305,113 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         probabilities = None
         if return_probabilities:
             probabilities = torch.empty(n, self.config.num_classes, height, width, device=device)
-        top = 0
-        views = [self._logits(activations, size)]
+        half = (self.config.num_members + 1) // 2 if mirrored is not None else None
+        views = [self._logits(activations, size, slice(half))]
         if mirrored is not None:
-            views.append(logits.flip(-1) for logits in self._logits(mirrored, size))
+            others = self._logits(mirrored, size, slice(half if self.config.num_members > 1 else 0, None))
+            views.append((where, logits.flip(-1)) for where, logits in others)
         for strips in zip(*views):
-            logits = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)  # [N,K,C,h,W], h rows of the output
-            log_p = logits.float().log_softmax(dim=2)  # [N,K,C,h,W]
-            p = log_p.exp()  # [N,K,C,h,W]
-            mean = p.mean(dim=1)  # [N,C,h,W]
+            where, logits = strips[0]
+            if len(strips) > 1:
+                logits = torch.cat([logits, strips[1][1]], dim=1)  # [n,K,C,h,W], h rows of n images of the output
+            log_p = logits.float().log_softmax(dim=2)  # [n,K,C,h,W]
+            p = log_p.exp()  # [n,K,C,h,W]
+            mean = p.mean(dim=1)  # [n,C,h,W]
             # `max`, not `argmax`: the latter is fourteen times slower along an inner dimension on a CPU.
             if self.config.voting == "soft":
-                winners = mean.max(dim=1).indices  # [N,h,W]
+                winners = mean.max(dim=1).indices  # [n,h,W]
             else:
-                votes = F.one_hot(logits.max(dim=2).indices, self.config.num_classes).sum(dim=1)  # [N,h,W,C]
-                winners = votes.max(dim=-1).indices  # [N,h,W]
-            rows = slice(top, top + winners.shape[1])
-            top = rows.stop
-            labels[:, rows] = winners
+                votes = F.one_hot(logits.max(dim=2).indices, self.config.num_classes).sum(dim=1)  # [n,h,W,C]
+                winners = votes.max(dim=-1).indices  # [n,h,W]
+            labels[where] = winners
             # Entropy of the mean minus mean entropy; not negative but for rounding.
-            jsd = (p * log_p).sum(dim=2).mean(dim=1) - torch.xlogy(mean, mean).sum(dim=1)  # [N,h,W]
-            uncertainty[:, rows] = jsd.clamp_(min=0)
+            jsd = (p * log_p).sum(dim=2).mean(dim=1) - torch.xlogy(mean, mean).sum(dim=1)  # [n,h,W]
+            uncertainty[where] = jsd.clamp_(min=0)
             if probabilities is not None:
-                probabilities[:, :, rows] = mean
+                probabilities.movedim(1, -1)[where] = mean.movedim(1, -1)
         return PixelClassifierOutput(labels=labels, uncertainty=uncertainty, probabilities=probabilities)
 
-    def _logits(self, activations: Sequence[torch.Tensor], size: Sequence[int] | None) -> Iterator[torch.Tensor]:
-        """Yields `[N, K, num_classes, rows, W]` for strips of rows from top to bottom."""
+    def _logits(
+        self, activations: Sequence[torch.Tensor], size: Sequence[int] | None, chosen: slice = slice(None)
+    ) -> Iterator[tuple[tuple[slice, slice], torch.Tensor]]:
+        """Yields where, a slice of images and one of rows, and `[n, K, num_classes, rows, W]` of the chosen members."""
         height, width = size or self.config.image_size
         widths = [a.shape[1] for a in activations]
         if widths != self.channels:
             raise UserError(f"The head was fitted for activations of {self.channels} channels, got {widths}.")
         first, _, norm1, second, _, norm2, third = self.layers
-        n, (members, hidden) = len(activations[0]), first.weight.shape[:2]
-        dtype = activations[0].dtype  # arithmetic is the U-Net's; the weights may well be kept in float32
+        n, dtype = len(activations[0]), activations[0].dtype  # arithmetic is the U-Net's; weights may stay in float32
 
-        # 1. The first layer at every resolution, on all activations of that resolution at once. Channels come last:
-        #    upsampling then moves whole vectors, and members are a stride apart for the batched products below.
-        weights = first.weight.flatten(0, 1).split(self.channels, dim=1)  # [K*hidden,c] each
-        maps = []
+        # 1. The first layer at every lower resolution, on all activations of that resolution at once. Channels come
+        #    last: upsampling then moves whole vectors, and members are a stride apart for the batched products below.
+        members, hidden = first.weight[chosen].shape[:2]
+        weights = first.weight[chosen].flatten(0, 1).split(self.channels, dim=1)  # [K*hidden,c] each
+        bias = first.bias[chosen].reshape(-1).to(dtype)  # [K*hidden]; upsampling does not change it
+        whole, maps = None, []
         for resolution in dict.fromkeys(a.shape[-2:] for a in activations):
             same = [i for i, a in enumerate(activations) if a.shape[-2:] == resolution]
             x = torch.cat([activations[i].movedim(1, -1) for i in same], dim=-1)  # [N,h,w,c]
             w = torch.cat([weights[i] for i in same], dim=1).to(dtype)  # [K*hidden,c]
-            maps.append(F.linear(x, w))  # [N,h,w,K*hidden]
-        bias = first.bias.view(-1).to(dtype)  # [K*hidden]
+            if resolution == (height, width):
+                whole = x, w
+            else:
+                maps.append(F.linear(x, w, None if maps else bias))  # [N,h,w,K*hidden]
 
-        # 2. The other layers, with each batch norm folded into the linear layer behind it.
-        w2, b2 = _fold(norm1, second, dtype)  # [K,h2,hidden], [K,h2,1]
-        w3, b3 = _fold(norm2, third, dtype)  # [K,C,h2], [K,C,1]
-        strip = max(1, STRIP_ELEMENTS.get(bias.device.type, 2**24) // (n * members * hidden * width))
-        for top in range(0, height, strip):
-            rows = range(top, min(top + strip, height))
-            x = bias
+        # 2. Strip by strip: the first layer at the output's resolution, and the other layers, with each batch norm
+        #    folded into the linear layer behind it.
+        w2, b2 = _fold(norm1, second, chosen, dtype)  # [K,h2,hidden], [K,h2,1]
+        w3, b3 = _fold(norm2, third, chosen, dtype)  # [K,C,h2], [K,C,1]
+        strip = STRIP_ELEMENTS.get(bias.device.type, 2**24) // (members * hidden * width)  # in rows of all images
+        images, rows = max(1, strip // height), min(height, max(1, strip))
+        for where in itertools.product(_slices(n, images), _slices(height, rows)):
+            x = None
             for m in maps:
-                x = x + _upsample_rows(m, (height, width), rows)  # [N,rows,W,K*hidden]
-            x = x.relu_().view(-1, members, hidden).permute(1, 2, 0)  # [K,hidden,N*rows*W]
-            x = torch.baddbmm(b2, w2, x).relu_()  # [K,h2,N*rows*W]
-            x = torch.baddbmm(b3, w3, x)  # [K,C,N*rows*W]
-            yield x.unflatten(-1, (n, len(rows), width)).movedim(2, 0)  # [N,K,C,rows,W]
+                x = _add_upsampled_rows(x, m[where[0]], (height, width), where[1])  # [n,rows,W,K*hidden]
+            if whole is not None:
+                y = whole[0][where].flatten(0, 2)  # [n*rows*W,c]
+                x = F.linear(y, whole[1], bias) if x is None else x.view(len(y), -1).addmm_(y, whole[1].T)
+            x = x.relu_().view(-1, members, hidden).permute(1, 2, 0)  # [K,hidden,n*rows*W]
+            x = torch.baddbmm(b2, w2, x).relu_()  # [K,h2,n*rows*W]
+            x = torch.baddbmm(b3, w3, x)  # [K,C,n*rows*W]
+            shape = (-1, where[1].stop - where[1].start, width)
+            yield where, x.unflatten(-1, shape).movedim(2, 0)  # [n,K,C,rows,W]
 
 
-def _fold(norm: StackedBatchNorm, linear: StackedLinear, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of `linear(norm(x))` in evaluation; computed in float32, returned in `dtype`."""
-    scale, shift = norm.scale_and_shift()
-    weight = linear.weight.float()
-    bias = linear.bias.float() + (weight @ shift.unsqueeze(-1)).squeeze(-1)
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _fold(
+    norm: StackedBatchNorm, linear: StackedLinear, chosen: slice, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of `linear(norm(x))` of the chosen members in evaluation, computed in float32, in `dtype`."""
+    scale, shift = (x[chosen] for x in norm.scale_and_shift())
+    weight = linear.weight[chosen].float()
+    bias = linear.bias[chosen].float() + (weight @ shift.unsqueeze(-1)).squeeze(-1)
     return (weight * scale.unsqueeze(1)).to(dtype), bias.unsqueeze(-1).to(dtype)
 
 
-def _upsample_rows(x: torch.Tensor, size: tuple[int, int], rows: range) -> torch.Tensor:
-    """The given rows of a bilinear upsampling (`align_corners=False`): `[N, h, w, C]` to `[N, len(rows), W, C]`."""
+def _add_upsampled_rows(
+    total: torch.Tensor | None, x: torch.Tensor, size: tuple[int, int], rows: slice
+) -> torch.Tensor:
+    """Adds rows of a bilinear upsampling (`align_corners=False`) of `[N, h, w, C]` to `[N, rows, W, C]`, in place.
+
+    Columns first, on the few source rows; blending those is then a product with a narrow matrix, which adds too.
+    """
     (h, w), (height, width) = x.shape[1:3], size
-    if (h, w) == (height, width):
-        return x[:, rows.start : rows.stop]
-    if len(rows) < height:
-        # A strip: blend the two source rows of each of its rows, and leave the columns to `interpolate`.
-        position = ((torch.arange(rows.start, rows.stop, device=x.device) + 0.5) * (h / height) - 0.5).clamp(min=0)
-        above = position.long().clamp(max=h - 1)
-        below = (above + 1).clamp(max=h - 1)
-        x = torch.lerp(x[:, above], x[:, below], (position - above).to(x.dtype)[:, None, None])
-    x = x.movedim(-1, 1)  # channels-last memory
-    return F.interpolate(x, size=(len(rows), width), mode="bilinear", align_corners=False).movedim(1, -1)
+    position = ((torch.arange(rows.start, rows.stop, device=x.device) + 0.5) * (h / height) - 0.5).clamp(min=0)
+    above = position.long().clamp(max=h - 1)
+    below = (above + 1).clamp(max=h - 1)
+    # The first and the last source row, in whole numbers: to ask the device for them would be to wait for it.
+    first, last = (max(0, ((2 * row + 1) * h - height) // (2 * height)) for row in (rows.start, rows.stop - 1))
+    number = min(last + 2, h) - first
+    source = x[:, first : first + number]  # [N,s,w,C]
+    if w != width:
+        up = {"size": (number, width), "mode": "bilinear", "align_corners": False}
+        source = F.interpolate(source.movedim(-1, 1), **up).movedim(1, -1)  # [N,s,W,C]
+    share = (position - above).to(x.dtype)[:, None]  # [rows,1]
+    at = torch.arange(first, first + number, device=x.device)
+    blend = (at == above[:, None]) * (1 - share) + (at == below[:, None]) * share  # [rows,s]
+    blend, source = blend.expand(len(x), -1, -1), source.flatten(2)  # [N,rows,s], [N,s,W*C]
+    found = torch.bmm(blend, source) if total is None else total.flatten(2).baddbmm_(blend, source)
+    return found.unflatten(2, (width, -1))

@@ -192,7 +192,7 @@ def fit_head(
         recipe (`str` or [`Recipe`], defaults to `"default"`): How the members are trained; its choice of features and
             of augmented views was made when the table was filled.
         num_members (`int`, defaults to 10): Members of the ensemble.
-        flip (`bool`, defaults to `False`): Whether the members see the mirror image too when they are used.
+        flip (`bool`, defaults to `False`): Whether half of the members see the mirror image when they are used.
         seed (`int`, defaults to 0): Of the members' weights and the order of their pixels.
         in_place (`bool`, defaults to `False`): Whether the table may be changed, which saves a copy of it.
         accelerator (`Accelerator`, *optional*): Deals the members out to its processes.

@@ -32,8 +32,8 @@ class Recipe:
             How much a pixel of a rare class weighs more: the weight is its class's share of all pixels to the power of
             minus this, 1 on average. 0 for equal weights.
         flip (`bool`):
-            Whether left and right may be exchanged: in augmented views, and in use, where the members see the mirror
-            image of every image too.
+            Whether left and right may be exchanged: in augmented views, and in use, where half of the members see the
+            mirror image of every image.
         voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
         blocks (sequence of `int`, *optional*):

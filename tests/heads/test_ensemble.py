@@ -123,11 +123,21 @@ def test_ties_go_to_the_smaller_class_as_in_torch_mode():
     assert torch.equal(head.predict(activations).labels.long(), torch.mode(votes, dim=1).values)
 
 
+def test_a_single_member_sees_the_image_and_its_mirror_image():
+    head = make_head(make_pipeline(), voting="soft", flip=True, num_members=1)
+    straight, mirrored = (random_activations(head, [(4, 4), (8, 8), (16, 16)], seed=s) for s in (0, 1))
+    views = [naive_logits(head, straight, (13, 19)), naive_logits(head, mirrored, (13, 19)).flip(-1)]
+    output = head.predict(straight, (13, 19), return_probabilities=True, mirrored=mirrored)
+    torch.testing.assert_close(output.probabilities, torch.cat(views, 1).softmax(2).mean(1), atol=1e-5, rtol=1e-4)
+
+
 def test_soft_votes_and_mirror_images_are_what_the_plain_formula_gives():
     head = make_head(make_pipeline(), voting="soft", flip=True)
     straight, mirrored = (random_activations(head, [(4, 4), (8, 8), (16, 16)], seed=s) for s in (0, 1))
-    views = torch.cat([naive_logits(head, straight, (13, 19)), naive_logits(head, mirrored, (13, 19)).flip(-1)], 1)
-    probabilities = views.softmax(2)  # [N,2K,C,H,W]
+    views = [naive_logits(head, straight, (13, 19)), naive_logits(head, mirrored, (13, 19)).flip(-1)]
+    half = (head.config.num_members + 1) // 2
+    views = torch.cat([views[0][:, :half], views[1][:, half:]], 1)
+    probabilities = views.softmax(2)  # [N,K,C,H,W]
     mean = probabilities.mean(1)
     output = head.predict(straight, (13, 19), return_probabilities=True, mirrored=mirrored)
     assert torch.equal(output.labels.long(), mean.argmax(1))
