@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuseseg_diffusers import load_labeled_images, load_pipeline
 from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from diffuseseg_diffusers.heads.classes import Classes
+from diffuseseg_diffusers.heads.ensemble import STRIP_ELEMENTS, add_upsampled_rows
 from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.fit import fit_head
 from diffuseseg_diffusers.heads.recipes import find_recipe
@@ -50,14 +51,14 @@ class Machine:
 
     def seconds(self, run: Callable[[], Any]) -> float:
         run()
-        times = []
-        for _ in range(self.rounds):
-            self.wait()
-            began = time.perf_counter()
-            run()
-            self.wait()
-            times.append(time.perf_counter() - began)
-        return median(times)
+        return median(self.once(run) for _ in range(self.rounds))
+
+    def once(self, run: Callable[[], Any]) -> float:
+        self.wait()
+        began = time.perf_counter()
+        run()
+        self.wait()
+        return time.perf_counter() - began
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -128,6 +129,7 @@ def segment(machine: Machine, pipe: Any, images: list[PIL.Image.Image]) -> None:
     stage.part("denoiser", lambda: [extractor(pixels) for _ in range(views)], n, moved)
     moved = views * nbytes(*found) + weight_bytes(head) + nbytes(*masks)
     stage.part("head", lambda: predict_masks(head, found, mirrored, [size] * n), n, moved)
+    within(machine, head, found, mirrored, size)
     stage.part(
         "masks to files",
         lambda: [as_file(mask_to_pil(mask.cpu().numpy(), pipe.palette)) for mask in masks],
@@ -135,6 +137,38 @@ def segment(machine: Machine, pipe: Any, images: list[PIL.Image.Image]) -> None:
         floor=False,
     )
     stage.end()
+
+
+@torch.no_grad()
+def within(machine: Machine, head: Any, found: list, mirrored: list | None, size: tuple[int, int]) -> None:
+    """What the first layer and upsampling take of the head's time, each by itself on data of the same shape."""
+    n, members = len(found[0]), head.config.num_members
+    half = (members + 1) // 2 if mirrored else members
+    views = [(found, half)] + ([(mirrored, max(1, members - half))] if mirrored else [])
+    width = head.layers[0].weight.shape[1]
+    first, up = [], []
+    for activations, own in views:
+        sizes = list(dict.fromkeys(a.shape[-2:] for a in activations))
+        for h, w in sizes:
+            channels = sum(a.shape[1] for a in activations if a.shape[-2:] == (h, w))
+            x, weight = (
+                torch.randn(*s, device=machine.device, dtype=found[0].dtype)
+                for s in ((n, h, w, channels), (own * width, channels))
+            )
+            first.append(lambda x=x, weight=weight: F.linear(x, weight))
+            if (h, w) != size:
+                up.append(torch.randn(n, h, w, own * width, device=machine.device, dtype=found[0].dtype))
+    rows = max(1, STRIP_ELEMENTS.get(machine.device.type, 2**24) // (half * width * size[1]))
+
+    def upsample() -> None:
+        for m in up:
+            for image in m.split(1):
+                for top in range(0, size[0], rows):
+                    add_upsampled_rows(None, image, size, slice(top, min(top + rows, size[0])))
+
+    parts = {"first layer": lambda: [run() for run in first], "upsampling": upsample}
+    for name, run in parts.items():
+        print(f"| *of the head: {name}* | {1e3 * machine.seconds(run) / n:.2f} | | |", flush=True)
 
 
 def fit(machine: Machine, pipe: Any, dataset: Any) -> None:
@@ -188,8 +222,8 @@ def train(machine: Machine, pipe: Any, n: int) -> None:
     unet = pipe.denoiser.float().train().requires_grad_(True)
     x = torch.randn(n, pipe.in_channels, *pipe.image_size, device=pipe.device)
     x = x.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=0.0)
-    ema = EMAModel(unet.parameters())
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=0.0, fused=True)
+    ema = EMAModel(unet.parameters(), foreach=True)
     weights = weight_bytes(unet)
 
     def forward() -> torch.Tensor:

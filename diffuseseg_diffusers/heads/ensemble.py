@@ -366,7 +366,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         for where in itertools.product(_slices(n, images), _slices(height, rows)):
             x = None
             for m in maps:
-                x = _add_upsampled_rows(x, m[where[0]], (height, width), where[1])  # [n,rows,W,K*hidden]
+                x = add_upsampled_rows(x, m[where[0]], (height, width), where[1])  # [n,rows,W,K*hidden]
             if whole is not None:
                 y = whole[0][where].flatten(0, 2)  # [n*rows*W,c]
                 x = F.linear(y, whole[1], bias) if x is None else x.view(len(y), -1).addmm_(y, whole[1].T)
@@ -391,9 +391,7 @@ def _fold(
     return (weight * scale.unsqueeze(1)).to(dtype), bias.unsqueeze(-1).to(dtype)
 
 
-def _add_upsampled_rows(
-    total: torch.Tensor | None, x: torch.Tensor, size: tuple[int, int], rows: slice
-) -> torch.Tensor:
+def add_upsampled_rows(total: torch.Tensor | None, x: torch.Tensor, size: tuple[int, int], rows: slice) -> torch.Tensor:
     """Adds rows of a bilinear upsampling (`align_corners=False`) of `[N, h, w, C]` to `[N, rows, W, C]`, in place.
 
     Columns first, on the few source rows; blending those is then a product with a narrow matrix, which adds too.

@@ -1,0 +1,190 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""One table of a device: training, extraction, fitting, segmenting and generating, each beside its floor.
+
+    python benchmarks/bench_gpu.py --minutes 10
+
+Three models with random weights: that of `training/configs/small_64.json` (64 × 64), the same at 256 × 256, and the
+paper's for LSUN (256 × 256, 552.8 million weights). Heads are the default recipe's, with random weights too; a fit is
+the default recipe on 20 drawn images. Medians; after every part the device is waited for. The floor of a part is the
+longer of two times: its multiplications at the highest rate that the device reached in this run, and the bytes that it
+must move at the rate of a large copy, as in `profile_stages.py`. Peak memory is that of the device's allocator, on a
+CPU that of the process. What does not fit into the minutes is said to be left out.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bench_growth import USUAL, drawn, random_head
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from profile_stages import Machine, count
+
+from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head
+from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, unet_config
+from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
+from diffuseseg_diffusers.heads.recipes import find_recipe
+from diffuseseg_diffusers.runs.hardware import DTYPES, default_device, default_dtype, hardware
+from diffuseseg_diffusers.segmenter import weight_bytes
+
+
+SMALL = str(Path(__file__).parent.parent / "training" / "configs" / "small_64.json")
+STEPS = 10  # of DDIM, in generation
+
+
+class Table:
+    """Rows of parts that are measured as long as there is time."""
+
+    def __init__(self, machine: Machine, minutes: float):
+        self.machine, self.end = machine, time.perf_counter() + 60 * minutes
+        print("| model | part | images a second | ms an image | floor, ms | ratio | peak, GiB |\n" + 7 * "|---" + "|")
+
+    def row(
+        self,
+        model: str,
+        part: str,
+        run: Callable[[], Any],
+        images: int,
+        nbytes: float,
+        flops: float,
+        once: bool = False,
+    ) -> None:
+        """Times a part on so many images, a long one `once`; `flops` are those of all of them."""
+        if time.perf_counter() > self.end:
+            print(f"| {model} | {part} | left out: no time | | | | |", flush=True)
+            return
+        if self.machine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            seconds = (self.machine.once(run) if once else self.machine.seconds(run)) / images
+        except torch.cuda.OutOfMemoryError:
+            print(f"| {model} | {part} | left out: not enough memory | | | | |", flush=True)
+            torch.cuda.empty_cache()
+            return
+        floor = max(flops / self.machine.flops, nbytes / self.machine.bytes) / images
+        print(
+            f"| {model} | {part} | {1 / seconds:.1f} | {1e3 * seconds:.2f} | {1e3 * floor:.2f} | "
+            f"{seconds / floor:.2f} | {peak(self.machine.device):.2f} |",
+            flush=True,
+        )
+
+
+def peak(device: torch.device) -> float:
+    """GiB, since the last reset where the device counts by itself."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def train(table: Table, name: str, unet: torch.nn.Module, size: int, batch: int, dtype: torch.dtype) -> None:
+    """Steps of `train_ddpm.py` with EMA, on a batch that lies on the device."""
+    device = table.machine.device
+    unet.train().requires_grad_(True)
+    x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=True)
+    ema = EMAModel(unet.parameters(), foreach=True)
+    timesteps = torch.full((batch,), 10, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = F.mse_loss(unet(x, timesteps).sample.float(), x)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+
+    table.row(name, f"train, batch of {batch}", step, batch, 14 * weight_bytes(unet), count(step))
+    unet.eval().requires_grad_(False)
+
+
+def segmenting(table: Table, name: str, pipe: DiffuseSegPipeline, pixels: torch.Tensor) -> dict[str, int]:
+    """Extraction and segmenting of a batch `[N, C, H, W]` in [-1, 1]; returns their multiplications."""
+    extractor, head, batch = pipe.head_extractor(), pipe.segmentation_head, len(pixels)
+    found = extractor(pixels).activations
+    moved = weight_bytes(pipe.unet) + sum(a.nbytes for a in found)
+    flops = {"extract": count(lambda: extractor(pixels))}
+    flops["segment"] = 2 * flops["extract"] + count(lambda: head.predict(found, mirrored=found))
+    images = list((pixels / 2 + 0.5).float().cpu())
+    table.row(name, f"extract, batch of {batch}", lambda: extractor(pixels), batch, moved, flops["extract"])
+
+    def segment() -> None:
+        pipe.segment(images, batch_size=batch, output_type="pt")
+
+    table.row(name, f"segment, batch of {batch}", segment, batch, 2 * moved + weight_bytes(head), flops["segment"])
+    return flops
+
+
+def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: tuple[int, ...], fit: bool) -> None:
+    """Extraction, fit, segmenting and generation of a pipeline on the device."""
+    device, unet = table.machine.device, pipe.unet
+    pipe.segmentation_head = head = random_head(pipe, USUAL | {"size": size}).to(device)
+    for batch in batches:
+        flops = segmenting(table, name, pipe, torch.rand(batch, 3, size, size, device=device) * 2 - 1)
+    if fit:
+        recipe, images = find_recipe("default"), drawn(20, 6)
+        extracted = 160 * flops["extract"] / batches[-1]
+        members, features = head.config.num_members, sum(head.channels)
+        first, second = head.layers[0].weight.shape[1], head.layers[3].weight.shape[1]
+        # Each pixel goes through the first layer forwards and for its weights, through the others thrice.
+        per_pixel = 2 * members * (2 * features * first + 3 * (first * second + second * head.config.num_classes))
+        steps = recipe.max_steps * recipe.batch_size * per_pixel
+        pipe.segmentation_head = None
+        flops_of_fit = extracted + steps
+        table.row(name, "fit on 20 images", lambda: fit_segmentation_head(pipe, images), 1, 0, flops_of_fit, once=True)
+        pipe.segmentation_head = head
+    batch = batches[-1]
+
+    def generate() -> None:
+        pipe(batch, torch.Generator().manual_seed(0), STEPS, output_type="pt")
+
+    pixels = torch.randn(batch, 3, size, size, device=device, dtype=unet.dtype)
+    every = STEPS * count(lambda: unet(pixels, 10)) + flops["segment"]
+    table.row(
+        name,
+        f"generate with masks, {STEPS} steps, batch of {batch}",
+        generate,
+        batch,
+        STEPS * weight_bytes(unet),
+        every,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="After these, no new row is begun (default: 10).")
+    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    parser.add_argument("--rounds", type=int, default=5, help="Of each part, for the median (default: 5).")
+    parser.add_argument("--batch_size", type=int, default=64, help="The larger batch, of small images (default: 64).")
+    parser.add_argument("--models", nargs="+", default=["small_64", "small_256", "lsun_256"], help="(default: all)")
+    args = parser.parse_args()
+    device = default_device()
+    dtype = default_dtype(device) if args.dtype == "auto" else DTYPES[args.dtype]
+    machine = Machine(device, dtype, args.rounds)
+    print(
+        f"{hardware(device)}, {str(dtype).removeprefix('torch.')}: {machine.flops / 1e9:,.0f} GFLOP/s, "
+        f"{machine.bytes / 1e9:,.0f} GB/s read and written.\n"
+    )
+    table, batch = Table(machine, args.minutes), args.batch_size
+    sizes = {"small_64": (64, batch), "small_256": (256, max(1, batch // 8)), "lsun_256": (256, max(1, batch // 16))}
+    for name in args.models:
+        size, largest = sizes[name]
+        if name == "lsun_256":
+            unet = UNet2DModel.from_config(unet_config(PRESETS[name]))
+        else:
+            unet = make_unet({**read_model_config(SMALL), "in_channels": 3, "out_channels": 3, "sample_size": size})
+        unet = unet.to(device, memory_format=torch.channels_last)
+        train(table, name, unet, size, largest, dtype)
+        pipe = DiffuseSegPipeline(unet.to(dtype), DDIMScheduler.from_config(DDPMScheduler().config))
+        pipe.set_progress_bar_config(disable=True)
+        use(table, name, pipe, size, tuple(dict.fromkeys((1, largest))), fit=name == "small_64")
+        del pipe, unet
+
+
+if __name__ == "__main__":
+    main()
