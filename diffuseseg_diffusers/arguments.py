@@ -2,6 +2,7 @@
 """Arguments that commands share, so that the same name means the same everywhere."""
 
 import argparse
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,15 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
         help="Precision of the model; auto: bfloat16 where the hardware multiplies in it (GPUs since Ampere, CPUs with "
         "AMX or the bfloat16 instructions of AVX-512), else float32 (default: auto).",
     )
+    group.add_argument("--verbose", action=_Verbose, nargs=0, help="Say in which precision models compute, and why.")
+
+
+class _Verbose(argparse.Action):
+    """Shows what the package logs, from here on, on standard error."""
+
+    def __call__(self, *args: object) -> None:
+        logging.basicConfig(format="%(message)s")  # of other libraries, warnings only
+        logging.getLogger(__package__).setLevel(logging.INFO)
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:

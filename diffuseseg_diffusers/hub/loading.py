@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -19,12 +20,13 @@ from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import JOINED, read_json
-from ..runs.hardware import DTYPES, default_dtype, find_device
+from ..runs.hardware import DTYPES, explain_dtype, find_device
 from ..runs.hub_errors import explain_hub_error
 from ..runs.install import missing_extra
 from ..segmenter import Segmenter
 
 
+logger = logging.get_logger(__name__)
 ONNX = ".onnx"
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
 
@@ -70,7 +72,8 @@ def load_pipeline(
         hint = f' Models that segment together are joined by "{JOINED}", with spaces.' if "+" in name else ""
         raise UserError(f"There is no folder {name}.{hint}")
     device = find_device(device)
-    precision = default_dtype(device) if dtype == "auto" else DTYPES[dtype]
+    precision, reason = explain_dtype(device) if dtype == "auto" else (DTYPES[dtype], "asked for")
+    logger.info("%s: %s on %s (%s)", name, str(precision).removeprefix("torch."), device, reason)
     with _errors_explained(name):
         kind = _kind(name, revision, cache_dir)
         where = {"revision": revision, "cache_dir": cache_dir}

@@ -38,18 +38,32 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies in it at a multiple of float32's speed, else float32.
+    """bfloat16 where the device multiplies in it at a multiple of float32's speed, else float32; see
+    [`explain_dtype`]."""
+    return explain_dtype(device)[0]
+
+
+def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The precision that goes with a device, and why, as a clause.
 
     By what the hardware says of itself, not by a clock: the same machine computes in the same precision every time.
-    GPUs since Ampere, and x86 with AMX or the bfloat16 instructions of AVX-512 (Cooper Lake, Zen 4 and later).
+    bfloat16 on GPUs since Ampere, and on x86 with AMX or the bfloat16 instructions of AVX-512 (Cooper Lake, Zen 4 and
+    later). Other devices were not measured and stay at float32.
     """
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # `get_capabilities` is newer than the oldest PyTorch that we take.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = device.type == "cpu" and any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+        name, version = torch.cuda.get_device_name(device), ".".join(map(str, torch.cuda.get_device_capability(device)))
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"{name} has compute capability {version}, which multiplies in bfloat16"
+        return torch.float32, f"{name} has compute capability {version}, and bfloat16 takes 8.0"
+    if device.type != "cpu":
+        return torch.float32, f"bfloat16 was not measured on {device.type}"
+    # `get_capabilities` is newer than the oldest PyTorch that we take.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    found = {"amx_bf16": "AMX", "avx512_bf16": "the bfloat16 instructions of AVX-512"}
+    has = [what for name, what in found.items() if capabilities.get(name, False)]
+    if has:
+        return torch.bfloat16, f"this CPU has {' and '.join(has)}"
+    return torch.float32, f"this CPU has neither {' nor '.join(found.values())}"
 
 
 def hardware(device: torch.device) -> str:

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The commands on pipelines of diffusers as users have them, in processes of their own."""
+"""The commands on pipelines of diffusers as users have them."""
 
 import json
 
@@ -32,27 +32,26 @@ def labelled(tmp_path):
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_fit_segment_and_generate_in_processes_of_their_own(name, labelled, tmp_path):
-    fresh = name == "stable-diffusion"  # one of them as a user types it; the other here, which is faster
+def test_taps_fit_segment_and_generate(name, labelled, tmp_path):
     base, head, out = tmp_path / "base", tmp_path / "head", tmp_path / "out"
     MAKE[name]().save_pretrained(base)
-    listed = run("diffuseseg", "taps", base, "--resolution", "16", "24", fresh=fresh).stdout
+    listed = run("diffuseseg", "taps", base, "--resolution", "16", "24", fresh=name == "sd3").stdout
     assert "share of a pass" in listed and ("attn (its input)" in listed) == (name == "sd3")
     given = ("--model", base, "--dataset_name", labelled, *SHORT, "--prompt", "a face", "--noise_levels", "0.2", "1")
-    run("diffuseseg", "fit", *given, "--output_dir", head, fresh=fresh)
+    run("diffuseseg", "fit", *given, "--output_dir", head)
     assert sorted(p.name for p in head.iterdir() if p.name[0] != ".") == [
         "head_training.json",
         "model_index.json",
         "segmentation_head",
     ]
-    run("diffuseseg", "segment", labelled / "images", "--model", head, "--output_dir", out / "masks", fresh=fresh)
+    run("diffuseseg", "segment", labelled / "images", "--model", head, "--output_dir", out / "masks")
     mask = np.asarray(Image.open(out / "masks" / "0_mask.png"))
     pipe = load_pipeline(head, device="cpu")
     assert np.array_equal(mask, pipe.segment([labelled / "images" / "0.png"], output_type="np").masks[0])
     (tmp_path / "prompts.txt").write_text("a face\n\na house\n")
     sampled = ("--num_samples", "4", "--batch_size", "2", "--num_inference_steps", "2", "--resolution", "16", "24")
     prompts = ("--prompts_file", tmp_path / "prompts.txt", "--drop_uncertain", "0")
-    run("diffuseseg", "generate", "--model", head, *sampled, *prompts, "--output_dir", out / "data", fresh=fresh)
+    run("diffuseseg", "generate", "--model", head, *sampled, *prompts, "--output_dir", out / "data")
     rows = load_dataset(str(out / "data"), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows["prompt"] == ["a face", "a house"] * 2 and rows[0]["image"].size == (24, 16) == rows[0]["mask"].size
     found = pipe.segment([rows[1]["image"]], output_type="np").masks[0]

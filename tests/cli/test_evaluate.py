@@ -2,7 +2,10 @@
 
 import json
 
+import torch
 from PIL import Image
+
+from diffuseseg_diffusers.runs.hardware import explain_dtype
 
 from ..conftest import run
 
@@ -10,8 +13,13 @@ from ..conftest import run
 def test_what_is_fitted_in_one_process_is_measured_in_another(drawn, tmp_path):
     data = ("--dataset_name", drawn / "data")
     evaluated = run(
-        *("diffuseseg", "evaluate", "--model", drawn / "model", *data, "--output_dir", tmp_path / "eval"), fresh=True
+        *("diffuseseg", "evaluate", "--model", drawn / "model", *data, "--output_dir", tmp_path / "eval"),
+        *("--verbose", "--device", "cpu"),
+        fresh=True,
     )
+    precision, reason = explain_dtype(torch.device("cpu"))
+    said = f"{drawn / 'model'}: {str(precision).removeprefix('torch.')} on cpu ({reason})"
+    assert said in evaluated.stderr.splitlines()
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert metrics["mean_iou"] > 0.7 and metrics["num_images"] == 4
     assert list(metrics["per_class_iou"]) == ["sky", "disc", "bar"]

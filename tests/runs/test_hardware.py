@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.commands.config import config_args
 
-from diffuseseg_diffusers.runs.hardware import default_dtype, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import default_dtype, explain_dtype, hardware, report_processes
 
 from ..conftest import run
 
@@ -89,5 +89,6 @@ def test_the_default_precision_is_that_of_the_hardware(monkeypatch):
         known = {"amx_bf16": amx, "avx512_bf16": avx, "avx512_f": True}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
         assert default_dtype(torch.device("cpu")) == expected
+        assert ("neither" in explain_dtype(torch.device("cpu"))[1]) == (expected == torch.float32)
         assert default_dtype(torch.device("mps")) == torch.float32
     assert "threads" in hardware(torch.device("cpu"))
