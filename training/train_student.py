@@ -273,6 +273,7 @@ def options_of(args: argparse.Namespace, num_images: int, kind: str) -> Training
         real_fraction=args.real_fraction,
         unlabeled_fraction=args.unlabeled_fraction,
         labels_last=args.labels_last,
+        balance=args.balance,
         layer_decay=args.layer_decay,
         augmentation=not args.no_augmentation,
         flip=not args.no_flip,
@@ -318,7 +319,7 @@ def settings_of(
     parts, kinds = ("train", "real", "eval"), ("dataset_name", "dataset_config_name", "split")
     names = [f"{part}_{kind}" for part in parts for kind in kinds]
     names += ["real_fraction", "resolution", "no_augmentation", "no_flip", "from_scratch", "num_epochs"]
-    names += ["images_per_epoch", "train_batch_size", "weight_decay", "max_grad_norm", "seed"]
+    names += ["images_per_epoch", "train_batch_size", "weight_decay", "max_grad_norm", "balance", "seed"]
     settings = {name: getattr(args, name) for name in names}
     settings["model"] = args.model or (UNET if isinstance(segmenter, UNetStudent) else DEFAULT_STUDENT)
     settings |= {"learning_rate": options.learning_rate, "validation_fraction": validation_fraction(args)}
