@@ -94,8 +94,8 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--balance",
         type=float,
         default=BALANCE,
-        help="How much pixels of rare classes weigh more, 0 to 1: the class's share of the labelled pixels to the power of "
-        f"minus this (default: {BALANCE}).",
+        help="How much pixels of rare classes weigh more, 0 to 1: the class's share of the labelled pixels to the power "
+        f"of minus this (default: {BALANCE}).",
     )
     group.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW (default: 0.01).")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="Largest norm of the gradient (default: 1).")
