@@ -94,7 +94,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--balance",
         type=float,
         default=BALANCE,
-        help="How much pixels of rare classes weigh more, 0 to 1: the class's share of the labelled pixels to the power "
+        help="How much rare classes weigh more, 0 to 1: a class's share of the labelled pixels to the power "
         f"of minus this (default: {BALANCE}).",
     )
     group.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW (default: 0.01).")
