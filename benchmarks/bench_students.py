@@ -73,7 +73,6 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--unlabeled_fraction", type=float, default=0.5)
     parser.add_argument("--labels_last", type=float, default=0.25)
-    parser.add_argument("--balance", type=float, default=TrainingOptions.balance)
     parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--layer_decay", type=float, default=1.0)
     parser.add_argument("--no_shifts", action="store_true")
@@ -158,7 +157,6 @@ def student(args: argparse.Namespace, own: LabeledImages, train: LabeledImages, 
         unlabeled_fraction=args.unlabeled_fraction,
         labels_last=args.labels_last,
         layer_decay=args.layer_decay,
-        balance=args.balance,
         num_workers=0,
         seed=seed,
     )

@@ -23,6 +23,7 @@ from .data.image_processor import (
 )
 from .features.base import Block, FeatureExtractor
 from .heads.ensemble import PixelClassifierEnsemble
+from .metrics.decisions import Decisions
 from .runs.errors import UserError
 
 
@@ -105,6 +106,11 @@ class Segmenter(ABC):
     def nbytes(self) -> int:
         """Bytes of all weights of [`~Segmenter.networks`]."""
         return sum(weight_bytes(network) for network in self.networks().values())
+
+    @property
+    def decisions(self) -> Decisions | None:
+        """Which class a pixel gets, if not the likeliest one."""
+        return None
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that it consists of, by name: of a pipeline its components."""
@@ -306,6 +312,14 @@ class HeadSegmenter(Segmenter):
     @property
     def ignore_index(self) -> int:
         return self.segmentation_head.config.ignore_index
+
+    @property
+    def decisions(self) -> Decisions | None:
+        return Decisions.of(self.segmentation_head.config.decisions)
+
+    @decisions.setter
+    def decisions(self, decisions: Decisions | None) -> None:
+        self.segmentation_head.register_to_config(decisions=None if decisions is None else decisions.config)
 
     @property
     def label_names(self) -> list[str]:

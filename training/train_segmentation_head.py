@@ -9,6 +9,7 @@ On several processes, each fits a share of the ensemble's members.
 import argparse
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -33,14 +34,16 @@ from diffuseseg_diffusers.data.arguments import (
     load_data,
     read_channels,
 )
-from diffuseseg_diffusers.data.columns import describe_dataset
+from diffuseseg_diffusers.data.columns import decode_cell, describe_dataset
 from diffuseseg_diffusers.data.crops import LabeledTiles, Pictures
+from diffuseseg_diffusers.data.unlabeled import load_unlabeled
 from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.heads.selection import Budget, choose_features, format_choices
 from diffuseseg_diffusers.hub.loading import load_pipeline, save_fitted
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
+from diffuseseg_diffusers.inference.decisions import IMAGES, fit_decisions
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.pipeline_backbone import load_backbone
 from diffuseseg_diffusers.runs.errors import UserError
@@ -109,6 +112,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Masks are strokes, the rest has no label: learn from that too; takes twice as long.",
     )
+    group.add_argument(
+        "--unlabeled_dataset_name",
+        help="Images without labels, a folder or a Hub name: by what the head says of them, pixels go to the classes "
+        "that raise mean IoU most, and not to the likeliest ones.",
+    )
+    group.add_argument("--unlabeled_dataset_config_name", help="Configuration of that dataset.")
+    group.add_argument("--unlabeled_split", default="train", help="Split of that dataset (default: train).")
+    group.add_argument(
+        "--max_unlabeled", type=int, default=IMAGES, help=f"Of these images, evenly spread (default: {IMAGES})."
+    )
     group.add_argument("--no_flip", action="store_true", help="Left and right mean something: never mirror images.")
     group.add_argument("--num_members", type=int, default=10, help="Members of the ensemble (default: 10).")
     group.add_argument(
@@ -135,7 +148,7 @@ def add_tile_arguments(parser: argparse.ArgumentParser) -> None:
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuses numbers out of range, what does not go together, and a folder that is not to be written to."""
     check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
-    check_at_least_one(args, "batch_size", "num_members", "max_tiles")
+    check_at_least_one(args, "batch_size", "num_members", "max_tiles", "max_unlabeled")
     check_reading_arguments(args)
     args.resolution = height_and_width(args.resolution)
     if not args.tile and (args.scale or args.pixel_size):
@@ -196,6 +209,17 @@ def choose(args: argparse.Namespace, pipe: Any, dataset: LabeledImages, accelera
     return tried[0]
 
 
+def unlabeled_images(args: argparse.Namespace) -> tuple[Iterator[Any], int] | None:
+    """Images without labels, evenly spread, and their number, if there are any."""
+    if args.unlabeled_dataset_name is None:
+        return None
+    where = (args.unlabeled_dataset_name, args.unlabeled_dataset_config_name, args.unlabeled_split)
+    dataset, column = load_unlabeled(*where, cache_dir=args.cache_dir)
+    number = min(len(dataset), args.max_unlabeled)
+    rows = (i * len(dataset) // number for i in range(number))
+    return (decode_cell(dataset[i][column], f"row {i}")[0] for i in rows), number
+
+
 def check_bytes(info: list[FeatureInfo], limit: int | None) -> None:
     """Refuses features that take more than `--max_bytes` an image."""
     taken = sum(2 * i.channels * i.height * i.width for i in info)
@@ -230,6 +254,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"{args.model} is a student, which has no head to fit; give a diffusion model.")
         pipe.segmentation_head = None  # a head that is there already is replaced
     dataset, validation = read_pictures(args, pipe, dataset, validation)
+    unlabeled = unlabeled_images(args)
 
     # 2. Features and head.
     tried = choose(args, pipe, dataset, accelerator)
@@ -256,6 +281,8 @@ def main(args: argparse.Namespace) -> None:
     )
     if not accelerator.is_main_process:
         return
+    if unlabeled is not None:
+        pipe.decisions = fit_decisions(pipe, *unlabeled, args.batch_size)
     report = describe_fit(args, pipe, dataset, accelerator, time.perf_counter() - began, tried)
 
     # 3. What it is worth, and where it goes.
@@ -285,6 +312,7 @@ def describe_fit(
         "model": os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name,
         "model_on_hub": None if os.path.isdir(name) else name,
         "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
+        "decisions": pipe.segmentation_head.config.decisions,
         "num_images": len(dataset),
         "recipe": args.recipe,
         "sparse_labels": args.sparse_labels,

@@ -36,6 +36,8 @@ from diffuseseg_diffusers.data.unlabeled import count_channels, load_unlabeled
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
+from diffuseseg_diffusers.inference.decisions import IMAGES as DECIDING
+from diffuseseg_diffusers.inference.decisions import fit_decisions
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import (
@@ -61,6 +63,7 @@ from diffuseseg_diffusers.students.segmenter import Student
 from diffuseseg_diffusers.students.targets import (
     TARGETS,
     TARGETS_FILE,
+    SoftTargets,
     claim_targets,
     compute_targets,
     teacher_fingerprint,
@@ -143,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.output_dir} is complete.")
     else:
         report = report_of(args, segmenter, train, real, state, start, len(unlabeled or ()))
-        keep_best(args, accelerator, report, evaluation)
+        keep_best(args, accelerator, report, evaluation, unlabeled, validation)
         print(f"Trained in {state['seconds']:.0f} s; the model is in {args.output_dir}.")
     for checkpoint in checkpoints(args.output_dir):
         remove_matching(checkpoint, IN_CHECKPOINTS)
@@ -186,14 +189,26 @@ def run_epochs(
 
 
 def keep_best(
-    args: argparse.Namespace, accelerator: Accelerator, report: dict, evaluation: LabeledImages | None
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    report: dict,
+    evaluation: LabeledImages | None,
+    unlabeled: SoftTargets | None,
+    validation: LabeledImages | None,
 ) -> None:
-    """Takes the best weights out of the last checkpoint, measures them, and writes the report."""
+    """Takes the best weights out of the last checkpoint, with decisions by what they say of images whose labels they
+    did not learn from; measures them, and writes the report."""
     for path in (checkpoints(args.output_dir)[-1] / BEST).iterdir():
         with atomic_file(args.output_dir / path.name) as partial:
             shutil.copyfile(path, partial)
     student = load_pipeline(args.output_dir, device=accelerator.device, dtype="float32")
     report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
+    if unseen := unlabeled or validation:
+        number = min(len(unseen), DECIDING)
+        rows = (unseen[i * len(unseen) // number] for i in range(number))
+        images = (row[0] if isinstance(row, tuple) else row.image for row in rows)
+        student.decisions = fit_decisions(student, images, number)
+        student.save_pretrained(args.output_dir)
     if evaluation is not None:
         report["evaluation"], _ = evaluate_segmentation(student, evaluation)
         report["evaluation"]["dataset"] = describe_dataset(*part_of(args, "eval"))
@@ -273,7 +288,6 @@ def options_of(args: argparse.Namespace, num_images: int, kind: str) -> Training
         real_fraction=args.real_fraction,
         unlabeled_fraction=args.unlabeled_fraction,
         labels_last=args.labels_last,
-        balance=args.balance,
         layer_decay=args.layer_decay,
         augmentation=not args.no_augmentation,
         flip=not args.no_flip,
@@ -319,7 +333,7 @@ def settings_of(
     parts, kinds = ("train", "real", "eval"), ("dataset_name", "dataset_config_name", "split")
     names = [f"{part}_{kind}" for part in parts for kind in kinds]
     names += ["real_fraction", "resolution", "no_augmentation", "no_flip", "from_scratch", "num_epochs"]
-    names += ["images_per_epoch", "train_batch_size", "weight_decay", "max_grad_norm", "balance", "seed"]
+    names += ["images_per_epoch", "train_batch_size", "weight_decay", "max_grad_norm", "seed"]
     settings = {name: getattr(args, name) for name in names}
     settings["model"] = args.model or (UNET if isinstance(segmenter, UNetStudent) else DEFAULT_STUDENT)
     settings |= {"learning_rate": options.learning_rate, "validation_fraction": validation_fraction(args)}

@@ -132,15 +132,11 @@ def _labelled_pixels(
     return [pool[torch.isin(of_image, torch.tensor(own))] for own in images]
 
 
-def class_weights(counts: torch.Tensor, balance: float) -> torch.Tensor:
-    """The weight of each class, `[C]` float32, its share of the pixels to the power of `-balance`; 1 on average.
-
-    Args:
-        counts (`torch.Tensor`): `[C]`, labelled pixels of each class.
-        balance (`float`): 0 for equal weights.
-    """
-    share = counts.float() / counts.sum().clamp(min=1)
-    weights = torch.where(share > 0, share.clamp(min=1e-6) ** -balance, 1.0)
+def _class_weights(labels: torch.Tensor, num_classes: int, balance: float) -> torch.Tensor:
+    """The weight of each class, `[C]` float32, by its share of the labels; 1 on average over these."""
+    counts = torch.bincount(labels, minlength=256)[:num_classes].float()
+    share = counts / counts.sum()
+    weights = share.clamp(min=1e-6) ** -balance  # a class without a pixel is never asked for
     return weights / (weights * share).sum()
 
 
@@ -205,9 +201,7 @@ class _MemberTraining:
         if recipe.balance:  # counted over a member's own pixels, if they are not all
             labels = table.labels.view(-1)
             counted = [labels] if pools is None else [labels[p.to(labels.device).long()] for p in pools]
-            number = head.config.num_classes
-            counts = [torch.bincount(own, minlength=256)[:number] for own in counted]
-            weights = [class_weights(own, recipe.balance) for own in counts]
+            weights = [_class_weights(own, head.config.num_classes, recipe.balance) for own in counted]
             self.class_weights = torch.stack(weights).expand(len(members), -1).to(device)  # [K,C]
         self._allocate()
 

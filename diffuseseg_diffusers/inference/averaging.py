@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..data.channels import InputChannels
+from ..metrics.decisions import Decisions, winners
 from ..runs.errors import UserError
 from ..segmenter import SegmentedBatch, Segmenter
 
@@ -58,6 +59,15 @@ class AveragedSegmenter(Segmenter):
         return self.models[0].ignore_index
 
     @property
+    def decisions(self) -> Decisions | None:
+        """The means of what the models expect, if all of them do."""
+        every = [model.decisions for model in self.models]
+        if any(decisions is None for decisions in every):
+            return None
+        iou, union = (torch.tensor([getattr(d, name) for d in every]).mean(0) for name in ("iou", "union"))
+        return Decisions(tuple(iou.tolist()), tuple(union.tolist()))
+
+    @property
     def nbytes(self) -> int:
         return sum(model.nbytes for model in self.models)
 
@@ -93,7 +103,7 @@ class AveragedSegmenter(Segmenter):
         own = zip(*found, strict=True)  # [C,H,W] of each model, image by image
         means = [torch.stack([p.float().cpu() for p in parts]).mean(0) for parts in own]
         return SegmentedBatch(
-            [p.max(dim=0).indices.to(torch.uint8) for p in means],
+            [winners(p, self.decisions, 0).to(torch.uint8) for p in means],
             [-torch.xlogy(p, p).sum(0).clamp(max=0) for p in means],
             means if return_probabilities else None,
         )

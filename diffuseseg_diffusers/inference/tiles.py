@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from ..data.channels import InputChannels
 from ..data.rasters.base import Raster, Window, native_tile, scale_of
+from ..metrics.decisions import winners
 from ..runs.errors import UserError
 from ..segmenter import Segmenter
 
@@ -208,10 +209,10 @@ def segment_block(
                 doubt = None
             elif doubt is not None:
                 doubt[inside] += found.uncertainty[i][part] * weight[part]
-    best = total.max(dim=0).indices.to(torch.uint8).numpy()
-    labels = best if valid is None else np.where(valid, best, labels)
     rows, columns = block.slices
     sums = tiling.sums(raster.height, 0)[rows, None] * tiling.sums(raster.width, 1)[columns]  # [H,W]
+    best = winners(total if pipe.decisions is None else total / sums, pipe.decisions, 0).to(torch.uint8).numpy()
+    labels = best if valid is None else np.where(valid, best, labels)
     return BlockResult(
         labels,
         None if doubt is None else (doubt / sums).numpy(),

@@ -12,7 +12,6 @@ from .networks import DEFAULT_STUDENT
 
 
 LABELS_LAST = 0.25  # share of the epochs
-BALANCE = 0.0  # of classes
 
 
 def add_student_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,13 +88,6 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         help="Rate of a stage of a U-Net as a share of that of the stage behind it (default: 1).",
-    )
-    group.add_argument(
-        "--balance",
-        type=float,
-        default=BALANCE,
-        help="How much rare classes weigh more, 0 to 1: a class's share of the labelled pixels to the power "
-        f"of minus this (default: {BALANCE}).",
     )
     group.add_argument("--weight_decay", type=float, default=0.01, help="Weight decay of AdamW (default: 0.01).")
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="Largest norm of the gradient (default: 1).")

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..metrics.decisions import Decisions, winners
 from ..runs.errors import UserError
 from ..runs.files import atomic_file
 from ..runs.install import missing_extra
 from ..segmenter import SegmentedBatch, Segmenter
-from .segmenter import Student, masks_of_logits
+from .segmenter import Student, decisions_of, masks_of_logits
 
 
-METADATA = "diffuseseg"  # key in a file's metadata: names and colours of the classes, as JSON
+METADATA = "diffuseseg"  # key in a file's metadata: names and colours of the classes, and decisions, as JSON
 
 
 class _Exported(torch.nn.Module):
@@ -32,7 +33,8 @@ class _Exported(torch.nn.Module):
         whole = logits
         if logits.shape[-2:] != pixels.shape[-2:]:
             whole = F.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
-        return whole.max(dim=1).indices.to(torch.uint8), logits
+        p = whole if self.student.decisions is None else whole.softmax(dim=1)
+        return winners(p, self.student.decisions).to(torch.uint8), logits
 
 
 def export_onnx(student: Student, path: str | os.PathLike) -> None:
@@ -61,7 +63,11 @@ def export_onnx(student: Student, path: str | os.PathLike) -> None:
         verbose=False,
     )
     program.model.metadata_props[METADATA] = json.dumps(
-        {"label_names": student.label_names, "palette": student.palette}
+        {
+            "label_names": student.label_names,
+            "palette": student.palette,
+            "decisions": None if student.decisions is None else student.decisions.config,
+        }
     )
     with atomic_file(path) as partial:
         program.save(partial, external_data=False)
@@ -92,6 +98,7 @@ class OnnxStudent(Segmenter):
             known = self.session.get_modelmeta().custom_metadata_map
             given = json.loads(known[METADATA])
             self._names, self._palette = list(given["label_names"]), list(given["palette"])
+            self._decisions = decisions_of(given.get("decisions"), len(self._names), str(path))
             shape = self.session.get_inputs()[0].shape
             self._channels, self._size = int(shape[1]), (int(shape[2]), int(shape[3]))
         except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors
@@ -113,6 +120,10 @@ class OnnxStudent(Segmenter):
         return self._names
 
     @property
+    def decisions(self) -> Decisions | None:
+        return self._decisions
+
+    @property
     def nbytes(self) -> int:
         return self._bytes
 
@@ -129,4 +140,4 @@ class OnnxStudent(Segmenter):
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
         (logits,) = self.session.run(["logits"], {"pixels": (pixels / 2 + 0.5).numpy()})
-        return masks_of_logits(torch.from_numpy(logits), sizes, return_probabilities)
+        return masks_of_logits(torch.from_numpy(logits), sizes, return_probabilities, self.decisions)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 from ..data.image_processor import default_palette
+from ..metrics.decisions import Decisions, winners
 from ..runs.errors import UserError
 from ..segmenter import SegmentedBatch, Segmenter
 from .networks import loading_errors, make_processor
@@ -31,6 +32,7 @@ class Student(Segmenter):
     def __init__(self, model: Any, palette: Sequence[Sequence[int]] | None = None):
         self.model = model
         self._palette = [list(color) for color in palette] if palette is not None else None
+        self._decisions: Decisions | None = None
 
     @abstractmethod
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
@@ -55,6 +57,14 @@ class Student(Segmenter):
         return self.model.device
 
     @property
+    def decisions(self) -> Decisions | None:
+        return self._decisions
+
+    @decisions.setter
+    def decisions(self, decisions: Decisions | None) -> None:
+        self._decisions = decisions
+
+    @property
     def palette(self) -> list[list[int]]:
         return self._palette or default_palette(len(self.label_names))
 
@@ -68,7 +78,8 @@ class Student(Segmenter):
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
         self.model.eval()
-        return masks_of_logits(self.logits(pixels.to(self.device) / 2 + 0.5), sizes, return_probabilities)
+        logits = self.logits(pixels.to(self.device) / 2 + 0.5)
+        return masks_of_logits(logits, sizes, return_probabilities, self.decisions)
 
 
 class StudentSegmenter(Student):
@@ -118,12 +129,31 @@ class StudentSegmenter(Student):
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves model and image processor as `transformers` does; the config holds the colours too."""
         self.model.config.palette = self.palette
+        self.model.config.decisions = None if self.decisions is None else self.decisions.config
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
+def decisions_of(config: dict | None, num_classes: int, name: str) -> Decisions | None:
+    """The decisions that a student's config holds.
+
+    Raises:
+        UserError: They are none, or of another number of classes.
+    """
+    try:
+        decisions = Decisions.of(config)
+        if decisions is not None and len(decisions.iou) != num_classes:
+            raise UserError(f"they are of {len(decisions.iou)} classes, and there are {num_classes}")
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(f"The decisions in {name} cannot be read ({error}); repair or remove them.") from error
+    return decisions
+
+
 def masks_of_logits(
-    logits: torch.Tensor, sizes: Sequence[tuple[int, int]], return_probabilities: bool = False
+    logits: torch.Tensor,
+    sizes: Sequence[tuple[int, int]],
+    return_probabilities: bool = False,
+    decisions: Decisions | None = None,
 ) -> SegmentedBatch:
     """Masks and uncertainties of a batch, each image's at a size of its own.
 
@@ -131,6 +161,7 @@ def masks_of_logits(
         logits (`torch.Tensor`): `[N, C, h, w]`, upsampled bilinearly.
         sizes (sequence of `(height, width)`): For each image.
         return_probabilities (`bool`, defaults to `False`): Whether to return probabilities.
+        decisions ([`Decisions`], *optional*): Which class a pixel gets, if not the likeliest.
 
     Returns:
         [`SegmentedBatch`], whose uncertainty is the entropy of the probabilities in nats.
@@ -141,9 +172,9 @@ def masks_of_logits(
         log_p = logits.float()[same]
         if log_p.shape[-2:] != size:
             log_p = F.interpolate(log_p, size=size, mode="bilinear", align_corners=False)  # [n,C,H,W]
-        ids = log_p.max(dim=1).indices.to(torch.uint8)  # [n,H,W]
         log_p = log_p.log_softmax(dim=1)  # [n,C,H,W]
         p = log_p.exp()  # [n,C,H,W]
+        ids = winners(log_p if decisions is None else p, decisions).to(torch.uint8)  # [n,H,W]
         entropy = -(p * log_p).sum(dim=1).clamp(max=0)  # [n,H,W]
         for j, i in enumerate(same):
             found[0][i], found[1][i] = ids[j].cpu(), entropy[j].cpu()
@@ -181,4 +212,6 @@ def load_student(
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(f"{name} is no whole student: its weights lack {wrong[0]}{more}, which its config names.")
     processor = make_processor(name, revision=revision, cache_dir=cache_dir, required=True)
-    return StudentSegmenter(model.to(device).eval(), processor, getattr(model.config, "palette", None))
+    student = StudentSegmenter(model.to(device).eval(), processor, getattr(model.config, "palette", None))
+    student.decisions = decisions_of(getattr(model.config, "decisions", None), len(student.label_names), name)
+    return student

@@ -71,24 +71,20 @@ def hard_targets(mask: torch.Tensor) -> torch.Tensor:
     return targets
 
 
-def distillation_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+def distillation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy with soft targets; on hard ones, the cross-entropy of class ids.
 
     Args:
         logits (`torch.Tensor`): `[N, C, h, w]`, upsampled to the size of the targets.
         targets (`torch.Tensor`): `[N, 2 * CLASSES_KEPT, H, W]`, see [`soft_targets`]; a class id of `IGNORED` does not
             count.
-        weights (`torch.Tensor`, *optional*): `[C]` float32, how much each class counts.
     """
     logits = logits.float()
     if logits.shape[-2:] != targets.shape[-2:]:
         logits = F.interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
     ids, shares = targets.long().chunk(2, dim=1)  # [N,k,H,W]
     shares = torch.where(ids == IGNORED, 0, shares).float()
-    ids = torch.where(ids == IGNORED, 0, ids)
-    log_p = logits.log_softmax(1).gather(1, ids)  # [N,k,H,W]
-    if weights is not None:
-        log_p = log_p * weights[ids]
+    log_p = logits.log_softmax(1).gather(1, torch.where(ids == IGNORED, 0, ids))  # [N,k,H,W]
     total = shares.sum(1)  # [N,H,W]
     losses = -(shares * log_p).sum(1) / total.clamp(min=1)
     return losses.sum() / (total > 0).sum().clamp(min=1)

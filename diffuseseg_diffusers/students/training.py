@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 from ..data.augmentation import IGNORED, augment
 from ..data.labeled import LabeledImages
 from ..data.unlabeled import to_pixels
-from ..heads.training import class_weights
 from ..runs.errors import NotFiniteError, UserError
 from ..runs.files import flush_to_disk, read_json, remove_matching, write_json
 from ..runs.seeds import mixed_seed
@@ -35,7 +34,6 @@ from .segmenter import Student
 from .targets import SoftTargets, distillation_loss, hard_targets
 
 
-COUNTED = 500  # masks of a dataset, to know how frequent its classes are
 BEST = "best"  # in a checkpoint: the student as it segmented the held-out images best
 STATE_FILE = "run.json"
 IN_CHECKPOINTS = (  # patterns of files
@@ -58,9 +56,6 @@ class TrainingOptions:
         real_fraction (`float`): Share of the second dataset, if there is one.
         unlabeled_fraction (`float`): Share of the images with soft targets, if there are any.
         labels_last (`float`): Share of the epochs, the last, that show images with masks alone.
-        balance (`float`):
-            How much a pixel of a rare class weighs more: the weight is its class's share of the labelled pixels to the
-            power of minus this, 1 on average; 0 for equal weights, and where there are no labels.
         layer_decay (`float`):
             Learning rate of a stage of a U-Net as a share of that of the stage behind it; 1 for one rate.
         augmentation (`bool`): Whether images are shown as augmented views.
@@ -81,7 +76,6 @@ class TrainingOptions:
     real_fraction: float = 0.2
     unlabeled_fraction: float = 0.5
     labels_last: float = 0.0
-    balance: float = 0.0
     layer_decay: float = 1.0
     augmentation: bool = True
     flip: bool = True
@@ -92,7 +86,7 @@ class TrainingOptions:
         for name in ("num_epochs", "images_per_epoch", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("real_fraction", "unlabeled_fraction", "labels_last", "balance"):
+        for name in ("real_fraction", "unlabeled_fraction", "labels_last"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"`{name}` lies in 0 to 1, got {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:
@@ -162,10 +156,6 @@ class StudentTraining:
         if unlabeled is not None:
             self.pairs = ConcatDataset([self.pairs, unlabeled])
         self.sizes = [len(data) if data is not None else 0 for data in (train, real, unlabeled)]
-        self.class_weights = None
-        if options.balance and labeled:
-            counts = class_counts(labeled, len(segmenter.label_names))
-            self.class_weights = class_weights(counts, options.balance).to(accelerator.device)
         self.batch_size = options.batch_size * accelerator.num_processes
         self.steps = max(1, options.images_per_epoch // self.batch_size)  # in an epoch
         groups = parameter_groups(segmenter.model, options.layer_decay)
@@ -196,8 +186,7 @@ class StudentTraining:
                 images, masks = augment(images, masks, generator, flip=options.flip)
             with accelerator.autocast():
                 logits = self.segmenter.logits(images, self.model)
-            criterion = distillation_loss if self.soft else segmentation_loss
-            loss = criterion(logits, masks, self.class_weights)
+            loss = distillation_loss(logits, masks) if self.soft else segmentation_loss(logits, masks)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(self.model.parameters(), options.max_grad_norm)
             self.optimizer.step()
@@ -299,27 +288,12 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(p for p in named if (p / STATE_FILE).is_file())
 
 
-def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy of `[N, C, h, w]` logits, upsampled to `[N, H, W]` class ids; `IGNORED` does not count.
-
-    `weights`, `[C]` float32, say how much each class counts.
-    """
+def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of `[N, C, h, w]` logits, upsampled to `[N, H, W]` class ids; `IGNORED` does not count."""
     upsampled = F.interpolate(logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
     # A batch may hold no labelled pixel at all; the mean over none would not be a number.
-    losses = F.cross_entropy(upsampled, masks, weights, ignore_index=IGNORED, reduction="sum")
+    losses = F.cross_entropy(upsampled, masks, ignore_index=IGNORED, reduction="sum")
     return losses / (masks != IGNORED).sum().clamp(min=1)
-
-
-def class_counts(datasets: Sequence[LabeledImages], num_classes: int) -> torch.Tensor:
-    """Labelled pixels of each class, `[num_classes]`, of `COUNTED` evenly spread images of each dataset at most."""
-    counts = torch.zeros(num_classes, dtype=torch.int64)
-    for dataset in datasets:
-        number = min(len(dataset), COUNTED)
-        for i in range(number):
-            mask = dataset[i * len(dataset) // number].mask
-            labeled = torch.from_numpy(mask[mask != dataset.ignore_index]).long()
-            counts += torch.bincount(labeled, minlength=num_classes)[:num_classes]
-    return counts
 
 
 def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict]:

@@ -22,7 +22,7 @@ from ..features.pixel_unet import default_class_labels
 from ..runs.errors import UserError
 from ..runs.files import read_json, write_json
 from .networks import loading_errors
-from .segmenter import Student
+from .segmenter import Student, decisions_of
 
 
 RECORD = "student.json"  # what a U-Net's own config does not hold: classes, colours, timestep
@@ -82,7 +82,13 @@ class UNetStudent(Student):
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves the U-Net as diffusers does, and `student.json` beside it."""
         self.model.save_pretrained(folder)
-        record = {"label_names": self._names, "timestep": self.timestep, "palette": self.palette}
+        decisions = None if self.decisions is None else self.decisions.config
+        record = {
+            "label_names": self._names,
+            "timestep": self.timestep,
+            "palette": self.palette,
+            "decisions": decisions,
+        }
         write_json(Path(folder, RECORD), record)
 
 
@@ -179,11 +185,13 @@ def load_unet_student(
         raise UserError(f"{name} is no whole student: its weights lack {sorted(info['missing_keys'])[0]}.")
     if not _is_size(model.config.sample_size):
         raise UserError(f"{name} cannot be loaded: its config.json says no `sample_size`, but height and width.")
-    return UNetStudent(model.to(device).eval(), *given)
+    student = UNetStudent(model.to(device).eval(), *given[:-1])
+    student.decisions = decisions_of(given[-1], len(student.label_names), name)
+    return student
 
 
-def _record(path: str) -> tuple[list[str], int, list[list[int]] | None]:
-    """Classes, timestep and colours of a student.
+def _record(path: str) -> tuple[list[str], int, list[list[int]] | None, dict | None]:
+    """Classes, timestep, colours and decisions of a student.
 
     Raises:
         UserError: The file does not say them.
@@ -202,7 +210,7 @@ def _record(path: str) -> tuple[list[str], int, list[list[int]] | None]:
         wrong = "palette, a colour [red, green, blue] for each class"
     if wrong:
         raise UserError(f"{path} is no record of a student: it lacks {wrong}; restore it, or train the student again.")
-    return names, timestep, palette
+    return names, timestep, palette, record.get("decisions")
 
 
 def _is_size(given: Any) -> bool:

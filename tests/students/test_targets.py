@@ -69,22 +69,6 @@ def test_the_loss_is_the_cross_entropy_with_the_shares_and_of_hard_ones_that_of_
     assert distillation_loss(logits, torch.stack([hard_targets(torch.full((8, 8), IGNORED))] * 2)) == 0
 
 
-@settings(deadline=None, max_examples=20)
-@given(num_classes=st.integers(2, 6), seed=st.integers(0, 99))
-def test_classes_weigh_as_in_the_weighted_cross_entropy(num_classes, seed):
-    torch.manual_seed(seed)
-    logits, masks = torch.randn(2, num_classes, 5, 4), torch.randint(0, num_classes, (2, 5, 4))
-    masks[0, 0] = IGNORED
-    weights = torch.rand(num_classes) + 0.1
-    expected = F.cross_entropy(logits, masks, weights, ignore_index=IGNORED, reduction="sum") / (masks != IGNORED).sum()
-    found = distillation_loss(logits, torch.stack([hard_targets(mask) for mask in masks]), weights)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(segmentation_loss(logits, masks, weights), expected)
-    targets = soft_targets(torch.randn(2, num_classes, 5, 4).softmax(1))
-    plain = -(dense(targets, num_classes) * logits.log_softmax(1) * weights.view(1, -1, 1, 1)).sum(1).mean()
-    torch.testing.assert_close(distillation_loss(logits, targets, weights), plain)
-
-
 def test_augmented_views_move_targets_as_they_move_masks():
     masks = torch.randint(0, 3, (4, 16, 16))
     images = torch.rand(4, 1, 16, 16)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from diffuseseg_diffusers.data.augmentation import IGNORED
-from diffuseseg_diffusers.heads.training import class_weights
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.students.networks import make_processor, make_student
 from diffuseseg_diffusers.students.segmenter import StudentSegmenter, load_student
@@ -22,7 +21,6 @@ from diffuseseg_diffusers.students.training import (
     StudentTraining,
     TrainingOptions,
     checkpoints,
-    class_counts,
     epoch_order,
     segmentation_loss,
 )
@@ -106,22 +104,6 @@ def test_checkpoints_bring_weights_and_the_best_student_back_and_a_full_disk_cos
     ours, theirs = (x.segmenter.model.state_dict() for x in (run, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert training(tmp_path / "..").load_checkpoint(tmp_path / "nothing") is None
-
-
-def test_rare_classes_of_the_labels_weigh_more(tmp_path):
-    data = drawn_dataset(3, ignore_index=2)
-    counts = class_counts([data, data], 3)
-    labels = np.concatenate([row.mask.ravel() for row in data])
-    assert counts.tolist() == [2 * (labels == 0).sum(), 2 * (labels == 1).sum(), 0]
-    weights = class_weights(counts, 0.5)
-    share = counts / counts.sum()
-    assert weights[0] / weights[1] == pytest.approx(float(share[1] / share[0]) ** 0.5)
-    assert float((weights * share).sum()) == pytest.approx(1) and weights[2] <= weights.max()
-    assert class_weights(counts, 0.0).tolist() == [1, 1, 1]
-    run = with_soft_targets(tmp_path, 4, balance=0.5)
-    assert torch.equal(run.class_weights, class_weights(class_counts([drawn_dataset(4)], 3), 0.5))
-    assert with_soft_targets(tmp_path, 0, balance=0.5).class_weights is None  # there are no labels to count
-    assert run.run_epoch(0) != with_soft_targets(tmp_path, 4).run_epoch(0)
 
 
 def with_soft_targets(folder, labeled: int, **options) -> StudentTraining:
