@@ -11,6 +11,8 @@ from PIL import Image
 
 from diffuseseg_diffusers import DiffuseSegPipeline
 from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.inference.decisions import fit_decisions
+from diffuseseg_diffusers.metrics.decisions import Decisions
 
 from ..conftest import draw, run
 
@@ -24,6 +26,28 @@ def test_the_unet_is_saved_as_it_was_whatever_it_ran_in(drawn, tmp_path):
     assert (tmp_path / "out" / name).read_bytes() == (drawn / "ddpm" / name).read_bytes()
     head = DiffuseSegPipeline.from_pretrained(tmp_path / "out").segmentation_head
     assert head.config.num_members == 2 and head.dtype == torch.float32
+
+
+def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):  # noise, of which the head is not sure
+        Image.fromarray(rng.integers(0, 256, (24, 30), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
+    fit = ("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--num_members", "2")
+    fit += ("--recipe", "fast", "--unlabeled_dataset_name", tmp_path / "pictures", "--dtype", "float32")
+    run(*fit, "--max_unlabeled", "4", "--output_dir", tmp_path / "out")
+    pipe = load_pipeline(tmp_path / "out", device="cpu", dtype="float32")
+    found, pipe.decisions = pipe.decisions, None
+    pictures = [Image.open(tmp_path / "pictures" / f"{i}.png") for i in (0, 1, 2, 3)]  # five, evenly spread
+    expected = fit_decisions(pipe, pictures, 4, show_progress=False)
+    assert found.iou == pytest.approx(expected.iou, abs=1e-3) and found.union == pytest.approx(expected.union, abs=1e-3)
+    report = json.loads((tmp_path / "out" / "head_training.json").read_text())
+    assert Decisions.of(report["decisions"]) == found
+    wrong = run(*fit, "--max_unlabeled", "0", "--output_dir", tmp_path / "none", expect=1)
+    assert "--max_unlabeled must be at least 1" in wrong.stderr
+    (tmp_path / "pictures" / "0.png").write_bytes(b"no picture")
+    wrong = run(*fit, "--output_dir", tmp_path / "none", expect=1)
+    assert "0.png" in wrong.stderr and "Traceback" not in wrong.stderr and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

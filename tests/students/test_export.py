@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuseseg_diffusers.metrics.decisions import Decisions
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.students.export import OnnxStudent, export_onnx
 from diffuseseg_diffusers.students.networks import make_processor, make_student
@@ -37,10 +38,16 @@ def test_an_onnx_file_is_a_segmenter_with_the_contract_of_all(tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     student = unet_from_denoiser(make_unet(sample_size=16), NAMES, palette=[[9, 9, 9], [1, 2, 3], [4, 5, 6]])
+    student.decisions = Decisions((0.9, 0.2, 0.05), (0.7, 0.2, 0.01))
     export_onnx(student, tmp_path / "student.onnx")
     loaded = OnnxStudent(tmp_path / "student.onnx")
     assert loaded.image_size == student.image_size and loaded.in_channels == student.in_channels
     assert loaded.label_names == NAMES and loaded.palette == student.palette
+    assert loaded.decisions == student.decisions
+    pixels = torch.rand(3, 1, 16, 16)
+    (graph,) = loaded.session.run(["masks"], {"pixels": pixels.numpy()})
+    masks = torch.stack(loaded.segment_batch(pixels * 2 - 1, [(16, 16)] * 3).masks)
+    assert (torch.from_numpy(graph) == masks).float().mean() > 0.99, "the graph decides as the segmenter does"
     images = [draw((20, 30), i)[0] for i in range(70)]  # more than 64, from where on diffusers upsamples otherwise
     given = dict(batch_size=70, output_type="np", return_probabilities=True)
     ours, theirs = student.segment(images, **given), loaded.segment(images, **given)

@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from diffuseseg_diffusers import fit_segmentation_head, load_labeled_images, load_pipeline
 from diffuseseg_diffusers.cli import main
+from diffuseseg_diffusers.inference.decisions import fit_decisions
 from diffuseseg_diffusers.runs.errors import NotFiniteError
 from diffuseseg_diffusers.runs.files import write_record
 from diffuseseg_diffusers.training import train_student
@@ -199,6 +200,11 @@ def test_a_teacher_teaches_a_u_net_from_pictures_without_labels(hub, drawn, taug
     )
     found = np.asarray(ours.segment(image).masks[0])
     assert (found == mask).mean() > 0.8 and np.array_equal(found, np.asarray(theirs.segment(image).masks[0]))
+    # What it expects of the pictures without labels decides.
+    assert ours.decisions == theirs.decisions is not None
+    pictures = [Image.open(path) for path in sorted(taught[1].iterdir())]
+    expected = fit_decisions(theirs, pictures, len(pictures), show_progress=False)
+    assert ours.decisions.iou == pytest.approx(expected.iou, abs=0.02)
 
 
 def test_a_distillation_that_was_killed_resumes_bit_for_bit_and_asks_the_teacher_once(drawn, taught, tmp_path):
