@@ -9,13 +9,13 @@ of eight (the denoiser's passes are the same for both ways with the mirror image
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from diffuseseg_diffusers import evaluate_segmentation, load_labeled_images, load_pipeline
-from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
 from diffuseseg_diffusers.runs.hardware import hardware
 from diffuseseg_diffusers.segmenter import SegmentedBatch, Segmenter
 
@@ -60,17 +60,13 @@ def main() -> None:
     args = parser.parse_args()
     print("| model | way | mean IoU, % | head, ms an image |\n|---|---|---|---|")
     for name in args.models:
-        if args.base_model:
-            pipe: Any = load_pipeline(args.base_model)
-            pipe.segmentation_head = PixelClassifierEnsemble.from_pretrained(name).eval()
-        else:
-            pipe = load_pipeline(name)
+        pipe: Any = load_pipeline(name)
         data = load_labeled_images(args.dataset_name, args.dataset_config_name, args.split, classes=pipe.label_names)
         for way in ("no mirror image", "all members on both", "half of the members on each"):
             views = Views(pipe, way)
             metrics, _ = evaluate_segmentation(views, data, batch_size=8, show_progress=False)
             cost = 1e3 * views.seconds / len(data)
-            print(f"| {name} | {way} | {100 * metrics['mean_iou']:.2f} | {cost:.0f} |", flush=True)
+            print(f"| {Path(name).name} | {way} | {100 * metrics['mean_iou']:.2f} | {cost:.0f} |", flush=True)
     print(f"{len(data)} images; {hardware(pipe.device)}.")
 
 
