@@ -209,6 +209,7 @@ def keep_best(
         images = (row[0] if isinstance(row, tuple) else row.image for row in rows)
         student.decisions = fit_decisions(student, images, number)
         student.save_pretrained(args.output_dir)
+        report["decisions"] = None if student.decisions is None else student.decisions.config
     if evaluation is not None:
         report["evaluation"], _ = evaluate_segmentation(student, evaluation)
         report["evaluation"]["dataset"] = describe_dataset(*part_of(args, "eval"))

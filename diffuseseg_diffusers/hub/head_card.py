@@ -59,6 +59,7 @@ def head_card(
         "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
         "segmentation head": f"{config.num_members} members on blocks {', '.join(map(str, config.blocks))} at "
         f"timesteps {', '.join(map(str, config.timesteps))}",
+        **({"class of a pixel": "the one that raises mean IoU most"} if config.decisions else {}),
         "hardware for fitting": describe_machine(fitting),
     }
     if "seconds" in fitting:

@@ -127,6 +127,8 @@ def _facts(pipe: DiffuseSegPipeline, training: Mapping, fitting: Mapping) -> Ite
             f"{config.num_members} members on decoder blocks {', '.join(map(str, config.blocks))} at timesteps "
             f"{', '.join(map(str, config.timesteps))}"
         )
+        if config.decisions:
+            rows["class of a pixel"] = "the one that raises mean IoU most"
         if "seconds" in fitting:
             how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
             rows["fitting of the head"] = f"{describe_duration(fitting['seconds'])}, {how}"

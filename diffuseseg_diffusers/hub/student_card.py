@@ -58,6 +58,9 @@ def student_card(folder: Path, repo_id: str, license: str | None = None, own: Mo
         "and real ones": describe_images(real, record.get("num_real_images")),
         "images without labels": describe_images(unlabeled, record.get("num_unlabeled_images")),
         "their soft targets": f"by {record['teacher']}" if record.get("teacher") else None,
+        "class of a pixel": "the one that raises mean IoU most, with DiffuseSeg; the likeliest, with other libraries"
+        if record.get("decisions")
+        else None,
         "training": f"{len(record['epochs'])} epochs in {describe_duration(record['seconds'])}",
         "mean IoU on held-out training data": None if validation is None else f"{validation:.4f}",
         "hardware": describe_machine(record),
