@@ -54,7 +54,7 @@ class Table:
         flops: float,
         once: bool = False,
     ) -> None:
-        """Times a part on so many images, a long one `once`; `flops` are those of all of them."""
+        """Times a part on so many images, a long one `once`; `flops` counts those of all of them."""
         if time.perf_counter() > self.end:
             print(f"| {model} | {part} | left out: no time | | | | |", flush=True)
             return
@@ -62,11 +62,11 @@ class Table:
             torch.cuda.reset_peak_memory_stats()
         try:
             seconds = (self.machine.once(run) if once else self.machine.seconds(run)) / images
+            floor = max(flops() / self.machine.flops, nbytes / self.machine.bytes) / images
         except torch.cuda.OutOfMemoryError:
             print(f"| {model} | {part} | left out: not enough memory | | | | |", flush=True)
             torch.cuda.empty_cache()
             return
-        floor = max(flops / self.machine.flops, nbytes / self.machine.bytes) / images
         print(
             f"| {model} | {part} | {1 / seconds:.1f} | {1e3 * seconds:.2f} | {1e3 * floor:.2f} | "
             f"{seconds / floor:.2f} | {peak(self.machine.device):.2f} |",
@@ -99,25 +99,30 @@ def train(table: Table, name: str, unet: torch.nn.Module, size: int, batch: int,
         optimizer.zero_grad()
         ema.step(unet.parameters())
 
-    table.row(name, f"train, batch of {batch}", step, batch, 14 * weight_bytes(unet), count(step))
+    table.row(name, f"train, batch of {batch}", step, batch, 14 * weight_bytes(unet), lambda: count(step))
     unet.eval().requires_grad_(False)
 
 
-def segmenting(table: Table, name: str, pipe: DiffuseSegPipeline, pixels: torch.Tensor) -> dict[str, int]:
-    """Extraction and segmenting of a batch `[N, C, H, W]` in [-1, 1]; returns their multiplications."""
+def segmenting(table: Table, name: str, pipe: DiffuseSegPipeline, pixels: torch.Tensor) -> dict[str, Callable]:
+    """Extraction and segmenting of a batch `[N, C, H, W]` in [-1, 1]; returns what counts their multiplications."""
     extractor, head, batch = pipe.head_extractor(), pipe.segmentation_head, len(pixels)
-    found = extractor(pixels).activations
-    moved = weight_bytes(pipe.unet) + sum(a.nbytes for a in found)
-    flops = {"extract": count(lambda: extractor(pixels))}
-    flops["segment"] = 2 * flops["extract"] + count(lambda: head.predict(found, mirrored=found))
+    numbers = sum(f.channels * f.height * f.width for f in extractor.feature_info())
+    moved = weight_bytes(pipe.unet) + batch * numbers * pipe.unet.dtype.itemsize
     images = list((pixels / 2 + 0.5).float().cpu())
-    table.row(name, f"extract, batch of {batch}", lambda: extractor(pixels), batch, moved, flops["extract"])
+
+    def extract() -> Any:
+        return extractor(pixels).activations
 
     def segment() -> None:
         pipe.segment(images, batch_size=batch, output_type="pt")
 
-    table.row(name, f"segment, batch of {batch}", segment, batch, 2 * moved + weight_bytes(head), flops["segment"])
-    return flops
+    def both() -> float:
+        found = extract()
+        return 2 * count(extract) + count(lambda: head.predict(found, mirrored=found))
+
+    table.row(name, f"extract, batch of {batch}", extract, batch, moved, lambda: count(extract))
+    table.row(name, f"segment, batch of {batch}", segment, batch, 2 * moved + weight_bytes(head), both)
+    return {"extract": lambda: count(extract), "segment": both}
 
 
 def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: tuple[int, ...], fit: bool) -> None:
@@ -128,15 +133,17 @@ def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: t
         flops = segmenting(table, name, pipe, torch.rand(batch, 3, size, size, device=device) * 2 - 1)
     if fit:
         recipe, images = find_recipe("default"), drawn(20, 6)
-        extracted = 160 * flops["extract"] / batches[-1]
         members, features = head.config.num_members, sum(head.channels)
         first, second = head.layers[0].weight.shape[1], head.layers[3].weight.shape[1]
         # Each pixel goes through the first layer forwards and for its weights, through the others thrice.
         per_pixel = 2 * members * (2 * features * first + 3 * (first * second + second * head.config.num_classes))
         steps = recipe.max_steps * recipe.batch_size * per_pixel
         pipe.segmentation_head = None
-        flops_of_fit = extracted + steps
-        table.row(name, "fit on 20 images", lambda: fit_segmentation_head(pipe, images), 1, 0, flops_of_fit, once=True)
+
+        def all_of_fit() -> float:
+            return 160 * flops["extract"]() / batches[-1] + steps
+
+        table.row(name, "fit on 20 images", lambda: fit_segmentation_head(pipe, images), 1, 0, all_of_fit, once=True)
         pipe.segmentation_head = head
     batch = batches[-1]
 
@@ -144,7 +151,10 @@ def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: t
         pipe(batch, torch.Generator().manual_seed(0), STEPS, output_type="pt")
 
     pixels = torch.randn(batch, 3, size, size, device=device, dtype=unet.dtype)
-    every = STEPS * count(lambda: unet(pixels, 10)) + flops["segment"]
+
+    def every() -> float:
+        return STEPS * count(lambda: unet(pixels, 10)) + flops["segment"]()
+
     table.row(
         name,
         f"generate with masks, {STEPS} steps, batch of {batch}",

@@ -22,7 +22,7 @@ from .data.image_processor import (
     unnamed_classes,
 )
 from .features.base import Block, FeatureExtractor
-from .heads.ensemble import PixelClassifierEnsemble
+from .heads.ensemble import FORMAT_VERSION, PixelClassifierEnsemble
 from .metrics.decisions import Decisions
 from .runs.errors import UserError
 
@@ -315,11 +315,15 @@ class HeadSegmenter(Segmenter):
 
     @property
     def decisions(self) -> Decisions | None:
-        return Decisions.of(self.segmentation_head.config.decisions)
+        config = self.segmentation_head.config
+        return Decisions.of(config.decisions, config.num_classes)
 
     @decisions.setter
     def decisions(self, decisions: Decisions | None) -> None:
-        self.segmentation_head.register_to_config(decisions=None if decisions is None else decisions.config)
+        config = {"decisions": None}
+        if decisions is not None:  # what does not know them must not load the head
+            config = {"decisions": decisions.config, "format_version": FORMAT_VERSION}
+        self.segmentation_head.register_to_config(**config)
 
     @property
     def label_names(self) -> list[str]:

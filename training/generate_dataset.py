@@ -233,6 +233,7 @@ def settings_of(args: argparse.Namespace, pipe: Any, prompts: list[str]) -> dict
     names += ("negative_prompt", "guidance_scale", "resolution")
     return {
         "weights": fingerprint(pipe.denoiser, pipe.segmentation_head),
+        "decisions": pipe.segmentation_head.config.decisions if pipe.segmentation_head else None,
         "scheduler": type(pipe.scheduler).__name__,
         "dtype": str(pipe.denoiser.dtype).removeprefix("torch."),
         "prompts": prompts or None,

@@ -153,6 +153,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     args.resolution = height_and_width(args.resolution)
     if not args.tile and (args.scale or args.pixel_size):
         raise UserError("--scale and --pixel_size are for --tile; whole pictures are resized to the model.")
+    if args.unlabeled_dataset_name and (args.tile or args.input_channels or args.axes):
+        raise UserError(
+            "--unlabeled_dataset_name takes whole pictures of eight bits; leave it out with tiles or channels."
+        )
+    if args.unlabeled_dataset_config_name and not args.unlabeled_dataset_name:
+        raise UserError("--unlabeled_dataset_config_name is of --unlabeled_dataset_name; give that too.")
     if args.backbone and args.push_to_hub:
         raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
 
@@ -210,13 +216,19 @@ def choose(args: argparse.Namespace, pipe: Any, dataset: LabeledImages, accelera
 
 
 def unlabeled_images(args: argparse.Namespace) -> tuple[Iterator[Any], int] | None:
-    """Images without labels, evenly spread, and their number, if there are any."""
+    """Images without labels, evenly spread, and their number, if there are any; all can be read."""
     if args.unlabeled_dataset_name is None:
         return None
     where = (args.unlabeled_dataset_name, args.unlabeled_dataset_config_name, args.unlabeled_split)
     dataset, column = load_unlabeled(*where, cache_dir=args.cache_dir)
     number = min(len(dataset), args.max_unlabeled)
-    rows = (i * len(dataset) // number for i in range(number))
+    rows = [i * len(dataset) // number for i in range(number)]
+    for i in rows:  # not after a fit that would be lost
+        image, where = decode_cell(dataset[i][column], f"row {i}")
+        try:
+            image.load()
+        except OSError as error:
+            raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
     return (decode_cell(dataset[i][column], f"row {i}")[0] for i in rows), number
 
 

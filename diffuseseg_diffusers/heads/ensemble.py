@@ -26,7 +26,7 @@ from ..runs.errors import UserError
 
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 4  # of heads that read chosen channels, or values between others than the full range
+FORMAT_VERSION = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
 PIXEL_FORMAT = 2  # of heads without any of these, which older versions read
 # Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
@@ -185,6 +185,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
                 raise UserError(f"`{name}` has {len(values)} entries for {num_classes} classes.")
         if label_names is not None and len(set(label_names)) < num_classes:
             raise UserError(f"Two classes have the same name in {list(label_names)}; results are listed by name.")
+        Decisions.of(decisions, num_classes)
         if len(block_channels) != len(blocks):
             raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
         first, second = hidden_sizes or ((128, 32) if num_classes < 30 else (256, 128))
@@ -269,11 +270,9 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of shape `[N, K, num_classes, H, W]`.
         """
-        height, width = size or self.config.image_size
-        config = self.config
-        shape = (len(activations[0]), config.num_members, config.num_classes, height, width)
-        found = [(where, logits) for where, logits in self._logits(activations, size)]
-        logits = found[0][1].new_empty(shape)
+        config, n, (height, width) = self.config, len(activations[0]), size or self.config.image_size
+        found = list(self._logits(activations, (height, width), self._strips(n, (height, width), None)))
+        logits = found[0][1].new_empty(n, config.num_members, config.num_classes, height, width)
         for (images, rows), strip in found:
             logits[images, :, :, rows] = strip
         return logits
@@ -308,11 +307,13 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         probabilities = None
         if return_probabilities:
             probabilities = torch.empty(n, self.config.num_classes, height, width, device=device)
-        decisions = Decisions.of(self.config.decisions)
+        decisions = Decisions.of(self.config.decisions, self.config.num_classes)
         half = (self.config.num_members + 1) // 2 if mirrored is not None else None
-        views = [self._logits(activations, size, slice(half))]
+        strips_of = self._strips(n, (height, width), half)
+        views = [self._logits(activations, (height, width), strips_of, slice(half))]
         if mirrored is not None:
-            others = self._logits(mirrored, size, slice(half if self.config.num_members > 1 else 0, None))
+            second = slice(half if self.config.num_members > 1 else 0, None)
+            others = self._logits(mirrored, (height, width), strips_of, second)
             views.append((where, logits.flip(-1)) for where, logits in others)
         for strips in zip(*views):
             where, logits = strips[0]
@@ -333,16 +334,27 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
                 probabilities.movedim(1, -1)[where] = mean.movedim(1, -1)
         return PixelClassifierOutput(labels=labels, uncertainty=uncertainty, probabilities=probabilities)
 
+    def _strips(self, n: int, size: tuple[int, int], members: int | None) -> list[tuple[slice, slice]]:
+        """Slices of `n` images and of their rows, for so many members at once; for all of them if `None`."""
+        height, width = size
+        device, hidden = self.layers[0].weight.device.type, self.layers[0].weight.shape[1]
+        rows = STRIP_ELEMENTS.get(device, 2**24) // ((members or self.config.num_members) * hidden * width)
+        return list(itertools.product(_slices(n, max(1, rows // height)), _slices(height, min(height, max(1, rows)))))
+
     def _logits(
-        self, activations: Sequence[torch.Tensor], size: Sequence[int] | None, chosen: slice = slice(None)
+        self,
+        activations: Sequence[torch.Tensor],
+        size: tuple[int, int],
+        strips: Sequence[tuple[slice, slice]],
+        chosen: slice = slice(None),
     ) -> Iterator[tuple[tuple[slice, slice], torch.Tensor]]:
-        """Yields where, a slice of images and one of rows, and `[n, K, num_classes, rows, W]` of the chosen members."""
-        height, width = size or self.config.image_size
+        """Yields each strip with `[n, K, num_classes, rows, W]` of the chosen members."""
+        height, width = size
         widths = [a.shape[1] for a in activations]
         if widths != self.channels:
             raise UserError(f"The head was fitted for activations of {self.channels} channels, got {widths}.")
         first, _, norm1, second, _, norm2, third = self.layers
-        n, dtype = len(activations[0]), activations[0].dtype  # arithmetic is the U-Net's; weights may stay in float32
+        dtype = activations[0].dtype  # arithmetic is the U-Net's; the weights may well be kept in float32
 
         # 1. The first layer at every lower resolution, on all activations of that resolution at once. Channels come
         #    last: upsampling then moves whole vectors, and members are a stride apart for the batched products below.
@@ -363,9 +375,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         #    folded into the linear layer behind it.
         w2, b2 = _fold(norm1, second, chosen, dtype)  # [K,h2,hidden], [K,h2,1]
         w3, b3 = _fold(norm2, third, chosen, dtype)  # [K,C,h2], [K,C,1]
-        strip = STRIP_ELEMENTS.get(bias.device.type, 2**24) // (members * hidden * width)  # in rows of all images
-        images, rows = max(1, strip // height), min(height, max(1, strip))
-        for where in itertools.product(_slices(n, images), _slices(height, rows)):
+        for where in strips:
             x = None
             for m in maps:
                 x = add_upsampled_rows(x, m[where[0]], (height, width), where[1])  # [n,rows,W,K*hidden]

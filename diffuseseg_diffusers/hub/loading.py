@@ -68,9 +68,7 @@ def load_pipeline(
         except ModuleNotFoundError as error:
             raise missing_extra("train", error.name) from error
         return OnnxStudent(name)
-    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
-        hint = f' Models that segment together are joined by "{JOINED}", with spaces.' if "+" in name else ""
-        raise UserError(f"There is no folder {name}.{hint}")
+    _check_name(name)
     device = find_device(device)
     precision, reason = explain_dtype(device) if dtype == "auto" else (DTYPES[dtype], "asked for")
     logger.info("%s: %s on %s (%s)", name, str(precision).removeprefix("torch."), device, reason)
@@ -102,6 +100,9 @@ def load_pipelines(
     """
     parts = {name: [name] if os.path.exists(name) else name.split(JOINED) for name in names}
     every = list(dict.fromkeys(part for own in parts.values() for part in own))
+    for part in every:
+        if not part.endswith(ONNX):
+            _check_name(part)
     on_hub = [part for part in every if not os.path.exists(part)]
     if revision is not None and len(on_hub) > 1:
         raise UserError(f"--revision can be of any of {', '.join(on_hub)}; download them, and give folders.")
@@ -118,6 +119,13 @@ def load_pipelines(
         base = base_model if set(own) & set(heads) or not heads else None  # with no such head, loading refuses it
         found[name] = load_pipeline(name, revision, device, dtype, cache_dir, base)
     return found
+
+
+def _check_name(name: str) -> None:
+    """Raises [`UserError`] if a name is of no folder, and none that the Hub could have."""
+    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        hint = f' Models that segment together are joined by "{JOINED}", with spaces.' if "+" in name else ""
+        raise UserError(f"There is no folder {name}.{hint}")
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class AveragedSegmenter(Segmenter):
                 if one != another:
                     raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")
         self.names, self.models = list(models), list(models.values())
+        self._decisions: Decisions | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -60,12 +61,18 @@ class AveragedSegmenter(Segmenter):
 
     @property
     def decisions(self) -> Decisions | None:
-        """The means of what the models expect, if all of them do."""
+        """Those that were set, or the means of what the models expect, if all of them do."""
+        if self._decisions is not None:
+            return self._decisions
         every = [model.decisions for model in self.models]
         if any(decisions is None for decisions in every):
             return None
         iou, union = (torch.tensor([getattr(d, name) for d in every]).mean(0) for name in ("iou", "union"))
         return Decisions(tuple(iou.tolist()), tuple(union.tolist()))
+
+    @decisions.setter
+    def decisions(self, decisions: Decisions | None) -> None:
+        self._decisions = decisions
 
     @property
     def nbytes(self) -> int:

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Decisions for the highest mean IoU, from images without labels."""
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -41,14 +42,17 @@ def fit_decisions(
     """
     if number < 1:
         raise UserError("There are no images to expect anything of; give one at least.")
+    model.check_can_segment()
     size, classes, parts = model.image_size, len(model.label_names), []
-    step = (number * size[0] * size[1] * classes // PROBABILITIES) | 1  # odd: not the same columns in every row
+    step = max(1, -(-number * size[0] * size[1] * classes // PROBABILITIES))
+    while math.gcd(step, size[1]) > 1:  # pixels of other columns in the next row
+        step += 1
     with tqdm(total=number, desc="Expecting mean IoU", unit="image", disable=not show_progress) as bar:
         rest = iter(images)
         while some := list(islice(rest, batch_size)):
             noise = [torch.Generator().manual_seed(mixed_seed(0, len(parts) + i)) for i in range(len(some))]
             given = {"mask_size": size, "generator": noise, "output_type": "pt", "return_probabilities": True}
             found = model.segment(some, len(some), **given).probabilities
-            parts += [p.float().flatten(1)[:, ::step] for p in found]  # [C,P]
+            parts += [p.flatten(1)[:, ::step].float().clone() for p in found]  # [C,P]; a slice would keep all
             bar.update(len(some))
     return expected_decisions(torch.cat(parts, dim=1))

@@ -10,6 +10,7 @@ single image and by search). I and U are expectations under the probabilities th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from ..runs.errors import UserError
 
 
 ROUNDS = 8  # the expectations settle in three or four
-LEAST_UNION = 1e-4  # share of the pixels: a class that is hardly there must not take all it can
+LEAST = 1e-3  # share of the pixels: a class of which fewer are expected gets what is probably of it, and no more
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,36 @@ class Decisions:
         union (sequence of `float`): Expected union of predicted and true pixels of each class, as a share of all.
 
     Raises:
-        UserError: The two are not of the same length, or out of range.
+        UserError: There are none, the two are not of the same length, or out of range.
     """
 
     iou: Sequence[float]
     union: Sequence[float]
 
     def __post_init__(self):
-        if len(self.iou) != len(self.union) or not all(0 <= x <= 1 for x in self.iou) or not min(self.union) > 0:
+        pairs = list(zip(self.iou, self.union, strict=False))
+        if not pairs or len(self.iou) != len(self.union) or not all(0 <= x <= 1 and 0 < y <= 1 for x, y in pairs):
             raise UserError(
-                f"Decisions are an IoU of 0 to 1 and a union above 0 for each class, got {self.iou}, {self.union}."
+                f"Decisions are an IoU from 0 to 1 and a union above 0 and up to 1 for each class, got {self.iou} and "
+                f"{self.union}."
             )
 
     @classmethod
-    def of(cls, config: dict | None) -> "Decisions | None":
-        """Those that a config holds, if it does: the mapping that [`~Decisions.config`] gave."""
-        return None if config is None else cls(tuple(config["iou"]), tuple(config["union"]))
+    def of(cls, config: Any, num_classes: int) -> "Decisions | None":
+        """Those that a config holds, if it does: the mapping that [`~Decisions.config`] gave.
+
+        Raises:
+            UserError: It holds something else, or they are of another number of classes.
+        """
+        if config is None:
+            return None
+        try:
+            found = cls(tuple(config["iou"]), tuple(config["union"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"The decisions {config!r:.100} are no lists `iou` and `union`; remove them.") from error
+        if len(found.iou) != num_classes:
+            raise UserError(f"The decisions are of {len(found.iou)} classes, and there are {num_classes}; remove them.")
+        return found
 
     @property
     def config(self) -> dict:
@@ -76,7 +91,8 @@ def expected_decisions(p: torch.Tensor) -> Decisions | None:
     """The decisions for pixels of which only the probabilities are known.
 
     Starts with the likeliest classes; then expectations and classes take turns. The decisions that give the highest
-    expected mean IoU are kept, and it is never below that of the likeliest classes.
+    expected mean IoU are kept, and it is never below that of the likeliest classes. Classes that are not expected do
+    not count, and only get pixels that are probably theirs.
 
     Args:
         p (`torch.Tensor`): `[C, P]` float32, probabilities of the classes of pixels that stand for all.
@@ -85,16 +101,17 @@ def expected_decisions(p: torch.Tensor) -> Decisions | None:
         [`Decisions`], or `None` if the likeliest classes are the best.
     """
     classes, number = p.shape
-    present = p.sum(1)  # [C]
+    present = p.sum(1, dtype=torch.float64)  # [C]; in float32, sums of many pixels would not be right
+    there = present >= LEAST * number  # [C]
     now: Decisions | None = None
     best, highest = now, -1.0
     for _ in range(ROUNDS):
         chosen = winners(p, now, 0)
-        inside = torch.zeros_like(present).index_add_(0, chosen, p.gather(0, chosen[None])[0])
+        inside = torch.zeros_like(present).index_add_(0, chosen, p.gather(0, chosen[None])[0].double())
         predicted = torch.bincount(chosen, minlength=classes)
-        union = (present + predicted - inside).clamp(min=LEAST_UNION * number)
-        iou = (inside / union).clamp(0, 1)
-        if (mean := float(iou.mean())) > highest:
+        union = torch.where(there, (present + predicted - inside) / number, LEAST).clamp(max=1)
+        iou = torch.where(there, inside / number / union, 1.0).clamp(0, 1)
+        if (mean := float(iou[there].mean())) > highest:
             best, highest = now, mean
-        now = Decisions(tuple(iou.tolist()), tuple((union / number).tolist()))
+        now = Decisions(tuple(iou.tolist()), tuple(union.tolist()))
     return best

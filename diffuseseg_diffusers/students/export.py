@@ -123,6 +123,10 @@ class OnnxStudent(Segmenter):
     def decisions(self) -> Decisions | None:
         return self._decisions
 
+    @decisions.setter
+    def decisions(self, decisions: Decisions | None) -> None:
+        self._decisions = decisions
+
     @property
     def nbytes(self) -> int:
         return self._bytes

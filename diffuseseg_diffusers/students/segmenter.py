@@ -134,19 +134,16 @@ class StudentSegmenter(Student):
         self.processor.save_pretrained(folder)
 
 
-def decisions_of(config: dict | None, num_classes: int, name: str) -> Decisions | None:
+def decisions_of(config: Any, num_classes: int, name: str) -> Decisions | None:
     """The decisions that a student's config holds.
 
     Raises:
         UserError: They are none, or of another number of classes.
     """
     try:
-        decisions = Decisions.of(config)
-        if decisions is not None and len(decisions.iou) != num_classes:
-            raise UserError(f"they are of {len(decisions.iou)} classes, and there are {num_classes}")
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"The decisions in {name} cannot be read ({error}); repair or remove them.") from error
-    return decisions
+        return Decisions.of(config, num_classes)
+    except UserError as error:
+        raise UserError(f"{name} cannot be loaded: {error}") from error
 
 
 def masks_of_logits(

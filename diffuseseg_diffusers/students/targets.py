@@ -10,6 +10,7 @@ import bisect
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -161,7 +162,7 @@ def claim_targets(folder: Path, settings: dict) -> None:
             if not path.is_file():  # another run may have begun it this moment
                 raise UserError(f"{folder} holds something else than targets; give another --targets_dir.")
         else:
-            write_json(path, settings)
+            _write_first(path, settings)
     there, now = read_json(path), json.loads(json.dumps(settings))
     if not isinstance(there, dict):
         raise UserError(f"{path} says nothing of targets; give another --targets_dir.")
@@ -170,6 +171,20 @@ def claim_targets(folder: Path, settings: dict) -> None:
         raise UserError(
             f"{folder} holds targets of another teacher or other images: {what}; give another --targets_dir."
         )
+
+
+def _write_first(path: Path, settings: dict) -> None:
+    """Writes the settings, unless another run has done so by now; whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".settings-", dir=path.parent) as folder:
+        whole = Path(folder, path.name)
+        write_json(whole, settings)
+        try:
+            os.link(whole, path)
+        except FileExistsError:  # the other one's
+            pass
+        except OSError:  # a file system without links
+            write_json(path, settings)
 
 
 def compute_targets(

@@ -123,6 +123,21 @@ def test_ties_go_to_the_smaller_class_as_in_torch_mode():
     assert torch.equal(head.predict(activations).labels.long(), torch.mode(votes, dim=1).values)
 
 
+@pytest.mark.parametrize("members", [2, 3, 5])
+@pytest.mark.parametrize("strip", [1, 2**14])
+def test_both_halves_of_the_members_go_through_the_same_strips(members, strip, monkeypatch):
+    monkeypatch.setattr(module, "STRIP_ELEMENTS", {"cpu": strip})
+    head = make_head(make_pipeline(), voting="soft", flip=True, num_members=members)
+    straight, mirrored = (random_activations(head, [(4, 4), (8, 8), (16, 16)], n=3, seed=s) for s in (0, 1))
+    half = (members + 1) // 2
+    views = [
+        naive_logits(head, straight, (13, 19))[:, :half],
+        naive_logits(head, mirrored, (13, 19)).flip(-1)[:, half:],
+    ]
+    output = head.predict(straight, (13, 19), return_probabilities=True, mirrored=mirrored)
+    torch.testing.assert_close(output.probabilities, torch.cat(views, 1).softmax(2).mean(1), atol=1e-5, rtol=1e-4)
+
+
 def test_a_single_member_sees_the_image_and_its_mirror_image():
     head = make_head(make_pipeline(), voting="soft", flip=True, num_members=1)
     straight, mirrored = (random_activations(head, [(4, 4), (8, 8), (16, 16)], seed=s) for s in (0, 1))

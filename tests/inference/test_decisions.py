@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from diffuseseg_diffusers import DiffuseSegPipeline, load_pipeline
 from diffuseseg_diffusers.data.rasters.base import ArrayRaster
+from diffuseseg_diffusers.heads.ensemble import FORMAT_VERSION, PixelClassifierEnsemble
 from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
 from diffuseseg_diffusers.inference.decisions import fit_decisions
 from diffuseseg_diffusers.inference.tiles import Tiling, segment_tiled
-from diffuseseg_diffusers.metrics.decisions import LEAST_UNION, Decisions, expected_decisions, winners
+from diffuseseg_diffusers.metrics.decisions import LEAST, Decisions, expected_decisions, winners
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.students.unets import new_unet
 
@@ -29,7 +30,8 @@ def expected_ious(p: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     for c in range(len(p)):
         inside = p[c][chosen == c].sum()
         union = p[c].sum() + (chosen == c).sum() - inside
-        found.append(inside / union.clamp(min=LEAST_UNION * p.shape[1]))
+        if p[c].sum() >= LEAST * p.shape[1]:  # classes that are not expected do not count
+            found.append(inside / union)
     return torch.stack(found)
 
 
@@ -64,9 +66,9 @@ def test_gains_are_the_formula_and_equal_classes_keep_the_likeliest():
     assert torch.equal(winners(p, Decisions((0.5,) * 3, (0.3,) * 3)), p.argmax(1)) and torch.equal(
         winners(p, None), p.argmax(1)
     )
-    assert Decisions.of(json.loads(json.dumps(DECISIONS.config))) == DECISIONS and Decisions.of(None) is None
-    for wrong in (((0.5,), (0.3, 0.3)), ((1.5,), (0.3,)), ((0.5,), (0.0,))):
-        with pytest.raises(UserError, match="an IoU of 0 to 1 and a union above 0 for each class"):
+    assert Decisions.of(json.loads(json.dumps(DECISIONS.config)), 3) == DECISIONS and Decisions.of(None, 3) is None
+    for wrong in (((0.5,), (0.3, 0.3)), ((1.5,), (0.3,)), ((0.5,), (0.0,)), ((0.5,), (1.5,)), ((), ())):
+        with pytest.raises(UserError, match="an IoU from 0 to 1 and a union above 0 and up to 1 for each class"):
             Decisions(*wrong)
 
 
@@ -99,6 +101,13 @@ def test_heads_decide_and_keep_their_decisions(voting, tmp_path):
     assert np.array_equal(tiled.labels, winners(p, DECISIONS, 0).numpy())
     again.decisions = None
     assert again.decisions is None
+    config = json.loads((tmp_path / "pipe" / "segmentation_head" / "config.json").read_text())
+    assert config["format_version"] == FORMAT_VERSION, "code that knows no decisions refuses the head"
+    for wrong in ({"iou": [0.5], "union": [0.5]}, {"iou": [0.5] * 3}):
+        path = tmp_path / "pipe" / "segmentation_head" / "config.json"
+        path.write_text(json.dumps(config | {"decisions": wrong}))
+        with pytest.raises(UserError, match="The decisions"):
+            PixelClassifierEnsemble.from_pretrained(tmp_path / "pipe" / "segmentation_head")
 
 
 def test_students_decide_and_keep_their_decisions(student, tmp_path):
@@ -110,7 +119,7 @@ def test_students_decide_and_keep_their_decisions(student, tmp_path):
     record = json.loads((tmp_path / "student" / "student.json").read_text())
     for wrong in ({"iou": [0.5], "union": [0.5]}, {"iou": [0.5] * 3}, {"iou": [0.5] * 3, "union": [0] * 3}, "none"):
         (tmp_path / "student" / "student.json").write_text(json.dumps(record | {"decisions": wrong}))
-        with pytest.raises(UserError, match="The decisions in .*student cannot be read"):
+        with pytest.raises(UserError, match="student cannot be loaded: .*ecisions"):
             load_pipeline(tmp_path / "student", device="cpu", dtype="float32")
 
 
@@ -124,6 +133,8 @@ def test_models_together_decide_by_the_means_of_what_they_expect(student):
     assert mean.iou == pytest.approx((0.7, 0.3, 0.1)) and mean.union == pytest.approx((0.6, 0.3, 0.02))
     found = both.segment(draw((20, 24), 0)[0], output_type="pt", return_probabilities=True)
     assert torch.equal(found.masks[0].long(), winners(found.probabilities[0], mean, 0))
+    both.decisions = other
+    assert both.decisions == other
 
 
 def test_decisions_are_those_of_the_probabilities_of_images(monkeypatch):
@@ -138,6 +149,26 @@ def test_decisions_are_those_of_the_probabilities_of_images(monkeypatch):
     assert some != again and some.iou == pytest.approx(whole.iou, abs=0.15)
     with pytest.raises(UserError, match="no images to expect anything of"):
         fit_decisions(pipe, [], 0)
+
+
+def test_a_class_that_is_not_expected_gets_no_doubtful_pixels():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 100_000)
+    logits[5] -= 20
+    p = logits.softmax(0)
+    found = winners(p, expected_decisions(p), 0)
+    assert (found == 5).sum() == 0 and (found != p.argmax(0)).any()
+    p[:, :10] = torch.eye(6)[5][:, None]  # ten pixels that are of it beyond doubt
+    assert (winners(p, expected_decisions(p), 0) == 5).sum() == 10
+
+
+def test_expectations_are_right_over_more_pixels_than_float32_counts():
+    p = torch.tensor([[0.9, 0.1], [0.4, 0.6]]).T.repeat(1, 10)  # [2,20]
+    few, many = expected_decisions(p), expected_decisions(p.repeat(1, 1_000_000))
+    for name in ("iou", "union"):
+        assert getattr(few or DECISIONS, name) == pytest.approx(getattr(many or DECISIONS, name), rel=1e-6)
+    rare = torch.tensor([[0.95, 0.05], [0.6, 0.4]]).T.repeat_interleave(torch.tensor([17, 3]), 1)
+    assert expected_decisions(rare.repeat(1, 1_000_000)).iou == pytest.approx(expected_decisions(rare).iou, rel=1e-6)
 
 
 def test_where_the_likeliest_classes_are_the_best_nothing_is_decided():

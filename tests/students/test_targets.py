@@ -171,6 +171,20 @@ def test_composed_teachers_are_told_apart_by_weights_and_precision():
     assert "bfloat16" in teacher_fingerprint("x", pipe)
 
 
+def test_of_two_runs_that_write_at_once_one_is_first_and_the_other_is_told(tmp_path, monkeypatch):
+    folder, write = tmp_path / "targets", module.write_json
+
+    def overtaken(path, settings):  # the other one writes between the check and the write
+        monkeypatch.setattr(module, "write_json", write)
+        claim_targets(folder, {"teacher": "b"})
+        write(path, settings)
+
+    monkeypatch.setattr(module, "write_json", overtaken)
+    with pytest.raises(UserError, match="another teacher or other images: teacher b .now a."):
+        claim_targets(folder, {"teacher": "a"})
+    assert [p.name for p in folder.iterdir()] == [module.SETTINGS]
+
+
 def test_runs_that_begin_one_folder_at_the_same_moment_take_each_other_in(tmp_path):
     folder, settings = tmp_path / "targets", {"teacher": "a"}
     folder.mkdir()
