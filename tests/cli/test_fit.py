@@ -42,12 +42,15 @@ def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):
     expected = fit_decisions(pipe, pictures, 4, show_progress=False)
     assert found.iou == pytest.approx(expected.iou, abs=1e-3) and found.union == pytest.approx(expected.union, abs=1e-3)
     report = json.loads((tmp_path / "out" / "head_training.json").read_text())
-    assert Decisions.of(report["decisions"]) == found
+    assert Decisions.of(report["decisions"], 3) == found
     wrong = run(*fit, "--max_unlabeled", "0", "--output_dir", tmp_path / "none", expect=1)
     assert "--max_unlabeled must be at least 1" in wrong.stderr
+    wrong = run(*fit, "--tile", "--output_dir", tmp_path / "none", expect=1)
+    assert "takes whole pictures of eight bits" in wrong.stderr
     (tmp_path / "pictures" / "0.png").write_bytes(b"no picture")
     wrong = run(*fit, "--output_dir", tmp_path / "none", expect=1)
-    assert "0.png" in wrong.stderr and "Traceback" not in wrong.stderr and not (tmp_path / "none").exists()
+    assert "0.png" in wrong.stderr and "Traceback" not in wrong.stderr and "Fitting" not in wrong.stderr
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
