@@ -41,7 +41,7 @@ class PixelClassifierOutput(BaseOutput):
     Args:
         labels (`torch.Tensor`):
             `[N, H, W]` uint8, the class most members voted for, or with soft voting the most probable one on average; a
-            tie goes to the smaller id.
+            tie goes to the smaller id. With [`Decisions`], the class that they prefer, whatever the voting.
         uncertainty (`torch.Tensor`):
             `[N, H, W]` float32, Jensen-Shannon divergence of the members in nats, 0 to `log(num_members)`; of a single
             member that saw the mirror image too, to `log(2)`.
