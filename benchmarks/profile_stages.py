@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
 
 from diffuseseg_diffusers import load_labeled_images, load_pipeline
 from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor, mask_to_pil
@@ -33,6 +33,10 @@ from diffuseseg_diffusers.heads.fit import fit_head
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.runs.hardware import default_device, hardware
 from diffuseseg_diffusers.segmenter import predict_masks, weight_bytes
+
+
+# Products that add to what is there, which PyTorch does not count by itself.
+IN_PLACE = {torch.ops.aten.addmm_: addmm_flop, torch.ops.aten.baddbmm_: baddbmm_flop}
 
 
 class Machine:
@@ -70,7 +74,7 @@ class Machine:
 
 def count(run: Callable[[], Any]) -> int:
     """Floating-point operations of a call, backward passes included."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         run()
     return counter.get_total_flops()
 
