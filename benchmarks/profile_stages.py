@@ -11,8 +11,9 @@ and add up to the stage.
 
 import argparse
 import io
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from torch.utils.flop_counter import FlopCounterMode, addmm_flop, baddbmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffuseseg_diffusers import load_labeled_images, load_pipeline
 from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor, mask_to_pil
@@ -35,8 +36,12 @@ from diffuseseg_diffusers.runs.hardware import default_device, hardware
 from diffuseseg_diffusers.segmenter import predict_masks, weight_bytes
 
 
-# Products that add to what is there, which PyTorch does not count by itself.
-IN_PLACE = {torch.ops.aten.addmm_: addmm_flop, torch.ops.aten.baddbmm_: baddbmm_flop}
+def operations(total: Sequence[int], a: Sequence[int], b: Sequence[int], **_: Any) -> int:
+    """Of a product of matrices of these shapes that is added to what is there."""
+    return 2 * math.prod(a) * b[-1]
+
+
+IN_PLACE = {torch.ops.aten.addmm_: operations, torch.ops.aten.baddbmm_: operations}  # not counted by PyTorch
 
 
 class Machine:
