@@ -143,7 +143,7 @@ def test_decisions_are_those_of_the_probabilities_of_images(monkeypatch):
     found = pipe.segment(images, output_type="pt", return_probabilities=True).probabilities
     whole = expected_decisions(torch.cat([p.flatten(1) for p in found], 1))
     again = fit_decisions(pipe, iter(images), 5, batch_size=2, show_progress=False)
-    assert again.iou == pytest.approx(whole.iou, rel=1e-4) and again.union == pytest.approx(whole.union, rel=1e-4)
+    assert again.iou == pytest.approx(whole.iou, abs=0.02) and again.union == pytest.approx(whole.union, abs=0.02)
     monkeypatch.setattr("diffuseseg_diffusers.inference.decisions.PROBABILITIES", 300)  # every 13th pixel
     some = fit_decisions(pipe, iter(images), 5, show_progress=False)
     assert some != again and some.iou == pytest.approx(whole.iou, abs=0.15)
