@@ -75,7 +75,13 @@ class SegmentedBatch:
 
 
 class Segmenter(ABC):
-    """A model that segments images. Subclasses say at what size they read images, and segment a batch of them."""
+    """A model that segments images. Subclasses say at what size they read images, and segment a batch of them.
+
+    Attributes:
+        decisions ([`Decisions`], *optional*): Which class a pixel gets, if not the likeliest one.
+    """
+
+    decisions: Decisions | None = None
 
     @property
     @abstractmethod
@@ -106,11 +112,6 @@ class Segmenter(ABC):
     def nbytes(self) -> int:
         """Bytes of all weights of [`~Segmenter.networks`]."""
         return sum(weight_bytes(network) for network in self.networks().values())
-
-    @property
-    def decisions(self) -> Decisions | None:
-        """Which class a pixel gets, if not the likeliest one."""
-        return None
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks that it consists of, by name: of a pipeline its components."""

@@ -36,7 +36,7 @@ from diffuseseg_diffusers.data.arguments import (
 )
 from diffuseseg_diffusers.data.columns import decode_cell, describe_dataset
 from diffuseseg_diffusers.data.crops import LabeledTiles, Pictures
-from diffuseseg_diffusers.data.unlabeled import load_unlabeled
+from diffuseseg_diffusers.data.unlabeled import evenly_spread, load_unlabeled
 from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
@@ -221,15 +221,14 @@ def unlabeled_images(args: argparse.Namespace) -> tuple[Iterator[Any], int] | No
         return None
     where = (args.unlabeled_dataset_name, args.unlabeled_dataset_config_name, args.unlabeled_split)
     dataset, column = load_unlabeled(*where, cache_dir=args.cache_dir)
-    number = min(len(dataset), args.max_unlabeled)
-    rows = [i * len(dataset) // number for i in range(number)]
+    rows = evenly_spread(len(dataset), args.max_unlabeled)
     for i in rows:  # not after a fit that would be lost
         image, where = decode_cell(dataset[i][column], f"row {i}")
         try:
             image.load()
         except OSError as error:
             raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
-    return (decode_cell(dataset[i][column], f"row {i}")[0] for i in rows), number
+    return (decode_cell(dataset[i][column], f"row {i}")[0] for i in rows), len(rows)
 
 
 def check_bytes(info: list[FeatureInfo], limit: int | None) -> None:

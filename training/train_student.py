@@ -32,7 +32,7 @@ from diffuseseg_diffusers.arguments import (
 )
 from diffuseseg_diffusers.data.columns import contents_fingerprint, describe_dataset
 from diffuseseg_diffusers.data.image_processor import unnamed_classes
-from diffuseseg_diffusers.data.unlabeled import count_channels, load_unlabeled
+from diffuseseg_diffusers.data.unlabeled import count_channels, evenly_spread, load_unlabeled
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
@@ -204,10 +204,9 @@ def keep_best(
     student = load_pipeline(args.output_dir, device=accelerator.device, dtype="float32")
     report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
     if unseen := unlabeled or validation:
-        number = min(len(unseen), DECIDING)
-        rows = (unseen[i * len(unseen) // number] for i in range(number))
-        images = (row[0] if isinstance(row, tuple) else row.image for row in rows)
-        student.decisions = fit_decisions(student, images, number)
+        rows = evenly_spread(len(unseen), DECIDING)
+        images = (row[0] if isinstance(row, tuple) else row.image for row in map(unseen.__getitem__, rows))
+        student.decisions = fit_decisions(student, images, len(rows))
         student.save_pretrained(args.output_dir)
         report["decisions"] = None if student.decisions is None else student.decisions.config
     if evaluation is not None:
@@ -265,7 +264,7 @@ def unlabeled_images(args: argparse.Namespace) -> tuple[Dataset, str]:
     """The images that the teacher is asked about, and their column."""
     dataset, column = load_unlabeled(*part_of(args, "unlabeled"), cache_dir=args.cache_dir)
     if args.max_unlabeled is not None and args.max_unlabeled < len(dataset):
-        dataset = dataset.select([i * len(dataset) // args.max_unlabeled for i in range(args.max_unlabeled)])
+        dataset = dataset.select(evenly_spread(len(dataset), args.max_unlabeled))
     return dataset, column
 
 

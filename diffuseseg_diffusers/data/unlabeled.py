@@ -52,6 +52,12 @@ def to_pixels(image: PIL.Image.Image, size: tuple[int, int], channels: int, resi
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
+def evenly_spread(length: int, number: int) -> list[int]:
+    """Positions of so many rows, at most all of `length`, evenly spread over them."""
+    number = min(length, number)
+    return [i * length // number for i in range(number)]
+
+
 def load_unlabeled(
     name: str | None = None,
     config_name: str | None = None,

@@ -19,13 +19,15 @@ class AveragedSegmenter(Segmenter):
 
     Args:
         models (mapping): Name, for messages, to [`Segmenter`]. The first says colours, channels, tiles and the id of
-            ignored pixels.
+            ignored pixels. If all have decisions, the means of what they expect decide.
 
     Raises:
-        UserError: The models differ in classes, or in the size or channels of the images that they read.
+        UserError: One of them has no head, or they differ in classes, or in the size or channels of their images.
     """
 
     def __init__(self, models: Mapping[str, Segmenter]):
+        for one in models.values():
+            one.check_can_segment()
         (first, model), *others = models.items()
         for name, other in others:
             for what, one, another in (
@@ -37,7 +39,10 @@ class AveragedSegmenter(Segmenter):
                 if one != another:
                     raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")
         self.names, self.models = list(models), list(models.values())
-        self._decisions: Decisions | None = None
+        every = [model.decisions for model in self.models]
+        if not any(decisions is None for decisions in every):
+            iou, union = (torch.tensor([getattr(d, name) for d in every]).mean(0) for name in ("iou", "union"))
+            self.decisions = Decisions(tuple(iou.tolist()), tuple(union.tolist()))
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -58,21 +63,6 @@ class AveragedSegmenter(Segmenter):
     @property
     def ignore_index(self) -> int:
         return self.models[0].ignore_index
-
-    @property
-    def decisions(self) -> Decisions | None:
-        """Those that were set, or the means of what the models expect, if all of them do."""
-        if self._decisions is not None:
-            return self._decisions
-        every = [model.decisions for model in self.models]
-        if any(decisions is None for decisions in every):
-            return None
-        iou, union = (torch.tensor([getattr(d, name) for d in every]).mean(0) for name in ("iou", "union"))
-        return Decisions(tuple(iou.tolist()), tuple(union.tolist()))
-
-    @decisions.setter
-    def decisions(self, decisions: Decisions | None) -> None:
-        self._decisions = decisions
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..metrics.decisions import Decisions, winners
+from ..metrics.decisions import winners
 from ..runs.errors import UserError
 from ..runs.files import atomic_file
 from ..runs.install import missing_extra
@@ -98,7 +98,7 @@ class OnnxStudent(Segmenter):
             known = self.session.get_modelmeta().custom_metadata_map
             given = json.loads(known[METADATA])
             self._names, self._palette = list(given["label_names"]), list(given["palette"])
-            self._decisions = decisions_of(given.get("decisions"), len(self._names), str(path))
+            self.decisions = decisions_of(given.get("decisions"), len(self._names), str(path))
             shape = self.session.get_inputs()[0].shape
             self._channels, self._size = int(shape[1]), (int(shape[2]), int(shape[3]))
         except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors
@@ -118,14 +118,6 @@ class OnnxStudent(Segmenter):
     @property
     def label_names(self) -> list[str]:
         return self._names
-
-    @property
-    def decisions(self) -> Decisions | None:
-        return self._decisions
-
-    @decisions.setter
-    def decisions(self, decisions: Decisions | None) -> None:
-        self._decisions = decisions
 
     @property
     def nbytes(self) -> int:

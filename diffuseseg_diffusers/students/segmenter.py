@@ -32,7 +32,6 @@ class Student(Segmenter):
     def __init__(self, model: Any, palette: Sequence[Sequence[int]] | None = None):
         self.model = model
         self._palette = [list(color) for color in palette] if palette is not None else None
-        self._decisions: Decisions | None = None
 
     @abstractmethod
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
@@ -55,14 +54,6 @@ class Student(Segmenter):
     def device(self) -> torch.device:
         """Where the student is."""
         return self.model.device
-
-    @property
-    def decisions(self) -> Decisions | None:
-        return self._decisions
-
-    @decisions.setter
-    def decisions(self, decisions: Decisions | None) -> None:
-        self._decisions = decisions
 
     @property
     def palette(self) -> list[list[int]]:

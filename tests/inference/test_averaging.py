@@ -65,6 +65,13 @@ def test_a_revision_is_of_one_model_on_the_hub():
         load_pipelines(["alice/a", "alice/b"], revision="main")
 
 
+def test_a_pipeline_without_a_head_is_a_sentence():
+    student = new_unet(NAMES, (16, 16), 1)
+    for models in ({"a": make_pipeline(), "b": student}, {"b": student, "a": make_pipeline()}):
+        with pytest.raises(UserError, match="no segmentation head"):
+            AveragedSegmenter(models)
+
+
 def test_a_model_is_not_averaged_with_itself(tmp_path):
     new_unet(NAMES, (16, 16), 1).save_pretrained(tmp_path / "a")
     with pytest.raises(UserError, match="names a model twice"):

@@ -126,9 +126,9 @@ def test_students_decide_and_keep_their_decisions(student, tmp_path):
 def test_models_together_decide_by_the_means_of_what_they_expect(student):
     pipe = make_pipeline(head=True)
     student.decisions, other = DECISIONS, Decisions((0.5, 0.4, 0.15), (0.5, 0.4, 0.03))
-    both = AveragedSegmenter({"head": pipe, "student": student})
-    assert both.decisions is None
+    assert AveragedSegmenter({"head": pipe, "student": student}).decisions is None
     pipe.decisions = other
+    both = AveragedSegmenter({"head": pipe, "student": student})
     mean = both.decisions
     assert mean.iou == pytest.approx((0.7, 0.3, 0.1)) and mean.union == pytest.approx((0.6, 0.3, 0.02))
     found = both.segment(draw((20, 24), 0)[0], output_type="pt", return_probabilities=True)
