@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Pages of images to look at: evaluated, generated, clustered ones, and whole experiments."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -126,8 +127,11 @@ def contact_sheet(
     blocks = [b for b in blocks if b[2]]
     width = max(len(columns) for _, _, columns in blocks)
     rows = [len(titles) for _, titles, _ in blocks]
-    figure = Figure(figsize=(0.9 * width + 0.9, 0.9 * sum(rows) + 0.35 * len(rows) + 0.5), dpi=150)
-    *parts, legend = figure.subfigures(len(blocks) + 1, 1, height_ratios=[*[0.9 * r + 0.35 for r in rows], 0.5])
+    wide = 0.9 * width + 0.9  # inches; as many classes go into a line of the legend as have room
+    in_line = max(1, min(len(label_names), int(wide / (0.55 + 0.085 * max(map(len, label_names))))))
+    below = 0.25 + 0.25 * math.ceil(len(label_names) / in_line)
+    figure = Figure(figsize=(wide, 0.9 * sum(rows) + 0.35 * len(rows) + below), dpi=150)
+    *parts, legend = figure.subfigures(len(blocks) + 1, 1, height_ratios=[*[0.9 * r + 0.35 for r in rows], below])
     for part, (title, titles, columns) in zip(parts, blocks):
         blank = [(np.full_like(columns[0][0][0], 255), "")] * len(titles)
         _grid(part, columns + [blank] * (width - len(columns)), titles, shown=len(columns))
@@ -136,7 +140,7 @@ def contact_sheet(
         part.subplots_adjust(
             left=0.9 / figure.get_figwidth(), right=0.995, top=top, bottom=0.01, wspace=0.04, hspace=0.04
         )
-    _legend(legend, label_names, palette, columns=len(label_names))
+    _legend(legend, label_names, palette, columns=in_line)
     return figure
 
 

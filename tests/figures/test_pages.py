@@ -163,3 +163,13 @@ def test_clusters_have_a_colour_each_in_a_panel_for_each_block_and_timestep(num_
                 if num_clusters <= len(PALETTE):
                     assert shown[ids == 1][0] / 255 == pytest.approx(to_rgb(PALETTE[1]))
     rendered(figure)
+
+
+def test_the_legend_of_a_narrow_sheet_stays_within_it():
+    image, names = Image.new("RGB", (16, 16)), [f"a long name of class {i}" for i in range(9)]
+    mask = np.zeros((16, 16), np.uint8)
+    figure = contact_sheet([(image, mask)], [], [], names, [[20 * i] * 3 for i in range(9)])
+    figure.savefig(io.BytesIO())
+    (legend,) = [found for part in figure.subfigs for found in part.legends]
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0
