@@ -163,11 +163,7 @@ def test_a_class_that_is_not_expected_gets_no_doubtful_pixels():
 
 
 def test_expectations_are_right_over_more_pixels_than_float32_counts():
-    p = torch.tensor([[0.9, 0.1], [0.4, 0.6]]).T.repeat(1, 10)  # [2,20]
-    few, many = expected_decisions(p), expected_decisions(p.repeat(1, 1_000_000))
-    for name in ("iou", "union"):
-        assert getattr(few or DECISIONS, name) == pytest.approx(getattr(many or DECISIONS, name), rel=1e-6)
-    rare = torch.tensor([[0.95, 0.05], [0.6, 0.4]]).T.repeat_interleave(torch.tensor([17, 3]), 1)
+    rare = torch.tensor([[0.95, 0.05], [0.6, 0.4]]).T.repeat_interleave(torch.tensor([17, 3]), 1)  # [2,20]
     assert expected_decisions(rare.repeat(1, 1_000_000)).iou == pytest.approx(expected_decisions(rare).iou, rel=1e-6)
 
 
