@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -119,9 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--unlabeled_dataset_config_name", help="Configuration of that dataset.")
     group.add_argument("--unlabeled_split", default="train", help="Split of that dataset (default: train).")
-    group.add_argument(
-        "--max_unlabeled", type=int, default=IMAGES, help=f"Of these images, evenly spread (default: {IMAGES})."
-    )
+    group.add_argument("--max_unlabeled", type=int, help=f"Of these images, evenly spread (default: {IMAGES}).")
     group.add_argument("--no_flip", action="store_true", help="Left and right mean something: never mirror images.")
     group.add_argument("--num_members", type=int, default=10, help="Members of the ensemble (default: 10).")
     group.add_argument(
@@ -157,8 +156,12 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(
             "--unlabeled_dataset_name takes whole pictures of eight bits; leave it out with tiles or channels."
         )
-    if args.unlabeled_dataset_config_name and not args.unlabeled_dataset_name:
-        raise UserError("--unlabeled_dataset_config_name is of --unlabeled_dataset_name; give that too.")
+    for name in ("unlabeled_dataset_config_name", "max_unlabeled"):
+        if getattr(args, name) is not None and not args.unlabeled_dataset_name:
+            raise UserError(f"--{name} is of --unlabeled_dataset_name; give that too.")
+    pictures = args.unlabeled_dataset_name
+    if pictures and os.path.isdir(pictures) and args.output_dir.resolve().is_relative_to(Path(pictures).resolve()):
+        raise UserError(f"--output_dir {args.output_dir} lies in {pictures}, which it would change; choose another.")
     if args.backbone and args.push_to_hub:
         raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
 
@@ -221,7 +224,7 @@ def unlabeled_images(args: argparse.Namespace) -> tuple[Iterator[Any], int] | No
         return None
     where = (args.unlabeled_dataset_name, args.unlabeled_dataset_config_name, args.unlabeled_split)
     dataset, column = load_unlabeled(*where, cache_dir=args.cache_dir)
-    rows = evenly_spread(len(dataset), args.max_unlabeled)
+    rows = evenly_spread(len(dataset), args.max_unlabeled or IMAGES)
     for i in rows:  # not after a fit that would be lost
         image, where = decode_cell(dataset[i][column], f"row {i}")
         try:

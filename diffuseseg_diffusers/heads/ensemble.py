@@ -229,7 +229,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
                     f"they can run code."
                 ) from error
             raise
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (UserError, KeyError, RuntimeError, TypeError) as error:
             raise UserError(f"{where} cannot be read: {error}") from error
         wrong = [*info["missing_keys"], *info["unexpected_keys"], *[key for key, *_ in info["mismatched_keys"]]]
         if wrong:

@@ -18,6 +18,7 @@ from ..runs.errors import UserError
 
 
 ROUNDS = 8  # the expectations settle in three or four
+TINY = 1e-30  # what float32 can divide by
 LEAST = 1e-3  # share of the pixels: a class of which fewer are expected gets what is probably of it, and no more
 
 
@@ -38,10 +39,10 @@ class Decisions:
 
     def __post_init__(self):
         pairs = list(zip(self.iou, self.union, strict=False))
-        if not pairs or len(self.iou) != len(self.union) or not all(0 <= x <= 1 and 0 < y <= 1 for x, y in pairs):
+        if not pairs or len(self.iou) != len(self.union) or not all(0 <= x <= 1 and TINY <= y <= 1 for x, y in pairs):
             raise UserError(
-                f"Decisions are an IoU from 0 to 1 and a union above 0 and up to 1 for each class, got {self.iou} and "
-                f"{self.union}."
+                f"Decisions are an IoU from 0 to 1 and a union above 0 and up to 1 for each class, got "
+                f"{self.iou!r:.60} and {self.union!r:.60}; remove or repair them."
             )
 
     @classmethod

@@ -45,6 +45,10 @@ def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):
     assert Decisions.of(report["decisions"], 3) == found
     wrong = run(*fit, "--max_unlabeled", "0", "--output_dir", tmp_path / "none", expect=1)
     assert "--max_unlabeled must be at least 1" in wrong.stderr
+    wrong = run(*fit, "--output_dir", tmp_path / "pictures" / "out", expect=1)
+    assert "which it would change" in wrong.stderr and len(list((tmp_path / "pictures").iterdir())) == 5
+    wrong = run(*fit[:-4], "--max_unlabeled", "2", "--output_dir", tmp_path / "none", expect=1)
+    assert "--max_unlabeled is of --unlabeled_dataset_name" in wrong.stderr
     wrong = run(*fit, "--tile", "--output_dir", tmp_path / "none", expect=1)
     assert "takes whole pictures of eight bits" in wrong.stderr
     (tmp_path / "pictures" / "0.png").write_bytes(b"no picture")

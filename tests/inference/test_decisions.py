@@ -67,7 +67,14 @@ def test_gains_are_the_formula_and_equal_classes_keep_the_likeliest():
         winners(p, None), p.argmax(1)
     )
     assert Decisions.of(json.loads(json.dumps(DECISIONS.config)), 3) == DECISIONS and Decisions.of(None, 3) is None
-    for wrong in (((0.5,), (0.3, 0.3)), ((1.5,), (0.3,)), ((0.5,), (0.0,)), ((0.5,), (1.5,)), ((), ())):
+    for wrong in (
+        ((0.5,), (0.3, 0.3)),
+        ((1.5,), (0.3,)),
+        ((0.5,), (0.0,)),
+        ((0.5,), (1.5,)),
+        ((0.5,), (1e-60,)),
+        ((), ()),
+    ):
         with pytest.raises(UserError, match="an IoU from 0 to 1 and a union above 0 and up to 1 for each class"):
             Decisions(*wrong)
 
@@ -106,7 +113,7 @@ def test_heads_decide_and_keep_their_decisions(voting, tmp_path):
     for wrong in ({"iou": [0.5], "union": [0.5]}, {"iou": [0.5] * 3}):
         path = tmp_path / "pipe" / "segmentation_head" / "config.json"
         path.write_text(json.dumps(config | {"decisions": wrong}))
-        with pytest.raises(UserError, match="The decisions"):
+        with pytest.raises(UserError, match="segmentation head in .*pipe.* cannot be read: The decisions"):
             PixelClassifierEnsemble.from_pretrained(tmp_path / "pipe" / "segmentation_head")
 
 
