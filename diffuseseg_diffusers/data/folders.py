@@ -83,6 +83,21 @@ def _is_text(path: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
+def pictures_beside_masks(folder: Path, split: str = "") -> Path | None:
+    """The folder `images` of a split, or of all, that has masks beside it; `None` if there is none.
+
+    Nor if a file of metadata says what is what.
+    """
+    for root in (folder / split, folder):
+        if (root / "images").is_dir() and _mask_folder(root) and not any(root.glob("metadata.*")):
+            return root / "images"
+    return None
+
+
+def _mask_folder(root: Path) -> Path | None:
+    return next((root / m for m in MASK_FOLDERS if (root / m).is_dir()), None)
+
+
 def _npy_pairs(root: Path) -> list[tuple[str, str]]:
     """The published layout: images with `.npy` masks beside them, anywhere below the folder."""
     if not root.is_dir() or not any(root.rglob("*.npy")):
@@ -98,7 +113,7 @@ def _npy_pairs(root: Path) -> list[tuple[str, str]]:
 
 def _folder_pairs(root: Path) -> list[tuple[str, str]]:
     """Two folders of images, `images` and `masks`, whose files have the same names up to the suffix."""
-    masks = next((root / m for m in MASK_FOLDERS if (root / m).is_dir()), None)
+    masks = _mask_folder(root)
     if masks is None or not (root / "images").is_dir():
         return []
     images = find_rasters(root / "images")

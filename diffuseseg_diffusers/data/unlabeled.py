@@ -16,16 +16,20 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather
 from datasets import Dataset, Features, Image, IterableDataset
+from diffusers.utils import logging
 from tqdm.auto import tqdm
 
 from ..runs.errors import UserError
 from .channels import InputChannels
 from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
+from .folders import pictures_beside_masks
 from .image_processor import to_eight_bit
 from .rasters.base import Raster, Window
 from .rasters.cells import needs_raster, open_cell
 from .rasters.opening import find_rasters
 
+
+logger = logging.get_logger(__name__)
 
 RESIZE_MODES = ("crop", "pad")
 PEEK = 16  # images that are looked at to tell grey-scale from colour
@@ -69,6 +73,8 @@ def load_unlabeled(
 ) -> tuple[Dataset | IterableDataset, str]:
     """Unlabelled images by Hub name, from anything `datasets` loads, or from a folder of images.
 
+    Of a folder with `images` and `masks` in it, the images are read, and a line says so.
+
     Args:
         name (`str`, *optional*): Hub dataset or local folder, for `datasets.load_dataset`.
         config_name (`str`, *optional*), split (`str`, defaults to `"train"`): Which part of it.
@@ -83,14 +89,20 @@ def load_unlabeled(
     Raises:
         UserError: There is no such dataset, it has no images, or no such column (its columns are named).
     """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError(f"There is no folder {data_dir}.")
+    local = data_dir or (name if name is not None and os.path.isdir(name) else None)
+    beside = local and pictures_beside_masks(Path(local), "" if data_dir else split)
+    if beside:
+        logger.warning(f"Only {beside} is read; the masks beside it are no pictures.")
+        data_dir = str(beside)
     if data_dir is not None:
-        if not Path(data_dir).is_dir():
-            raise UserError(f"There is no folder {data_dir}.")
         paths = find_rasters(Path(data_dir))
         if not paths:
             raise UserError(f"The folder {data_dir} has no images in it.")
         features = Features({"image": Image(decode=False)})
-        return Dataset.from_dict({"image": [str(p) for p in paths]}, features=features), "image"
+        found = Dataset.from_dict({"image": [str(p) for p in paths]}, features=features)
+        return (found.to_iterable_dataset() if streaming else found), "image"
     dataset = load_split(name, config_name, split, streaming=streaming, **kwargs)
     if streaming:
         features = dataset.features or next(iter(dataset.take(1)), None)

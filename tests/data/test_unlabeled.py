@@ -69,3 +69,24 @@ def test_missing_columns_and_images_are_told(tmp_path):
     parquet.write_table(none.data.table, tmp_path / "none" / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="none cannot be loaded"):
         load_unlabeled(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("masks", ["masks", "labels"])
+def test_masks_beside_the_images_are_no_pictures(tmp_path, masks):
+    for root in (tmp_path, tmp_path / "split" / "test"):
+        for folder in ("images", masks):
+            (root / folder).mkdir(parents=True)
+            for i in range(2):
+                Image.fromarray(draw((16, 16), i)[folder == masks]).save(root / folder / f"{i}.png")
+    split = {"name": str(tmp_path / "split"), "split": "test"}
+    top, test = tmp_path / "images", tmp_path / "split" / "test" / "images"
+    for way, images in (({"data_dir": str(tmp_path)}, top), (split, test), ({**split, "streaming": True}, test)):
+        dataset, column = load_unlabeled(**way)
+        assert [row[column]["path"] for row in dataset] == [str(images / "0.png"), str(images / "1.png")]
+
+
+def test_a_folder_of_images_alone_is_read_whole(tmp_path):
+    for folder in ("a", "masks"):  # without `images` beside it, a name says nothing
+        (tmp_path / folder).mkdir()
+        Image.fromarray(draw((16, 16), 0)[0]).save(tmp_path / folder / "0.png")
+    assert len(load_unlabeled(data_dir=str(tmp_path))[0]) == 2
