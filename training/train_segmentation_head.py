@@ -49,7 +49,7 @@ from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.pipeline_backbone import load_backbone
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import find_device, find_dtype, hardware, report_processes
 from diffuseseg_diffusers.segmenter import HeadSegmenter
 
 
@@ -259,9 +259,10 @@ def main(args: argparse.Namespace) -> None:
         dataset, validation = dataset.split(args.validation_fraction, args.seed)
     elif args.validation_split:
         validation = load_data(args, args.validation_split, num_classes=dataset.num_classes, **how)
-    device = args.device or accelerator.device
+    device = find_device(args.device or accelerator.device)
     if args.backbone:
-        pipe = load_backbone(args.backbone, device, revision=args.revision, cache_dir=args.cache_dir)
+        dtype = find_dtype(args.dtype, device, args.backbone)
+        pipe = load_backbone(args.backbone, device, dtype, args.revision, args.cache_dir)
     else:
         pipe = load_pipeline(args.model, args.revision, device, args.dtype, args.cache_dir, args.base_model)
         if not isinstance(pipe, HeadSegmenter):

@@ -20,7 +20,7 @@ from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import JOINED, read_json
-from ..runs.hardware import DTYPES, explain_dtype, find_device
+from ..runs.hardware import find_device, find_dtype
 from ..runs.hub_errors import explain_hub_error
 from ..runs.install import missing_extra
 from ..segmenter import Segmenter
@@ -47,7 +47,7 @@ def load_pipeline(
             Several of them, joined by ` + `, segment together, see [`AveragedSegmenter`].
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         device (`str` or `torch.device`, *optional*): See [`default_device`].
-        dtype (`str`, defaults to `"auto"`): A key of `DTYPES`, or see [`default_dtype`].
+        dtype (`str`, defaults to `"auto"`): See [`find_dtype`].
         cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
         base_model (`str`, *optional*): Where the base of a head is, if not where the head says.
 
@@ -67,11 +67,14 @@ def load_pipeline(
             from ..students.export import OnnxStudent  # transformers is of the extra `train`
         except ModuleNotFoundError as error:
             raise missing_extra("train", error.name) from error
+        asked = [str(device)] if device is not None and torch.device(device).type != "cpu" else []
+        asked += [dtype] if dtype not in ("auto", "float32") else []
+        tell = logger.warning if asked else logger.info
+        tell("%s: float32 on cpu (ONNX Runtime%s)", name, f", not {' and '.join(asked)}" if asked else "")
         return OnnxStudent(name)
     _check_name(name)
     device = find_device(device)
-    precision, reason = explain_dtype(device) if dtype == "auto" else (DTYPES[dtype], "asked for")
-    logger.info("%s: %s on %s (%s)", name, str(precision).removeprefix("torch."), device, reason)
+    precision = find_dtype(dtype, device, name)
     with _errors_explained(name):
         kind = _kind(name, revision, cache_dir)
         where = {"revision": revision, "cache_dir": cache_dir}

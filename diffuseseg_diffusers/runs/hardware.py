@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Where a run computes, in which precision, and on how many processes."""
 
+import logging
 import os
 import platform
 import sys
@@ -11,6 +12,8 @@ from accelerate import Accelerator
 
 from .errors import UserError
 
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,6 +44,19 @@ def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device multiplies in it at a multiple of float32's speed, else float32; see
     [`explain_dtype`]."""
     return explain_dtype(device)[0]
+
+
+def find_dtype(name: str, device: torch.device, model: str) -> torch.dtype:
+    """The precision of that name; logs it, and why, for a model.
+
+    Args:
+        name (`str`): A key of `DTYPES`, or `"auto"`, see [`explain_dtype`].
+        device (`torch.device`): Where the model runs.
+        model (`str`): What it is called.
+    """
+    precision, reason = explain_dtype(device) if name == "auto" else (DTYPES[name], "asked for")
+    logger.info("%s: %s on %s (%s)", model, str(precision).removeprefix("torch."), device, reason)
+    return precision
 
 
 def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:

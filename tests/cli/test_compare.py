@@ -25,6 +25,15 @@ def test_a_head_a_student_and_its_onnx_file_side_by_side(drawn, student, exporte
     assert Image.open(tmp_path / "out" / "comparison.png").width > 400
 
 
+def test_an_onnx_file_says_that_it_computes_otherwise_than_asked(drawn, exported, tmp_path, caplog):
+    file, _ = exported
+    where = ("--dataset_name", drawn / "data", "--output_dir", tmp_path / "out")
+    run("diffuseseg", "evaluate", "--model", file, *where)
+    assert "ONNX Runtime" not in caplog.text
+    run("diffuseseg", "evaluate", "--model", file, *where, "--overwrite", "--dtype", "bfloat16")
+    assert f"{file}: float32 on cpu (ONNX Runtime, not bfloat16)" in caplog.messages
+
+
 def test_what_cannot_be_compared_is_a_sentence(drawn, student, tmp_path):
     out = ("--dataset_name", drawn / "data", "--output_dir", tmp_path / "out")
     (tmp_path / "broken.onnx").write_bytes(b"no graph")

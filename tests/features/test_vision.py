@@ -119,7 +119,10 @@ def test_the_commands_take_a_backbone(tmp_path):
         rows.to_parquet(tmp_path / "drawn" / "data" / f"{split}-00000-of-00001.parquet")
     data = ("--dataset_name", tmp_path / "drawn", "--cache_dir", tmp_path / "cache")
     fit = ("diffuseseg", "fit", "--backbone", tmp_path / "resnet", *data, "--num_members", "2", "--recipe", "fast")
-    run(*fit, "--output_dir", tmp_path / "out", OMP_NUM_THREADS="1")
+    for name, dtype in (("out", "float32"), ("half", "bfloat16")):
+        run(*fit, "--output_dir", tmp_path / name, "--dtype", dtype, OMP_NUM_THREADS="1")
+    weights = "segmentation_head/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "out" / weights).read_bytes() != (tmp_path / "half" / weights).read_bytes()
     said = run(
         *("diffuseseg", "evaluate", "--model", tmp_path / "out", *data, "--output_dir", tmp_path / "eval"),
         OMP_NUM_THREADS="1",
