@@ -6,7 +6,7 @@
 
 Each seed draws 2 and 10 of the labelled images, fits every variant on them and measures it on all others: the
 default recipe with one thing changed, and what it was held against (`spatial context`: two 3 × 3 convolutions on the
-same features; `adapted U-Net`: low-rank adapters in the whole U-Net, which needs `peft`). Members: 3. The same command
+same features; `adapted U-Net`: low-rank adapters in the whole U-Net, which needs `peft`). The same command
 line resumes where it was cut off.
 """
 
@@ -110,7 +110,7 @@ class SpatialContext(Network):
     def fit(self, seed: int) -> "Network":
         generator = torch.Generator().manual_seed(seed)
         pixels, masks = self.tensors()
-        views = 160 // len(pixels)
+        views = DEFAULT.augmented_images // len(pixels)
         pixels, masks = pixels.repeat(views, 1, 1, 1), masks.repeat(views, 1, 1)
         lit, masks = augment(pixels / 2 + 0.5, masks, generator, p=0.5)
         kept = [self.inputs(part * 2 - 1) for part in lit.split(8)]
@@ -162,9 +162,7 @@ def head(recipe=DEFAULT, **changes):
 
     def fit(pipe: DiffuseSegPipeline, dataset: LabeledImages, seed: int) -> DiffuseSegPipeline:
         features = {k: v(pipe) if callable(v) else v for k, v in changes.items()}
-        pipe.segmentation_head = fit_segmentation_head(
-            pipe, dataset, recipe=recipe, num_members=3, seed=seed, **features
-        )
+        pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=recipe, seed=seed, **features)
         return pipe
 
     return fit
@@ -207,8 +205,11 @@ VARIANTS = {
     "features: fresh noise": head(share_noise=False),
     "augmented views: none": head(replace(DEFAULT, augmented_images=0)),
     "augmented views: all changes at once": all_changes,
+    "augmented views: 80 images": head(replace(DEFAULT, augmented_images=80)),
     "augmented views: 320 images": head(replace(DEFAULT, augmented_images=320)),
     "no mirror images": head(flip=False),
+    "two members": head(replace(DEFAULT, num_members=2)),
+    "ten members": head(replace(DEFAULT, num_members=10)),
     "hard votes": head(replace(DEFAULT, voting="hard")),
     "equal weights of classes": head(replace(DEFAULT, balance=0.0)),
     "weights by the fourth root": head(replace(DEFAULT, balance=0.25)),

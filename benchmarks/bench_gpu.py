@@ -51,7 +51,7 @@ class Table:
         run: Callable[[], Any],
         images: int,
         nbytes: float,
-        flops: float,
+        flops: Callable[[], float],
         once: bool = False,
     ) -> None:
         """Times a part on so many images, a long one `once`; `flops` counts those of all of them."""

@@ -5,11 +5,11 @@
 
 The diffusion model is the package's own of drawn faces (64 × 64, 8 decoder blocks, 1.7 million weights), the features
 are the default recipe's. One thing grows at a time; the others stay at 8 images in batches of 8 (one image where its
-size grows), 64 × 64, 6 classes, ten members, 20 labelled images. Each point is a process of its own, so that peaks of
-memory do not mix; the peak is that of the whole process, the libraries included. Segmenting is timed after a first
-batch, median of three if it takes less than ten seconds; a fit is the whole default recipe, once. Heads that only
-segment have random weights, which cost the same. The exponent is the slope of the last two points on logarithmic axes:
-1 for twice the time at twice the number. The same command line resumes.
+size grows), 64 × 64, 6 classes, the default recipe's four members, 20 labelled images. Each point is a process of its
+own, so that peaks of memory do not mix; the peak is that of the whole process, the libraries included. Segmenting is
+timed after a first batch, median of three if it takes less than ten seconds; a fit is the whole default recipe, once.
+Heads that only segment have random weights, which cost the same. The exponent is the slope of the last two points on
+logarithmic axes: 1 for twice the time at twice the number. The same command line resumes.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from diffuseseg_diffusers.runs.hardware import hardware
 from diffuseseg_diffusers.runs.resuming import Results
 
 
-USUAL = {"images": 8, "size": 64, "classes": 6, "members": 10, "labels": 20}
+USUAL = {"images": 8, "size": 64, "classes": 6, "members": find_recipe("default").num_members, "labels": 20}
 POINTS = {
     "segment": {
         "images": (1, 10, 100, 1000),

@@ -122,7 +122,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--unlabeled_split", default="train", help="Split of that dataset (default: train).")
     group.add_argument("--max_unlabeled", type=int, help=f"Of these images, evenly spread (default: {IMAGES}).")
     group.add_argument("--no_flip", action="store_true", help="Left and right mean something: never mirror images.")
-    group.add_argument("--num_members", type=int, default=10, help="Members of the ensemble (default: 10).")
+    group.add_argument(
+        "--num_members", type=int, help="Members of the ensemble (default: as many as the recipe says, 4 or 10)."
+    )
     group.add_argument(
         "--min_label_fraction",
         type=float,

@@ -40,7 +40,7 @@ def fit_segmentation_head(
     blocks: Sequence[Block] | None = None,
     timesteps: Sequence[int] | None = None,
     up_blocks: Sequence[int] | None = None,
-    num_members: int = 10,
+    num_members: int | None = None,
     recipe: str | Recipe = "default",
     label_names: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
@@ -66,7 +66,7 @@ def fit_segmentation_head(
             the recipe's if not given.
         timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given.
         up_blocks (sequence of `int`, *optional*): Of a U-Net, outputs of whole up-blocks, in place of `blocks`.
-        num_members (`int`, defaults to 10): Members of the ensemble.
+        num_members (`int`, *optional*): Members of the ensemble; as many as the recipe says if not given.
         recipe (`str` or [`Recipe`], defaults to `"default"`): `"paper"`, as published; `"fast"`; or your own.
         label_names (sequence of `str`, *optional*): Names of the classes; the dataset's own if not given.
         palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes, 0 to 255.
@@ -177,7 +177,7 @@ def fit_head(
     extractor: FeatureExtractor,
     classes: Classes,
     recipe: str | Recipe = "default",
-    num_members: int = 10,
+    num_members: int | None = None,
     flip: bool = False,
     seed: int = 0,
     in_place: bool = False,
@@ -191,7 +191,7 @@ def fit_head(
         classes ([`Classes`]): What the labels tell apart.
         recipe (`str` or [`Recipe`], defaults to `"default"`): How the members are trained; its choice of features and
             of augmented views was made when the table was filled.
-        num_members (`int`, defaults to 10): Members of the ensemble.
+        num_members (`int`, *optional*): Members of the ensemble; as many as the recipe says if not given.
         flip (`bool`, defaults to `False`): Whether half of the members see the mirror image when they are used.
         seed (`int`, defaults to 0): Of the members' weights and the order of their pixels.
         in_place (`bool`, defaults to `False`): Whether the table may be changed, which saves a copy of it.
@@ -205,6 +205,7 @@ def fit_head(
         NotFiniteError: Training diverged.
     """
     recipe = find_recipe(recipe)
+    num_members = recipe.num_members if num_members is None else num_members
     _check_labels(table, classes)
     head = PixelClassifierEnsemble(
         num_classes=classes.number,

@@ -35,6 +35,7 @@ class Recipe:
             Whether left and right may be exchanged: in augmented views, and in use, where half of the members see the
             mirror image of every image.
         voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
+        num_members (`int`): Members of the ensemble, if no number is given.
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
         blocks (sequence of `int`, *optional*):
             Likewise; of a U-Net with 18 decoder blocks as the paper's, of others those at the same relative depth. If
@@ -53,6 +54,7 @@ class Recipe:
     balance: float = 0.0
     flip: bool = False
     voting: str = "hard"
+    num_members: int = 10
     timesteps: Sequence[int] = PAPER_TIMESTEPS
     blocks: Sequence[Block] | None = None
 
@@ -88,6 +90,7 @@ RECIPES = {
         balance=0.125,
         flip=True,
         voting="soft",
+        num_members=4,
         timesteps=(10, 600),
         blocks=(6, 7, 12, 15),
     ),

@@ -327,7 +327,7 @@ class LabelSession:
             raise UserError("All of this region is labelled by hand already.")
         return region, int(found.mask[y, x])
 
-    def finish(self, num_members: int = 10) -> PixelClassifierEnsemble:
+    def finish(self, num_members: int | None = None) -> PixelClassifierEnsemble:
         """Fits the head of the full recipe on all strokes and gives it to the pipeline.
 
         Strokes may go on meanwhile; they are not of it.

@@ -8,6 +8,7 @@ import torch
 
 from diffuseseg_diffusers import Classes, LabeledImages, fit_head, fit_segmentation_head, recipe_extractor
 from diffuseseg_diffusers.heads.extraction import extract_activations, labeled_examples
+from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.runs.errors import UserError
 
 from ..conftest import QUICK, dataset_of, draw, drawn_dataset, make_pipeline
@@ -20,6 +21,14 @@ def test_the_fast_recipe_folds_its_standardisation_into_the_first_layer():
     masks = pipe.segment([dataset[i].image for i in range(4)], output_type="np").masks
     right = np.mean([(m == dataset[i].mask).mean() for i, m in enumerate(masks)])
     assert right > 0.9  # raw activations go in, so the means and scales must be in the weights
+
+
+def test_members_are_as_many_as_the_recipe_says_unless_a_number_is_given():
+    recipe, data = replace(QUICK, max_steps=2, num_members=3), drawn_dataset(2)
+    for given, expected in (({}, 3), ({"num_members": 2}, 2)):
+        head = fit_segmentation_head(make_pipeline(), data, recipe=recipe, **given)
+        assert head.config.num_members == len(head.layers[0].weight) == expected
+    assert {name: recipe.num_members for name, recipe in RECIPES.items()} == {"default": 4, "paper": 10, "fast": 10}
 
 
 def test_a_member_depends_on_the_seed_and_its_number_alone():
