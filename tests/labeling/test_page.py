@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import load_dataset
 from PIL import Image
 
 from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
 from diffuseseg_diffusers.labeling.journal import Journal
 
-from ..conftest import SHARED, run, shared
+from ..conftest import run
 
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -130,26 +129,21 @@ class Page:
         self.page.mouse.up()
 
 
-def write_faces(folder: Path, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Six pictures; their true masks by name, and the names of the classes."""
+def write_faces(folder: Path) -> dict[str, np.ndarray]:
+    """Six drawn faces; their true masks by name."""
     folder.mkdir()
-    if source == "drawn":
-        pairs, names = [draw_face(i) for i in range(6)], list(LABEL_NAMES)
-    else:
-        rows = load_dataset(str(shared("data/faces64")), "labeled", split="train").select(range(6))
-        pairs = [(np.asarray(row["image"]), np.asarray(row["mask"])) for row in rows]
-        names = ["background", "skin", "hair", "eyes", "nose", "mouth"]
-    for i, (image, _) in enumerate(pairs):
+    masks = {}
+    for i in range(6):
+        image, masks[f"{i}.png"] = draw_face(i)
         Image.fromarray(image).save(folder / f"{i}.png")
-    return {f"{i}.png": mask for i, (_, mask) in enumerate(pairs)}, names
+    return masks
 
 
 def test_from_strokes_to_a_dataset(tmp_path, browser, start):
-    source = "faces64" if (SHARED / "data" / "faces64").is_dir() else "drawn"
-    masks, names = write_faces(tmp_path / "faces", source)
-    model = SHIPPED_MODEL if source == "drawn" else shared("checkpoints/faces64-ddpm")
-    command = ["--model", model, "--images", tmp_path / "faces", "--session", tmp_path / "session", "--recipe", "fast"]
-    server = start(*command, "--classes", *names)
+    masks = write_faces(tmp_path / "faces")
+    command = ["--model", SHIPPED_MODEL, "--images", tmp_path / "faces", "--session", tmp_path / "session"]
+    command += ["--recipe", "fast"]
+    server = start(*command, "--classes", *LABEL_NAMES)
     page = Page(browser, server.address)
     page.ready()
 
@@ -245,7 +239,7 @@ def test_from_strokes_to_a_dataset(tmp_path, browser, start):
 
 def test_errors_are_shown_and_strokes_taken_back(tmp_path, browser, start):
     """The server is gone: the stroke goes from the picture too, and one sentence says what to do."""
-    masks, _ = write_faces(tmp_path / "faces", "drawn")
+    masks = write_faces(tmp_path / "faces")
     server = start("--model", SHIPPED_MODEL, "--images", tmp_path / "faces", "--classes", "skin", "hair")
     page = Page(browser, server.address)
     name = page.picture
@@ -263,7 +257,7 @@ def test_errors_are_shown_and_strokes_taken_back(tmp_path, browser, start):
 
 @pytest.mark.parametrize("size", [(1280, 800), (820, 1180)])
 def test_nothing_overlaps_on_a_laptop_and_on_a_tablet(tmp_path, browser, start, size):
-    write_faces(tmp_path / "faces", "drawn")
+    write_faces(tmp_path / "faces")
     server = start("--model", SHIPPED_MODEL, "--images", tmp_path / "faces", "--classes", *LABEL_NAMES)
     page = Page(browser, server.address)
     page.page.set_viewport_size({"width": size[0], "height": size[1]})
@@ -287,7 +281,7 @@ def test_nothing_overlaps_on_a_laptop_and_on_a_tablet(tmp_path, browser, start, 
 
 
 def test_next_goes_through_the_list_and_a_list_without_masks_shows_none(tmp_path, browser, start):
-    masks, _ = write_faces(tmp_path / "faces", "drawn")
+    masks = write_faces(tmp_path / "faces")
     page = Page(
         browser, start("--model", SHIPPED_MODEL, "--images", tmp_path / "faces", "--classes", *LABEL_NAMES).address
     )
