@@ -261,6 +261,11 @@ def main(args: argparse.Namespace) -> None:
         dataset, validation = dataset.split(args.validation_fraction, args.seed)
     elif args.validation_split:
         validation = load_data(args, args.validation_split, num_classes=dataset.num_classes, **how)
+        if validation.same_images(dataset):
+            raise UserError(
+                f"--split {args.split} and --validation_split {args.validation_split} of {args.dataset_name} are the "
+                f"same images; hold some of them out with --validation_fraction."
+            )
     device = find_device(args.device or accelerator.device)
     if args.backbone:
         dtype = find_dtype(args.dtype, device, args.backbone)
@@ -331,7 +336,9 @@ def describe_fit(
         "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
         "decisions": pipe.segmentation_head.config.decisions,
         "num_images": len(dataset),
+        "mask_format": args.mask_format,
         "recipe": args.recipe,
+        "num_members": pipe.segmentation_head.config.num_members,
         "sparse_labels": args.sparse_labels,
         "seed": args.seed,
         "dtype": str(extractor.dtype).removeprefix("torch."),

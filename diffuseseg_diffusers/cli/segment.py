@@ -2,6 +2,7 @@
 """Segments pictures of any size and format, and whole datasets: `diffuseseg segment`."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from ..arguments import (
 )
 from ..data.image_processor import is_address, limit_pixels
 from ..data.rasters.base import micrometres
-from ..data.rasters.opening import find_rasters, is_raster
+from ..data.rasters.opening import find_pictures, is_raster
 from ..hub.loading import load_pipeline
 from ..inference.files import LINES, UNREADABLE, FileRun, Reading
 from ..inference.objects import EXPORTS, METHODS, ObjectOptions
@@ -31,6 +32,9 @@ from ..runs.install import missing_extra
 from ..runs.parts import PARTS, finish_parts
 from ..runs.resuming import may_resume, open_run
 from ..segmenter import Segmenter
+
+
+logger = logging.getLogger(__name__)
 
 
 COMMAND = "segment"
@@ -292,7 +296,7 @@ def list_images(given: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in given:
         if not is_address(name) and Path(name).is_dir():
-            inside = [Path(name)] if is_raster(name) else find_rasters(Path(name))
+            inside = [Path(name)] if is_raster(name) else find_pictures(Path(name))
             if not inside:
                 raise UserError(f"The folder {name} has no images in it.")
             found += map(str, inside)
@@ -300,4 +304,9 @@ def list_images(given: Sequence[str]) -> list[str]:
             found.append(name)
     if given and not any(is_address(name) or os.path.exists(name) for name in found):
         raise UserError(f"There is no file or folder {', '.join(found)}.")
-    return found
+    once: dict[str, str] = {}
+    for name in found:
+        once.setdefault(name if is_address(name) else os.path.abspath(name), name)
+    if len(once) < len(found):
+        logger.warning(f"Of {len(found)} images, {len(found) - len(once)} are given twice; each is segmented once.")
+    return list(once.values())

@@ -49,14 +49,14 @@ def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Data
             where = {key: value for key, value in kwargs.items() if key in ("cache_dir", "token", "revision")}
             known = ", ".join(sorted(get_dataset_config_names(name, **where)))
             reason = (
-                f"it has several configurations ({known}), and one has to be named: `--dataset_config_name`, of "
-                f"train-student `--train_dataset_config_name` and so on, `config_name` in Python"
+                f"it has several configurations ({known}), and one has to be named: `--dataset_config_name`, or "
+                f"that of the dataset in question, such as `--unlabeled_dataset_config_name`; `config_name` in Python"
             )
         if reason is None and not isinstance(error, (ValueError, OSError)):
             raise
         where = "" if local else f"There is no folder {name}, and "
         raise UserError(
-            f"{where}{'T' if local else 't'}he dataset {name} cannot be loaded: {reason or error}."
+            f"{where}{'T' if local else 't'}he dataset {name} cannot be loaded: {str(reason or error).rstrip('.')}."
         ) from error
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Layouts of labelled images in folders, and files of class names."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,11 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from ..runs.errors import UserError
 from ..runs.files import read_json
 from .image_files import find_images
-from .rasters.opening import find_rasters, name_of
+from .rasters.opening import MASK_FOLDERS, find_rasters, name_of
 
 
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation")
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 
 
@@ -67,6 +69,8 @@ def read_folder(folder: Path, split: str) -> Dataset | None:
         if pairs and root == folder and splits:  # all splits together is not what was asked for
             raise UserError(f"The dataset {folder} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
         if pairs:
+            if root == folder and split != "train":
+                logger.warning(f"{folder} has no splits: all of its images are taken for {split!r}.")
             images, masks = zip(*pairs)
             if wrong := next((p for p in (*images, *masks) if not _is_text(p)), None):
                 raise UserError(
@@ -81,21 +85,6 @@ def read_folder(folder: Path, split: str) -> Dataset | None:
 def _is_text(path: str) -> bool:
     """Whether a path is text, and not bytes that no text has."""
     return not any("\ud800" <= character <= "\udfff" for character in path)
-
-
-def pictures_beside_masks(folder: Path, split: str = "") -> Path | None:
-    """The folder `images` of a split, or of all, that has masks beside it; `None` if there is none.
-
-    Nor if a file of metadata says what is what.
-    """
-    for root in (folder / split, folder):
-        if (root / "images").is_dir() and _mask_folder(root) and not any(root.glob("metadata.*")):
-            return root / "images"
-    return None
-
-
-def _mask_folder(root: Path) -> Path | None:
-    return next((root / m for m in MASK_FOLDERS if (root / m).is_dir()), None)
 
 
 def _npy_pairs(root: Path) -> list[tuple[str, str]]:
@@ -113,7 +102,7 @@ def _npy_pairs(root: Path) -> list[tuple[str, str]]:
 
 def _folder_pairs(root: Path) -> list[tuple[str, str]]:
     """Two folders of images, `images` and `masks`, whose files have the same names up to the suffix."""
-    masks = _mask_folder(root)
+    masks = next((root / m for m in MASK_FOLDERS if (root / m).is_dir()), None)
     if masks is None or not (root / "images").is_dir():
         return []
     images = find_rasters(root / "images")

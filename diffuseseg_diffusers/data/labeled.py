@@ -183,6 +183,11 @@ class LabeledImages:
         order = np.random.default_rng(seed).permutation(len(self))
         return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
 
+    def same_images(self, other: "LabeledImages") -> bool:
+        """Whether the other dataset has the same images in the same order: the same files, or the same bytes."""
+        mine, theirs = (d.dataset.flatten_indices().data.column(d.image_column) for d in (self, other))
+        return mine.equals(theirs)
+
     def select(self, indices: Sequence[int]) -> "LabeledImages":
         """The images at these indices."""
         return LabeledImages(

@@ -16,22 +16,20 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather
 from datasets import Dataset, Features, Image, IterableDataset
-from diffusers.utils import logging
 from tqdm.auto import tqdm
 
 from ..runs.errors import UserError
 from .channels import InputChannels
 from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
-from .folders import pictures_beside_masks
+from .folders import SPLITS
 from .image_processor import to_eight_bit
 from .rasters.base import Raster, Window
 from .rasters.cells import needs_raster, open_cell
-from .rasters.opening import find_rasters
+from .rasters.opening import find_pictures, find_rasters, is_mask_folder
 
-
-logger = logging.get_logger(__name__)
 
 RESIZE_MODES = ("crop", "pad")
+SHARDS = 64  # of a folder that is streamed, at most
 PEEK = 16  # images that are looked at to tell grey-scale from colour
 _GATHER_ROWS = 4096
 SKIP_HINT = "`--skip_unreadable` trains without such images."
@@ -73,7 +71,7 @@ def load_unlabeled(
 ) -> tuple[Dataset | IterableDataset, str]:
     """Unlabelled images by Hub name, from anything `datasets` loads, or from a folder of images.
 
-    Of a folder with `images` and `masks` in it, the images are read, and a line says so.
+    Masks in folders beside one that is called `images` are left out, and a line says so.
 
     Args:
         name (`str`, *optional*): Hub dataset or local folder, for `datasets.load_dataset`.
@@ -91,18 +89,15 @@ def load_unlabeled(
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise UserError(f"There is no folder {data_dir}.")
-    local = data_dir or (name if name is not None and os.path.isdir(name) else None)
-    beside = local and pictures_beside_masks(Path(local), "" if data_dir else split)
-    if beside:
-        logger.warning(f"Only {beside} is read; the masks beside it are no pictures.")
-        data_dir = str(beside)
+    if data_dir is None and name is not None and config_name is None and image_column is None and split.isidentifier():
+        data_dir = _images_and_masks(Path(name), split)
     if data_dir is not None:
-        paths = find_rasters(Path(data_dir))
+        paths = find_pictures(Path(data_dir))
         if not paths:
             raise UserError(f"The folder {data_dir} has no images in it.")
         features = Features({"image": Image(decode=False)})
         found = Dataset.from_dict({"image": [str(p) for p in paths]}, features=features)
-        return (found.to_iterable_dataset() if streaming else found), "image"
+        return (found.to_iterable_dataset(min(len(found), SHARDS)) if streaming else found), "image"
     dataset = load_split(name, config_name, split, streaming=streaming, **kwargs)
     if streaming:
         features = dataset.features or next(iter(dataset.take(1)), None)
@@ -117,6 +112,22 @@ def load_unlabeled(
     if isinstance(features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))  # so that errors can say where
     return dataset.select_columns([column]), column
+
+
+def _images_and_masks(folder: Path, split: str) -> str | None:
+    """Where the images of a split are, if masks are beside them and nothing else says what is what, else `None`."""
+    for root in (folder / split, folder):
+        inside = list(root.iterdir()) if root.is_dir() else []
+        described = any(p.name.startswith(("metadata.", "README")) for p in inside) or any(root.rglob("*.parquet"))
+        if described or not any(is_mask_folder(p) and find_rasters(p) for p in inside):
+            continue
+        if (root / "images" / split).is_dir():
+            return str(root / "images" / split)
+        images = [p for p in inside if p.name.lower() == "images"]
+        splits = {p.name for own in (root, *images) for p in own.iterdir() if p.is_dir() and p.name in SPLITS}
+        if not splits:
+            return str(root)
+    return None
 
 
 def count_channels(dataset: Dataset | IterableDataset, column: str) -> int:

@@ -67,7 +67,7 @@ def load_pipeline(
             from ..students.export import OnnxStudent  # transformers is of the extra `train`
         except ModuleNotFoundError as error:
             raise missing_extra("train", error.name) from error
-        asked = [str(device)] if device is not None and torch.device(device).type != "cpu" else []
+        asked = [str(device)] if device is not None and find_device(device).type != "cpu" else []
         asked += [dtype] if dtype not in ("auto", "float32") else []
         tell = logger.warning if asked else logger.info
         tell("%s: float32 on cpu (ONNX Runtime%s)", name, f", not {' and '.join(asked)}" if asked else "")

@@ -71,6 +71,7 @@ def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):
         ),
         (("--dataset_name", "nobody/nothing"), "the dataset nobody/nothing cannot be loaded"),
         (("--dataset_name", "./nowhere"), "There is no folder ./nowhere."),
+        (("--validation_split", "train"), "are the same images; hold some of them out with --validation_fraction"),
     ],
 )
 def test_bad_arguments_get_one_sentence_and_write_nothing(drawn, change, message, tmp_path):

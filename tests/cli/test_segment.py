@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffuseseg_diffusers.cli.segment import list_images
 from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.inference import files as inference_files
 from diffuseseg_diffusers.inference.files import free_names, stem
@@ -155,3 +156,17 @@ def test_files_are_named_after_their_images_without_a_name_twice():
     assert free_names(["a", "a", "a-2", "b", "a", "a-2"]) == ["a", "a-2", "a-2-2", "b", "a-3", "a-2-3"]
     addresses = {"https://h/x/a%20b.png?size=2": "a b", "http://h/": "image", "dir/c.tar.png": "c.tar"}
     assert {address: stem(address) for address in addresses} == addresses
+
+
+def test_masks_beside_images_are_no_images_and_each_image_is_segmented_once(tmp_path, caplog):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for i in range(2):
+            Image.fromarray(draw((16, 16), i)[folder == "masks"]).save(tmp_path / folder / f"{i}.png")
+    first, second = (str(tmp_path / "images" / f"{i}.png") for i in range(2))
+    assert list_images([second, str(tmp_path)]) == [second, first]
+    assert f"2 pictures of {tmp_path / 'masks'} are taken for masks" in caplog.text
+    assert "1 are given twice" in caplog.text
+    caplog.clear()
+    assert list_images([str(tmp_path / "masks")]) == [str(tmp_path / "masks" / f"{i}.png") for i in range(2)]
+    assert not caplog.messages

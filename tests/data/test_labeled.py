@@ -53,6 +53,19 @@ def test_two_folders_of_images_and_masks(split_folder, tmp_path):
         load_labeled_images(tmp_path, split="train")
 
 
+def test_a_folder_without_splits_says_that_it_gives_all_of_its_images(tmp_path, caplog):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for i in range(2):
+            Image.fromarray(draw((16, 16), i)[folder == "masks"]).save(tmp_path / folder / f"{i}.png")
+    train = load_labeled_images(tmp_path, split="train")
+    assert not caplog.messages
+    test = load_labeled_images(tmp_path, split="test")
+    assert "has no splits: all of its images are taken for 'test'" in caplog.text
+    assert test.same_images(train) and not test.select([1, 0]).same_images(train)
+    assert test.select([0]).same_images(train.select([0])) and not test.select([0]).same_images(train.select([1]))
+
+
 def test_image_folders_with_metadata(tmp_path):
     write_pairs(tmp_path / "data" / "train", tmp_path / "data" / "train" / "m")
     rows = ["file_name,mask_file_name"] + [f"p{i}.png,m/p{i}.png" for i in range(3)]

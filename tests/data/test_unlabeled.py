@@ -73,14 +73,18 @@ def test_missing_columns_and_images_are_told(tmp_path):
 
 @pytest.mark.parametrize("masks", ["masks", "labels"])
 def test_masks_beside_the_images_are_no_pictures(tmp_path, masks):
-    for root in (tmp_path, tmp_path / "split" / "test"):
+    for root in (tmp_path / "flat", tmp_path / "split" / "test"):
         for folder in ("images", masks):
             (root / folder).mkdir(parents=True)
             for i in range(2):
                 Image.fromarray(draw((16, 16), i)[folder == masks]).save(root / folder / f"{i}.png")
     split = {"name": str(tmp_path / "split"), "split": "test"}
-    top, test = tmp_path / "images", tmp_path / "split" / "test" / "images"
-    for way, images in (({"data_dir": str(tmp_path)}, top), (split, test), ({**split, "streaming": True}, test)):
+    top, test = tmp_path / "flat" / "images", tmp_path / "split" / "test" / "images"
+    for way, images in (
+        ({"data_dir": str(tmp_path / "flat")}, top),
+        (split, test),
+        ({**split, "streaming": True}, test),
+    ):
         dataset, column = load_unlabeled(**way)
         assert [row[column]["path"] for row in dataset] == [str(images / "0.png"), str(images / "1.png")]
 
@@ -90,3 +94,29 @@ def test_a_folder_of_images_alone_is_read_whole(tmp_path):
         (tmp_path / folder).mkdir()
         Image.fromarray(draw((16, 16), 0)[0]).save(tmp_path / folder / "0.png")
     assert len(load_unlabeled(data_dir=str(tmp_path))[0]) == 2
+
+
+def test_the_splits_of_other_layouts_stay_apart(tmp_path):
+    for folder in ("images/train", "images/val", "labels/train", "labels/val"):  # as those of YOLO or ADE20K
+        (tmp_path / "a" / folder).mkdir(parents=True)
+        Image.fromarray(draw((16, 16), 0)[0]).save(tmp_path / "a" / folder / "0.png")
+    for split in ("train", "val"):
+        dataset, column = load_unlabeled(str(tmp_path / "a"), split=split)
+        assert [row[column]["path"] for row in dataset] == [str(tmp_path / "a" / "images" / split / "0.png")]
+    for split in ("train", "test"):
+        for folder in ("Images", "Masks"):
+            (tmp_path / "b" / split / folder).mkdir(parents=True)
+            Image.fromarray(draw((16, 16), 0)[0]).save(tmp_path / "b" / split / folder / "0.png")
+    (tmp_path / "b" / "test" / "metadata.csv").write_text("file_name\nImages/0.png\n")
+    every, column = load_unlabeled(data_dir=str(tmp_path / "b"))
+    assert [row[column]["path"] for row in every] == [
+        str(tmp_path / "b" / split / "Images" / "0.png") for split in ("test", "train")
+    ]
+    stream, _ = load_unlabeled(str(tmp_path / "a"), streaming=True)
+    assert stream.num_shards == 1
+    labels = tmp_path / "c" / "labels"
+    labels.mkdir(parents=True)
+    (labels / "0.txt").write_text("0 0.5 0.5 1 1")
+    (tmp_path / "c" / "images" / "train").mkdir(parents=True)
+    Image.fromarray(draw((16, 16), 0)[0]).save(tmp_path / "c" / "images" / "train" / "0.png")
+    assert len(load_unlabeled(str(tmp_path / "c"))[0]) == 1

@@ -2,6 +2,7 @@
 """Which library opens what."""
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from .tiff import TiffRaster, is_georeferenced
 from .volumes import VolumeRaster
 
 
+logger = logging.getLogger(__name__)
+
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation")
 TIFF = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff")
 GEO = (".vrt", ".img")
 VOLUME = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
@@ -86,6 +90,27 @@ def find_rasters(folder: Path) -> list[Path]:
         found += [here / n for n in files if n.lower().endswith((*GEO, *VOLUME[:-1], *TIFF)) and not n.startswith(".")]
     pictures = [p for p in find_images(folder) if not any(parent in inside for parent in p.parents)]
     return sorted({*found, *pictures})
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """As [`find_rasters`], without the masks in folders beside one that is called `images`; a line says so."""
+    found = find_rasters(folder)
+    below = {parent for path in found for parent in path.relative_to(folder).parents} - {Path()}
+    masks = {parent for parent in below if is_mask_folder(folder / parent)}
+    kept = [path for path in found if not masks.intersection(path.relative_to(folder).parents)]
+    if len(kept) < len(found):
+        where = ", ".join(sorted(str(folder / m) for m in masks))
+        logger.warning(
+            f"{len(found) - len(kept)} pictures of {where} are taken for masks of those in images beside it."
+        )
+    return kept
+
+
+def is_mask_folder(path: Path) -> bool:
+    """Whether a folder is called as one of masks, and one called `images` is beside it."""
+    if path.name.lower() not in MASK_FOLDERS or not path.is_dir():
+        return False
+    return any(p.name.lower() == "images" and p.is_dir() for p in path.parent.iterdir())
 
 
 def _dicom_files(folder: Path) -> list[Path]:
