@@ -31,12 +31,11 @@ def fewer(head: PixelClassifierEnsemble, number: int) -> PixelClassifierEnsemble
 
 
 def auroc(score: torch.Tensor, wrong: torch.Tensor) -> float:
-    """Probability that a wrong pixel has a higher score than a right one (Mann-Whitney); both `[P]`."""
-    ranks = torch.empty(len(score), dtype=torch.float64)
-    ranks[score.argsort()] = torch.arange(len(score), dtype=torch.float64)
-    positive = int(wrong.sum())
-    above = float(ranks[wrong].sum()) - positive * (positive - 1) / 2
-    return above / (positive * (len(score) - positive))
+    """Probability that a wrong pixel has a higher score than a right one, ties by half (Mann-Whitney); both `[P]`."""
+    positive, order = int(wrong.sum()), score.sort().values
+    below = torch.searchsorted(order, score[wrong]).double() + torch.searchsorted(order, score[wrong], right=True)
+    above = float(below.sum()) / 2 - positive**2 / 2
+    return above / (positive * (len(score) - positive)) if 0 < positive < len(score) else float("nan")
 
 
 def measure(
@@ -75,7 +74,7 @@ def main() -> None:
         data = load_labeled_images(args.dataset_name, args.dataset_config_name, args.split, classes=pipe.label_names)
         straight = extract_activations(extractor, data)
         mirrored = extract_activations(extractor, data, mirror=True) if head.config.flip else None
-        for number in args.members:
+        for number in [n for n in args.members if n <= head.config.num_members]:
             iou, area, seconds = measure(fewer(head, number), straight, mirrored)
             row = f"{number} | {100 * iou:.2f} | {area:.3f} | {1e3 * seconds:.0f}"
             print(f"| {Path(name).name} | {row} |", flush=True)

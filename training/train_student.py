@@ -33,7 +33,7 @@ from diffuseseg_diffusers.arguments import (
 from diffuseseg_diffusers.data.columns import contents_fingerprint, describe_dataset
 from diffuseseg_diffusers.data.image_processor import unnamed_classes
 from diffuseseg_diffusers.data.unlabeled import count_channels, evenly_spread, load_unlabeled
-from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.hub.loading import ONNX, load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.inference.decisions import IMAGES as DECIDING
@@ -251,7 +251,8 @@ def load_teacher(args: argparse.Namespace, device: torch.device) -> Segmenter:
     Raises:
         UserError: It has no head, or reads other images than students do.
     """
-    teacher = load_pipeline(args.teacher, device=device, cache_dir=args.cache_dir)
+    where = None if args.teacher.endswith(ONNX) else device  # ONNX files run where they run
+    teacher = load_pipeline(args.teacher, device=where, cache_dir=args.cache_dir)
     teacher.check_can_segment()
     if teacher.channels.config is not None or teacher.in_channels not in (1, 3):
         raise UserError(

@@ -121,6 +121,7 @@ def test_the_commands_take_a_backbone(tmp_path):
     fit = ("diffuseseg", "fit", "--backbone", tmp_path / "resnet", *data, "--num_members", "2", "--recipe", "fast")
     for name, dtype in (("out", "float32"), ("half", "bfloat16")):
         run(*fit, "--output_dir", tmp_path / name, "--dtype", dtype, OMP_NUM_THREADS="1")
+        assert json.loads((tmp_path / name / "head_training.json").read_text())["dtype"] == dtype
     weights = "segmentation_head/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() != (tmp_path / "half" / weights).read_bytes()
     said = run(
