@@ -20,7 +20,7 @@ from ..arguments import (
 )
 from ..data.image_processor import is_address, limit_pixels
 from ..data.rasters.base import micrometres
-from ..data.rasters.opening import find_pictures, is_raster
+from ..data.rasters.opening import is_raster, rasters_without_masks
 from ..hub.loading import load_pipeline
 from ..inference.files import LINES, UNREADABLE, FileRun, Reading
 from ..inference.objects import EXPORTS, METHODS, ObjectOptions
@@ -296,7 +296,7 @@ def list_images(given: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in given:
         if not is_address(name) and Path(name).is_dir():
-            inside = [Path(name)] if is_raster(name) else find_pictures(Path(name))
+            inside = [Path(name)] if is_raster(name) else rasters_without_masks(Path(name))
             if not inside:
                 raise UserError(f"The folder {name} has no images in it.")
             found += map(str, inside)

@@ -25,7 +25,7 @@ from .folders import SPLITS
 from .image_processor import to_eight_bit
 from .rasters.base import Raster, Window
 from .rasters.cells import needs_raster, open_cell
-from .rasters.opening import find_pictures, find_rasters, is_mask_folder
+from .rasters.opening import find_rasters, is_mask_folder, rasters_without_masks
 
 
 RESIZE_MODES = ("crop", "pad")
@@ -92,7 +92,7 @@ def load_unlabeled(
     if data_dir is None and name is not None and config_name is None and image_column is None and split.isidentifier():
         data_dir = _images_and_masks(Path(name), split)
     if data_dir is not None:
-        paths = find_pictures(Path(data_dir))
+        paths = rasters_without_masks(Path(data_dir))
         if not paths:
             raise UserError(f"The folder {data_dir} has no images in it.")
         features = Features({"image": Image(decode=False)})

@@ -12,7 +12,7 @@ import torch
 from ..data.channels import to_rgb
 from ..data.image_processor import DiffuseSegImageProcessor, open_image, to_eight_bit
 from ..data.rasters.base import Window
-from ..data.rasters.opening import find_rasters, is_raster, open_raster
+from ..data.rasters.opening import is_raster, open_raster, rasters_without_masks
 from ..runs.errors import UserError
 from .journal import MAX_PIXELS
 
@@ -110,7 +110,7 @@ def find_pictures(
     found: dict[str, Picture] = {}
     left_out: dict[str, str] = {}
     squeezed = []
-    for path in find_rasters(folder):
+    for path in rasters_without_masks(folder):
         name = path.relative_to(folder).as_posix()
         if not is_inside(path, root):
             left_out[name] = "is a link that leads out of the folder"

@@ -92,7 +92,7 @@ def find_rasters(folder: Path) -> list[Path]:
     return sorted({*found, *pictures})
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def rasters_without_masks(folder: Path) -> list[Path]:
     """As [`find_rasters`], without the masks in folders beside one that is called `images`; a line says so."""
     found = find_rasters(folder)
     below = {parent for path in found for parent in path.relative_to(folder).parents} - {Path()}
