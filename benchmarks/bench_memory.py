@@ -47,8 +47,8 @@ def main() -> None:
     table = ActivationTable(info, args.num_images, size, getattr(torch, args.dtype), args.activation_dir)
     generator = torch.Generator().manual_seed(0)
     for n in range(args.num_images):
-        activations = [torch.randn(i.channels, i.height, i.width, generator=generator) for i in info]
-        table.put(n, activations, torch.randint(classes, size, dtype=torch.uint8, generator=generator))
+        activations = [torch.randn(1, i.channels, i.height, i.width, generator=generator) for i in info]
+        table.put(n, activations, torch.randint(classes, (1, *size), dtype=torch.uint8, generator=generator))
     filled = time.perf_counter() - began
     head = PixelClassifierEnsemble(
         num_classes=classes,

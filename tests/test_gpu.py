@@ -7,6 +7,7 @@ import torch
 
 from diffuseseg_diffusers import AutoDiffuseSegPipeline, fit_segmentation_head
 from diffuseseg_diffusers.features.base import FeatureInfo
+from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.recipes import RECIPES, Recipe
 from diffuseseg_diffusers.heads.table import ActivationTable
 from diffuseseg_diffusers.heads.training import fit_members
@@ -87,13 +88,22 @@ def test_tables_on_the_gpu_hold_what_those_in_memory_hold():
     for image in range(2):
         activations = [torch.randn(i.channels, i.height, i.width) for i in info]
         for table in tables:
-            table.put(image, activations, torch.zeros(16, 16, dtype=torch.uint8))
+            table.put(image, [a[None] for a in activations], torch.zeros(1, 16, 16, dtype=torch.uint8))
     on_gpu = tables[1].to(torch.device("cuda"))
     pixels = torch.randperm(512).view(2, -1)
     for mine, theirs in zip(tables[0].locate(pixels), on_gpu.locate(pixels.cuda())):
         a = tables[0].gather(mine, torch.empty(256, 8))
         b = on_gpu.gather(theirs, torch.empty(256, 8, device="cuda"))
         torch.testing.assert_close(a, b.cpu(), atol=2e-3, rtol=2e-3)
+
+
+def test_activations_stay_on_the_gpu_where_they_fit_and_are_those_of_the_cpu():
+    dataset, pipe = drawn_dataset(), make_pipeline()
+    exact = extract_activations(pipe.feature_extractor(), dataset, show_progress=False).to(torch.device("cuda"))
+    found = extract_activations(pipe.to("cuda").feature_extractor(), dataset, show_progress=False)
+    assert found.device.type == "cuda" and torch.equal(found.labels, exact.labels)
+    for a, b in zip(found.tables.values(), exact.tables.values()):
+        torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -104,7 +114,7 @@ def test_the_first_training_step_is_that_of_the_cpu(name):
         head = make_head(pipe, blocks=(5,), timesteps=[50])
         table = ActivationTable([FeatureInfo(5, 50, 8, 8, 8)], 1, (16, 16))
         torch.manual_seed(0)
-        table.put(0, [torch.randn(8, 8, 8)], torch.randint(3, (16, 16), dtype=torch.uint8))
+        table.put(0, [torch.randn(1, 8, 8, 8)], torch.randint(3, (1, 16, 16), dtype=torch.uint8))
         fit_members(head, table.to(torch.device(device)), recipe, device=device, show_progress=False)
         heads.append(head)
     for a, b in zip(*(h.state_dict().values() for h in heads)):
@@ -148,6 +158,6 @@ def test_columns_of_a_table_are_chosen_on_the_device():
     info = [FeatureInfo(b, t, 4, 8, 8) for t in (10, 20) for b in (0, 1)]
     table = ActivationTable(info, 2, (8, 8)).to(torch.device("cuda"))
     for i in range(2):
-        table.put(i, [torch.full((4, 8, 8), float(k), device="cuda") for k in range(4)], torch.zeros(8, 8))
+        table.put(i, [torch.full((1, 4, 8, 8), float(k), device="cuda") for k in range(4)], torch.zeros(1, 8, 8))
     chosen = table.select([1, 3])
     assert chosen.device.type == "cuda" and [float(a.unique()) for a in chosen.image(0, [0, 1])] == [1.0, 3.0]

@@ -48,16 +48,16 @@ def extract_activations(
     """
     total = len(dataset) * (1 + augmented_views)
     dtype = torch.bfloat16 if extractor.dtype == torch.bfloat16 else torch.float16
-    table = ActivationTable(extractor.feature_info(), total, extractor.size, dtype, cache_dir)
+    table = ActivationTable(extractor.feature_info(), total, extractor.size, dtype, cache_dir, extractor.device)
     generator = torch.Generator().manual_seed(seed)
     examples = labeled_examples(dataset, extractor, min_label_fraction, seed, augmented_views, flip)
     with tqdm(total=total, desc="Extracting features", unit="image", disable=not show_progress, leave=None) as bar:
         for start in range(0, total, batch_size):
             pixels, labels = zip(*islice(examples, batch_size))
             batch = torch.stack(pixels).flip(-1) if mirror else torch.stack(pixels)  # [N,C,H,W]
+            own = torch.stack(labels)  # [N,H,W]
             activations = extractor(batch, generator=generator).activations
-            for j, own in enumerate(labels):
-                table.put(start + j, [a[j] for a in activations], own.flip(-1) if mirror else own)
+            table.put(start, activations, own.flip(-1) if mirror else own)
             bar.update(len(labels))
     return table
 

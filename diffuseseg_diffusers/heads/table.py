@@ -28,6 +28,8 @@ class ActivationTable:
         size (two `int`): Height and width of the label maps.
         dtype (`torch.dtype`, defaults to `torch.float16`): `torch.bfloat16` where the U-Net runs in it.
         folder (path, *optional*): Where to keep the tables in memory-mapped files instead of in memory.
+        device (`torch.device`, *optional*): Where to keep them otherwise, if they take no more than a third of the
+            memory that is free there; in main memory if not given.
 
     Attributes:
         labels (`torch.Tensor`): `[num_images, H, W]` uint8 class ids.
@@ -40,18 +42,22 @@ class ActivationTable:
         size: tuple[int, int],
         dtype: torch.dtype = torch.float16,
         folder: str | os.PathLike | None = None,
+        device: torch.device | None = None,
     ):
         self.size, self.folder = tuple(size), folder
         self.info = list(info)
-        self.labels = torch.empty(num_images, *self.size, dtype=torch.uint8)  # [N,H,W]
         self.entries: dict[tuple[int, int], list[int]] = {}
         for i, f in enumerate(self.info):
             self.entries.setdefault((f.height, f.width), []).append(i)
+        numbers = num_images * sum(f.channels * f.height * f.width for f in self.info)
+        if folder is not None or device is None or not _fits(numbers * dtype.itemsize, device):
+            device = torch.device("cpu")
+        self.labels = torch.empty(num_images, *self.size, dtype=torch.uint8, device=device)  # [N,H,W]
         self.tables = {}
         for (h, w), entries in self.entries.items():
             shape = (num_images * h * w, sum(self.info[i].channels for i in entries))
-            self.tables[h, w] = _allocate(shape, dtype, folder)  # [N*h*w,c]
-        self.axes = {r: [_bilinear(m, n, dtype) for m, n in zip(r, self.size)] for r in self.tables}
+            self.tables[h, w] = _allocate(shape, dtype, folder, device)  # [N*h*w,c]
+        self.axes = {r: [_bilinear(m, n, dtype, device) for m, n in zip(r, self.size)] for r in self.tables}
         # Channels stand table after table here; this is where each comes from in the order of concatenation.
         starts = np.cumsum([0] + [f.channels for f in self.info])
         order = [np.arange(starts[i], starts[i + 1]) for e in self.entries.values() for i in e]
@@ -60,24 +66,26 @@ class ActivationTable:
         self.scale = torch.ones(len(self.channel_order))  # [D]
 
     def put(self, image: int, activations: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
-        """Stores an image's activations, `[channels, h, w]` each, and labels, `[H, W]`.
+        """Stores activations of `n` images, `[n, channels, h, w]` each, and labels, `[n, H, W]`, from position `image`.
 
         Raises:
             NotFiniteError: An activation is beyond the range of half precision; names its block and timestep.
         """
+        n, finite = len(labels), []
         for (h, w), entries in self.entries.items():
-            start = 0
-            rows = self.tables[h, w][image * h * w : (image + 1) * h * w]  # [h*w,c]
-            for i in entries:
-                f = self.info[i]
-                if activations[i].abs().max() > torch.finfo(rows.dtype).max:
-                    raise NotFiniteError(
-                        f"Activations of block {f.block} at timestep {f.timestep} are too large for half precision; "
-                        f"load the pipeline in bfloat16."
-                    )
-                rows[:, start : start + f.channels] = activations[i].flatten(1).T
-                start += f.channels
-        self.labels[image] = labels
+            rows = self.tables[h, w].unflatten(0, (-1, h * w))[image : image + n]  # [n,h*w,c]
+            for i, own in zip(entries, rows.split([self.info[i].channels for i in entries], dim=2)):
+                own.copy_(activations[i].flatten(2).mT)
+                # What is finite before it is converted need not be so after.
+                if activations[i].dtype != own.dtype:
+                    finite.append((i, own.isfinite().all()))
+        self.labels[image : image + n] = labels
+        if finite and not torch.stack([fine for _, fine in finite]).all():  # the device is waited for once
+            f = self.info[next(i for i, fine in finite if not fine)]
+            raise NotFiniteError(
+                f"Activations of block {f.block} at timestep {f.timestep} are too large for half precision; load the "
+                f"pipeline in bfloat16."
+            )
 
     def append(self, other: "ActivationTable") -> None:
         """Adds the images of another table behind those of this one.
@@ -94,7 +102,8 @@ class ActivationTable:
             raise UserError("A table that was standardised takes no more images; fit on a copy of it.")
         for resolution, table in self.tables.items():
             more = other.tables[resolution].to(table.device)
-            together = _allocate((len(table) + len(more), table.shape[1]), self.dtype, self.folder).to(table.device)
+            shape = (len(table) + len(more), table.shape[1])
+            together = _allocate(shape, self.dtype, self.folder, table.device)
             together[: len(table)], together[len(table) :] = table, more
             self.tables[resolution] = together
         self.labels = torch.cat([self.labels, other.labels.to(self.labels.device)])
@@ -140,7 +149,7 @@ class ActivationTable:
         start = 0
         for table in self.tables.values():
             # Small pieces stay in the cache; the first estimate of the mean keeps the sum of squares exact.
-            pieces = table.split(2**12)
+            pieces = table.split(2**12 if table.device.type == "cpu" else 2**18)
             origin = pieces[0].float().mean(0)
             total = torch.zeros(2, table.shape[1], dtype=torch.float64)
             for piece in pieces:
@@ -163,14 +172,12 @@ class ActivationTable:
 
     @property
     def device(self) -> torch.device:
-        return self.labels.device
+        return next(iter(self.tables.values())).device
 
     def to(self, device: torch.device) -> "ActivationTable":
-        """Moves everything to a device, in place, if it takes no more than half of the memory that is free there."""
-        if device.type == "cuda":
-            size = sum(t.numel() * t.element_size() for t in self.tables.values())
-            if size > torch.cuda.mem_get_info(device)[0] / 2:
-                return self
+        """Moves everything to a device, in place, if it takes no more than a third of the memory that is free there."""
+        if device != self.device and not _fits(sum(t.nbytes for t in self.tables.values()), device):
+            return self
         self.tables = {k: t.to(device) for k, t in self.tables.items()}
         self.axes = {k: [(rows.to(device), weights.to(device)) for rows, weights in a] for k, a in self.axes.items()}
         self.labels = self.labels.to(device)
@@ -211,18 +218,26 @@ class ActivationTable:
         return out
 
 
-def _allocate(shape: tuple[int, int], dtype: torch.dtype, folder: str | os.PathLike | None) -> torch.Tensor:
+def _fits(nbytes: int, device: torch.device) -> bool:
+    """Whether so many bytes are no more than a third of what is free on a GPU: there may be a copy, and passes of the
+    model; of other devices it is not known."""
+    return device.type != "cuda" or nbytes <= torch.cuda.mem_get_info(device)[0] / 3
+
+
+def _allocate(
+    shape: tuple[int, int], dtype: torch.dtype, folder: str | os.PathLike | None, device: torch.device
+) -> torch.Tensor:
     if folder is None:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=device)
     os.makedirs(folder, exist_ok=True)
     # The file has no name once it is open, so it is gone with the process, however that ends.
     with tempfile.TemporaryFile(dir=os.fspath(folder)) as file:
         return torch.from_numpy(np.memmap(file, dtype=np.int16, mode="w+", shape=shape)).view(dtype)
 
 
-def _bilinear(source: int, target: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _bilinear(source: int, target: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Bilinear interpolation (`align_corners=False`) along an axis: `[target, 2]` source positions and weights."""
-    at = ((torch.arange(target) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    at = ((torch.arange(target, device=device) + 0.5) * (source / target) - 0.5).clamp(min=0)
     low = at.long().clamp(max=source - 1)
     fraction = at - low
     return torch.stack([low, (low + 1).clamp(max=source - 1)], 1), torch.stack([1 - fraction, fraction], 1).to(dtype)

@@ -40,7 +40,7 @@ def clusters(study: Study) -> StudyReport:
         for i, block in enumerate(features.blocks):
             for j, t in enumerate(features.timesteps):
                 entry = entries_of(table, [block], [t])
-                pixels = [table.image(n, entry)[0][0] for n in range(len(shown))]
+                pixels = [table.image(n, entry)[0][0].cpu() for n in range(len(shown))]
                 found = cluster_maps(pixels, study.num_clusters, study.seed)
                 beside = (block, features.timesteps[j - 1]) if j else (features.blocks[i - 1], t) if i else None
                 maps[block, t] = matched(found, maps[beside], study.num_clusters) if beside else found

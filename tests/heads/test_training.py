@@ -151,7 +151,7 @@ def test_rare_classes_weigh_more_by_the_power_of_their_share():
     table = ActivationTable([FeatureInfo(5, 50, 8, 8, 8)], 1, (16, 16))
     labels = torch.zeros(16, 16, dtype=torch.uint8)
     labels[:8], labels[0], labels[1] = 1, 2, 255  # 128, 96, 16 and 16 pixels
-    table.put(0, [torch.randn(8, 8, 8)], labels)
+    table.put(0, [torch.randn(1, 8, 8, 8)], labels[None])
     own = _MemberTraining(head, [0], table, Recipe(4, 1e-3, 1, balance=0.5), 1, 0, "cpu")
     share = torch.tensor([128, 96, 16]) / 240
     expected = share**-0.5 / (share**0.5).sum()
@@ -169,7 +169,7 @@ def test_channels_that_never_vary_in_training_do_not_count_when_they_do_later():
     table = ActivationTable([FeatureInfo(5, 50, 8, 8, 8)], 1, (16, 16))
     activations = torch.randn(8, 8, 8)
     activations[3] = 2.0
-    table.put(0, [activations], torch.randint(3, (16, 16), dtype=torch.uint8))
+    table.put(0, [activations[None]], torch.randint(3, (1, 16, 16), dtype=torch.uint8))
     fit_members(head, table, QUICK, show_progress=False)
     assert head.layers[0].weight[:, :, 3].eq(0).all() and head.layers[0].weight[:, :, 4].ne(0).any()
     assert head.layers[0].bias.isfinite().all()
