@@ -332,7 +332,7 @@ def epoch_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed:
     Args:
         sizes (sequence of `int`): Of the datasets.
         shares (sequence of `float`): Of the epoch, for each dataset; the first that is not empty takes what the others
-            leave.
+            leave, of those with a share if there are any.
         count (`int`): Images in an epoch; a dataset is gone through as a whole before any of it comes again.
         seed (`int`): Another one for every epoch.
 
@@ -341,7 +341,8 @@ def epoch_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed:
     """
     rng = np.random.default_rng(seed)
     numbers = [round(share * count) if size else 0 for size, share in zip(sizes, shares)]
-    first = next(i for i, size in enumerate(sizes) if size and (shares[i] > 0 or sum(shares) == 0))
+    there = [i for i, size in enumerate(sizes) if size]
+    first = next((i for i in there if shares[i] > 0), there[0])
     numbers[first] = 0
     numbers[first] = count - sum(numbers)
 

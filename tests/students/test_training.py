@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -41,6 +41,7 @@ def test_the_loss_is_cross_entropy_and_ignored_pixels_do_not_count():
 
 
 @given(st.integers(1, 50), st.integers(0, 10), st.floats(0, 1), st.integers(1, 200), st.integers(0, 100))
+@example(main=1, real=0, share=1.0, count=1, seed=0)  # all of it from a dataset that is empty
 @settings(max_examples=50, deadline=None)
 def test_an_epoch_mixes_at_the_given_share_and_shows_all_before_any_again(main, real, share, count, seed):
     order = epoch_order([main, real], [1 - share, share], count, seed)
