@@ -56,7 +56,7 @@ from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepar
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.executors import add_executor_arguments, check_executor, is_worker, share_work
 from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes, short_name
 from diffuseseg_diffusers.runs.parts import PARTS, Part, finish_parts
 from diffuseseg_diffusers.runs.resuming import fingerprint, may_resume, open_run
 
@@ -235,7 +235,7 @@ def settings_of(args: argparse.Namespace, pipe: Any, prompts: list[str]) -> dict
         "weights": fingerprint(pipe.denoiser, pipe.segmentation_head),
         "decisions": pipe.segmentation_head.config.decisions if pipe.segmentation_head else None,
         "scheduler": type(pipe.scheduler).__name__,
-        "dtype": str(pipe.denoiser.dtype).removeprefix("torch."),
+        "dtype": short_name(pipe.denoiser.dtype),
         "prompts": prompts or None,
         **{name: getattr(args, name) for name in names},
     }

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -46,10 +47,13 @@ from diffuseseg_diffusers.hub.loading import load_pipeline, save_fitted
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.inference.decisions import IMAGES, fit_decisions
 from diffuseseg_diffusers.inference.evaluation import format_metrics
+from diffuseseg_diffusers.inference.precision import IMAGES as COMPARED
+from diffuseseg_diffusers.inference.precision import measure_agreement
 from diffuseseg_diffusers.pipeline_backbone import load_backbone
+from diffuseseg_diffusers.pipeline_composed import ComposedDiffuseSegPipeline
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import find_device, find_dtype, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import find_device, find_dtype, hardware, report_processes, short_name
 from diffuseseg_diffusers.segmenter import HeadSegmenter
 
 
@@ -267,14 +271,7 @@ def main(args: argparse.Namespace) -> None:
                 f"same images; hold some of them out with --validation_fraction."
             )
     device = find_device(args.device or accelerator.device)
-    if args.backbone:
-        dtype = find_dtype(args.dtype, device, args.backbone)
-        pipe = load_backbone(args.backbone, device, dtype, args.revision, args.cache_dir)
-    else:
-        pipe = load_pipeline(args.model, args.revision, device, args.dtype, args.cache_dir, args.base_model)
-        if not isinstance(pipe, HeadSegmenter):
-            raise UserError(f"{args.model} is a student, which has no head to fit; give a diffusion model.")
-        pipe.segmentation_head = None  # a head that is there already is replaced
+    pipe = load_frozen(args, device, find_dtype(args.dtype, device, args.model or args.backbone))
     dataset, validation = read_pictures(args, pipe, dataset, validation)
     unlabeled = unlabeled_images(args)
 
@@ -308,6 +305,10 @@ def main(args: argparse.Namespace) -> None:
     report = describe_fit(args, pipe, dataset, accelerator, time.perf_counter() - began, tried)
 
     # 3. What it is worth, and where it goes.
+    if not isinstance(pipe, ComposedDiffuseSegPipeline):  # of which a second copy in float32 may not fit
+        images = (dataset[i].image for i in evenly_spread(len(dataset), COMPARED))
+        agreement = measure_agreement(pipe, partial(in_float32, args, pipe), images)
+        pipe.segmentation_head.register_to_config(agreement=agreement or None)
     if validation is not None:
         report["validation"], _ = evaluate_segmentation(pipe, validation)
         split = args.validation_split or args.split
@@ -318,6 +319,24 @@ def main(args: argparse.Namespace) -> None:
         write_json(folder / "head_training.json", report)
     print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {args.output_dir}.")
     finish_push(args)
+
+
+def load_frozen(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model that `--model` or `--backbone` names, without a head: one that is there already is replaced."""
+    if args.backbone:
+        return load_backbone(args.backbone, device, dtype, args.revision, args.cache_dir)
+    pipe: Any = load_pipeline(args.model, args.revision, device, dtype, args.cache_dir, args.base_model)
+    if not isinstance(pipe, HeadSegmenter):
+        raise UserError(f"{args.model} is a student, which has no head to fit; give a diffusion model.")
+    pipe.segmentation_head = None
+    return pipe
+
+
+def in_float32(args: argparse.Namespace, pipe: Any) -> Any:
+    """The same model with the same head in float32."""
+    exact = load_frozen(args, pipe.segmentation_head.device, torch.float32)
+    exact.segmentation_head = pipe.segmentation_head
+    return exact
 
 
 def describe_fit(
@@ -341,7 +360,7 @@ def describe_fit(
         "num_members": pipe.segmentation_head.config.num_members,
         "sparse_labels": args.sparse_labels,
         "seed": args.seed,
-        "dtype": str(extractor.dtype).removeprefix("torch."),
+        "dtype": short_name(extractor.dtype),
         "device": str(extractor.device),
         "hardware": hardware(extractor.device),
         "num_processes": accelerator.num_processes,

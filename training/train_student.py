@@ -11,9 +11,11 @@ whole epoch.
 """
 
 import argparse
+import copy
 import os
 import shutil
 import time
+from collections.abc import Iterator
 
 import PIL.Image
 import torch
@@ -39,6 +41,8 @@ from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.inference.decisions import IMAGES as DECIDING
 from diffuseseg_diffusers.inference.decisions import fit_decisions
 from diffuseseg_diffusers.inference.evaluation import format_metrics
+from diffuseseg_diffusers.inference.precision import IMAGES as COMPARED
+from diffuseseg_diffusers.inference.precision import measure_agreement
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import (
     atomic_file,
@@ -47,7 +51,7 @@ from diffuseseg_diffusers.runs.files import (
     shown_name,
     write_json,
 )
-from diffuseseg_diffusers.runs.hardware import default_device, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import default_device, default_dtype, hardware, report_processes
 from diffuseseg_diffusers.runs.resuming import may_resume, open_run
 from diffuseseg_diffusers.segmenter import Segmenter
 from diffuseseg_diffusers.students.arguments import add_student_arguments, check_sources
@@ -146,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.output_dir} is complete.")
     else:
         report = report_of(args, segmenter, train, real, state, start, len(unlabeled or ()))
-        keep_best(args, accelerator, report, evaluation, unlabeled, validation)
+        keep_best(args, accelerator, report, evaluation, unlabeled, validation, train or real)
         print(f"Trained in {state['seconds']:.0f} s; the model is in {args.output_dir}.")
     for checkpoint in checkpoints(args.output_dir):
         remove_matching(checkpoint, IN_CHECKPOINTS)
@@ -195,6 +199,7 @@ def keep_best(
     evaluation: LabeledImages | None,
     unlabeled: SoftTargets | None,
     validation: LabeledImages | None,
+    labeled: LabeledImages | None,
 ) -> None:
     """Takes the best weights out of the last checkpoint, with decisions by what they say of images whose labels they
     did not learn from; measures them, and writes the report."""
@@ -204,16 +209,25 @@ def keep_best(
     student = load_pipeline(args.output_dir, device=accelerator.device, dtype="float32")
     report |= {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
     if unseen := unlabeled or validation:
-        rows = evenly_spread(len(unseen), DECIDING)
-        images = (row[0] if isinstance(row, tuple) else row.image for row in map(unseen.__getitem__, rows))
-        student.decisions = fit_decisions(student, images, len(rows))
-        student.save_pretrained(args.output_dir)
+        images = some_images(unseen, DECIDING)
+        student.decisions = fit_decisions(student, images, min(len(unseen), DECIDING))
         report["decisions"] = None if student.decisions is None else student.decisions.config
     if evaluation is not None:
         report["evaluation"], _ = evaluate_segmentation(student, evaluation)
         report["evaluation"]["dataset"] = describe_dataset(*part_of(args, "eval"))
         print(format_metrics(report["evaluation"]))
+    reduced = copy.deepcopy(student)
+    reduced.model.to(default_dtype(accelerator.device))
+    seen = some_images(evaluation or validation or unlabeled or labeled, COMPARED)
+    student.agreement = measure_agreement(reduced, lambda: student, seen)
+    student.save_pretrained(args.output_dir)
     write_json(args.output_dir / STUDENT_RECORD, report)
+
+
+def some_images(data: LabeledImages | SoftTargets, number: int) -> Iterator[PIL.Image.Image]:
+    """So many images of those that were given, evenly spread."""
+    for row in map(data.__getitem__, evenly_spread(len(data), number)):
+        yield row[0] if isinstance(row, tuple) else row.image
 
 
 def part_of(args: argparse.Namespace, part: str) -> tuple[str, str | None, str]:

@@ -139,6 +139,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             How the labelled images were seen: `tiles`, whether cut into tiles; `scale`, the model's pixels for one of
             theirs; `pixel_size` in micrometres, if they were brought to one.
         decisions (mapping, *optional*): Which class a pixel gets, if not the likeliest: see [`Decisions`].
+        agreement (mapping, *optional*): By precision of the model, the share of the pixels whose class is that in
+            float32, as it was measured: see [`measure_agreement`].
         format_version (`int`, defaults to 2): What a saved head is made of; a newer one than this code's is refused.
     """
 
@@ -166,6 +168,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         channels: Mapping | None = None,
         tiling: Mapping | None = None,
         decisions: Mapping | None = None,
+        agreement: Mapping[str, float] | None = None,
         format_version: int = PIXEL_FORMAT,
     ):
         super().__init__()

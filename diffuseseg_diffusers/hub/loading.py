@@ -29,13 +29,14 @@ from ..segmenter import Segmenter
 logger = logging.get_logger(__name__)
 ONNX = ".onnx"
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
+WITH_AGREEMENT = (f"segmentation_head/{CONFIG}", "student.json", CONFIG)  # what may say how well precisions agree
 
 
 def load_pipeline(
     name: str,
     revision: str | None = None,
     device: str | torch.device | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     cache_dir: str | os.PathLike | None = None,
     base_model: str | None = None,
 ) -> Segmenter:
@@ -47,7 +48,7 @@ def load_pipeline(
             Several of them, joined by ` + `, segment together, see [`AveragedSegmenter`].
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         device (`str` or `torch.device`, *optional*): See [`default_device`].
-        dtype (`str`, defaults to `"auto"`): See [`find_dtype`].
+        dtype (`str` or `torch.dtype`, defaults to `"auto"`): See [`find_dtype`].
         cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
         base_model (`str`, *optional*): Where the base of a head is, if not where the head says.
 
@@ -68,15 +69,15 @@ def load_pipeline(
         except ModuleNotFoundError as error:
             raise missing_extra("train", error.name) from error
         asked = [str(device)] if device is not None and find_device(device).type != "cpu" else []
-        asked += [dtype] if dtype not in ("auto", "float32") else []
+        asked += [str(dtype)] if dtype not in ("auto", "float32", torch.float32) else []
         tell = logger.warning if asked else logger.info
         tell("%s: float32 on cpu (ONNX Runtime%s)", name, f", not {' and '.join(asked)}" if asked else "")
         return OnnxStudent(name)
     _check_name(name)
     device = find_device(device)
-    precision = find_dtype(dtype, device, name)
     with _errors_explained(name):
         kind = _kind(name, revision, cache_dir)
+        precision = find_dtype(dtype, device, name, _agreement(name, revision, cache_dir) if dtype == "auto" else None)
         where = {"revision": revision, "cache_dir": cache_dir}
         if kind == COMPOSED:
             where["base_model"] = base_model
@@ -249,6 +250,16 @@ def _kind(name: str, revision: str | None, cache_dir: str | os.PathLike | None) 
         found = f"a {given}" if given else f"no pipeline: it has no {INDEX}"
         raise UserError(f"{name} holds {found}; what can be loaded is {', '.join(LOADERS)}.")
     return kind
+
+
+def _agreement(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, float]:
+    """By precision, the share of the pixels on which masks are those in float32, if the model says it."""
+    for file in WITH_AGREEMENT:
+        config = _read(name, file, revision, cache_dir)
+        found = config.get("agreement") if isinstance(config, dict) else None
+        if isinstance(found, dict):
+            return {dtype: share for dtype, share in found.items() if isinstance(share, (int, float))}
+    return {}
 
 
 def _read(name: str, file: str, revision: str | None, cache_dir: str | os.PathLike | None) -> dict | None:

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import sys
+from collections.abc import Mapping
 
 import psutil
 import torch
@@ -16,6 +17,7 @@ from .errors import UserError
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AGREEMENT = 0.999  # of a model's masks with those in float32, from which on another precision is taken by itself
 
 
 def default_device() -> torch.device:
@@ -46,17 +48,37 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return explain_dtype(device)[0]
 
 
-def find_dtype(name: str, device: torch.device, model: str) -> torch.dtype:
+def find_dtype(
+    name: str | torch.dtype, device: torch.device, model: str, agreement: Mapping[str, float] | None = None
+) -> torch.dtype:
     """The precision of that name; logs it, and why, for a model.
 
     Args:
-        name (`str`): A key of `DTYPES`, or `"auto"`, see [`explain_dtype`].
+        name (`str` or `torch.dtype`): A key of `DTYPES`; `"auto"`, see [`explain_dtype`]; or what was found before.
         device (`torch.device`): Where the model runs.
         model (`str`): What it is called.
+        agreement (mapping, *optional*): What was measured when the model was made: by precision, the share of the
+            pixels whose class is that in float32. Where it is less than `AGREEMENT`, `"auto"` is float32.
     """
+    if isinstance(name, torch.dtype):
+        return name
     precision, reason = explain_dtype(device) if name == "auto" else (DTYPES[name], "asked for")
-    logger.info("%s: %s on %s (%s)", model, str(precision).removeprefix("torch."), device, reason)
+    chosen = short_name(precision)
+    share = (agreement or {}).get(chosen, 1.0)
+    if name == "auto" and share < AGREEMENT:
+        logger.warning(
+            "%s: float32, since its masks in %s, which is faster, agree with float32 on only %.2f %% of the pixels "
+            "(--dtype %s takes it all the same).",
+            *(model, chosen, 100 * share, chosen),
+        )
+        return torch.float32
+    logger.info("%s: %s on %s (%s)", model, chosen, device, reason)
     return precision
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """The name of a precision, a key of `DTYPES`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:

@@ -27,11 +27,15 @@ class Student(Segmenter):
         model (`torch.nn.Module`): The network; it computes in its own dtype, on its own device.
         palette (sequence of `[red, green, blue]`, *optional*):
             Colours of the classes, 0 to 255; [`default_palette`] if not given.
+
+    Attributes:
+        agreement (`dict`): By precision, the share of the pixels whose class is that in float32, if it was measured.
     """
 
     def __init__(self, model: Any, palette: Sequence[Sequence[int]] | None = None):
         self.model = model
         self._palette = [list(color) for color in palette] if palette is not None else None
+        self.agreement: dict[str, float] = {}
 
     @abstractmethod
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
@@ -118,9 +122,10 @@ class StudentSegmenter(Student):
         return network(pixels).logits  # [N,C,h,w]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Saves model and image processor as `transformers` does; the config holds the colours too."""
+        """Saves model and image processor as `transformers` does; the config holds what else is known."""
         self.model.config.palette = self.palette
         self.model.config.decisions = None if self.decisions is None else self.decisions.config
+        self.model.config.agreement = self.agreement or None
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -202,4 +207,5 @@ def load_student(
     processor = make_processor(name, revision=revision, cache_dir=cache_dir, required=True)
     student = StudentSegmenter(model.to(device).eval(), processor, getattr(model.config, "palette", None))
     student.decisions = decisions_of(getattr(model.config, "decisions", None), len(student.label_names), name)
+    student.agreement = getattr(model.config, "agreement", None) or {}
     return student

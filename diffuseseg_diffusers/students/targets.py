@@ -30,6 +30,7 @@ from ..data.unlabeled import to_pixels
 from ..inference.averaging import AveragedSegmenter
 from ..runs.errors import UserError
 from ..runs.files import atomic_file, read_json, write_json
+from ..runs.hardware import short_name
 from ..runs.parts import Part, finish_parts
 from ..runs.resuming import fingerprint
 from ..runs.seeds import mixed_seed
@@ -139,7 +140,7 @@ def teacher_fingerprint(name: str, teacher: Segmenter) -> str:
         return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
     networks = teacher.networks()
     own = [networks[key] for key in sorted(networks)]
-    dtypes = sorted({str(p.dtype).removeprefix("torch.") for network in own for p in network.parameters()})
+    dtypes = sorted({short_name(p.dtype) for network in own for p in network.parameters()})
     processor = getattr(teacher, "processor", None)  # of students: how they read images is no weight
     read = f"{getattr(teacher, 'timestep', '')}{processor.to_json_string() if processor is not None else ''}"
     parts = [fingerprint(*own), *dtypes, *([hashlib.sha256(read.encode()).hexdigest()[:8]] if read else [])]

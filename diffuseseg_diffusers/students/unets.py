@@ -88,6 +88,7 @@ class UNetStudent(Student):
             "timestep": self.timestep,
             "palette": self.palette,
             "decisions": decisions,
+            "agreement": self.agreement or None,
         }
         write_json(Path(folder, RECORD), record)
 
@@ -185,13 +186,15 @@ def load_unet_student(
         raise UserError(f"{name} is no whole student: its weights lack {sorted(info['missing_keys'])[0]}.")
     if not _is_size(model.config.sample_size):
         raise UserError(f"{name} cannot be loaded: its config.json says no `sample_size`, but height and width.")
-    student = UNetStudent(model.to(device).eval(), *given[:-1])
-    student.decisions = decisions_of(given[-1], len(student.label_names), name)
+    names, timestep, palette, decisions, agreement = given
+    student = UNetStudent(model.to(device).eval(), names, timestep, palette)
+    student.decisions = decisions_of(decisions, len(student.label_names), name)
+    student.agreement = agreement or {}
     return student
 
 
-def _record(path: str) -> tuple[list[str], int, list[list[int]] | None, dict | None]:
-    """Classes, timestep, colours and decisions of a student.
+def _record(path: str) -> tuple[list[str], int, list[list[int]] | None, dict | None, dict | None]:
+    """Classes, timestep, colours, decisions and agreement of a student.
 
     Raises:
         UserError: The file does not say them.
@@ -210,7 +213,7 @@ def _record(path: str) -> tuple[list[str], int, list[list[int]] | None, dict | N
         wrong = "palette, a colour [red, green, blue] for each class"
     if wrong:
         raise UserError(f"{path} is no record of a student: it lacks {wrong}; restore it, or train the student again.")
-    return names, timestep, palette, record.get("decisions")
+    return names, timestep, palette, record.get("decisions"), record.get("agreement")
 
 
 def _is_size(given: Any) -> bool:

@@ -22,6 +22,7 @@ from ..heads.recipes import Recipe, find_recipe
 from ..heads.selection import STUDY_TIMESTEPS
 from ..inference.evaluation import evaluate_segmentation
 from ..runs.errors import UserError
+from ..runs.hardware import short_name
 from ..runs.resuming import Results, fingerprint
 
 
@@ -112,7 +113,7 @@ class Study:
         weights = [c for name, c in components if isinstance(c, torch.nn.Module) and name != "segmentation_head"]
         return {
             "weights": fingerprint(*weights),
-            "dtype": str(self.extractor.dtype).removeprefix("torch."),
+            "dtype": short_name(self.extractor.dtype),
             **self.about,
             "images": images_fingerprint(self.dataset),
             "recipe": self.recipe,

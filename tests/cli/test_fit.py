@@ -26,6 +26,7 @@ def test_the_unet_is_saved_as_it_was_whatever_it_ran_in(drawn, tmp_path):
     assert (tmp_path / "out" / name).read_bytes() == (drawn / "ddpm" / name).read_bytes()
     head = DiffuseSegPipeline.from_pretrained(tmp_path / "out").segmentation_head
     assert head.config.num_members == 2 and head.dtype == torch.float32
+    assert set(head.config.agreement) == {"bfloat16"} and 0.9 < head.config.agreement["bfloat16"] <= 1
 
 
 def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):

@@ -260,6 +260,30 @@ def test_one_function_loads_whatever_segments_from_a_folder_and_from_the_hub(hub
     assert not (tmp_path / "home").exists() and len(list((tmp_path / "cache").glob("models--alice--kind-*"))) == 5
 
 
+def test_the_precision_is_float32_where_masks_in_the_faster_one_were_others(hub, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    saved_student(tmp_path / "first")
+    pipe, student = made(), load_pipeline(tmp_path / "first", device="cpu", dtype="float32")
+    unet = unet_from_denoiser(make_unet(), ["sky", "disc", "bar"])
+    for share, expected in ((0.99, torch.float32), (0.9995, torch.bfloat16)):
+        pipe.segmentation_head.register_to_config(agreement={"bfloat16": share})
+        student.agreement = unet.agreement = {"bfloat16": share}
+        for name, model in (("pipe", pipe), ("student", student), ("unet", unet)):
+            folder = tmp_path / f"{name}-{share}"
+            model.save_pretrained(folder)
+            HfApi().create_repo(f"alice/{folder.name}")
+            HfApi().upload_folder(repo_id=f"alice/{folder.name}", folder_path=folder)
+            for where in (str(folder), f"alice/{folder.name}"):
+                caplog.clear()
+                found = load_pipeline(where, device="cpu", cache_dir=tmp_path / "cache")
+                own = found.unet if name == "pipe" else found.model
+                assert own.dtype == expected
+                said = [m for m in caplog.messages if m.startswith(f"{where}: float32, since its masks in bfloat16")]
+                assert len(said) == (expected == torch.float32)
+                if name != "pipe":
+                    assert found.agreement == {"bfloat16": share}
+
+
 @pytest.mark.parametrize("index", ["model_index.json", "config.json"])
 def test_what_is_of_an_unknown_kind_or_broken_is_a_sentence(tmp_path, index):
     with pytest.raises(UserError, match="There is no folder"):

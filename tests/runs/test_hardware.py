@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.commands.config import config_args
 
-from diffuseseg_diffusers.runs.hardware import default_dtype, explain_dtype, hardware, report_processes
+from diffuseseg_diffusers.runs.hardware import default_dtype, explain_dtype, find_dtype, hardware, report_processes
 
 from ..conftest import run
 
@@ -92,3 +92,14 @@ def test_the_default_precision_is_that_of_the_hardware(monkeypatch):
         assert ("neither" in explain_dtype(torch.device("cpu"))[1]) == (expected == torch.float32)
         assert default_dtype(torch.device("mps")) == torch.float32
     assert "threads" in hardware(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("share, expected", [(0.9989, torch.float32), (0.999, torch.bfloat16), (None, torch.bfloat16)])
+def test_auto_is_float32_for_a_model_whose_masks_differ_in_the_faster_precision(share, expected, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    agreement = {"float16": 0.5} | ({} if share is None else {"bfloat16": share})
+    assert find_dtype("auto", torch.device("cpu"), "out/model", agreement) == expected
+    said = "out/model: float32, since its masks in bfloat16, which is faster, agree with float32 on only 99.89 %"
+    assert [line.startswith(said) for line in caplog.messages] == [True] * (expected == torch.float32)
+    assert find_dtype("bfloat16", torch.device("cpu"), "out/model", agreement) == torch.bfloat16
+    assert find_dtype(torch.float16, torch.device("cpu"), "out/model", agreement) == torch.float16

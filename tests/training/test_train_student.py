@@ -19,6 +19,7 @@ from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.inference.decisions import fit_decisions
 from diffuseseg_diffusers.runs.errors import NotFiniteError
 from diffuseseg_diffusers.runs.files import write_record
+from diffuseseg_diffusers.runs.hardware import default_device, default_dtype
 from diffuseseg_diffusers.training import train_student
 
 from ..conftest import QUICK, dataset_of, draw, make_pipeline, run
@@ -68,6 +69,9 @@ def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path
     assert report["evaluation"]["mean_iou"] > 0.5
     assert report["epochs"][-1]["loss"] < 0.7 * report["epochs"][0]["loss"]
     assert report["validation_mean_iou"] == max(e["validation"] for e in report["epochs"])
+    agreement = json.loads((tmp_path / "out" / "config.json").read_text())["agreement"]
+    measured = default_dtype(default_device()) != torch.float32
+    assert agreement is None if not measured else 0.9 < agreement["bfloat16"] <= 1
     weights = {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *weights,
