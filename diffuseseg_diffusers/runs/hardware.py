@@ -5,18 +5,24 @@ import logging
 import os
 import platform
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import psutil
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
+from huggingface_hub.constants import HF_HOME
 
 from .errors import UserError
+from .files import read_json, write_json
 
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FASTER = 1.3  # times, from which on bfloat16 is worth it: twice and more where a processor multiplies in it
 AGREEMENT = 0.999  # of a model's masks with those in float32, from which on another precision is taken by itself
 
 
@@ -84,9 +90,10 @@ def short_name(dtype: torch.dtype) -> str:
 def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """The precision that goes with a device, and why, as a clause.
 
-    By what the hardware says of itself, not by a clock: the same machine computes in the same precision every time.
-    bfloat16 on GPUs since Ampere, and on x86 with AMX or the bfloat16 instructions of AVX-512 (Cooper Lake, Zen 4 and
-    later). Other devices were not measured and stay at float32.
+    By what the hardware says of itself where that tells: bfloat16 on GPUs since Ampere, and on x86 with AMX or the
+    bfloat16 instructions of AVX-512 (Cooper Lake, Zen 4 and later). Instructions of other processors say little of
+    what PyTorch makes of them: there a convolution is timed, once for each machine and version of PyTorch, so that the
+    same machine computes in the same precision every time. Devices that nobody tried stay at float32.
     """
     if device.type == "cuda":
         name, version = torch.cuda.get_device_name(device), ".".join(map(str, torch.cuda.get_device_capability(device)))
@@ -101,7 +108,46 @@ def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     has = [what for name, what in found.items() if capabilities.get(name, False)]
     if has:
         return torch.bfloat16, f"this CPU has {' and '.join(has)}"
-    return torch.float32, f"this CPU has neither {' nor '.join(found.values())}"
+    if capabilities.get("architecture", platform.machine()) in ("x86_64", "AMD64", "i386", "x86"):
+        return torch.float32, f"this CPU has neither {' nor '.join(found.values())}"
+    ratio = _kept_ratio(device)
+    return torch.bfloat16 if ratio >= FASTER else torch.float32, f"bfloat16 is {ratio:.1f} times as fast on this CPU"
+
+
+def _kept_ratio(device: torch.device) -> float:
+    """How many times as fast bfloat16 is as float32, as it was measured first."""
+    path, key = Path(HF_HOME, "diffuseseg", "bfloat16.json"), f"{hardware(device)}, torch {torch.__version__}"
+    try:
+        kept = read_json(path) if path.is_file() else {}
+        if isinstance(kept, dict) and isinstance(kept.get(key), float):
+            return kept[key]
+    except (UserError, OSError):  # of a file that can be made again
+        kept = {}
+    ratio = measure_bfloat16(device)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**(kept if isinstance(kept, dict) else {}), key: ratio})
+    except OSError:  # a home that cannot be written to: the next process measures again
+        pass
+    return ratio
+
+
+@torch.no_grad()
+def measure_bfloat16(device: torch.device) -> float:
+    """How many times as fast as float32 a convolution of a small U-Net is in bfloat16; takes a fraction of a second."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = (
+            torch.ones(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+            for shape in ((4, 128, 32, 32), (128, 128, 3, 3))
+        )
+        times = []
+        for _ in range(6):
+            began = time.perf_counter()
+            F.conv2d(x, weight, padding=1)[0, 0, 0, 0].item()  # waits for the device
+            times.append(time.perf_counter() - began)
+        seconds.append(min(times))
+    return seconds[0] / seconds[1]
 
 
 def hardware(device: torch.device) -> str:

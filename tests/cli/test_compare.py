@@ -13,7 +13,7 @@ from ..conftest import run
 def test_a_head_a_student_and_its_onnx_file_side_by_side(drawn, student, exported, tmp_path):
     file, _ = exported
     out = ("--dataset_name", drawn / "data", "--output_dir", tmp_path / "out")
-    said = run("diffuseseg", "compare", drawn / "model", student, file, *out, fresh=True).stdout
+    said = run("diffuseseg", "compare", drawn / "model", student, file, "--dtype", "float32", *out, fresh=True).stdout
     report = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [m["model"] for m in report["models"]] == [str(drawn / "model"), str(student), str(file)]
     head, torch_student, onnx_student = report["models"]

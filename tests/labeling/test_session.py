@@ -217,7 +217,7 @@ def test_kill_9_while_features_are_extracted_keeps_those_that_are_done(pictures,
         "import sys, os, signal\n"
         "from diffuseseg_diffusers import load_pipeline\n"
         "from diffuseseg_diffusers.labeling.session import LabelSession\n"
-        "s = LabelSession(load_pipeline(sys.argv[1]), sys.argv[2], sys.argv[3], ['sky', 'disc'])\n"
+        "s = LabelSession(load_pipeline(sys.argv[1], dtype='float32'), sys.argv[2], sys.argv[3], ['sky', 'disc'])\n"
         "s.extract(lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 3 else None)\n"
     )
     arguments = [tmp_path / "model", pictures[0], tmp_path / "session"]

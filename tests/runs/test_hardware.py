@@ -1,4 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import json
 from types import SimpleNamespace
 from unittest import mock
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from accelerate.commands.config import config_args
 
+import diffuseseg_diffusers.runs.hardware as hardware_module
 from diffuseseg_diffusers.runs.hardware import default_dtype, explain_dtype, find_dtype, hardware, report_processes
 
 from ..conftest import run
@@ -86,12 +88,36 @@ def test_the_default_precision_is_that_of_the_hardware(monkeypatch):
         (False, True, torch.bfloat16),
         (False, False, torch.float32),
     ):
-        known = {"amx_bf16": amx, "avx512_bf16": avx, "avx512_f": True}
+        known = {"amx_bf16": amx, "avx512_bf16": avx, "avx512_f": True, "architecture": "x86_64"}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
         assert default_dtype(torch.device("cpu")) == expected
         assert ("neither" in explain_dtype(torch.device("cpu"))[1]) == (expected == torch.float32)
         assert default_dtype(torch.device("mps")) == torch.float32
     assert "threads" in hardware(torch.device("cpu"))
+
+
+def test_where_instructions_do_not_tell_a_convolution_is_timed_once_and_the_result_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True, "architecture": "arm64"}, raising=False)
+    monkeypatch.setattr(hardware_module, "HF_HOME", str(tmp_path))
+    measured, timed = [], hardware_module.measure_bfloat16
+
+    def remembered(device):
+        measured.append(timed(device))
+        return measured[-1]
+
+    monkeypatch.setattr(hardware_module, "measure_bfloat16", remembered)
+    first = explain_dtype(torch.device("cpu"))
+    assert explain_dtype(torch.device("cpu")) == first and len(measured) == 1 and measured[0] > 0
+    assert (first[0] == torch.bfloat16) == (measured[0] >= hardware_module.FASTER)
+    assert f"bfloat16 is {measured[0]:.1f} times as fast on this CPU" == first[1]
+    kept = tmp_path / "diffuseseg" / "bfloat16.json"
+    for ratio, expected in ((2.0, torch.bfloat16), (0.2, torch.float32)):
+        kept.write_text(json.dumps(dict.fromkeys(json.loads(kept.read_text()), ratio)))
+        assert default_dtype(torch.device("cpu")) == expected and len(measured) == 1
+    kept.write_text("{")  # cut off
+    assert explain_dtype(torch.device("cpu"))[1].endswith("on this CPU") and len(measured) == 2
+    monkeypatch.setattr(hardware_module, "HF_HOME", str(kept))  # a file is where the folder would be
+    assert default_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32) and len(measured) == 3
 
 
 @pytest.mark.parametrize("share, expected", [(0.9989, torch.float32), (0.999, torch.bfloat16), (None, torch.bfloat16)])
