@@ -28,10 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffuseseg_diffusers import load_labeled_images, load_pipeline
 from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from diffuseseg_diffusers.heads.classes import Classes
-from diffuseseg_diffusers.heads.ensemble import STRIP_ELEMENTS, add_upsampled_rows
+from diffuseseg_diffusers.heads.ensemble import STRIP_BYTES
 from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.fit import fit_head
 from diffuseseg_diffusers.heads.recipes import find_recipe
+from diffuseseg_diffusers.heads.upsampling import blend_of, upsampled_rows
 from diffuseseg_diffusers.runs.hardware import default_device, hardware
 from diffuseseg_diffusers.segmenter import predict_masks, weight_bytes
 
@@ -158,6 +159,7 @@ def within(machine: Machine, head: Any, found: list, mirrored: list | None, size
     first, up = [], []
     for activations, own in views:
         sizes = list(dict.fromkeys(a.shape[-2:] for a in activations))
+        lower = []
         for h, w in sizes:
             channels = sum(a.shape[1] for a in activations if a.shape[-2:] == (h, w))
             x, weight = (
@@ -166,14 +168,18 @@ def within(machine: Machine, head: Any, found: list, mirrored: list | None, size
             )
             first.append(lambda x=x, weight=weight: F.linear(x, weight))
             if (h, w) != size:
-                up.append(torch.randn(n, h, w, own * width, device=machine.device, dtype=found[0].dtype))
-    rows = max(1, STRIP_ELEMENTS.get(machine.device.type, 2**24) // (half * width * size[1]))
+                lower.append(torch.randn(n, h, w, own * width, device=machine.device, dtype=found[0].dtype))
+        up.append(lower)
+    itemsize = found[0].element_size()
+    rows = max(1, STRIP_BYTES.get(machine.device.type, 2**26) // (half * width * size[1] * itemsize))
+    strips = [slice(top, min(top + rows, size[0])) for top in range(0, size[0], rows)]
 
     def upsample() -> None:
-        for m in up:
-            for image in m.split(1):
-                for top in range(0, size[0], rows):
-                    add_upsampled_rows(None, image, size, slice(top, min(top + rows, size[0])))
+        for lower in up:
+            blends = [[blend_of(m, size, own) for m in lower] for own in strips]
+            for image in zip(*(m.split(max(1, rows // size[0])) for m in lower)):
+                for blend in blends:
+                    upsampled_rows(image, blend)
 
     parts = {"first layer": lambda: [run() for run in first], "upsampling": upsample}
     for name, run in parts.items():

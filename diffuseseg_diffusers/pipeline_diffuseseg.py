@@ -21,6 +21,7 @@ from .features.dry_run import Place
 from .features.noise import NoiseSchedule
 from .features.pixel_unet import DecoderFeatureExtractor, default_class_labels, first_tensor, image_size
 from .heads.ensemble import PixelClassifierEnsemble
+from .heads.upsampling import Blend
 from .metrics.decisions import Decisions
 from .runs.errors import UserError
 from .saved_code import code_files
@@ -126,7 +127,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         """
         # Each after those that it needs.
         needed = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place, FeatureExtractor)
-        needed += (DecoderFeatureExtractor, Decisions, PixelClassifierEnsemble, Segmenter)
+        needed += (DecoderFeatureExtractor, Decisions, Blend, PixelClassifierEnsemble, Segmenter)
         modules = [*(c.__module__ for c in needed), code_files.__module__, DiffuseSegPipeline.__module__]
         return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)
 

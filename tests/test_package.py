@@ -44,6 +44,7 @@ CARRIED = {
         "features.base",
         "features.pixel_unet",
         "metrics.decisions",
+        "heads.upsampling",
         "heads.ensemble",
     ),
     *("segmenter", "saved_code", "pipeline_diffuseseg"),

@@ -23,15 +23,16 @@ from torch import nn
 from ..features.base import Block
 from ..metrics.decisions import Decisions, winners
 from ..runs.errors import UserError
+from .upsampling import blend_of, upsampled_rows
 
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
 FORMAT_VERSION = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
 PIXEL_FORMAT = 2  # of heads without any of these, which older versions read
-# Elements of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at
-# most this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
-STRIP_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+# Bytes of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at most
+# this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
+STRIP_BYTES = {"cpu": 2**22, "cuda": 2**27}
 
 
 @dataclass
@@ -274,7 +275,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             `torch.Tensor` of shape `[N, K, num_classes, H, W]`.
         """
         config, n, (height, width) = self.config, len(activations[0]), size or self.config.image_size
-        found = list(self._logits(activations, (height, width), self._strips(n, (height, width), None)))
+        strips = self._strips(activations[0], (height, width), config.num_members)
+        found = list(self._logits(activations, (height, width), strips))
         logits = found[0][1].new_empty(n, config.num_members, config.num_classes, height, width)
         for (images, rows), strip in found:
             logits[images, :, :, rows] = strip
@@ -312,7 +314,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             probabilities = torch.empty(n, self.config.num_classes, height, width, device=device)
         decisions = Decisions.of(self.config.decisions, self.config.num_classes)
         half = (self.config.num_members + 1) // 2 if mirrored is not None else None
-        strips_of = self._strips(n, (height, width), half)
+        strips_of = self._strips(activations[0], (height, width), half or self.config.num_members)
         views = [self._logits(activations, (height, width), strips_of, slice(half))]
         if mirrored is not None:
             second = slice(half if self.config.num_members > 1 else 0, None)
@@ -337,12 +339,12 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
                 probabilities.movedim(1, -1)[where] = mean.movedim(1, -1)
         return PixelClassifierOutput(labels=labels, uncertainty=uncertainty, probabilities=probabilities)
 
-    def _strips(self, n: int, size: tuple[int, int], members: int | None) -> list[tuple[slice, slice]]:
-        """Slices of `n` images and of their rows, for so many members at once; for all of them if `None`."""
-        height, width = size
-        device, hidden = self.layers[0].weight.device.type, self.layers[0].weight.shape[1]
-        rows = STRIP_ELEMENTS.get(device, 2**24) // ((members or self.config.num_members) * hidden * width)
-        return list(itertools.product(_slices(n, max(1, rows // height)), _slices(height, min(height, max(1, rows)))))
+    def _strips(self, like: torch.Tensor, size: tuple[int, int], members: int) -> list[tuple[slice, slice]]:
+        """Slices of images and of their rows, as many as an activation has, for so many members at once."""
+        (height, width), hidden = size, self.layers[0].weight.shape[1]
+        limit = STRIP_BYTES.get(like.device.type, 2**26)
+        rows = max(1, limit // (members * hidden * width * like.element_size()))
+        return list(itertools.product(_slices(len(like), max(1, rows // height)), _slices(height, min(height, rows))))
 
     def _logits(
         self,
@@ -364,30 +366,30 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         members, hidden = first.weight[chosen].shape[:2]
         weights = first.weight[chosen].flatten(0, 1).split(self.channels, dim=1)  # [K*hidden,c] each
         bias = first.bias[chosen].reshape(-1).to(dtype)  # [K*hidden]; upsampling does not change it
-        whole, maps = None, []
+        whole, maps = None, []  # of the output's resolution, and of all lower ones
         for resolution in dict.fromkeys(a.shape[-2:] for a in activations):
             same = [i for i, a in enumerate(activations) if a.shape[-2:] == resolution]
-            x = torch.cat([activations[i].movedim(1, -1) for i in same], dim=-1)  # [N,h,w,c]
+            every = [activations[i].movedim(1, -1) for i in same]  # [N,h,w,channels] each
             w = torch.cat([weights[i] for i in same], dim=1).to(dtype)  # [K*hidden,c]
             if resolution == (height, width):
-                whole = x, w
+                whole = every, w
             else:
-                maps.append(F.linear(x, w, None if maps else bias))  # [N,h,w,K*hidden]
+                maps.append(F.linear(torch.cat(every, dim=-1), w, None if maps else bias))  # [N,h,w,K*hidden]
 
         # 2. Strip by strip: the first layer at the output's resolution, and the other layers, with each batch norm
         #    folded into the linear layer behind it.
         w2, b2 = _fold(norm1, second, chosen, dtype)  # [K,h2,hidden], [K,h2,1]
         w3, b3 = _fold(norm2, third, chosen, dtype)  # [K,C,h2], [K,C,1]
+        blends = {rows.start: [blend_of(m, (height, width), rows) for m in maps] for _, rows in strips}
         for where in strips:
-            x = None
-            for m in maps:
-                x = add_upsampled_rows(x, m[where[0]], (height, width), where[1])  # [n,rows,W,K*hidden]
+            x = upsampled_rows([m[where[0]] for m in maps], blends[where[1].start])  # [n,rows,W,K*hidden]
             if whole is not None:
-                y = whole[0][where].flatten(0, 2)  # [n*rows*W,c]
+                y = torch.cat([a[where] for a in whole[0]], dim=-1).flatten(0, 2)  # [n*rows*W,c]
                 x = F.linear(y, whole[1], bias) if x is None else x.view(len(y), -1).addmm_(y, whole[1].T)
-            x = x.relu_().view(-1, members, hidden).permute(1, 2, 0)  # [K,hidden,n*rows*W]
-            x = torch.baddbmm(b2, w2, x).relu_()  # [K,h2,n*rows*W]
-            x = torch.baddbmm(b3, w3, x)  # [K,C,n*rows*W]
+            # Pixels come before channels here: the other way round, a bfloat16 product copies its input first.
+            x = x.relu_().view(-1, members, hidden).transpose(0, 1)  # [K,n*rows*W,hidden]
+            x = torch.baddbmm(b2.mT, x, w2.mT).relu_()  # [K,n*rows*W,h2]
+            x = torch.baddbmm(b3, w3, x.mT)  # [K,C,n*rows*W]
             shape = (-1, where[1].stop - where[1].start, width)
             yield where, x.unflatten(-1, shape).movedim(2, 0)  # [n,K,C,rows,W]
 
@@ -404,27 +406,3 @@ def _fold(
     weight = linear.weight[chosen].float()
     bias = linear.bias[chosen].float() + (weight @ shift.unsqueeze(-1)).squeeze(-1)
     return (weight * scale.unsqueeze(1)).to(dtype), bias.unsqueeze(-1).to(dtype)
-
-
-def add_upsampled_rows(total: torch.Tensor | None, x: torch.Tensor, size: tuple[int, int], rows: slice) -> torch.Tensor:
-    """Adds rows of a bilinear upsampling (`align_corners=False`) of `[N, h, w, C]` to `[N, rows, W, C]`, in place.
-
-    Columns first, on the few source rows; blending those is then a product with a narrow matrix, which adds too.
-    """
-    (h, w), (height, width) = x.shape[1:3], size
-    position = ((torch.arange(rows.start, rows.stop, device=x.device) + 0.5) * (h / height) - 0.5).clamp(min=0)
-    above = position.long().clamp(max=h - 1)
-    below = (above + 1).clamp(max=h - 1)
-    # The first and the last source row, in whole numbers: to ask the device for them would be to wait for it.
-    first, last = (max(0, ((2 * row + 1) * h - height) // (2 * height)) for row in (rows.start, rows.stop - 1))
-    number = min(last + 2, h) - first
-    source = x[:, first : first + number]  # [N,s,w,C]
-    if w != width:
-        up = {"size": (number, width), "mode": "bilinear", "align_corners": False}
-        source = F.interpolate(source.movedim(-1, 1), **up).movedim(1, -1)  # [N,s,W,C]
-    share = (position - above).to(x.dtype)[:, None]  # [rows,1]
-    at = torch.arange(first, first + number, device=x.device)
-    blend = (at == above[:, None]) * (1 - share) + (at == below[:, None]) * share  # [rows,s]
-    blend, source = blend.expand(len(x), -1, -1), source.flatten(2)  # [N,rows,s], [N,s,W*C]
-    found = torch.bmm(blend, source) if total is None else total.flatten(2).baddbmm_(blend, source)
-    return found.unflatten(2, (width, -1))

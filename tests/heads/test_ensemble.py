@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from diffuseseg_diffusers import PixelClassifierEnsemble, image_uncertainty
 from diffuseseg_diffusers.heads import ensemble as module
+from diffuseseg_diffusers.heads import upsampling
 
 from ..conftest import make_head, make_pipeline, shared
 
@@ -46,10 +47,11 @@ def random_activations(head, resolutions, n=2, seed=0):
         ((37, 23), [(4, 4), (8, 8), (16, 16)]),  # odd, and of another shape than the U-Net's input
         ((7, 5), [(4, 4), (8, 8), (16, 16)]),  # smaller than an activation
         ((1, 1), [(4, 4), (8, 8), (16, 16)]),
+        ((50, 70), [(20, 34), (10, 32), (50, 70)]),  # wider and narrower than what is interpolated
     ],
 )
 def test_fused_logits_equal_upsample_concatenate_classify(size, resolutions, strip, monkeypatch):
-    monkeypatch.setattr(module, "STRIP_ELEMENTS", {"cpu": strip})
+    monkeypatch.setattr(module, "STRIP_BYTES", {"cpu": strip})
     head = make_head(make_pipeline())
     activations = random_activations(head, resolutions)
     with torch.no_grad():
@@ -64,11 +66,13 @@ def test_fused_logits_equal_upsample_concatenate_classify(size, resolutions, str
     width=st.integers(1, 40),
     h=st.integers(1, 20),
     w=st.integers(1, 20),
-    strip=st.sampled_from([1, 3000, 2**24]),
+    strip=st.sampled_from([1, 12000, 2**26]),
+    narrow=st.sampled_from([0, 8, 32]),
     seed=st.integers(0, 100),
 )
-def test_fused_logits_equal_the_plain_formula_at_any_size(height, width, h, w, strip, seed):
-    old, module.STRIP_ELEMENTS = module.STRIP_ELEMENTS, {"cpu": strip}
+def test_fused_logits_equal_the_plain_formula_at_any_size(height, width, h, w, strip, narrow, seed):
+    old = module.STRIP_BYTES, upsampling.NARROW
+    module.STRIP_BYTES, upsampling.NARROW = {"cpu": strip}, narrow
     try:
         head = make_head(make_pipeline(), blocks=(1, 5), seed=seed)
         activations = random_activations(head, [(h, w), (height, width)], n=1, seed=seed)
@@ -76,7 +80,7 @@ def test_fused_logits_equal_the_plain_formula_at_any_size(height, width, h, w, s
             fused, naive = head(activations, (height, width)), naive_logits(head, activations, (height, width))
         assert (fused - naive).abs().max() <= 1e-4 * naive.abs().max()
     finally:
-        module.STRIP_ELEMENTS = old
+        module.STRIP_BYTES, upsampling.NARROW = old
 
 
 def test_masks_agree_with_the_naive_ones_on_all_but_one_pixel_in_ten_thousand():
@@ -126,7 +130,7 @@ def test_ties_go_to_the_smaller_class_as_in_torch_mode():
 @pytest.mark.parametrize("members", [2, 3, 5])
 @pytest.mark.parametrize("strip", [1, 2**14])
 def test_both_halves_of_the_members_go_through_the_same_strips(members, strip, monkeypatch):
-    monkeypatch.setattr(module, "STRIP_ELEMENTS", {"cpu": strip})
+    monkeypatch.setattr(module, "STRIP_BYTES", {"cpu": strip})
     head = make_head(make_pipeline(), voting="soft", flip=True, num_members=members)
     straight, mirrored = (random_activations(head, [(4, 4), (8, 8), (16, 16)], n=3, seed=s) for s in (0, 1))
     half = (members + 1) // 2

@@ -1,0 +1,72 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Bilinear upsampling of several maps at once, strip by strip, as products with narrow matrices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+NARROW = 32  # columns of a map, up to which a product with a matrix upsamples them faster than interpolation does
+
+
+@dataclass
+class Blend:
+    """How rows of an upsampling come from rows of a map: which they are, `[rows, s]` of them, and `[W, w]` of columns
+    where that is faster than interpolation."""
+
+    used: slice
+    rows: torch.Tensor
+    columns: torch.Tensor | None
+    width: int
+
+
+def blend_of(x: torch.Tensor, size: tuple[int, int], rows: slice) -> Blend:
+    """For a map `[N, h, w, C]`, the height and width of its upsampling, and the rows of it that are wanted."""
+    (h, w), (height, width) = x.shape[1:3], size
+    # The first and the last source row, in whole numbers: to ask the device for them would be to wait for it.
+    first, last = (max(0, ((2 * row + 1) * h - height) // (2 * height)) for row in (rows.start, rows.stop - 1))
+    used = slice(first, min(last + 2, h))
+    columns = None if w == width or w > NARROW else _bilinear(w, width, slice(0, width), slice(0, w), x)
+    return Blend(used, _bilinear(h, height, rows, used, x), columns, width)
+
+
+def upsampled_rows(maps: Sequence[torch.Tensor], blends: Sequence[Blend]) -> torch.Tensor | None:
+    """Rows of the sum of the bilinear upsamplings (`align_corners=False`) of maps.
+
+    Columns first, on the few source rows; blending the rows of all maps, and adding the maps, is then one product with
+    a narrow matrix.
+
+    Args:
+        maps (sequence of `torch.Tensor`): `[N, h, w, C]` each, of any `h` and `w`.
+        blends (sequence): For each map, what [`blend_of`] says of the rows that are wanted.
+
+    Returns:
+        `torch.Tensor` of shape `[N, rows, W, C]`, or `None` without maps.
+    """
+    if not maps:
+        return None
+    sources, width = [], blends[0].width
+    for x, blend in zip(maps, blends):
+        source = x[:, blend.used]  # [N,s,w,C]
+        if blend.columns is not None:
+            source = blend.columns @ source  # [N,s,W,C]
+        elif x.shape[2] != width:
+            up = {"size": (source.shape[1], width), "mode": "bilinear", "align_corners": False}
+            source = F.interpolate(source.movedim(-1, 1), **up).movedim(1, -1)  # [N,s,W,C]
+        sources.append(source.flatten(2))  # [N,s,W*C]
+    together, rows = torch.cat(sources, dim=1), torch.cat([b.rows for b in blends], dim=1)  # [N,S,W*C], [rows,S]
+    return torch.bmm(rows.expand(len(together), -1, -1), together).unflatten(2, (width, -1))
+
+
+def _bilinear(source: int, target: int, chosen: slice, used: slice, like: torch.Tensor) -> torch.Tensor:
+    """Bilinear interpolation (`align_corners=False`) along an axis as a matrix: the `chosen` of `target` positions from
+    the `used` of `source`, of the dtype and on the device of a tensor."""
+    position = torch.arange(chosen.start, chosen.stop, device=like.device) + 0.5
+    position = (position * (source / target) - 0.5).clamp(min=0)
+    above = position.long().clamp(max=source - 1)
+    below = (above + 1).clamp(max=source - 1)
+    share = (position - above).to(like.dtype)[:, None]  # [chosen,1]
+    at = torch.arange(used.start, used.stop, device=like.device)
+    return (at == above[:, None]) * (1 - share) + (at == below[:, None]) * share  # [chosen,used]
