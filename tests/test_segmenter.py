@@ -13,7 +13,13 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, ViTC
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from diffuseseg_diffusers import BackbonePipeline, DiffuseSegPipeline, StudentSegmenter, fit_segmentation_head
+from diffuseseg_diffusers import (
+    BackbonePipeline,
+    DiffuseSegPipeline,
+    StudentSegmenter,
+    fit_segmentation_head,
+    segmenter,
+)
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.segmenter import Segmenter
 from diffuseseg_diffusers.students.unets import UNetStudent, new_unet
@@ -157,6 +163,24 @@ def test_a_list_of_generators_gives_each_image_its_own_noise_in_every_batch():
 
     together, apart = uncertainty(3, [1, 2, 3]), uncertainty(1, [1, 2, 3])
     for a, b in zip(together, apart):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("of_classes", [False, True])
+@pytest.mark.parametrize("generators", ["shared noise", "one", "a list"])
+def test_an_image_alone_goes_with_its_mirror_image_and_gets_the_same_mask(of_classes, generators, monkeypatch):
+    pipe = make_pipeline(**({"num_class_embeds": 4} if of_classes else {}))
+    pipe.segmentation_head = make_head(pipe, flip=True, share_noise=generators == "shared noise")
+    found, passes = [], []
+    pipe.unet.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    for small in (0, 2**16):
+        monkeypatch.setattr(segmenter, "SMALL", small)
+        own = torch.Generator().manual_seed(3)
+        given = {"shared noise": None, "one": own, "a list": [own]}[generators]
+        labels = [2] if of_classes else None
+        found.append(pipe.segment(draw((16, 16), 0)[0], 1, None, labels, given, "pt", True))
+    assert passes == [2, 2, 4]  # two timesteps each
+    for a, b in zip(*(output.probabilities for output in found)):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
