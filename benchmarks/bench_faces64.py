@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_labeled_images
 from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.runs.command import keep_freed_memory
 
 
 TIMESTEPS = [50, 150, 250]
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["auto", "float32"])
     parser.add_argument("--recipes", nargs="+", default=["default", "fast", "paper"])
     args = parser.parse_args()
+    keep_freed_memory()  # as in every command, here for both sides
 
     train = load_labeled_images(args.dataset_name, args.dataset_config_name, "train")
     test = load_labeled_images(args.dataset_name, args.dataset_config_name, "test", num_classes=train.num_classes)

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--sampler", nargs="+", default=["ddim", "50"], help="Name, steps, and 'while' or nothing.")
+    parser.add_argument("--dtype", default="auto", help="Precision of generation (default: auto).")
     parser.add_argument("--synthetic_only", action="store_true", help="Of the students, that one alone.")
     parser.add_argument("--unaugmented", action="store_true", help="Also students that see images as they are.")
     parser.add_argument("--student", nargs=argparse.REMAINDER, default=[], help="Further options of train-student.")
@@ -35,12 +36,13 @@ def main() -> None:
     real = ["--dataset_name", args.dataset_name]
     real += ["--dataset_config_name", args.dataset_config_name] if args.dataset_config_name else []
     scheduler, steps, *way = args.sampler
-    label = f"{args.num_samples} synthetic images ({' '.join(args.sampler)})"
+    way_to = [*args.sampler, *([] if args.dtype == "auto" else [args.dtype])]
+    label = f"{args.num_samples} synthetic images ({' '.join(way_to)})"
 
     results: dict[str, list[float]] = {}
     for seed in args.seeds:
         head, measured = args.work_dir / f"head-{seed}", args.work_dir / f"head-{seed}-test"
-        synthetic = args.work_dir / f"{args.num_samples}-{'-'.join(args.sampler)}-{seed}"
+        synthetic = args.work_dir / f"{args.num_samples}-{'-'.join(way_to)}-{seed}"
         command = ("fit", "--model", args.model, *real, "--recipe", "fast", "--seed", seed, "--output_dir", head)
         run(head / "head_training.json", *command)
         run(measured / "metrics.json", "evaluate", "--model", head, *real, "--output_dir", measured)
@@ -48,7 +50,7 @@ def main() -> None:
         run(
             synthetic / "generation.json",
             *("generate", "--model", head, "--num_samples", args.num_samples, "--scheduler", scheduler),
-            *("--num_inference_steps", steps, "--seed", seed, "--output_dir", synthetic),
+            *("--num_inference_steps", steps, "--seed", seed, "--dtype", args.dtype, "--output_dir", synthetic),
             *(["--masks_while_sampling"] if way else []),
         )
         measured_on = [option.replace("--", "--eval_") for option in real]

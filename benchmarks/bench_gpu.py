@@ -29,6 +29,7 @@ from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head
 from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, unet_config
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
 from diffuseseg_diffusers.heads.recipes import find_recipe
+from diffuseseg_diffusers.runs.command import keep_freed_memory
 from diffuseseg_diffusers.runs.hardware import DTYPES, default_device, default_dtype, hardware
 from diffuseseg_diffusers.segmenter import weight_bytes
 
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="The larger batch, of small images (default: 64).")
     parser.add_argument("--models", nargs="+", default=["small_64", "small_256", "lsun_256"], help="(default: all)")
     args = parser.parse_args()
+    keep_freed_memory()  # as in every command
     device = default_device()
     dtype = default_dtype(device) if args.dtype == "auto" else DTYPES[args.dtype]
     machine = Machine(device, dtype, args.rounds)

@@ -26,6 +26,7 @@ from diffusers import DDPMScheduler
 from diffuseseg_diffusers.data.drawn_faces import draw_face
 from diffuseseg_diffusers.diffusion.objective import denoising_loss
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
+from diffuseseg_diffusers.runs.command import keep_freed_memory
 from diffuseseg_diffusers.runs.hardware import default_device
 from diffuseseg_diffusers.training import train_ddpm
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--use_ema", action="store_true", help="In the script, not in the bare loop.")
     parser.add_argument("--processes", action="store_true", help="Also two processes of one thread beside one.")
     args = parser.parse_args()
+    keep_freed_memory()  # as in every command, here for both sides
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "data").mkdir()

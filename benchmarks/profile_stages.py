@@ -33,8 +33,9 @@ from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.fit import fit_head
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.heads.upsampling import blend_of, upsampled_rows
+from diffuseseg_diffusers.runs.command import keep_freed_memory
 from diffuseseg_diffusers.runs.hardware import default_device, hardware
-from diffuseseg_diffusers.segmenter import predict_masks, weight_bytes
+from diffuseseg_diffusers.segmenter import SMALL, predict_masks, weight_bytes
 
 
 def operations(total: Sequence[int], a: Sequence[int], b: Sequence[int], **_: Any) -> int:
@@ -135,8 +136,11 @@ def segment(machine: Machine, pipe: Any, images: list[PIL.Image.Image]) -> None:
         n,
         floor=False,
     )
-    moved = views * (weights + nbytes(pixels, *found))
-    stage.part("denoiser", lambda: [extractor(pixels) for _ in range(views)], n, moved)
+    # As in `segment`: an image that comes alone goes through together with its mirror image.
+    together = views == 2 and n == 1 and pixels[0, 0].numel() <= SMALL
+    passes = [torch.cat([pixels, pixels.flip(-1)])] if together else [pixels] * views
+    moved = len(passes) * weights + views * nbytes(pixels, *found)
+    stage.part("denoiser", lambda: [extractor(batch) for batch in passes], n, moved)
     moved = views * nbytes(*found) + weight_bytes(head) + nbytes(*masks)
     stage.part("head", lambda: predict_masks(head, found, mirrored, [size] * n), n, moved)
     within(machine, head, found, mirrored, size)
@@ -267,6 +271,7 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
+    keep_freed_memory()  # as in every command
 
     device = default_device()
     pipe: Any = load_pipeline(args.model, device=device, dtype=args.dtype)

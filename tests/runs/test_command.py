@@ -2,6 +2,9 @@
 """One line for what users can mend, a traceback for what is a bug of ours."""
 
 import errno
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -74,3 +77,30 @@ def test_the_status_of_a_command_is_that_of_the_process(capsys):
 
 def test_errors_for_users_are_still_value_errors():
     assert issubclass(UserError, ValueError) and issubclass(NotFiniteError, (UserError, FloatingPointError))
+
+
+def test_what_a_command_frees_is_not_paid_for_again_page_by_page():
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("other C libraries are left as they are")
+    program = (
+        "import ctypes, resource\n"
+        "from diffuseseg_diffusers.runs.command import keep_freed_memory\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
+        "libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]\n"
+        "def faults(size):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10):\n"
+        "        block = libc.malloc(size)\n"
+        "        libc.memset(block, 1, size)\n"
+        "        libc.free(block)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "size = 30 * 2**20\n"
+        "first = faults(size)\n"
+        "assert keep_freed_memory()\n"
+        "faults(size)\n"
+        "print(first, faults(size))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(int, ended.stdout.split())
+    assert after < 20 < before
