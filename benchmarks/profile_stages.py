@@ -32,7 +32,7 @@ from diffuseseg_diffusers.heads.ensemble import STRIP_BYTES
 from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.fit import fit_head
 from diffuseseg_diffusers.heads.recipes import find_recipe
-from diffuseseg_diffusers.heads.upsampling import blend_of, upsampled_rows
+from diffuseseg_diffusers.heads.upsampling import blend_of, columns_of, upsampled_rows
 from diffuseseg_diffusers.runs.command import keep_freed_memory
 from diffuseseg_diffusers.runs.hardware import default_device, hardware
 from diffuseseg_diffusers.segmenter import SMALL, predict_masks, weight_bytes
@@ -180,10 +180,11 @@ def within(machine: Machine, head: Any, found: list, mirrored: list | None, size
 
     def upsample() -> None:
         for lower in up:
-            blends = [[blend_of(m, size, own) for m in lower] for own in strips]
+            blends = [[blend_of(m, size[0], own) for m in lower] for own in strips]
+            columns = [columns_of(m, size[1]) for m in lower]
             for image in zip(*(m.split(max(1, rows // size[0])) for m in lower)):
                 for blend in blends:
-                    upsampled_rows(image, blend)
+                    upsampled_rows(image, blend, columns, size[1])
 
     parts = {"first layer": lambda: [run() for run in first], "upsampling": upsample}
     for name, run in parts.items():

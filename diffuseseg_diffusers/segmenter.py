@@ -183,7 +183,9 @@ class Segmenter(ABC):
                 A path, an address (`https://…`), a PIL image, array (`[H, W]`, `[H, W, C]`, `[N, H, W, C]`) or tensor
                 (`[H, W]`, `[C, H, W]`, `[N, C, H, W]`), uint8, uint16 or floating point in [0, 1], or of any type and
                 number of channels if the head says which values are black and white; or a list of these.
-            batch_size (`int`, defaults to 8): Images that go through the model at once, each at every timestep.
+            batch_size (`int`, defaults to 8): Images that go through the model at once, each at every timestep. One
+                that comes alone goes with its mirror image, if the head sees that and the model at most 256 × 256
+                pixels.
             mask_size (two `int`, *optional*): Height and width of the masks; those of each image if not given.
             class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
                 For class-conditional U-Nets; class 0 if not given, as in the fitting of the head.

@@ -48,12 +48,19 @@ from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepar
 from diffuseseg_diffusers.inference.decisions import IMAGES, fit_decisions
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.inference.precision import IMAGES as COMPARED
-from diffuseseg_diffusers.inference.precision import measure_agreement
+from diffuseseg_diffusers.inference.precision import agreement_line, measure_agreement
 from diffuseseg_diffusers.pipeline_backbone import load_backbone
 from diffuseseg_diffusers.pipeline_composed import ComposedDiffuseSegPipeline
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import find_device, find_dtype, hardware, report_processes, short_name
+from diffuseseg_diffusers.runs.hardware import (
+    default_dtype,
+    find_device,
+    find_dtype,
+    hardware,
+    report_processes,
+    short_name,
+)
 from diffuseseg_diffusers.segmenter import HeadSegmenter
 
 
@@ -306,9 +313,7 @@ def main(args: argparse.Namespace) -> None:
 
     # 3. What it is worth, and where it goes.
     if not isinstance(pipe, ComposedDiffuseSegPipeline):  # of which a second copy in float32 may not fit
-        images = (dataset[i].image for i in evenly_spread(len(dataset), COMPARED))
-        agreement = measure_agreement(pipe, partial(in_float32, args, pipe), images)
-        pipe.segmentation_head.register_to_config(agreement=agreement or None)
+        report["agreement"] = compare_precisions(args, pipe, dataset if validation is None else validation)
     if validation is not None:
         report["validation"], _ = evaluate_segmentation(pipe, validation)
         split = args.validation_split or args.split
@@ -332,11 +337,29 @@ def load_frozen(args: argparse.Namespace, device: torch.device, dtype: torch.dty
     return pipe
 
 
-def in_float32(args: argparse.Namespace, pipe: Any) -> Any:
-    """The same model with the same head in float32."""
-    exact = load_frozen(args, pipe.segmentation_head.device, torch.float32)
-    exact.segmentation_head = pipe.segmentation_head
-    return exact
+def compare_precisions(args: argparse.Namespace, pipe: Any, dataset: LabeledImages) -> dict[str, float]:
+    """Puts into the head on how many pixels of some images its masks are those of float32, and says it."""
+    images = (dataset[i].image for i in evenly_spread(len(dataset), COMPARED))
+    usual = default_dtype(pipe.segmentation_head.device)
+    try:
+        if pipe.head_extractor().dtype != torch.float32:
+            agreement = measure_agreement(pipe, partial(in_dtype, args, pipe, torch.float32), images)
+        else:  # in which `auto` would use it here
+            agreement = measure_agreement(in_dtype(args, pipe, usual), lambda: pipe, images)
+    except torch.cuda.OutOfMemoryError:  # not worth the head that was fitted
+        print("Masks were not compared with those in float32: there is no memory for a second copy of the model.")
+        return {}
+    if agreement:
+        print(agreement_line(agreement))
+    pipe.segmentation_head.register_to_config(agreement=agreement or None)
+    return agreement
+
+
+def in_dtype(args: argparse.Namespace, pipe: Any, dtype: torch.dtype) -> Any:
+    """The same model with the same head in another precision."""
+    other = load_frozen(args, pipe.segmentation_head.device, dtype)
+    other.segmentation_head = pipe.segmentation_head
+    return other
 
 
 def describe_fit(

@@ -11,7 +11,6 @@ whole epoch.
 """
 
 import argparse
-import copy
 import os
 import shutil
 import time
@@ -42,7 +41,7 @@ from diffuseseg_diffusers.inference.decisions import IMAGES as DECIDING
 from diffuseseg_diffusers.inference.decisions import fit_decisions
 from diffuseseg_diffusers.inference.evaluation import format_metrics
 from diffuseseg_diffusers.inference.precision import IMAGES as COMPARED
-from diffuseseg_diffusers.inference.precision import measure_agreement
+from diffuseseg_diffusers.inference.precision import agreement_line, measure_agreement
 from diffuseseg_diffusers.runs.errors import UserError
 from diffuseseg_diffusers.runs.files import (
     atomic_file,
@@ -216,11 +215,13 @@ def keep_best(
         report["evaluation"], _ = evaluate_segmentation(student, evaluation)
         report["evaluation"]["dataset"] = describe_dataset(*part_of(args, "eval"))
         print(format_metrics(report["evaluation"]))
-    reduced = copy.deepcopy(student)
-    reduced.model.to(default_dtype(accelerator.device))
-    seen = some_images(evaluation or validation or unlabeled or labeled, COMPARED)
-    student.agreement = measure_agreement(reduced, lambda: student, seen)
     student.save_pretrained(args.output_dir)
+    if (dtype := default_dtype(accelerator.device)) != torch.float32:
+        reduced = load_pipeline(args.output_dir, device=accelerator.device, dtype=dtype)
+        seen = some_images(evaluation or validation or unlabeled or labeled, COMPARED)
+        student.agreement = report["agreement"] = measure_agreement(reduced, lambda: student, seen)
+        student.save_pretrained(args.output_dir)
+        print(agreement_line(student.agreement))
     write_json(args.output_dir / STUDENT_RECORD, report)
 
 

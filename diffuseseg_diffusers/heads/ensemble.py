@@ -23,7 +23,7 @@ from torch import nn
 from ..features.base import Block
 from ..metrics.decisions import Decisions, winners
 from ..runs.errors import UserError
-from .upsampling import blend_of, upsampled_rows
+from .upsampling import blend_of, columns_of, upsampled_rows
 
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
@@ -380,9 +380,11 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         #    folded into the linear layer behind it.
         w2, b2 = _fold(norm1, second, chosen, dtype)  # [K,h2,hidden], [K,h2,1]
         w3, b3 = _fold(norm2, third, chosen, dtype)  # [K,C,h2], [K,C,1]
-        blends = {rows.start: [blend_of(m, (height, width), rows) for m in maps] for _, rows in strips}
+        columns, last = [columns_of(m, width) for m in maps], None
         for where in strips:
-            x = upsampled_rows([m[where[0]] for m in maps], blends[where[1].start])  # [n,rows,W,K*hidden]
+            if where[1] != last:  # of strips of whole images it is the same every time
+                last, blends = where[1], [blend_of(m, height, where[1]) for m in maps]
+            x = upsampled_rows([m[where[0]] for m in maps], blends, columns, width)  # [n,rows,W,K*hidden]
             if whole is not None:
                 y = torch.cat([a[where] for a in whole[0]], dim=-1).flatten(0, 2)  # [n*rows*W,c]
                 x = F.linear(y, whole[1], bias) if x is None else x.view(len(y), -1).addmm_(y, whole[1].T)

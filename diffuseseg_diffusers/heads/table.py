@@ -71,17 +71,15 @@ class ActivationTable:
         Raises:
             NotFiniteError: An activation is beyond the range of half precision; names its block and timestep.
         """
-        n, finite = len(labels), []
+        n, overflows = len(labels), []
         for (h, w), entries in self.entries.items():
             rows = self.tables[h, w].unflatten(0, (-1, h * w))[image : image + n]  # [n,h*w,c]
             for i, own in zip(entries, rows.split([self.info[i].channels for i in entries], dim=2)):
                 own.copy_(activations[i].flatten(2).mT)
-                # What is finite before it is converted need not be so after.
-                if activations[i].dtype != own.dtype:
-                    finite.append((i, own.isfinite().all()))
+                overflows.append((i, own.isinf().any()))
         self.labels[image : image + n] = labels
-        if finite and not torch.stack([fine for _, fine in finite]).all():  # the device is waited for once
-            f = self.info[next(i for i, fine in finite if not fine)]
+        if torch.stack([overflow for _, overflow in overflows]).any():  # the device is waited for once
+            f = self.info[next(i for i, overflow in overflows if overflow)]
             raise NotFiniteError(
                 f"Activations of block {f.block} at timestep {f.timestep} are too large for half precision; load the "
                 f"pipeline in bfloat16."
@@ -100,6 +98,8 @@ class ActivationTable:
             )
         if self.standardized or other.standardized:
             raise UserError("A table that was standardised takes no more images; fit on a copy of it.")
+        if self.folder is None and not _fits(sum(t.nbytes for t in other.tables.values()) * 2, self.device):
+            self.to(torch.device("cpu"))  # there is no room for both and what they become
         for resolution, table in self.tables.items():
             more = other.tables[resolution].to(table.device)
             shape = (len(table) + len(more), table.shape[1])

@@ -13,51 +13,63 @@ NARROW = 32  # columns of a map, up to which a product with a matrix upsamples t
 
 @dataclass
 class Blend:
-    """How rows of an upsampling come from rows of a map: which they are, `[rows, s]` of them, and `[W, w]` of columns
-    where that is faster than interpolation."""
+    """How rows of an upsampling come from rows of a map: which they are, and `[rows, s]` of them."""
 
     used: slice
     rows: torch.Tensor
-    columns: torch.Tensor | None
-    width: int
 
 
-def blend_of(x: torch.Tensor, size: tuple[int, int], rows: slice) -> Blend:
-    """For a map `[N, h, w, C]`, the height and width of its upsampling, and the rows of it that are wanted."""
-    (h, w), (height, width) = x.shape[1:3], size
+def blend_of(x: torch.Tensor, height: int, rows: slice) -> Blend:
+    """For a map `[N, h, w, C]`, the height of its upsampling, and the rows of it that are wanted."""
+    h = x.shape[1]
     # The first and the last source row, in whole numbers: to ask the device for them would be to wait for it.
     first, last = (max(0, ((2 * row + 1) * h - height) // (2 * height)) for row in (rows.start, rows.stop - 1))
     used = slice(first, min(last + 2, h))
-    columns = None if w == width or w > NARROW else _bilinear(w, width, slice(0, width), slice(0, w), x)
-    return Blend(used, _bilinear(h, height, rows, used, x), columns, width)
+    return Blend(used, _bilinear(h, height, rows, used, x))
 
 
-def upsampled_rows(maps: Sequence[torch.Tensor], blends: Sequence[Blend]) -> torch.Tensor | None:
+def columns_of(x: torch.Tensor, width: int) -> torch.Tensor | None:
+    """For a map `[N, h, w, C]`, `[width, w]` of its columns, or `None` where interpolation is faster or not needed."""
+    w = x.shape[2]
+    return None if w == width or w > NARROW else _bilinear(w, width, slice(0, width), slice(0, w), x)
+
+
+def upsampled_rows(
+    maps: Sequence[torch.Tensor], blends: Sequence[Blend], columns: Sequence[torch.Tensor | None], width: int
+) -> torch.Tensor | None:
     """Rows of the sum of the bilinear upsamplings (`align_corners=False`) of maps.
 
     Columns first, on the few source rows; blending the rows of all maps, and adding the maps, is then one product with
-    a narrow matrix.
+    a narrow matrix. Where that is slower, in float32 with more source rows than rows, it is one for each map.
 
     Args:
         maps (sequence of `torch.Tensor`): `[N, h, w, C]` each, of any `h` and `w`.
-        blends (sequence): For each map, what [`blend_of`] says of the rows that are wanted.
+        blends (sequence of [`Blend`]): Of each map, see [`blend_of`].
+        columns (sequence of `torch.Tensor` or `None`): Of each map, see [`columns_of`].
+        width (`int`): Of the upsamplings.
 
     Returns:
-        `torch.Tensor` of shape `[N, rows, W, C]`, or `None` without maps.
+        `torch.Tensor` of shape `[N, rows, width, C]`, or `None` without maps.
     """
     if not maps:
         return None
-    sources, width = [], blends[0].width
-    for x, blend in zip(maps, blends):
+    sources, n = [], len(maps[0])
+    for x, blend, matrix in zip(maps, blends, columns):
         source = x[:, blend.used]  # [N,s,w,C]
-        if blend.columns is not None:
-            source = blend.columns @ source  # [N,s,W,C]
+        if matrix is not None:
+            source = matrix @ source  # [N,s,W,C]
         elif x.shape[2] != width:
             up = {"size": (source.shape[1], width), "mode": "bilinear", "align_corners": False}
             source = F.interpolate(source.movedim(-1, 1), **up).movedim(1, -1)  # [N,s,W,C]
         sources.append(source.flatten(2))  # [N,s,W*C]
-    together, rows = torch.cat(sources, dim=1), torch.cat([b.rows for b in blends], dim=1)  # [N,S,W*C], [rows,S]
-    return torch.bmm(rows.expand(len(together), -1, -1), together).unflatten(2, (width, -1))
+    rows = torch.cat([blend.rows for blend in blends], dim=1)  # [rows,S]
+    if rows.dtype != torch.float32 or rows.shape[1] <= rows.shape[0]:
+        total = torch.bmm(rows.expand(n, -1, -1), torch.cat(sources, dim=1))  # [N,rows,W*C]
+    else:
+        total = torch.bmm(blends[0].rows.expand(n, -1, -1), sources[0])
+        for blend, source in zip(blends[1:], sources[1:]):
+            total.baddbmm_(blend.rows.expand(n, -1, -1), source)
+    return total.unflatten(2, (width, -1))
 
 
 def _bilinear(source: int, target: int, chosen: slice, used: slice, like: torch.Tensor) -> torch.Tensor:

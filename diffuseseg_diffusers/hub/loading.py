@@ -20,7 +20,7 @@ from ..pipeline_composed import ComposedDiffuseSegPipeline
 from ..pipeline_diffuseseg import DiffuseSegPipeline
 from ..runs.errors import UserError
 from ..runs.files import JOINED, read_json
-from ..runs.hardware import find_device, find_dtype
+from ..runs.hardware import default_dtype, find_device, find_dtype
 from ..runs.hub_errors import explain_hub_error
 from ..runs.install import missing_extra
 from ..segmenter import Segmenter
@@ -29,7 +29,6 @@ from ..segmenter import Segmenter
 logger = logging.get_logger(__name__)
 ONNX = ".onnx"
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, and of a model of transformers
-WITH_AGREEMENT = (f"segmentation_head/{CONFIG}", "student.json", CONFIG)  # what may say how well precisions agree
 
 
 def load_pipeline(
@@ -69,7 +68,7 @@ def load_pipeline(
         except ModuleNotFoundError as error:
             raise missing_extra("train", error.name) from error
         asked = [str(device)] if device is not None and find_device(device).type != "cpu" else []
-        asked += [str(dtype)] if dtype not in ("auto", "float32", torch.float32) else []
+        asked += [dtype] if isinstance(dtype, str) and dtype not in ("auto", "float32") else []
         tell = logger.warning if asked else logger.info
         tell("%s: float32 on cpu (ONNX Runtime%s)", name, f", not {' and '.join(asked)}" if asked else "")
         return OnnxStudent(name)
@@ -77,7 +76,10 @@ def load_pipeline(
     device = find_device(device)
     with _errors_explained(name):
         kind = _kind(name, revision, cache_dir)
-        precision = find_dtype(dtype, device, name, _agreement(name, revision, cache_dir) if dtype == "auto" else None)
+        agreement = {}
+        if dtype == "auto" and default_dtype(device) != torch.float32:
+            agreement = _agreement(name, kind, revision, cache_dir)
+        precision = find_dtype(dtype, device, name, agreement)
         where = {"revision": revision, "cache_dir": cache_dir}
         if kind == COMPOSED:
             where["base_model"] = base_model
@@ -252,14 +254,26 @@ def _kind(name: str, revision: str | None, cache_dir: str | os.PathLike | None) 
     return kind
 
 
-def _agreement(name: str, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, float]:
+# What says how well precisions agree; DDPMs have no head, and heads on other pipelines were not compared.
+WITH_AGREEMENT = {
+    "DiffuseSegPipeline": f"segmentation_head/{CONFIG}",
+    "BackbonePipeline": f"segmentation_head/{CONFIG}",
+    "ForSemanticSegmentation": CONFIG,
+    "UNet2DModel": "student.json",
+}
+
+
+def _agreement(name: str, kind: str, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, float]:
     """By precision, the share of the pixels on which masks are those in float32, if the model says it."""
-    for file in WITH_AGREEMENT:
-        config = _read(name, file, revision, cache_dir)
-        found = config.get("agreement") if isinstance(config, dict) else None
-        if isinstance(found, dict):
-            return {dtype: share for dtype, share in found.items() if isinstance(share, (int, float))}
-    return {}
+    if kind not in WITH_AGREEMENT:
+        return {}
+    try:
+        config = _read(name, WITH_AGREEMENT[kind], revision, cache_dir)
+    except LocalEntryNotFoundError:  # without a network: a model without a head, perhaps
+        return {}
+    found = config.get("agreement") if isinstance(config, dict) else None
+    found = found if isinstance(found, dict) else {}
+    return {dtype: share for dtype, share in found.items() if isinstance(share, float) and 0 <= share <= 1}
 
 
 def _read(name: str, file: str, revision: str | None, cache_dir: str | os.PathLike | None) -> dict | None:

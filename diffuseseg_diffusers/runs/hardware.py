@@ -2,6 +2,7 @@
 """Where a run computes, in which precision, and on how many processes."""
 
 import logging
+import math
 import os
 import platform
 import sys
@@ -13,7 +14,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub.constants import HF_ASSETS_CACHE
 
 from .errors import UserError
 from .files import read_json, write_json
@@ -73,9 +74,9 @@ def find_dtype(
     share = (agreement or {}).get(chosen, 1.0)
     if name == "auto" and share < AGREEMENT:
         logger.warning(
-            "%s: float32, since its masks in %s, which is faster, agree with float32 on only %.2f %% of the pixels "
-            "(--dtype %s takes it all the same).",
-            *(model, chosen, 100 * share, chosen),
+            "%s: float32; %s is faster, but changes the class of %.2f %% of the pixels (--dtype %s takes it all the "
+            "same).",
+            *(model, chosen, 100 * (1 - share), chosen),
         )
         return torch.float32
     logger.info("%s: %s on %s (%s)", model, chosen, device, reason)
@@ -116,12 +117,13 @@ def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 
 def _kept_ratio(device: torch.device) -> float:
     """How many times as fast bfloat16 is as float32, as it was measured first."""
-    path, key = Path(HF_HOME, "diffuseseg", "bfloat16.json"), f"{hardware(device)}, torch {torch.__version__}"
+    path = Path(HF_ASSETS_CACHE, "diffuseseg", "bfloat16.json")
+    key = f"{platform.node()}, {platform.machine()}, torch {torch.__version__}"  # homes are shared among machines
     try:
         kept = read_json(path) if path.is_file() else {}
-        if isinstance(kept, dict) and isinstance(kept.get(key), float):
+        if isinstance(kept, dict) and isinstance(kept.get(key), float) and 0 < kept[key] < math.inf:
             return kept[key]
-    except (UserError, OSError):  # of a file that can be made again
+    except (UserError, OSError, RecursionError):  # of a file that can be made again
         kept = {}
     ratio = measure_bfloat16(device)
     try:

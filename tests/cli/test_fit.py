@@ -27,6 +27,16 @@ def test_the_unet_is_saved_as_it_was_whatever_it_ran_in(drawn, tmp_path):
     head = DiffuseSegPipeline.from_pretrained(tmp_path / "out").segmentation_head
     assert head.config.num_members == 2 and head.dtype == torch.float32
     assert set(head.config.agreement) == {"bfloat16"} and 0.9 < head.config.agreement["bfloat16"] <= 1
+    report = json.loads((tmp_path / "out" / "head_training.json").read_text())
+    assert report["agreement"] == head.config.agreement
+
+
+def test_a_fit_in_float32_is_compared_with_what_auto_would_take(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    fit = ("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--num_members", "2")
+    said = run(*fit, "--recipe", "fast", "--dtype", "float32", "--output_dir", tmp_path / "out")
+    share = json.loads((tmp_path / "out" / "segmentation_head" / "config.json").read_text())["agreement"]["bfloat16"]
+    assert 0.9 < share <= 1 and f"Masks in bfloat16 agree with float32 on {share:.3%} of the pixels" in said.stdout
 
 
 def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):

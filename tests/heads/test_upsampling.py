@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffuseseg_diffusers.heads.upsampling import blend_of, upsampled_rows
+from diffuseseg_diffusers.heads.upsampling import blend_of, columns_of, upsampled_rows
 
 
 side = st.integers(1, 50)
@@ -14,10 +14,11 @@ side = st.integers(1, 50)
 def test_rows_are_those_of_the_sum_of_all_upsamplings(sizes, size, start, stop):
     maps = [torch.rand(2, h, w, 3, generator=torch.Generator().manual_seed(i)) for i, (h, w) in enumerate(sizes)]
     rows = slice(min(start, stop, size[0]) - 1, min(max(start, stop), size[0]))
-    found = upsampled_rows(maps, [blend_of(m, size, rows) for m in maps])
+    columns = [columns_of(m, size[1]) for m in maps]
+    found = upsampled_rows(maps, [blend_of(m, size[0], rows) for m in maps], columns, size[1])
     whole = sum(F.interpolate(m.movedim(-1, 1), size=size, mode="bilinear", align_corners=False) for m in maps)
     torch.testing.assert_close(found, whole.movedim(1, -1)[:, rows], atol=1e-5, rtol=1e-5)
 
 
 def test_without_maps_there_is_nothing():
-    assert upsampled_rows([], []) is None
+    assert upsampled_rows([], [], [], 8) is None

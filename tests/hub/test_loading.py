@@ -278,7 +278,7 @@ def test_the_precision_is_float32_where_masks_in_the_faster_one_were_others(hub,
                 found = load_pipeline(where, device="cpu", cache_dir=tmp_path / "cache")
                 own = found.unet if name == "pipe" else found.model
                 assert own.dtype == expected
-                said = [m for m in caplog.messages if m.startswith(f"{where}: float32, since its masks in bfloat16")]
+                said = [m for m in caplog.messages if m.startswith(f"{where}: float32; bfloat16 is faster, but")]
                 assert len(said) == (expected == torch.float32)
                 if name != "pipe":
                     assert found.agreement == {"bfloat16": share}
@@ -303,9 +303,11 @@ def test_what_is_of_an_unknown_kind_or_broken_is_a_sentence(tmp_path, index):
         load_pipeline(tmp_path / "broken", device="cpu")
 
 
-def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could(hub, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could(hub, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     push("alice/offline", made())
-    settings = {"device": "cpu", "dtype": "float32", "cache_dir": tmp_path / "cache"}
+    settings = {"device": "cpu", "dtype": dtype, "cache_dir": tmp_path / "cache"}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 sets it
     with pytest.raises(UserError, match="alice/offline cannot be loaded: offline mode is on"):
         load_pipeline("alice/offline", **settings)
@@ -315,6 +317,32 @@ def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert same(outputs(load_pipeline("alice/offline", **settings)), online)
     assert hub.requests == []
+
+
+def test_offline_what_has_no_head_to_say_how_precisions_agree_comes_from_the_cache_too(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    unfitted = made()
+    unfitted.segmentation_head = None
+    push("alice/unfitted", unfitted)
+    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    HfApi().create_repo("alice/plain")
+    HfApi().upload_folder(repo_id="alice/plain", folder_path=tmp_path / "ddpm")
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        for name in ("alice/unfitted", "alice/plain"):
+            assert load_pipeline(name, device="cpu", cache_dir=tmp_path / "cache").unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("wrong", ['"0.5"', "true", "NaN", "-5", "99.9", "1e400", '{"a": 1}', "[]", "null"])
+def test_an_agreement_that_is_no_share_says_nothing(wrong, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    made().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "segmentation_head" / "config.json"
+    config = path.read_text()
+    for agreement in (wrong, f'{{"bfloat16": {wrong}}}'):
+        path.write_text(config.replace('"agreement": null', f'"agreement": {agreement}'))
+        assert load_pipeline(tmp_path / "model", device="cpu").unet.dtype == torch.bfloat16
+    assert not caplog.messages
 
 
 def test_a_hub_that_cannot_be_reached_is_a_sentence_with_the_offline_options(tmp_path, monkeypatch):
