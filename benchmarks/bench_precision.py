@@ -35,7 +35,8 @@ def main() -> None:
             flush=True,
         )
     device = default_device()
-    print(f"{len(data)} images; {hardware(device)}; auto is {str(default_dtype(device)).removeprefix('torch.')} here.")
+    usual = str(default_dtype(device)).removeprefix("torch.")
+    print(f"{len(data)} images; {hardware(device)}, whose own precision is {usual}.")
 
 
 if __name__ == "__main__":
