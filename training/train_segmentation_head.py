@@ -340,18 +340,19 @@ def load_frozen(args: argparse.Namespace, device: torch.device, dtype: torch.dty
 def compare_precisions(args: argparse.Namespace, pipe: Any, dataset: LabeledImages) -> dict[str, float]:
     """Puts into the head on how many pixels of some images its masks are those of float32, and says it."""
     images = (dataset[i].image for i in evenly_spread(len(dataset), COMPARED))
-    usual = default_dtype(pipe.segmentation_head.device)
+    usual, own = default_dtype(pipe.segmentation_head.device), pipe.head_extractor().dtype
+    if own == usual == torch.float32:
+        return {}
     try:
-        if pipe.head_extractor().dtype != torch.float32:
+        if own != torch.float32:
             agreement = measure_agreement(pipe, partial(in_dtype, args, pipe, torch.float32), images)
         else:  # in which `auto` would use it here
             agreement = measure_agreement(in_dtype(args, pipe, usual), lambda: pipe, images)
     except torch.cuda.OutOfMemoryError:  # not worth the head that was fitted
         print("Masks were not compared with those in float32: there is no memory for a second copy of the model.")
         return {}
-    if agreement:
-        print(agreement_line(agreement))
-    pipe.segmentation_head.register_to_config(agreement=agreement or None)
+    print(agreement_line(agreement))
+    pipe.segmentation_head.register_to_config(agreement=agreement)
     return agreement
 
 
