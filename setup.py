@@ -58,11 +58,12 @@ setup(
     package_dir={"diffuseseg_diffusers.training": "training", "diffuseseg_diffusers.hub_cards": "hub_cards"},
     package_data={
         "diffuseseg_diffusers": ["py.typed"],
-        "diffuseseg_diffusers.data": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
+        "diffuseseg_diffusers.datasets": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
         "diffuseseg_diffusers.hub_cards": ["*.md"],
         "diffuseseg_diffusers.labeling": ["static/*"],
         "diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"],
-        "diffuseseg_diffusers.training": ["configs/*.json", "configs/benchmarks/*.json"],
+        "diffuseseg_diffusers.paper": ["benchmarks/*.json"],
+        "diffuseseg_diffusers.training": ["configs/*.json"],
     },
     install_requires=[
         "torch>=2.9",

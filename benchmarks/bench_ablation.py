@@ -34,17 +34,17 @@ from diffuseseg_diffusers import (
     fit_segmentation_head,
     load_labeled_images,
 )
-from diffuseseg_diffusers.data.augmentation import IGNORED, augment
+from diffuseseg_diffusers.datasets.augmentation import IGNORED, augment
 from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
 from diffuseseg_diffusers.heads import extraction
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
-from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.runs.files import write_json
-from diffuseseg_diffusers.runs.hardware import hardware
-from diffuseseg_diffusers.runs.resuming import Results
+from diffuseseg_diffusers.jobs.files import write_json
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.jobs.run import Results
+from diffuseseg_diffusers.paper.labels import label_draws
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 from diffuseseg_diffusers.students.training import segmentation_loss
-from diffuseseg_diffusers.studies.labels import label_draws
 
 
 DEFAULT = RECIPES["default"]

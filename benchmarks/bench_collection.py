@@ -32,14 +32,14 @@ import torch
 from datasets import Dataset, Features, Image, load_dataset
 from tqdm.auto import tqdm
 
-from diffuseseg_diffusers.data.drawn_faces import draw_face
-from diffuseseg_diffusers.data.image_processor import mask_to_pil
+from diffuseseg_diffusers.datasets.drawn_faces import draw_face
 from diffuseseg_diffusers.heads.ensemble import image_uncertainty
-from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.inference.collections import CollectionRun
-from diffuseseg_diffusers.inference.files import Reading
-from diffuseseg_diffusers.runs.hardware import hardware
-from diffuseseg_diffusers.runs.parts import finish_parts
+from diffuseseg_diffusers.images.image_processor import mask_to_pil
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.jobs.parts import finish_parts
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
+from diffuseseg_diffusers.tiling.collections import CollectionRun
+from diffuseseg_diffusers.tiling.files import Reading
 
 
 BATCH = 16

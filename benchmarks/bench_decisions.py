@@ -15,11 +15,11 @@ import torch
 from bench_labels import SHIFTS, Shifted
 
 from diffuseseg_diffusers import load_labeled_images, load_pipeline
-from diffuseseg_diffusers.data.columns import decode_cell
-from diffuseseg_diffusers.data.unlabeled import load_unlabeled
-from diffuseseg_diffusers.inference.decisions import IMAGES, fit_decisions
-from diffuseseg_diffusers.metrics.decisions import winners
-from diffuseseg_diffusers.runs.hardware import hardware
+from diffuseseg_diffusers.datasets.columns import decode_cell
+from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
+from diffuseseg_diffusers.evaluation.decision_fitting import IMAGES, fit_decisions
+from diffuseseg_diffusers.heads.decisions import winners
+from diffuseseg_diffusers.jobs.hardware import hardware
 
 
 def ious(counts: torch.Tensor) -> torch.Tensor:

@@ -25,9 +25,9 @@ import torch
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_labeled_images
-from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
-from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.runs.command import keep_freed_memory
+from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.jobs.command import keep_freed_memory
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 TIMESTEPS = [50, 150, 250]

@@ -30,7 +30,7 @@ from diffuseseg_diffusers.features.base import LastTapReached  # noqa: E402
 from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor  # noqa: E402
 from diffuseseg_diffusers.features.families import find_family  # noqa: E402
 from diffuseseg_diffusers.heads.recipes import RECIPES  # noqa: E402
-from diffuseseg_diffusers.runs.hardware import hardware  # noqa: E402
+from diffuseseg_diffusers.jobs.hardware import hardware  # noqa: E402
 from tests.tiny_pipelines import FAMILIES, clip, stable_diffusion  # noqa: E402
 
 

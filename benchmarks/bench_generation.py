@@ -16,7 +16,7 @@ import torch
 
 from diffuseseg_diffusers.factory.sampling import scheduler_for
 from diffuseseg_diffusers.heads.ensemble import image_uncertainty
-from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 def main() -> None:

@@ -26,12 +26,12 @@ from diffusers.training_utils import EMAModel
 from profile_stages import Machine, count
 
 from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head
-from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, unet_config
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
 from diffuseseg_diffusers.heads.recipes import find_recipe
-from diffuseseg_diffusers.runs.command import keep_freed_memory
-from diffuseseg_diffusers.runs.hardware import DTYPES, default_device, default_dtype, hardware
-from diffuseseg_diffusers.segmenter import weight_bytes
+from diffuseseg_diffusers.jobs.command import keep_freed_memory
+from diffuseseg_diffusers.jobs.hardware import DTYPES, default_device, default_dtype, hardware
+from diffuseseg_diffusers.paper.guided_diffusion import PRESETS, unet_config
+from diffuseseg_diffusers.pipelines.segmenter import weight_bytes
 
 
 SMALL = str(Path(__file__).parent.parent / "training" / "configs" / "small_64.json")

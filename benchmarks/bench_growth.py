@@ -32,11 +32,11 @@ from diffusers import DDPMPipeline
 from matplotlib.figure import Figure
 
 from diffuseseg_diffusers import DiffuseSegPipeline, LabeledImages, PixelClassifierEnsemble, fit_segmentation_head
-from diffuseseg_diffusers.data.drawn_faces import SHIPPED_MODEL, draw_face
+from diffuseseg_diffusers.datasets.drawn_faces import SHIPPED_MODEL, draw_face
 from diffuseseg_diffusers.figures.curves import PALETTE
 from diffuseseg_diffusers.heads.recipes import find_recipe
-from diffuseseg_diffusers.runs.hardware import hardware
-from diffuseseg_diffusers.runs.resuming import Results
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.jobs.run import Results
 
 
 USUAL = {"images": 8, "size": 64, "classes": 6, "members": find_recipe("default").num_members, "labels": 20}

@@ -25,7 +25,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, draw_face
+from diffuseseg_diffusers.datasets.drawn_faces import LABEL_NAMES, draw_face
 
 
 CHROMIUM = os.environ.get("DIFFUSESEG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")

@@ -21,13 +21,13 @@ from bench_unet import train as train_unet
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_labeled_images
-from diffuseseg_diffusers.data.image_processor import to_eight_bit
-from diffuseseg_diffusers.data.labeled import LabeledImage
+from diffuseseg_diffusers.datasets.labeled import LabeledImage
 from diffuseseg_diffusers.figures.curves import label_curves
-from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.runs.files import write_json
-from diffuseseg_diffusers.runs.hardware import hardware
-from diffuseseg_diffusers.runs.resuming import Results
+from diffuseseg_diffusers.images.image_processor import to_eight_bit
+from diffuseseg_diffusers.jobs.files import write_json
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.jobs.run import Results
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 SHIFTS = ("rotated", "darkened", "blurred", "shrunk")

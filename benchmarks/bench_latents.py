@@ -24,8 +24,8 @@ from diffuseseg_diffusers import (
     fit_segmentation_head,
     load_labeled_images,
 )
-from diffuseseg_diffusers.runs.hardware import hardware
-from diffuseseg_diffusers.segmenter import HeadSegmenter
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 
 
 class RawPixels(FeatureExtractor):

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 
 from diffuseseg_diffusers import DecoderFeatureExtractor, DiffuseSegPipeline, PixelClassifierEnsemble
-from diffuseseg_diffusers.diffusion.guided_diffusion import PRESETS, checkpoint_shapes
 from diffuseseg_diffusers.features.noise import PAPER_TIMESTEPS
 from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
-from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.runs.hardware import hardware
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.paper.guided_diffusion import PRESETS, checkpoint_shapes
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 SIDES = ("convert", "ours-float32", "ours-bfloat16", "naive")

@@ -20,7 +20,7 @@ import torch
 from diffuseseg_diffusers import PixelClassifierEnsemble, load_labeled_images, load_pipeline
 from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.table import ActivationTable
-from diffuseseg_diffusers.runs.hardware import hardware
+from diffuseseg_diffusers.jobs.hardware import hardware
 
 
 def fewer(head: PixelClassifierEnsemble, number: int) -> PixelClassifierEnsemble:

@@ -9,7 +9,7 @@ import argparse
 import numpy as np
 
 from diffuseseg_diffusers import evaluate_segmentation, load_labeled_images, load_pipeline
-from diffuseseg_diffusers.runs.hardware import default_device, default_dtype, hardware
+from diffuseseg_diffusers.jobs.hardware import default_device, default_dtype, hardware
 
 
 def main() -> None:

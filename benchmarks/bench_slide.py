@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffuseseg_diffusers.data.drawn_slides import LABEL_NAMES, draw_slide, write_slide
-from diffuseseg_diffusers.data.rasters.base import Window, windows_over
-from diffuseseg_diffusers.data.rasters.opening import open_raster
-from diffuseseg_diffusers.runs.hardware import hardware
+from diffuseseg_diffusers.datasets.drawn_slides import LABEL_NAMES, draw_slide, write_slide
+from diffuseseg_diffusers.images.formats.base import Window, windows_over
+from diffuseseg_diffusers.images.formats.opening import open_raster
+from diffuseseg_diffusers.jobs.hardware import hardware
 
 
 U_NET = {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from diffuseseg_diffusers import load_labeled_images
-from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 def main() -> None:

@@ -40,13 +40,13 @@ from diffuseseg_diffusers import (
     load_labeled_images,
     load_pipeline,
 )
-from diffuseseg_diffusers.data.unlabeled import load_unlabeled
+from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
-from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
-from diffuseseg_diffusers.runs.files import write_json
-from diffuseseg_diffusers.runs.hardware import hardware
-from diffuseseg_diffusers.runs.resuming import Results
-from diffuseseg_diffusers.segmenter import Segmenter
+from diffuseseg_diffusers.jobs.files import write_json
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.jobs.run import Results
+from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
+from diffuseseg_diffusers.pipelines.segmenter import Segmenter
 from diffuseseg_diffusers.students.choosing import RATES, new_student
 from diffuseseg_diffusers.students.targets import SoftTargets, compute_targets
 from diffuseseg_diffusers.students.training import StudentTraining, TrainingOptions

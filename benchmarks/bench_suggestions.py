@@ -34,8 +34,8 @@ from scipy import stats
 from simulated_annotator import true_stroke
 
 from diffuseseg_diffusers import LabeledImages, load_pipeline, recipe_extractor
-from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
-from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor
+from diffuseseg_diffusers.datasets.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
+from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.labeling.features import Basis, PictureFeatures, places, sample_pixels
 from diffuseseg_diffusers.labeling.live import LiveHead, Sampled
 from diffuseseg_diffusers.labeling.regions import sparse_pixels

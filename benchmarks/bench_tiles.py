@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from diffuseseg_diffusers import load_labeled_images
-from diffuseseg_diffusers.data.channels import to_rgb
-from diffuseseg_diffusers.data.rasters.base import ArrayRaster
-from diffuseseg_diffusers.hub.loading import load_pipeline
-from diffuseseg_diffusers.inference.tiles import BLENDS, Tiling, segment_tiled
+from diffuseseg_diffusers.images.channels import to_rgb
+from diffuseseg_diffusers.images.formats.base import ArrayRaster
+from diffuseseg_diffusers.jobs.hardware import hardware
 from diffuseseg_diffusers.metrics import MEAN_IOU
-from diffuseseg_diffusers.runs.hardware import hardware
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
+from diffuseseg_diffusers.tiling.tiles import BLENDS, Tiling, segment_tiled
 
 
 def mosaic(images: list[np.ndarray], columns: int) -> np.ndarray:

@@ -23,11 +23,11 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDPMScheduler
 
-from diffuseseg_diffusers.data.drawn_faces import draw_face
+from diffuseseg_diffusers.datasets.drawn_faces import draw_face
 from diffuseseg_diffusers.diffusion.objective import denoising_loss
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
-from diffuseseg_diffusers.runs.command import keep_freed_memory
-from diffuseseg_diffusers.runs.hardware import default_device
+from diffuseseg_diffusers.jobs.command import keep_freed_memory
+from diffuseseg_diffusers.jobs.hardware import default_device
 from diffuseseg_diffusers.training import train_ddpm
 
 

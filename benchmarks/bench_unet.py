@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, load_labeled_images
-from diffuseseg_diffusers.data.augmentation import IGNORED, augment
-from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor, default_palette
+from diffuseseg_diffusers.datasets.augmentation import IGNORED, augment
 from diffuseseg_diffusers.heads.classes import Classes
-from diffuseseg_diffusers.segmenter import SegmentedBatch, Segmenter
+from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, default_palette
+from diffuseseg_diffusers.paper.labels import label_draws
+from diffuseseg_diffusers.pipelines.segmenter import SegmentedBatch, Segmenter
 from diffuseseg_diffusers.students.training import segmentation_loss
-from diffuseseg_diffusers.studies.labels import label_draws
 
 
 def convolutions(channels: int, width: int) -> torch.nn.Sequential:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from diffuseseg_diffusers import evaluate_segmentation, load_labeled_images, load_pipeline
-from diffuseseg_diffusers.runs.hardware import hardware
-from diffuseseg_diffusers.segmenter import SegmentedBatch, Segmenter
+from diffuseseg_diffusers.jobs.hardware import hardware
+from diffuseseg_diffusers.pipelines.segmenter import SegmentedBatch, Segmenter
 
 
 class Views(Segmenter):

@@ -12,10 +12,10 @@ import argparse
 import torch
 
 from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head, load_labeled_images
-from diffuseseg_diffusers.data.unlabeled import to_pixels
+from diffuseseg_diffusers.datasets.unlabeled import to_pixels
 from diffuseseg_diffusers.diffusion.objective import denoising_losses
 from diffuseseg_diffusers.features.pixel_unet import image_size
-from diffuseseg_diffusers.hub.loading import load_pipeline
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 def main() -> None:

@@ -26,16 +26,16 @@ from diffusers.training_utils import EMAModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffuseseg_diffusers import load_labeled_images, load_pipeline
-from diffuseseg_diffusers.data.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.ensemble import STRIP_BYTES
 from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.fit import fit_head
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.heads.upsampling import blend_of, columns_of, upsampled_rows
-from diffuseseg_diffusers.runs.command import keep_freed_memory
-from diffuseseg_diffusers.runs.hardware import default_device, hardware
-from diffuseseg_diffusers.segmenter import SMALL, predict_masks, weight_bytes
+from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, mask_to_pil
+from diffuseseg_diffusers.jobs.command import keep_freed_memory
+from diffuseseg_diffusers.jobs.hardware import default_device, hardware
+from diffuseseg_diffusers.pipelines.segmenter import SMALL, predict_masks, weight_bytes
 
 
 def operations(total: Sequence[int], a: Sequence[int], b: Sequence[int], **_: Any) -> int:

@@ -18,7 +18,7 @@ from bench_labeling import CHROMIUM
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
+from diffuseseg_diffusers.datasets.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
 
 
 COUNT = 24

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from .runs.command import run_command
-from .runs.errors import UserError
-from .runs.hardware import DTYPES
+from .jobs.command import run_command
+from .jobs.errors import UserError
+from .jobs.hardware import DTYPES
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, backbone: bool = False) -> None:

@@ -4,7 +4,7 @@
 import torch
 import torch.nn.functional as F
 
-from diffuseseg_diffusers.segmenter import SegmentedBatch, Segmenter
+from diffuseseg_diffusers.pipelines.segmenter import SegmentedBatch, Segmenter
 
 
 class PixelwiseSegmenter(Segmenter):

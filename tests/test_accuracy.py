@@ -8,7 +8,7 @@ from diffuseseg_diffusers import (
     fit_segmentation_head,
     load_labeled_images,
 )
-from diffuseseg_diffusers.data.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, drawn_faces
+from diffuseseg_diffusers.datasets.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, drawn_faces
 
 from .conftest import shared
 

@@ -16,38 +16,37 @@ from .conftest import ROOT
 PACKAGE = ROOT / "diffuseseg_diffusers"
 # Packages and top-level modules from the ground up; each imports from lower rungs alone.
 LADDER = [
-    {"runs"},
-    {"metrics"},
-    {"data"},
+    {"jobs"},
+    {"images", "metrics"},
+    {"datasets"},
     {"features"},
-    {"heads", "saved_code"},
-    {"segmenter"},
-    {"pipeline_diffuseseg", "pipeline_backbone", "pipeline_composed"},
-    {"pipeline_auto"},
-    {"inference"},
-    {"students", "diffusion", "factory", "studies", "labeling"},
+    {"heads"},
+    {"pipelines"},
+    {"tiling"},
+    {"evaluation"},
+    {"students", "diffusion", "factory", "paper", "labeling"},
     {"figures"},
     {"hub"},
     {"arguments"},
-    {"training"},
+    {"tasks", "training"},
     {"cli"},
     {"__main__"},
 ]
 # What a saved pipeline carries to load without this package.
 CARRIED = {
     *(
-        "runs.errors",
-        "data.channels",
-        "data.image_processor",
+        "jobs.errors",
+        "images.channels",
+        "images.image_processor",
         "features.noise",
         "features.dry_run",
         "features.base",
         "features.pixel_unet",
-        "metrics.decisions",
+        "heads.decisions",
         "heads.upsampling",
         "heads.ensemble",
     ),
-    *("segmenter", "saved_code", "pipeline_diffuseseg"),
+    *("pipelines.segmenter", "pipelines.saved_code", "pipelines.pixel"),
 }
 MODULES = {
     **{p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): p for p in PACKAGE.rglob("*.py")},

@@ -29,8 +29,8 @@ from diffuseseg_diffusers.arguments import (
     inputs_of,
     run_script,
 )
-from diffuseseg_diffusers.data.columns import describe_dataset
-from diffuseseg_diffusers.data.unlabeled import load_unlabeled
+from diffuseseg_diffusers.datasets.columns import describe_dataset
+from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.factory.sampling import (
     IMAGE_FORMATS,
     SCHEDULERS,
@@ -40,25 +40,18 @@ from diffuseseg_diffusers.factory.sampling import (
     scheduler_for,
 )
 from diffuseseg_diffusers.factory.selection import Selection, nearest_neighbours, reference_thumbnails
-from diffuseseg_diffusers.factory.shards import (
-    PART_FILES,
-    SHARD_FILES,
-    Samples,
-    part_path,
-    write_shards,
-    write_table,
-)
+from diffuseseg_diffusers.factory.shards import PART_FILES, SHARD_FILES, Samples, part_path, write_shards, write_table
 from diffuseseg_diffusers.figures.curves import uncertainty_histogram
 from diffuseseg_diffusers.figures.pages import samples_page
 from diffuseseg_diffusers.hub.dataset_card import GENERATION
-from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
-from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.executors import add_executor_arguments, check_executor, is_worker, share_work
-from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import find_device, hardware, report_processes, short_name
-from diffuseseg_diffusers.runs.parts import PARTS, Part, finish_parts
-from diffuseseg_diffusers.runs.resuming import fingerprint, may_resume, open_run
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.jobs.executors import add_executor_arguments, check_executor, is_worker, share_work
+from diffuseseg_diffusers.jobs.files import atomic_file, check_output_folder, write_json
+from diffuseseg_diffusers.jobs.hardware import find_device, hardware, report_processes, short_name
+from diffuseseg_diffusers.jobs.parts import PARTS, Part, finish_parts
+from diffuseseg_diffusers.jobs.run import fingerprint, may_resume, open_run
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 COMMAND = "generate"

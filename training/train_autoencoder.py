@@ -20,7 +20,7 @@ from diffuseseg_diffusers.arguments import (
     inputs_of,
     run_script,
 )
-from diffuseseg_diffusers.data.unlabeled import count_channels, load_unlabeled
+from diffuseseg_diffusers.datasets.unlabeled import count_channels, load_unlabeled
 from diffuseseg_diffusers.diffusion.arguments import (
     add_image_arguments,
     add_run_arguments,
@@ -39,10 +39,10 @@ from diffuseseg_diffusers.diffusion.run import (
     run_settings,
 )
 from diffuseseg_diffusers.diffusion.setup import make_batches
-from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.files import check_output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import default_device, report_processes
-from diffuseseg_diffusers.runs.resuming import may_resume
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.jobs.files import check_output_folder, write_json
+from diffuseseg_diffusers.jobs.hardware import default_device, report_processes
+from diffuseseg_diffusers.jobs.run import may_resume
 
 
 COMMAND = "train-autoencoder"

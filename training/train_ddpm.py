@@ -17,10 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments, inputs_of, run_script
-from diffuseseg_diffusers.data.arguments import read_channels
-from diffuseseg_diffusers.data.channels import InputChannels
-from diffuseseg_diffusers.data.crops import Pictures
-from diffuseseg_diffusers.data.unlabeled import count_channels, load_unlabeled
+from diffuseseg_diffusers.datasets.arguments import read_channels
+from diffuseseg_diffusers.datasets.crops import Pictures
+from diffuseseg_diffusers.datasets.unlabeled import count_channels, load_unlabeled
 from diffuseseg_diffusers.diffusion.arguments import (
     add_image_arguments,
     add_run_arguments,
@@ -45,12 +44,13 @@ from diffuseseg_diffusers.diffusion.unets import BETA_SCHEDULES, PREDICTION_TYPE
 from diffuseseg_diffusers.features.latents import latent_stride
 from diffuseseg_diffusers.features.pixel_unet import image_size
 from diffuseseg_diffusers.figures.curves import training_curves
-from diffuseseg_diffusers.hub.loading import load_pipeline
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
-from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.files import atomic_file, check_output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import default_device, report_processes
-from diffuseseg_diffusers.runs.resuming import may_resume
+from diffuseseg_diffusers.images.channels import InputChannels
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.jobs.files import atomic_file, check_output_folder, write_json
+from diffuseseg_diffusers.jobs.hardware import default_device, report_processes
+from diffuseseg_diffusers.jobs.run import may_resume
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 
 
 COMMAND = "train-ddpm"

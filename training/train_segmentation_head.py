@@ -29,31 +29,28 @@ from diffuseseg_diffusers.arguments import (
     inputs_of,
     run_script,
 )
-from diffuseseg_diffusers.data.arguments import (
+from diffuseseg_diffusers.datasets.arguments import (
     add_data_arguments,
     add_reading_arguments,
     check_reading_arguments,
     load_data,
     read_channels,
 )
-from diffuseseg_diffusers.data.columns import decode_cell, describe_dataset
-from diffuseseg_diffusers.data.crops import LabeledTiles, Pictures
-from diffuseseg_diffusers.data.unlabeled import evenly_spread, load_unlabeled
+from diffuseseg_diffusers.datasets.columns import decode_cell, describe_dataset
+from diffuseseg_diffusers.datasets.crops import LabeledTiles, Pictures
+from diffuseseg_diffusers.datasets.unlabeled import evenly_spread, load_unlabeled
+from diffuseseg_diffusers.evaluation.agreement import IMAGES as COMPARED
+from diffuseseg_diffusers.evaluation.agreement import agreement_line, measure_agreement
+from diffuseseg_diffusers.evaluation.decision_fitting import IMAGES, fit_decisions
+from diffuseseg_diffusers.evaluation.evaluate import format_metrics
 from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.heads.selection import Budget, choose_features, format_choices
-from diffuseseg_diffusers.hub.loading import load_pipeline, save_fitted
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
-from diffuseseg_diffusers.inference.decisions import IMAGES, fit_decisions
-from diffuseseg_diffusers.inference.evaluation import format_metrics
-from diffuseseg_diffusers.inference.precision import IMAGES as COMPARED
-from diffuseseg_diffusers.inference.precision import agreement_line, measure_agreement
-from diffuseseg_diffusers.pipeline_backbone import load_backbone
-from diffuseseg_diffusers.pipeline_composed import ComposedDiffuseSegPipeline
-from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.files import check_output_folder, output_folder, write_json
-from diffuseseg_diffusers.runs.hardware import (
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.jobs.files import check_output_folder, output_folder, write_json
+from diffuseseg_diffusers.jobs.hardware import (
     default_dtype,
     find_device,
     find_dtype,
@@ -61,7 +58,10 @@ from diffuseseg_diffusers.runs.hardware import (
     report_processes,
     short_name,
 )
-from diffuseseg_diffusers.segmenter import HeadSegmenter
+from diffuseseg_diffusers.pipelines.backbone import load_backbone
+from diffuseseg_diffusers.pipelines.composed import ComposedDiffuseSegPipeline
+from diffuseseg_diffusers.pipelines.loading import load_pipeline, save_fitted
+from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 
 
 AUTO = "auto"

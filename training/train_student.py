@@ -31,38 +31,26 @@ from diffuseseg_diffusers.arguments import (
     inputs_of,
     run_script,
 )
-from diffuseseg_diffusers.data.columns import contents_fingerprint, describe_dataset
-from diffuseseg_diffusers.data.image_processor import unnamed_classes
-from diffuseseg_diffusers.data.unlabeled import count_channels, evenly_spread, load_unlabeled
-from diffuseseg_diffusers.hub.loading import ONNX, load_pipeline
+from diffuseseg_diffusers.datasets.columns import contents_fingerprint, describe_dataset
+from diffuseseg_diffusers.datasets.unlabeled import count_channels, evenly_spread, load_unlabeled
+from diffuseseg_diffusers.evaluation.agreement import IMAGES as COMPARED
+from diffuseseg_diffusers.evaluation.agreement import agreement_line, measure_agreement
+from diffuseseg_diffusers.evaluation.decision_fitting import IMAGES as DECIDING
+from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
+from diffuseseg_diffusers.evaluation.evaluate import format_metrics
 from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
 from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
-from diffuseseg_diffusers.inference.decisions import IMAGES as DECIDING
-from diffuseseg_diffusers.inference.decisions import fit_decisions
-from diffuseseg_diffusers.inference.evaluation import format_metrics
-from diffuseseg_diffusers.inference.precision import IMAGES as COMPARED
-from diffuseseg_diffusers.inference.precision import agreement_line, measure_agreement
-from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.files import (
-    atomic_file,
-    check_output_folder,
-    remove_matching,
-    shown_name,
-    write_json,
-)
-from diffuseseg_diffusers.runs.hardware import default_device, default_dtype, hardware, report_processes
-from diffuseseg_diffusers.runs.resuming import may_resume, open_run
-from diffuseseg_diffusers.segmenter import Segmenter
+from diffuseseg_diffusers.images.image_processor import unnamed_classes
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.jobs.files import atomic_file, check_output_folder, remove_matching, shown_name, write_json
+from diffuseseg_diffusers.jobs.hardware import default_device, default_dtype, hardware, report_processes
+from diffuseseg_diffusers.jobs.run import may_resume, open_run
+from diffuseseg_diffusers.pipelines.loading import ONNX, load_pipeline
+from diffuseseg_diffusers.pipelines.segmenter import Segmenter
 from diffuseseg_diffusers.students.arguments import add_student_arguments, check_sources
-from diffuseseg_diffusers.students.choosing import (
-    RATES,
-    UNET,
-    check_reads,
-    new_student,
-    student_size,
-)
+from diffuseseg_diffusers.students.choosing import RATES, UNET, check_reads, new_student, student_size
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
-from diffuseseg_diffusers.students.segmenter import Student
+from diffuseseg_diffusers.students.student import Student
 from diffuseseg_diffusers.students.targets import (
     TARGETS,
     TARGETS_FILE,

@@ -6,9 +6,9 @@ import argparse
 from accelerate.tracking import get_available_trackers
 from diffusers.optimization import SchedulerType
 
-from ..data.arguments import add_reading_arguments, check_reading_arguments
-from ..data.unlabeled import RESIZE_MODES
-from ..runs.errors import UserError
+from ..datasets.arguments import add_reading_arguments, check_reading_arguments
+from ..datasets.unlabeled import RESIZE_MODES
+from ..jobs.errors import UserError
 from .setup import VALIDATION_IMAGES
 
 

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ..features.latents import latents_of
-from ..runs.seeds import mixed_seed
+from ..jobs.seeds import mixed_seed
 from .objective import averaged_unet, draw_step, to_model_range
 from .training import Training
 

@@ -15,9 +15,9 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from ..data.unlabeled import SKIP_HINT, UnlabeledImages, decode_pixels
-from ..runs.errors import UserError
-from ..runs.seeds import mixed_seed
+from ..datasets.unlabeled import SKIP_HINT, UnlabeledImages, decode_pixels
+from ..jobs.errors import UserError
+from ..jobs.seeds import mixed_seed
 
 
 class ShuffledBatches:

@@ -17,8 +17,8 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..runs.errors import UserError
-from ..runs.files import flush_to_disk, read_json, remove_matching, write_json
+from ..jobs.errors import UserError
+from ..jobs.files import flush_to_disk, read_json, remove_matching, write_json
 from .batches import ShuffledBatches, StreamedBatches
 
 

@@ -9,11 +9,11 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiffusionPipeline, DiTPipeline, LDMPipeline
 from tqdm.auto import tqdm
 
-from ..data.channels import InputChannels
 from ..features.latents import encode_latents, latent_stride
-from ..pipeline_diffuseseg import DiffuseSegPipeline
-from ..runs.errors import UserError
-from ..runs.hub_errors import explain_hub_error
+from ..images.channels import InputChannels
+from ..jobs.errors import UserError
+from ..jobs.hub_errors import explain_hub_error
+from ..pipelines.pixel import DiffuseSegPipeline
 from .batches import ShuffledBatches, StreamedBatches
 from .objective import to_model_range
 

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.utils import make_image_grid
 
-from ..data.columns import describe_dataset
-from ..runs.files import write_text
-from ..runs.hardware import hardware
-from ..runs.seeds import mixed_seed
+from ..datasets.columns import describe_dataset
+from ..jobs.files import write_text
+from ..jobs.hardware import hardware
+from ..jobs.seeds import mixed_seed
 from .batches import ShuffledBatches, StreamedBatches
 from .checkpoints import read_log
 from .objective import denoising_losses

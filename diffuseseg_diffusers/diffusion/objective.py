@@ -15,9 +15,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel, compute_snr
 from tqdm.auto import tqdm
 
-from ..data.image_processor import DiffuseSegImageProcessor
 from ..features.pixel_unet import image_size
-from ..runs.seeds import mixed_seed
+from ..images.image_processor import DiffuseSegImageProcessor
+from ..jobs.seeds import mixed_seed
 
 
 NUM_BUCKETS = 10

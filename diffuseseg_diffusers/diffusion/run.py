@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..runs.files import read_json, write_record
-from ..runs.resuming import may_resume, open_run
+from ..jobs.files import read_json, write_record
+from ..jobs.run import may_resume, open_run
 from .arguments import LATEST
 from .checkpoints import OWN_FILES, checkpoints, remove_leftovers
 from .training import Training

@@ -10,12 +10,12 @@ from datasets import Dataset, IterableDataset
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from diffusers.optimization import get_scheduler
 
-from ..data.channels import InputChannels
-from ..data.crops import Pictures, RandomCrops
-from ..data.unlabeled import UnlabeledImages
-from ..pipeline_diffuseseg import DiffuseSegPipeline
-from ..runs.errors import UserError
-from ..runs.seeds import mixed_seed, mixed_seed_32
+from ..datasets.crops import Pictures, RandomCrops
+from ..datasets.unlabeled import UnlabeledImages
+from ..images.channels import InputChannels
+from ..jobs.errors import UserError
+from ..jobs.seeds import mixed_seed, mixed_seed_32
+from ..pipelines.pixel import DiffuseSegPipeline
 from .batches import ShuffledBatches, StreamedBatches
 from .latents import latent_shape
 from .transformers import make_transformer, transformer_config

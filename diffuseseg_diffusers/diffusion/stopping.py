@@ -8,7 +8,7 @@ import signal
 import torch
 from accelerate import Accelerator
 
-from ..runs.errors import NotFiniteError
+from ..jobs.errors import NotFiniteError
 from .checkpoints import last_good
 
 

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from ..features.pixel_unet import image_size
-from ..runs.seeds import mixed_seed
+from ..jobs.seeds import mixed_seed
 from .batches import ShuffledBatches, StreamedBatches
 from .checkpoints import load_checkpoint, save_checkpoint
 from .log import TrainingLog, measure

@@ -3,7 +3,7 @@
 
 from diffusers import DiTTransformer2DModel
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 
 
 DENOISERS = ("unet", "dit")

@@ -14,8 +14,8 @@ import yaml
 from diffusers import UNet2DModel
 
 from ..features.pixel_unet import check_image_size
-from ..runs.errors import UserError
-from ..runs.hub_errors import explain_hub_error
+from ..jobs.errors import UserError
+from ..jobs.hub_errors import explain_hub_error
 
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")

@@ -15,13 +15,13 @@ import pyarrow as pa
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
-from ..data.image_processor import mask_to_pil
 from ..features.noise import BetaSchedule, noise_schedule
 from ..heads.ensemble import image_uncertainty
-from ..pipeline_composed import ComposedDiffuseSegPipeline
-from ..pipeline_diffuseseg import DiffuseSegPipeline
-from ..runs.errors import UserError
-from ..runs.seeds import mixed_seed
+from ..images.image_processor import mask_to_pil
+from ..jobs.errors import UserError
+from ..jobs.seeds import mixed_seed
+from ..pipelines.composed import ComposedDiffuseSegPipeline
+from ..pipelines.pixel import DiffuseSegPipeline
 from .shards import PART_SCHEMA, PROMPT
 
 

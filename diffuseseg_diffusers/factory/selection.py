@@ -8,8 +8,8 @@ import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.columns import decode_cell
-from ..runs.errors import UserError
+from ..datasets.columns import decode_cell
+from ..jobs.errors import UserError
 from .shards import Samples
 
 

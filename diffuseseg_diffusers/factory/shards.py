@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 
-from ..runs.files import atomic_file
-from ..runs.parts import PARTS
+from ..jobs.files import atomic_file
+from ..jobs.parts import PARTS
 
 
 FEATURES = Features(

@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..runs.errors import NotFiniteError, UserError
+from ..jobs.errors import NotFiniteError, UserError
 from .noise import PAPER_TIMESTEPS, NoiseSchedule, paper_schedule
 
 

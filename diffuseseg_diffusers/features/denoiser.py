@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 from .base import Block, FeatureExtractor, FeatureInfo, Features, LastTapReached, Tap
 from .dry_run import Place, dry_run
 from .latents import encode_latents, latent_stride

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 from .base import FeatureExtractor
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 from .base import relative_blocks
 from .denoiser import DenoiserFeatureExtractor, both_sides
 from .dry_run import Place

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 from .denoiser import DenoiserFeatureExtractor, both_sides
 from .dry_run import Place
 

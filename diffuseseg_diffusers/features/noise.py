@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 
 
 PAPER_TIMESTEPS = (50, 150, 250)  # of Baranchuk et al. (ICLR 2022), in a linear schedule of 1,000 steps

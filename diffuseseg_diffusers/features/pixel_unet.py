@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 from .base import Block, FeatureExtractor, Features, LastTapReached, Tap, relative_blocks
 from .dry_run import Place, dry_run
 from .noise import noise_schedule

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 from .base import Block, FeatureExtractor, FeatureInfo, Features, Tap
 
 

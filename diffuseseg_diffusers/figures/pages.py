@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 
-from ..data.image_processor import overlay, to_eight_bit
-from ..inference.evaluation import Example
+from ..evaluation.evaluate import Example
+from ..images.image_processor import overlay, to_eight_bit
 from .curves import PALETTE
 
 

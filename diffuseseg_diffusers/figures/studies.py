@@ -3,7 +3,7 @@
 
 from matplotlib.figure import Figure
 
-from ..studies.study import StudyReport
+from ..paper.study import StudyReport
 from .curves import block_curves, block_heat_map, corruption_curves, label_curves
 from .pages import cluster_page
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.image_processor import unnamed_classes
-from ..data.labeled import LabeledImages
+from ..datasets.labeled import LabeledImages
+from ..images.image_processor import unnamed_classes
 
 
 # Names of classes that change when an image is mirrored: "left eye", "l_brow".

@@ -14,10 +14,10 @@ import evaluate
 import numpy as np
 import torch
 
-from ..data.labeled import LabeledImages
+from ..datasets.labeled import LabeledImages
 from ..features.base import Block, FeatureExtractor, ordered
+from ..jobs.errors import UserError
 from ..metrics import MEAN_IOU
-from ..runs.errors import UserError
 from .classes import Classes
 from .ensemble import PixelClassifierEnsemble
 from .extraction import extract_activations

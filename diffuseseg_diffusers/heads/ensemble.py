@@ -21,8 +21,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..features.base import Block
-from ..metrics.decisions import Decisions, winners
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
+from .decisions import Decisions, winners
 from .upsampling import blend_of, columns_of, upsampled_rows
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.augmentation import IGNORED, augment
-from ..data.image_processor import DiffuseSegImageProcessor
-from ..data.labeled import LabeledImages
+from ..datasets.augmentation import IGNORED, augment
+from ..datasets.labeled import LabeledImages
 from ..features.base import FeatureExtractor
-from ..runs.seeds import mixed_seed_32
+from ..images.image_processor import DiffuseSegImageProcessor
+from ..jobs.seeds import mixed_seed_32
 from .table import ActivationTable
 
 

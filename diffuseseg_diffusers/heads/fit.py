@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.utils import logging
 
-from ..data.image_processor import default_palette
-from ..data.labeled import LabeledImages
+from ..datasets.labeled import LabeledImages
 from ..features.base import Block, FeatureExtractor
-from ..runs.errors import UserError
+from ..images.image_processor import default_palette
+from ..jobs.errors import UserError
 from .classes import Classes
 from .ensemble import FORMAT_VERSION, PixelClassifierEnsemble
 from .extraction import extract_activations, labeled_examples

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..features.base import Block
 from ..features.noise import PAPER_TIMESTEPS
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 
 
 @dataclass(frozen=True)

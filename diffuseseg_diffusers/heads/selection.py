@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.labeled import LabeledImages
+from ..datasets.labeled import LabeledImages
 from ..features.base import Block, FeatureExtractor, ordered
-from ..runs.errors import UserError
+from ..jobs.errors import UserError
 from .classes import Classes
 from .cross_validation import LabeledActivations, cross_validated, entries_of, folds_of, missing_classes, others
 from .fit import recipe_extractor

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..data.labeled import LabeledImage, LabeledImages
-from ..runs.errors import UserError
+from ..datasets.labeled import LabeledImage, LabeledImages
+from ..jobs.errors import UserError
 from .ensemble import PixelClassifierEnsemble
 from .extraction import resize_mask
 from .recipes import Recipe

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..features.base import FeatureInfo
-from ..runs.errors import NotFiniteError, UserError
+from ..jobs.errors import NotFiniteError, UserError
 
 
 class ActivationTable:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..runs.errors import NotFiniteError, UserError
-from ..runs.seeds import mixed_seed_32
+from ..jobs.errors import NotFiniteError, UserError
+from ..jobs.seeds import mixed_seed_32
 from .ensemble import PixelClassifierEnsemble, StackedLinear
 from .recipes import Recipe
 from .table import ActivationTable

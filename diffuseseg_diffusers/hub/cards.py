@@ -13,7 +13,7 @@ from huggingface_hub import CardData, DatasetCard, EvalResult, ModelCard
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..runs.install import INSTALL, INSTALL_WHERE, INSTALL_WITHOUT_US
+from ..jobs.install import INSTALL, INSTALL_WHERE, INSTALL_WITHOUT_US
 
 
 CARD = "README.md"

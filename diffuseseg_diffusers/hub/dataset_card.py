@@ -14,12 +14,12 @@ from datasets import Image
 from diffusers.utils import make_image_grid
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..data.columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell
-from ..data.folders import read_label_file
-from ..data.image_processor import default_palette, mask_to_pil, to_eight_bit, unnamed_classes
-from ..data.parquet import open_streams
+from ..datasets.columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell
+from ..datasets.folders import read_label_file
+from ..datasets.parquet import open_streams
 from ..figures.pages import samples_page
-from ..runs.errors import UserError
+from ..images.image_processor import default_palette, mask_to_pil, to_eight_bit, unnamed_classes
+from ..jobs.errors import UserError
 from .cards import SAMPLES, figure_image, hex_color, png, render, with_own
 
 

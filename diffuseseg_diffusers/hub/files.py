@@ -15,13 +15,13 @@ from typing import Any
 from datasets import get_dataset_config_names, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
-from ..data.columns import describe_dataset
-from ..data.image_files import find_images
-from ..data.parquet import as_parquet
-from ..pipeline_composed import HEAD, ComposedDiffuseSegPipeline
-from ..pipeline_diffuseseg import DiffuseSegPipeline
-from ..runs.errors import UserError
-from ..runs.files import RECORD, read_json, read_record
+from ..datasets.columns import describe_dataset
+from ..datasets.parquet import as_parquet
+from ..images.image_files import find_images
+from ..jobs.errors import UserError
+from ..jobs.files import RECORD, read_json, read_record
+from ..pipelines.composed import HEAD, ComposedDiffuseSegPipeline
+from ..pipelines.pixel import DiffuseSegPipeline
 from .cards import CARD, CURVES, RECORDS, SAMPLES
 from .dataset_card import GENERATION, LABELS
 from .student_card import STUDENT_RECORD

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..data.image_processor import default_palette, unnamed_classes
 from ..heads.ensemble import PixelClassifierEnsemble
+from ..images.image_processor import default_palette, unnamed_classes
 from .cards import (
     TAGS,
     datasets_on_hub,

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..features.pixel_unet import image_size
 from ..figures.pages import samples_page
-from ..pipeline_diffuseseg import DiffuseSegPipeline
+from ..pipelines.pixel import DiffuseSegPipeline
 from .cards import (
     CURVES,
     RECORDS,

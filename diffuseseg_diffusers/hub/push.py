@@ -19,16 +19,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from ..heads.ensemble import PixelClassifierEnsemble
-from ..pipeline_composed import HEAD
-from ..pipeline_diffuseseg import DiffuseSegPipeline
-from ..runs.errors import UserError
-from ..runs.files import read_json
-from ..runs.hub_errors import explain_hub_error, is_temporary
+from ..jobs.errors import UserError
+from ..jobs.files import read_json
+from ..jobs.hub_errors import explain_hub_error, is_temporary
+from ..pipelines.composed import HEAD
+from ..pipelines.loading import load_pipeline
+from ..pipelines.pixel import DiffuseSegPipeline
 from .cards import CARD, RECORDS, SAMPLES, own_card, png
 from .dataset_card import dataset_card, read_parts
 from .files import Upload, collect, without_local_paths
 from .head_card import head_card
-from .loading import load_pipeline
 from .model_card import model_card, sample_sheet
 from .student_card import student_card
 

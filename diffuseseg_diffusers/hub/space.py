@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi, SpaceCard, SpaceCardData
 from packaging.requirements import Requirement
 
+from ..jobs.errors import UserError
 from ..labeling.pictures import find_pictures
-from ..runs.errors import UserError
 from .files import Upload, collect
 from .push import check_access, commit_upload, hub_refusals
 

@@ -5,17 +5,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..runs.files import read_json
+from ..jobs.files import read_json
 from ..students.unets import RECORD as UNET_RECORD
-from .cards import (
-    datasets_on_hub,
-    describe_duration,
-    describe_images,
-    describe_machine,
-    eval_results,
-    render,
-    with_own,
-)
+from .cards import datasets_on_hub, describe_duration, describe_images, describe_machine, eval_results, render, with_own
 
 
 STUDENT_RECORD = "student_training.json"  # the mark of a folder that `train-student` left

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.image_processor import mask_to_pil
-from ..inference.files import free_names, stem
-from ..runs.errors import UserError
-from ..runs.files import write_json
+from ..images.image_processor import mask_to_pil
+from ..jobs.errors import UserError
+from ..jobs.files import write_json
+from ..tiling.files import free_names, stem
 from .journal import JOURNAL
 
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..features.base import FeatureExtractor
-from ..runs.errors import UserError
-from ..runs.files import atomic_file
+from ..jobs.errors import UserError
+from ..jobs.files import atomic_file
 
 
 DIMENSIONS = 64

@@ -3,9 +3,9 @@
 
 from pathlib import Path
 
-from ..runs.errors import UserError
-from ..runs.files import read_record, write_record
-from ..runs.locks import hold_folder
+from ..jobs.errors import UserError
+from ..jobs.files import read_record, write_record
+from ..jobs.locks import hold_folder
 
 
 COMMAND = "app"

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.image_processor import default_palette
-from ..runs.errors import UserError
+from ..images.image_processor import default_palette
+from ..jobs.errors import UserError
 
 
 JOURNAL = "strokes.jsonl"  # in the folder of a session

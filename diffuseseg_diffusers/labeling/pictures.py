@@ -9,11 +9,11 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..data.channels import to_rgb
-from ..data.image_processor import DiffuseSegImageProcessor, open_image, to_eight_bit
-from ..data.rasters.base import Window
-from ..data.rasters.opening import is_raster, open_raster, rasters_without_masks
-from ..runs.errors import UserError
+from ..images.channels import to_rgb
+from ..images.formats.base import Window
+from ..images.formats.opening import is_raster, open_raster, rasters_without_masks
+from ..images.image_processor import DiffuseSegImageProcessor, open_image, to_eight_bit
+from ..jobs.errors import UserError
 from .journal import MAX_PIXELS
 
 

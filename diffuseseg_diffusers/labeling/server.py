@@ -27,8 +27,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..runs.errors import UserError
-from ..runs.files import read_json, write_json
+from ..jobs.errors import UserError
+from ..jobs.files import read_json, write_json
 from .export import export_session
 from .folder import FINISHED, PIPELINE
 from .regions import to_runs

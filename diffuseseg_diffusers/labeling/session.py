@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from ..data.image_processor import DiffuseSegImageProcessor
-from ..data.labeled import LabeledImages
+from ..datasets.labeled import LabeledImages
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
-from ..pipeline_composed import weights_fingerprint
-from ..runs.errors import UserError
-from ..runs.files import check_output_folder
-from ..segmenter import HeadSegmenter, Segmenter
+from ..images.image_processor import DiffuseSegImageProcessor
+from ..jobs.errors import UserError
+from ..jobs.files import check_output_folder
+from ..pipelines.composed import weights_fingerprint
+from ..pipelines.segmenter import HeadSegmenter, Segmenter
 from .export import export_session
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
 from .folder import FEATURES, open_folder

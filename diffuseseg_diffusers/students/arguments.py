@@ -5,8 +5,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ..runs.errors import UserError
-from ..runs.files import check_writable
+from ..jobs.errors import UserError
+from ..jobs.files import check_writable
 from .choosing import RATES, SMALL
 from .networks import DEFAULT_STUDENT
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
-from ..pipeline_auto import is_pixel_index
-from ..runs.errors import UserError
-from ..runs.files import read_json
+from ..jobs.errors import UserError
+from ..jobs.files import read_json
+from ..pipelines.auto import is_pixel_index
 from .networks import DEFAULT_STUDENT, loading_errors, make_processor, make_student
-from .segmenter import Student, StudentSegmenter
+from .student import Student, StudentSegmenter
 from .unets import RECORD, UNetStudent, load_unet_student, new_unet, unet_from_denoiser
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..metrics.decisions import winners
-from ..runs.errors import UserError
-from ..runs.files import atomic_file
-from ..runs.install import missing_extra
-from ..segmenter import SegmentedBatch, Segmenter
-from .segmenter import Student, decisions_of, masks_of_logits
+from ..heads.decisions import winners
+from ..jobs.errors import UserError
+from ..jobs.files import atomic_file
+from ..jobs.install import missing_extra
+from ..pipelines.segmenter import SegmentedBatch, Segmenter
+from .student import Student, decisions_of, masks_of_logits
 
 
 METADATA = "diffuseseg"  # key in a file's metadata: names and colours of the classes, and decisions, as JSON

@@ -16,9 +16,9 @@ from transformers import (
     SegformerConfig,
 )
 
-from ..runs.errors import UserError
-from ..runs.files import read_json
-from ..runs.hub_errors import explain_hub_error
+from ..jobs.errors import UserError
+from ..jobs.files import read_json
+from ..jobs.hub_errors import explain_hub_error
 
 
 logger = logging.get_logger(__name__)

@@ -23,18 +23,18 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..data.augmentation import IGNORED
-from ..data.columns import decode_cell
-from ..data.image_processor import to_eight_bit
-from ..data.unlabeled import to_pixels
-from ..inference.averaging import AveragedSegmenter
-from ..runs.errors import UserError
-from ..runs.files import atomic_file, read_json, write_json
-from ..runs.hardware import short_name
-from ..runs.parts import Part, finish_parts
-from ..runs.resuming import fingerprint
-from ..runs.seeds import mixed_seed
-from ..segmenter import Segmenter
+from ..datasets.augmentation import IGNORED
+from ..datasets.columns import decode_cell
+from ..datasets.unlabeled import to_pixels
+from ..images.image_processor import to_eight_bit
+from ..jobs.errors import UserError
+from ..jobs.files import atomic_file, read_json, write_json
+from ..jobs.hardware import short_name
+from ..jobs.parts import Part, finish_parts
+from ..jobs.run import fingerprint
+from ..jobs.seeds import mixed_seed
+from ..pipelines.averaged import AveragedSegmenter
+from ..pipelines.segmenter import Segmenter
 
 
 SETTINGS = "settings.json"  # in a folder of targets that several runs use

@@ -24,13 +24,13 @@ from safetensors import SafetensorError
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..data.augmentation import IGNORED, augment
-from ..data.labeled import LabeledImages
-from ..data.unlabeled import to_pixels
-from ..runs.errors import NotFiniteError, UserError
-from ..runs.files import flush_to_disk, read_json, remove_matching, write_json
-from ..runs.seeds import mixed_seed
-from .segmenter import Student
+from ..datasets.augmentation import IGNORED, augment
+from ..datasets.labeled import LabeledImages
+from ..datasets.unlabeled import to_pixels
+from ..jobs.errors import NotFiniteError, UserError
+from ..jobs.files import flush_to_disk, read_json, remove_matching, write_json
+from ..jobs.seeds import mixed_seed
+from .student import Student
 from .targets import SoftTargets, distillation_loss, hard_targets
 
 

@@ -17,12 +17,12 @@ from diffusers import UNet2DModel
 from huggingface_hub import hf_hub_download
 from torch import nn
 
-from ..data.labeled import is_color
+from ..datasets.labeled import is_color
 from ..features.pixel_unet import default_class_labels
-from ..runs.errors import UserError
-from ..runs.files import read_json, write_json
+from ..jobs.errors import UserError
+from ..jobs.files import read_json, write_json
 from .networks import loading_errors
-from .segmenter import Student, decisions_of
+from .student import Student, decisions_of
 
 
 RECORD = "student.json"  # what a U-Net's own config does not hold: classes, colours, timestep

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
+from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
 
 from ..conftest import draw

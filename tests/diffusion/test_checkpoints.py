@@ -16,7 +16,7 @@ from diffuseseg_diffusers.diffusion.checkpoints import (
     save_checkpoint,
     save_pipeline,
 )
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import make_unet
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffuseseg_diffusers.diffusion.setup import learning_rate_schedule, make_model
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 
 def rates(**given):

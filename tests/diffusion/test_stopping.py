@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffuseseg_diffusers.diffusion.stopping import StopSignal, check_finite, finished
-from diffuseseg_diffusers.runs.errors import NotFiniteError
+from diffuseseg_diffusers.jobs.errors import NotFiniteError
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

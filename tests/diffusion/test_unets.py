@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseseg_diffusers.diffusion.unets import PRESETS, make_unet, preset_config, read_model_config
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import make_unet as make_test_unet
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
-from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
+from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
 from diffuseseg_diffusers.diffusion.objective import denoising_loss, draw_step, to_model_range
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config

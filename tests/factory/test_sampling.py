@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from PIL import Image
 
 from diffuseseg_diffusers.factory.sampling import check_generates_masks, generate_batch, scheduler_for
-from diffuseseg_diffusers.pipeline_backbone import BackbonePipeline
-from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.runs.seeds import mixed_seed
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.jobs.seeds import mixed_seed
+from diffuseseg_diffusers.pipelines.backbone import BackbonePipeline
 
 from ..conftest import make_head, make_pipeline
 

@@ -16,7 +16,7 @@ from diffuseseg_diffusers.factory.selection import (
     reference_thumbnails,
     thumbnail,
 )
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import draw
 from .test_shards import png, write_parts

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffuseseg_diffusers.factory.shards import PART_SCHEMA, Samples, part_path, write_shards, write_table
-from diffuseseg_diffusers.runs.seeds import mixed_seed
+from diffuseseg_diffusers.jobs.seeds import mixed_seed
 
 from ..conftest import draw
 

@@ -10,7 +10,7 @@ from diffuseseg_diffusers.features.base import LastTapReached
 from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor
 from diffuseseg_diffusers.features.families import find_family
 from diffuseseg_diffusers.features.latents import encode_latents
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..tiny_pipelines import FAMILIES, dit, flux, latent_unet, sana, sd3, sdxl, stable_diffusion
 

@@ -16,7 +16,7 @@ from diffuseseg_diffusers.features import families
 from diffuseseg_diffusers.features.base import FeatureExtractor, Features, Tap
 from diffuseseg_diffusers.features.pixel_unet import DecoderFeatureExtractor
 from diffuseseg_diffusers.heads.selection import choose_features
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import QUICK, drawn_dataset, make_unet
 

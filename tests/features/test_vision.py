@@ -29,7 +29,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head
 from diffuseseg_diffusers.features.vision import VisionFeatureExtractor
-from diffuseseg_diffusers.pipeline_backbone import BackbonePipeline, load_backbone
+from diffuseseg_diffusers.pipelines.backbone import BackbonePipeline, load_backbone
 
 from ..conftest import QUICK, draw, drawn_dataset, run
 

@@ -9,10 +9,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffuseseg_diffusers.data.image_processor import default_palette, overlay
+from diffuseseg_diffusers.evaluation.evaluate import Example
 from diffuseseg_diffusers.figures.curves import PALETTE
 from diffuseseg_diffusers.figures.pages import ERROR_COLOR, cluster_page, contact_sheet, examples_page, samples_page
-from diffuseseg_diffusers.inference.evaluation import Example
+from diffuseseg_diffusers.images.image_processor import default_palette, overlay
 
 from ..conftest import draw
 

@@ -20,7 +20,7 @@ from diffuseseg_diffusers.heads.cross_validation import (
     score,
 )
 from diffuseseg_diffusers.heads.extraction import extract_activations
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import QUICK, drawn_dataset, make_pipeline
 

@@ -9,7 +9,7 @@ import torch
 from diffuseseg_diffusers import Classes, LabeledImages, fit_head, fit_segmentation_head, recipe_extractor
 from diffuseseg_diffusers.heads.extraction import extract_activations, labeled_examples
 from diffuseseg_diffusers.heads.recipes import RECIPES
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import QUICK, dataset_of, draw, drawn_dataset, make_pipeline
 

@@ -15,7 +15,7 @@ from diffuseseg_diffusers.heads.selection import (
     select_features,
     time_passes,
 )
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import QUICK, drawn_dataset, make_pipeline
 

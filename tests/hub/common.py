@@ -5,7 +5,7 @@ import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from diffuseseg_diffusers import DiffuseSegPipeline
-from diffuseseg_diffusers.runs.files import write_json
+from diffuseseg_diffusers.jobs.files import write_json
 
 from ..conftest import dataset_of, draw, make_head, make_pipeline
 

@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from diffuseseg_diffusers import load_labeled_images
-from diffuseseg_diffusers.data.unlabeled import load_unlabeled
+from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.hub.push import push_folder
 
 from ..conftest import TOKENS, draw

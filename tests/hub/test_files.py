@@ -13,7 +13,7 @@ from PIL import Image
 from diffuseseg_diffusers import UserError, load_pipeline
 from diffuseseg_diffusers.hub.files import collect, without_local_paths
 from diffuseseg_diffusers.hub.push import push_folder
-from diffuseseg_diffusers.runs.files import write_json, write_record
+from diffuseseg_diffusers.jobs.files import write_json, write_record
 
 from ..conftest import draw
 from .common import PIPELINE_FILES, saved, saved_student, write_images

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from diffuseseg_diffusers.hub.push import push_folder
-from diffuseseg_diffusers.runs.files import write_json
+from diffuseseg_diffusers.jobs.files import write_json
 
 from ..conftest import ROOT, make_unet
 from ..hub_server import validate_card

@@ -17,7 +17,7 @@ from PIL import Image
 from diffuseseg_diffusers import DiffuseSegPipeline, UserError
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.hub.push import push_folder, push_pipeline
-from diffuseseg_diffusers.runs.files import write_json
+from diffuseseg_diffusers.jobs.files import write_json
 
 from ..conftest import QUICK, ROOT, TOKENS, draw, make_unet, run
 from .common import ONLINE, PIPELINE_FILES, fitted, saved, saved_student, write_images

@@ -13,11 +13,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from diffuseseg_diffusers import UserError, load_labeled_images, load_pipeline
-from diffuseseg_diffusers.hub.loading import save_fitted
+from diffuseseg_diffusers.jobs.files import output_folder
 from diffuseseg_diffusers.labeling import server
 from diffuseseg_diffusers.labeling.server import create_app
 from diffuseseg_diffusers.labeling.session import LabelSession
-from diffuseseg_diffusers.runs.files import output_folder
+from diffuseseg_diffusers.pipelines.loading import save_fitted
 
 from ..conftest import QUICK, make_pipeline
 from .conftest import NAMES, full_disk, label, true_runs

@@ -139,7 +139,7 @@ def test_another_process_cannot_open_it(open_session, pictures, tmp_path):
     open_session()
     program = (
         "import sys; from pathlib import Path\n"
-        "from diffuseseg_diffusers.runs.locks import try_lock_folder\n"
+        "from diffuseseg_diffusers.jobs.locks import try_lock_folder\n"
         "sys.exit(0 if not try_lock_folder(Path(sys.argv[1])) else 1)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "session")], check=True)
@@ -147,7 +147,7 @@ def test_another_process_cannot_open_it(open_session, pictures, tmp_path):
 
 @pytest.mark.parametrize("content", ["diary.txt", "record"])
 def test_folders_with_something_else_are_left_alone(open_session, tmp_path, content):
-    from diffuseseg_diffusers.runs.files import write_record
+    from diffuseseg_diffusers.jobs.files import write_record
 
     (tmp_path / "session").mkdir()
     if content == "record":
@@ -170,7 +170,7 @@ def test_a_file_is_no_session(open_session, tmp_path):
 
 def test_a_student_does_not_fit(open_session, tmp_path):
     from diffuseseg_diffusers.students.networks import make_processor, make_student
-    from diffuseseg_diffusers.students.segmenter import StudentSegmenter
+    from diffuseseg_diffusers.students.student import StudentSegmenter
 
     from ..students.test_networks import write_config
 

@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffuseseg_diffusers.metrics.decisions import Decisions
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.heads.decisions import Decisions
+from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.export import OnnxStudent, export_onnx
 from diffuseseg_diffusers.students.networks import make_processor, make_student
-from diffuseseg_diffusers.students.segmenter import StudentSegmenter
+from diffuseseg_diffusers.students.student import StudentSegmenter
 from diffuseseg_diffusers.students.unets import unet_from_denoiser
 
 from ..conftest import draw, make_unet

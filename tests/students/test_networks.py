@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.networks import make_processor, make_student
-from diffuseseg_diffusers.students.segmenter import load_student
+from diffuseseg_diffusers.students.student import load_student
 
 
 NAMES = ["sky", "disc", "bar"]

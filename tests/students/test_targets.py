@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffuseseg_diffusers.data.augmentation import IGNORED, augment
-from diffuseseg_diffusers.data.unlabeled import load_unlabeled
-from diffuseseg_diffusers.inference.averaging import AveragedSegmenter
-from diffuseseg_diffusers.pipeline_composed import ComposedDiffuseSegPipeline
-from diffuseseg_diffusers.runs.errors import UserError
-from diffuseseg_diffusers.segmenter import weight_bytes
+from diffuseseg_diffusers.datasets.augmentation import IGNORED, augment
+from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
+from diffuseseg_diffusers.pipelines.composed import ComposedDiffuseSegPipeline
+from diffuseseg_diffusers.pipelines.segmenter import weight_bytes
 from diffuseseg_diffusers.students import targets as module
 from diffuseseg_diffusers.students.targets import (
     CLASSES_KEPT,

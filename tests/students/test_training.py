@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from diffuseseg_diffusers.data.augmentation import IGNORED
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.datasets.augmentation import IGNORED
+from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.networks import make_processor, make_student
-from diffuseseg_diffusers.students.segmenter import StudentSegmenter, load_student
+from diffuseseg_diffusers.students.student import StudentSegmenter, load_student
 from diffuseseg_diffusers.students.targets import SoftTargets, soft_targets
 from diffuseseg_diffusers.students.training import (
     BEST,

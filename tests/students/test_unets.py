@@ -7,10 +7,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from diffuseseg_diffusers import load_pipeline
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.choosing import check_reads, new_student, student_size
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
-from diffuseseg_diffusers.students.segmenter import StudentSegmenter
+from diffuseseg_diffusers.students.student import StudentSegmenter
 from diffuseseg_diffusers.students.training import parameter_groups
 from diffuseseg_diffusers.students.unets import UNetStudent, load_unet_student, new_unet, unet_from_denoiser
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from diffuseseg_diffusers.runs.files import write_record
+from diffuseseg_diffusers.jobs.files import write_record
 
 from ..conftest import draw, make_head, make_pipeline, run
 
@@ -66,7 +66,7 @@ def test_wrong_numbers_cost_nothing(option, model, dataset, tmp_path):
 
 
 def test_a_second_process_in_a_folder_is_refused(model, dataset, tmp_path):
-    code = "import sys, time; from pathlib import Path; from diffuseseg_diffusers.runs.locks import lock_folder; "
+    code = "import sys, time; from pathlib import Path; from diffuseseg_diffusers.jobs.locks import lock_folder; "
     code += "lock_folder(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(dataset)], stdout=subprocess.PIPE, text=True)
     try:

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from diffuseseg_diffusers import DiffuseSegPipeline, PixelClassifierEnsemble
-from diffuseseg_diffusers.data.drawn_slides import LABEL_NAMES, draw_slide
-from diffuseseg_diffusers.data.rasters.base import Window
-from diffuseseg_diffusers.data.rasters.opening import open_raster
-from diffuseseg_diffusers.runs.errors import UserError
+from diffuseseg_diffusers.datasets.drawn_slides import LABEL_NAMES, draw_slide
+from diffuseseg_diffusers.images.formats.base import Window
+from diffuseseg_diffusers.images.formats.opening import open_raster
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import run
-from ..data.rasters.pictures import ome_tiff
+from ..images.formats.pictures import ome_tiff
 
 
 pytest.importorskip("tifffile")

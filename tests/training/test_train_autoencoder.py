@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 
 from diffuseseg_diffusers import AutoDiffuseSegPipeline, fit_segmentation_head
-from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
+from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.latents import encode_images, load_autoencoder
 
 from ..conftest import QUICK, draw, drawn_dataset, run

@@ -25,10 +25,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffuseseg_diffusers.data.unlabeled import UnlabeledImages, load_unlabeled
+from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.objective import denoising_losses
-from diffuseseg_diffusers.runs.errors import NotFiniteError, UserError
-from diffuseseg_diffusers.runs.locks import unlock_folder
+from diffuseseg_diffusers.jobs.errors import NotFiniteError, UserError
+from diffuseseg_diffusers.jobs.locks import unlock_folder
 from training import train_ddpm
 
 from ..conftest import ROOT, draw, run

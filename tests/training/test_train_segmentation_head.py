@@ -7,7 +7,7 @@ from diffuseseg_diffusers.heads import selection
 from diffuseseg_diffusers.training import train_segmentation_head
 
 from ..conftest import drawn_dataset, make_pipeline, run
-from ..studies.common import shorten
+from ..paper.common import shorten
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from transformers import pipeline
 
 from diffuseseg_diffusers import fit_segmentation_head, load_labeled_images, load_pipeline
 from diffuseseg_diffusers.cli import main
-from diffuseseg_diffusers.inference.decisions import fit_decisions
-from diffuseseg_diffusers.runs.errors import NotFiniteError
-from diffuseseg_diffusers.runs.files import write_record
+from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
+from diffuseseg_diffusers.jobs.errors import NotFiniteError
+from diffuseseg_diffusers.jobs.files import write_record
 from diffuseseg_diffusers.training import train_student
 
 from ..conftest import QUICK, dataset_of, draw, make_pipeline, run

@@ -1,0 +1,81 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The command `diffuseseg`. Only the command at hand imports what it needs."""
+
+import argparse
+import importlib
+import os
+import sys
+from types import ModuleType
+
+from . import __doc__ as DESCRIPTION
+from . import __version__
+from .jobs.command import run_command
+from .jobs.install import missing_extra
+
+
+# What each command does, and the module with its `add_arguments` and `main`.
+COMMANDS = {
+    "demo": ("Show the whole idea on drawn faces.", ".tasks.demo"),
+    "train-ddpm": ("Train a diffusion model on unlabelled images.", ".training.train_ddpm"),
+    "taps": ("List what can be read of a model.", ".tasks.taps"),
+    "train-autoencoder": ("Train an autoencoder for latent diffusion.", ".training.train_autoencoder"),
+    "app": ("Label pictures in the browser.", ".tasks.app"),
+    "fit": ("Fit a segmentation head on a few labelled images.", ".training.train_segmentation_head"),
+    "evaluate": ("Measure a fitted model on labelled images.", ".tasks.evaluate"),
+    "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
+    "segment": ("Segment images.", ".tasks.segment"),
+    "analyze": ("Show which features tell the classes apart.", ".tasks.analyze"),
+    "generate": ("Generate a dataset of images with masks.", ".training.generate_dataset"),
+    "train-student": ("Train a fast network on images and masks.", ".training.train_student"),
+    "convert": ("Convert a guided-diffusion checkpoint to a pipeline.", ".tasks.convert"),
+    "benchmark": ("Run a benchmark of the paper.", ".tasks.benchmark"),
+    "export-onnx": ("Write a student as an ONNX file.", ".tasks.export_onnx"),
+    "push": ("Upload a pipeline, a student or a dataset to the Hub, with its card.", ".tasks.push"),
+}
+_OF_TRAIN = ("datasets", "evaluate", "matplotlib", "pyarrow", "transformers")  # what the extra `train` brings
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command `diffuseseg`; ends the process with the status of the command.
+
+    Args:
+        argv (`list[str]`, *optional*): The words after `diffuseseg`; those of the command line if not given.
+    """
+    run_command(lambda: _run(sys.argv[1:] if argv is None else [os.fspath(word) for word in argv]))
+
+
+def _run(argv: list[str]) -> int | None:
+    name = next((word for word in argv if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(prog="diffuseseg", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"diffuseseg {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    module = None
+    for command, (summary, where) in COMMANDS.items():
+        own = commands.add_parser(command, help=summary, description=summary)
+        if command == name:
+            module = _imported(where)
+            module.add_arguments(own)
+    args = parser.parse_args(argv)
+
+    from diffusers.utils import logging  # takes seconds, and help does without
+
+    from .arguments import check_numbers
+
+    logging.disable_progress_bar()
+    check_numbers(args)
+    if hasattr(args, "executor"):
+        args.argv = argv  # what further processes are to do
+    return module.main(args)
+
+
+def _imported(where: str) -> ModuleType:
+    try:
+        return importlib.import_module(where, __package__)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _OF_TRAIN:
+            raise
+        raise missing_extra("train", error.name) from error
+
+
+if __name__ == "__main__":
+    main()

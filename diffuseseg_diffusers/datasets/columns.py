@@ -1,0 +1,133 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Datasets by name, their columns, and the images in a cell."""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import PIL.Image
+from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from ..images.image_processor import decode_image, open_image
+from ..jobs.errors import UserError
+from ..jobs.hub_errors import LOG_IN, explain_hub_error
+
+
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
+MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
+SEEN = 65536  # bytes at either end of a file that its fingerprint is of
+
+
+def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Dataset | IterableDataset:
+    """`datasets.load_dataset` for one split of a Hub dataset or local folder, with errors that say what to do.
+
+    Args:
+        name (`str`): Hub dataset or local folder.
+        config_name (`str`, *optional*), split (`str`): Which part of it.
+        **kwargs: As in `datasets.load_dataset`.
+
+    Raises:
+        UserError: There is no such dataset, configuration or split, or a file of it is broken.
+    """
+    local = os.path.isdir(name)
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"There is no folder {name}.")
+    if local and not any(Path(name).rglob("*.*")):
+        raise UserError(f"The folder {name} has no images in it.")
+    try:
+        return load_dataset(name, config_name, split=split, **kwargs)
+    except Exception as error:
+        reason = None if local else explain_hub_error(error)
+        if reason is None and not local and isinstance(error, DatasetNotFoundError):
+            reason = f"{str(error).splitlines()[0].rstrip('.')}; to see private and gated ones, {LOG_IN}"
+        if isinstance(error, DatasetGenerationError):  # of a broken file; the cause says in what way
+            reason = reason or error.__cause__
+        if reason is None and "Config name is missing" in str(error):
+            where = {key: value for key, value in kwargs.items() if key in ("cache_dir", "token", "revision")}
+            known = ", ".join(sorted(get_dataset_config_names(name, **where)))
+            reason = (
+                f"it has several configurations ({known}), and one has to be named: `--dataset_config_name`, or "
+                f"that of the dataset in question, such as `--unlabeled_dataset_config_name`; `config_name` in Python"
+            )
+        if reason is None and not isinstance(error, (ValueError, OSError)):
+            raise
+        where = "" if local else f"There is no folder {name}, and "
+        raise UserError(
+            f"{where}{'T' if local else 't'}he dataset {name} cannot be loaded: {str(reason or error).rstrip('.')}."
+        ) from error
+
+
+def describe_dataset(name: str, config_name: str | None, split: str | None) -> dict:
+    """What a report says about the dataset it is about: the name on the Hub, or that of the local folder alone."""
+    local = os.path.isdir(name)
+    name = os.path.basename(os.path.abspath(name)) if local else name
+    return {"name": name, "on_hub": not local, "config": config_name, "split": split}
+
+
+def find_column(columns: Sequence[str], wanted: str | None, aliases: Sequence[str], kind: str) -> str:
+    """The column that was asked for, or the first of the usual names that there is.
+
+    Raises:
+        UserError: There is none; names the columns.
+    """
+    candidates = [wanted] if wanted else aliases
+    found = next((c for c in candidates if c in columns), None)
+    if found is None:
+        raise UserError(
+            f"The dataset has no column {' or '.join(repr(c) for c in candidates)}; it has "
+            f"{', '.join(map(repr, columns))}. Name the column of {kind}s with `--{kind}_column`."
+        )
+    return found
+
+
+def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
+    """Opens a cell of an image column; returns the image with where it came from.
+
+    Args:
+        value (`PIL.Image.Image`, `str` or mapping): An image, its path, or `path` and `bytes` as `datasets` keeps them.
+        where (`str`): What to call it in messages, if it has no path.
+
+    Raises:
+        UserError: It cannot be read; names its path, or `where`.
+    """
+    if isinstance(value, PIL.Image.Image):
+        return decode_image(value, f"The image in {where}"), where
+    if isinstance(value, str):
+        return open_image(value), value
+    path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (None, None)
+    if data is None and path is None:
+        raise UserError(f"There is no image in {where}, but {value!r:.40}.")
+    if data is None:
+        return open_image(path), path
+    where = f"{path} ({where})" if path else where
+    return decode_image(io.BytesIO(data), f"The image in {where}"), where
+
+
+def contents_fingerprint(dataset: Dataset, *columns: str) -> str:
+    """Tells other images and masks, or the same in another order, from these: 16 hexadecimal digits of a SHA-256 over
+    names, sizes in bytes, and the first and the last 64 KiB of all.
+
+    Args:
+        dataset (`datasets.Dataset`), columns (`str`): Cells that are not decoded yet, paths, or lists of numbers.
+    """
+    digest = hashlib.sha256()
+    for row in dataset.select_columns(list(columns)):
+        for cell in (row[column] for column in columns):
+            path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
+            name = os.path.basename(path) if isinstance(path, str) else ""
+            if data is None and isinstance(path, str) and os.path.isfile(path):
+                size = os.path.getsize(path)
+                with open(path, "rb") as file:
+                    data = file.read(SEEN)
+                    file.seek(max(len(data), size - SEEN))
+                    data += file.read(SEEN)
+            else:
+                data = data if isinstance(data, bytes) else repr(cell).encode(errors="replace")
+                size = len(data)
+                data = data[:SEEN] + data[max(SEEN, size - SEEN) :]
+            digest.update(f"{name} {size} ".encode(errors="replace"))
+            digest.update(data)
+    return digest.hexdigest()[:16]

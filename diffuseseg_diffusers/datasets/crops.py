@@ -1,0 +1,354 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Windows of large pictures at their own resolution: crops at random to train on, tiles with labels to fit on."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..images.channels import InputChannels, percentile_windows
+from ..images.formats.base import Raster, Window, native_tile, scale_of
+from ..images.formats.cells import needs_raster, open_cell
+from ..jobs.errors import UserError
+from .labeled import LabeledImage, LabeledImages
+
+
+OPEN = 16  # pictures that are held open
+SAMPLE = 256  # side of the windows that intensities are looked at in
+SAMPLED = 64  # windows at most
+SCANNED = 2048  # side of the windows that masks are searched for labels in
+
+
+class Pictures:
+    """The pictures in a column of a dataset, opened when they are needed; the last few stay open.
+
+    Args:
+        dataset (`datasets.Dataset`), column (`str`): Images, not decoded.
+        axes, slice_axis: See [`open_raster`].
+    """
+
+    def __init__(self, dataset: Dataset, column: str, axes: str | None = None, slice_axis: str = "z"):
+        self.dataset, self.column, self.axes, self.slice_axis = dataset, column, axes, slice_axis
+        self._open: OrderedDict[int, Raster] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Raster:
+        if index not in self._open:
+            cell = self.dataset[index][self.column]
+            self._open[index] = open_cell(cell, f"row {index}", self.axes, self.slice_axis)
+            if len(self._open) > OPEN:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(index)
+        return self._open[index]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": OrderedDict()}  # files stay open in the process that opened them
+
+
+def measure_windows(
+    pictures: Pictures, names: Sequence[str | int] | None, percentiles: tuple[float, float], seed: int = 0
+) -> InputChannels:
+    """The intensity windows of pictures: percentiles over windows of 256 × 256 pixels at random, 64 at most.
+
+    Args:
+        pictures ([`Pictures`]): Of which.
+        names (sequence of `str` or `int`, *optional*): Their channels, see [`InputChannels`].
+        percentiles (two `float`): Those that become black and white, 0 to 100.
+        seed (`int`): Of the choice.
+
+    Raises:
+        UserError: A channel is constant or missing, or the percentiles are none.
+    """
+    if not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UserError(f"--intensity_percentiles are two of 0 to 100, the low one first, got {percentiles}.")
+    rng = np.random.default_rng(seed)
+    channels, samples = InputChannels(tuple(names) if names else None), []
+    order = rng.permutation(len(pictures))
+    for i in np.resize(order, min(SAMPLED, 4 * len(order))):
+        raster = pictures[int(i)]
+        window = _random_window(raster, (SAMPLE, SAMPLE), rng)
+        values = raster.read(int(rng.integers(raster.planes)), window)[channels.indices(raster.channels, raster.name)]
+        flat = values.reshape(len(values), -1)
+        samples.append(flat if raster.nodata is None else flat[:, (values != raster.nodata).all(0).ravel()])
+    return InputChannels(channels.names, percentile_windows(samples, percentiles))
+
+
+def _random_window(raster: Raster, size: tuple[int, int], rng: np.random.Generator) -> Window:
+    height, width = min(size[0], raster.height), min(size[1], raster.width)
+    top, left = rng.integers(raster.height - height + 1), rng.integers(raster.width - width + 1)
+    return Window(int(top), int(left), height, width)
+
+
+def read_tile(
+    raster: Raster, plane: int, top: int, left: int, tile: tuple[int, int], scale: float, channels: InputChannels
+) -> np.ndarray:
+    """A tile in the file's own type, read at the resolution that is just enough for a scale; `[C, h, w]`.
+
+    Args:
+        raster ([`Raster`]), plane (`int`): Of which.
+        top, left (`int`), tile (two `int`): Place and size in pixels of the picture; inside of it.
+        scale (`float`): Pixels of the model for one of the picture.
+        channels ([`InputChannels`]): Which channels.
+    """
+    level = raster.level_for(scale)
+    down = raster.levels[level]
+    height, width = max(1, round(tile[0] / down)), max(1, round(tile[1] / down))
+    limits = round(raster.height / down) - height, round(raster.width / down) - width
+    at = Window(max(0, min(round(top / down), limits[0])), max(0, min(round(left / down), limits[1])), height, width)
+    return raster.read(plane, at, level)[channels.indices(raster.channels, raster.name)]
+
+
+class RandomCrops(torch.utils.data.Dataset):
+    """Crops of pictures at random places, at their own resolution, as many of a picture as fit into it side by side.
+
+    What crop `i` is depends on the seed and on `i` alone; `i` goes on growing from epoch to epoch, so that every epoch
+    sees other places. Of formats that allow it, no more than the crop is decoded.
+
+    Args:
+        pictures ([`Pictures`]): Where from.
+        size (two `int`): Height and width of what the model sees.
+        in_channels (`int`): Channels of the model.
+        channels ([`InputChannels`]): Which channels of the pictures those are.
+        seed (`int`): Of the places.
+        scale (`float`, *optional*), pixel_size (`float`, *optional*): See [`scale_of`].
+        skip_unreadable (`bool`): A crop that cannot be read gives the next one that can in place of an error.
+
+    Raises:
+        UserError: A picture cannot be opened; names it.
+    """
+
+    fresh = True  # another crop at each index of each epoch
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        size: tuple[int, int],
+        in_channels: int,
+        channels: InputChannels,
+        seed: int,
+        scale: float | None = None,
+        pixel_size: float | None = None,
+        skip_unreadable: bool = False,
+    ):
+        self.pictures, self.size, self.in_channels, self.channels = pictures, size, in_channels, channels
+        self.seed, self.scale, self.pixel_size, self.skip_unreadable = seed, scale, pixel_size, skip_unreadable
+        counts, self.unreadable = [], 0
+        for i in tqdm(range(len(pictures)), "Looking at pictures", unit="picture", leave=None):
+            try:
+                raster = pictures[i]
+                tile = native_tile(size, scale_of(raster, scale, pixel_size))
+                area = raster.height * raster.width / (tile[0] * tile[1])
+                counts.append(raster.planes * max(1, round(area)))
+            except UserError:
+                if not skip_unreadable:
+                    raise
+                counts.append(0)
+                self.unreadable += 1
+        if self.unreadable:
+            print(f"{self.unreadable} of {len(pictures)} pictures cannot be opened and are left out.")
+        self.ends = list(accumulate(counts))  # crops of all pictures up to each
+        self.rows = np.arange(self.ends[-1] if self.ends else 0)
+        if not len(self.rows):
+            raise UserError("None of the pictures can be read.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, indices: Sequence[int]) -> "RandomCrops":
+        """The crops at these indices of each epoch."""
+        chosen = RandomCrops.__new__(RandomCrops)
+        chosen.__dict__.update(self.__dict__)
+        chosen.rows = self.rows[np.asarray(indices, int)]
+        return chosen
+
+    def fits_in_memory(self, limit_gb: float | None = None) -> bool:
+        """Never: there is no end of them."""
+        return False
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Crop `index`, `[C, H, W]` uint8, or the next that can be read, and how many could not."""
+        epoch, place = divmod(index, len(self))
+        for skipped in range(len(self)):
+            try:
+                return self._crop(int(self.rows[(place + skipped) % len(self)]), epoch), skipped
+            except UserError as error:
+                if not self.skip_unreadable:
+                    raise UserError(f"{error} `--skip_unreadable` trains without such pictures.") from error
+        raise UserError("None of the pictures can be read.")
+
+    def _crop(self, row: int, epoch: int) -> torch.Tensor:
+        rng = np.random.default_rng([self.seed, epoch, row])
+        raster = self.pictures[int(np.searchsorted(self.ends, row, side="right"))]
+        scale = scale_of(raster, self.scale, self.pixel_size)
+        tile = native_tile(self.size, scale)
+        window = _random_window(raster, tile, rng)
+        plane = int(rng.integers(raster.planes))
+        inside = window.height, window.width
+        values = read_tile(raster, plane, window.top, window.left, inside, scale, self.channels)
+        x = self.channels.encode(values, self.in_channels, raster.name)
+        down = raster.levels[raster.level_for(scale)]
+        side = max(1, round(tile[0] / down)), max(1, round(tile[1] / down))
+        x = np.pad(x, [(0, 0), *((0, max(0, s - n)) for s, n in zip(side, x.shape[1:]))], mode="symmetric")
+        pixels = torch.from_numpy(x)
+        if tuple(pixels.shape[1:]) != tuple(self.size):
+            pixels = F.interpolate(pixels[None], self.size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        return (pixels * 255).round().to(torch.uint8)
+
+
+class LabeledTiles(LabeledImages):
+    """Tiles of large labelled pictures, those that hold labels; read when they are needed.
+
+    Args:
+        dataset ([`LabeledImages`]): The pictures and their masks.
+        size (two `int`): Height and width of what the model sees of a tile.
+        scale (`float`, *optional*), pixel_size (`float`, *optional*): See [`scale_of`].
+        max_tiles (`int`, defaults to 200): Tiles at most: of rare classes first, else at random.
+        seed (`int`, defaults to 0): Of the choice.
+
+    Raises:
+        UserError: A picture or mask cannot be opened, they differ in size, or no tile holds a label.
+    """
+
+    def __init__(
+        self,
+        dataset: LabeledImages,
+        size: tuple[int, int],
+        scale: float | None = None,
+        pixel_size: float | None = None,
+        max_tiles: int = 200,
+        seed: int = 0,
+    ):
+        self.__dict__.update(dataset.__dict__)
+        reading = (dataset.axes, dataset.slice_axis)
+        self._pictures = Pictures(self.dataset, self.image_column, *reading)
+        self._masks = Pictures(self.dataset, self.mask_column, *reading)
+        self._whole_mask: tuple[int, np.ndarray] | None = None
+        self._scales = [scale_of(self._pictures[i], scale, pixel_size) for i in range(len(self.dataset))]
+        self._tile_size = size
+        found, pixels = [], []
+        for i in tqdm(range(len(self.dataset)), "Looking for labels", unit="picture", leave=None):
+            for place, counts in self._labelled(i):
+                found.append((i, *place))
+                pixels.append(counts)
+        if not found:
+            raise UserError(f"No tile of the {len(self.dataset)} pictures holds a label.")
+        counts = np.array(pixels)  # [tiles,classes]
+        chosen = _choose_tiles(counts, max_tiles, seed)
+        self.places = [found[i] for i in chosen]
+        self.tiling = {"tiles": True, "scale": float(np.median(self._scales)), "pixel_size": pixel_size}
+        left = len(found) - len(chosen)
+        said = f"{len(found)} tiles of {len(self.dataset)} pictures hold labels"
+        print(f"{said}; {len(chosen)} are taken, {left} are left out (--max_tiles)." if left else f"{said}.")
+
+    def _labelled(self, i: int) -> list[tuple[tuple[int, int, int], np.ndarray]]:
+        """Plane, top and left of the tiles of a picture that hold labels, and the pixels of each class in them."""
+        raster = self._pictures[i]
+        mask = self._masks[i] if self._has_raster(i) else self._decoded(i)
+        planes, (height, width) = (mask.planes, mask.size) if isinstance(mask, Raster) else (1, mask.shape)
+        if (planes, height, width) != (raster.planes, *raster.size):
+            raise UserError(
+                f"Image and mask differ in size: {raster.name} has {raster.planes} planes of {raster.width} × "
+                f"{raster.height}, but its mask has {planes} of {width} × {height}."
+            )
+        tile = native_tile(self._tile_size, self._scales[i])
+        side = tuple(max(1, SCANNED // t) * t for t in tile)
+        found = []
+        for plane in range(raster.planes):
+            for top in range(0, raster.height, side[0]):
+                for left in range(0, raster.width, side[1]):
+                    part = Window(top, left, min(side[0], raster.height - top), min(side[1], raster.width - left))
+                    ids = self._ids(i, plane, part)
+                    for inner in _cells(part, tile):
+                        own = ids[inner.top - top : inner.top - top + inner.height]
+                        own = own[:, inner.left - left : inner.left - left + inner.width]
+                        counts = np.bincount(own.ravel(), minlength=256)
+                        counts[self.ignore_index] = 0
+                        if counts.any():
+                            at = (plane, *_inside(raster, inner, tile))
+                            found.append((at, counts[: self.num_classes]))
+        return found
+
+    def _has_raster(self, i: int) -> bool:
+        return needs_raster(self.dataset[i][self.mask_column])
+
+    def _decoded(self, i: int) -> np.ndarray:
+        """A mask that is decoded whole, `[H, W]` uint8; the last one is kept."""
+        if self._whole_mask is None or self._whole_mask[0] != i:
+            self._whole_mask = i, self._mask(self.dataset[i][self.mask_column], f"the mask of row {i}")[0]
+        return self._whole_mask[1]
+
+    def _ids(self, i: int, plane: int, window: Window) -> np.ndarray:
+        """Class ids of a window of a mask, `[h, w]` uint8, checked as those of whole masks are."""
+        if not self._has_raster(i):
+            return self._known(self._decoded(i)[window.slices], f"the mask of {self._pictures[i].name}")
+        values = self._masks[i].read(plane, window)
+        where = f"{self._masks[i].name} at {window.top}, {window.left}"
+        return self.as_ids(values[0] if len(values) == 1 else values.transpose(1, 2, 0), where)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> LabeledImage:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        i, plane, top, left = self.places[index]
+        raster, scale = self._pictures[i], self._scales[i]
+        tile = native_tile(self._tile_size, scale)
+        height, width = min(tile[0], raster.height), min(tile[1], raster.width)
+        values = read_tile(raster, plane, top, left, (height, width), scale, self.channels)
+        ids = self._ids(i, plane, Window(top, left, height, width))
+        if (height, width) != tile:  # a picture that is smaller: mirrored, and nothing to learn there
+            share = [t / n for t, n in zip(tile, (height, width))]
+            pad = [(0, round(n * s) - n) for n, s in zip(values.shape[1:], share)]
+            values = np.pad(values, [(0, 0), *pad], mode="symmetric")
+            more = [(0, t - n) for t, n in zip(tile, ids.shape)]
+            ids = np.pad(ids, more, constant_values=self.ignore_index)
+        name = f"{raster.name} at {top}, {left}" + (f" of plane {plane}" if raster.planes > 1 else "")
+        return LabeledImage(values.transpose(1, 2, 0), ids, name)
+
+    def select(self, indices: Sequence[int]) -> "LabeledTiles":
+        """The tiles at these indices."""
+        chosen = LabeledTiles.__new__(LabeledTiles)
+        chosen.__dict__.update(self.__dict__)
+        chosen.places = [self.places[i] for i in indices]
+        return chosen
+
+
+def _cells(part: Window, tile: tuple[int, int]) -> list[Window]:
+    """A part of a picture in cells of a tile's size, the last ones smaller."""
+    return [
+        Window(part.top + y, part.left + x, min(tile[0], part.height - y), min(tile[1], part.width - x))
+        for y in range(0, part.height, tile[0])
+        for x in range(0, part.width, tile[1])
+    ]
+
+
+def _inside(raster: Raster, cell: Window, tile: tuple[int, int]) -> tuple[int, int]:
+    """Where the whole tile of a cell begins that does not leave the picture."""
+    return max(0, min(cell.top, raster.height - tile[0])), max(0, min(cell.left, raster.width - tile[1]))
+
+
+def _choose_tiles(counts: np.ndarray, number: int, seed: int) -> list[int]:
+    """Of tiles `[tiles, classes]`, half for the classes, in turn the one with most of each, and half by chance."""
+    if len(counts) <= number:
+        return list(range(len(counts)))
+    rng = np.random.default_rng(seed)
+    chosen: dict[int, None] = {}
+    rare = [c for c in np.argsort((counts > 0).sum(0)) if counts[:, c].any()]
+    orders = {c: [int(i) for i in np.argsort(-counts[:, c], kind="stable") if counts[i, c]] for c in rare}
+    for rank in range(max(1, number // (2 * len(rare)))):  # half of them for the classes
+        for c in rare:
+            if rank < len(orders[c]) and len(chosen) < number:
+                chosen[orders[c][rank]] = None
+    for i in rng.permutation(len(counts)):
+        if len(chosen) >= number:
+            break
+        chosen[int(i)] = None
+    return sorted(chosen)

@@ -1,0 +1,2 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Fitted models measured and compared."""

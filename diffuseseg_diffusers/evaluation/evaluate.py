@@ -1,0 +1,138 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Measures fitted models on labelled images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import evaluate
+import numpy as np
+import PIL.Image
+from tqdm.auto import tqdm
+
+from ..datasets.labeled import LabeledImage, LabeledImages
+from ..images.channels import InputChannels
+from ..images.formats.base import ArrayRaster, Raster
+from ..images.formats.pictures import PictureRaster
+from ..metrics import MEAN_IOU
+from ..pipelines.segmenter import Segmenter
+from ..tiling.tiles import choose_tiling, segment_tiled
+
+
+@dataclass
+class Example:
+    """An evaluated image.
+
+    Args:
+        image (`PIL.Image.Image`): As it came.
+        reference (`np.ndarray`), prediction (`np.ndarray`): `[H, W]` uint8 class ids.
+        uncertainty (`np.ndarray`, *optional*): `[H, W]` float32 in nats; tiles that are not blended have none.
+    """
+
+    image: PIL.Image.Image
+    reference: np.ndarray
+    prediction: np.ndarray
+    uncertainty: np.ndarray | None
+
+
+def evaluate_segmentation(
+    pipe: Segmenter,
+    dataset: LabeledImages,
+    batch_size: int = 8,
+    absent_as_zero: bool = False,
+    count_ignored: bool = False,
+    num_examples: int = 0,
+    show_progress: bool = True,
+) -> tuple[dict, list[Example]]:
+    """Segments labelled images at their own size and compares.
+
+    Args:
+        pipe ([`Segmenter`]): A pipeline with a segmentation head, or a student.
+        dataset ([`LabeledImages`]): What to measure on; its classes are the head's.
+        batch_size (`int`, defaults to 8): Images that go through the model at once.
+        absent_as_zero (`bool`, defaults to `False`): Count classes that are absent from the set as 0, not NaN.
+        count_ignored (`bool`, defaults to `False`): Count predictions on ignored pixels against their class.
+        num_examples (`int`, defaults to 0): Examples to keep, for a figure.
+        show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        `(metrics, examples)`: a dict with `mean_iou` and `pixel_accuracy` (0 to 1), `per_class_iou` (class name to 0
+        to 1, or `None` for an absent class), `num_images` and `seconds_per_image` (segmentation alone, the first
+        batch left out as a warm-up where there are several); and a list of [`Example`].
+
+    Raises:
+        UserError: An image or mask cannot be used.
+    """
+    metric = evaluate.load(MEAN_IOU)
+    examples, seconds, timed = [], 0.0, 0
+    with tqdm(total=len(dataset), desc="Evaluating", unit="image", disable=not show_progress) as bar:
+        for start in range(0, len(dataset), batch_size):
+            rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+            began = time.perf_counter()
+            found = segment_rows(pipe, rows, batch_size, tiled=dataset.tiling is None)
+            if start > 0 or len(dataset) <= batch_size:
+                seconds += time.perf_counter() - began
+                timed += len(rows)
+            metric.add_batch(predictions=[mask for mask, _ in found], references=[r.mask for r in rows])
+            for row, (prediction, uncertainty) in zip(rows, found):
+                if len(examples) < num_examples:
+                    examples.append(Example(row.picture, row.mask, prediction, uncertainty))
+            bar.update(len(rows))
+    result = metric.compute(
+        num_labels=dataset.num_classes,
+        ignore_index=dataset.ignore_index,
+        absent_as_zero=absent_as_zero,
+        count_ignored=count_ignored,
+    )
+    iou = [None if np.isnan(x) else float(x) for x in result["per_category_iou"]]
+    metrics = {
+        "mean_iou": result["mean_iou"],
+        "per_class_iou": dict(zip(pipe.label_names, iou)),
+        "pixel_accuracy": result["overall_accuracy"],
+        "num_images": len(dataset),
+        "seconds_per_image": seconds / timed,
+    }
+    return metrics, examples
+
+
+def segment_rows(
+    pipe: Segmenter, rows: Sequence[LabeledImage], batch_size: int, tiled: bool
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Mask and uncertainty of each image; those that `diffuseseg segment` would cut into tiles are cut, unless they
+    are tiles themselves.
+
+    Args:
+        pipe ([`Segmenter`]): The model.
+        rows (sequence of [`LabeledImage`]): The images.
+        batch_size (`int`): Images that go through the model at once.
+        tiled (`bool`): Whether large ones are cut.
+    """
+    found: dict[int, tuple] = {}
+    for i, row in enumerate(rows if tiled else ()):
+        raster: Raster
+        if isinstance(row.image, PIL.Image.Image):
+            raster = PictureRaster(row.image, row.name)
+        else:
+            raster = ArrayRaster(row.image.transpose(2, 0, 1), row.name)
+        tiling = choose_tiling(pipe, raster)
+        if tiling is not None:
+            chosen = InputChannels(windows=pipe.channels.windows)  # the dataset has chosen them already
+            own = segment_tiled(pipe, raster, tiling, 0, chosen, batch_size)
+            found[i] = own.labels, own.uncertainty
+    rest = [i for i in range(len(rows)) if i not in found]
+    if rest:
+        output = pipe.segment([rows[i].image for i in rest], batch_size=batch_size, output_type="np")
+        found |= dict(zip(rest, zip(output.masks, output.uncertainty or [None] * len(rest))))
+    return [found[i] for i in range(len(rows))]
+
+
+def format_metrics(metrics: dict) -> str:
+    """The table that `evaluate` prints."""
+    width = max(len(name) for name in [*metrics["per_class_iou"], "pixel accuracy"])
+    lines = [f"{'class':<{width}}     IoU"]
+    for name, iou in metrics["per_class_iou"].items():
+        lines.append(f"{name:<{width}}  {'absent' if iou is None else f'{iou:6.4f}'}")
+    lines.append(f"{'mean IoU':<{width}}  {metrics['mean_iou']:6.4f}")
+    lines.append(f"{'pixel accuracy':<{width}}  {metrics['pixel_accuracy']:6.4f}")
+    lines.append(f"{metrics['num_images']} images, {metrics['seconds_per_image']:.3f} s an image")
+    return "\n".join(lines)

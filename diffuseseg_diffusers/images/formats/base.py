@@ -1,0 +1,211 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What every format offers: planes of channels, read by windows, and a mask written with the same geometry."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from ...jobs.errors import UserError
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a plane in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+# Gives the labels of a window of a plane, `[height, width]`; what is written asks for one window after another.
+LabelReader: TypeAlias = Callable[[int, Window], np.ndarray]
+
+WRITTEN = 512  # side of the windows that masks are written by
+MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
+MICROMETRES |= {"mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "pm": 1e-6}
+
+
+class Raster(ABC):
+    """A picture of any size, of one plane or several (pages, slices), each of any number of channels.
+
+    Attributes:
+        name (`str`): Where it comes from, for messages.
+        planes (`int`), height (`int`), width (`int`): Its size; height and width in pixels.
+        channels (`tuple` of `str`): Names of the channels.
+        dtype (`np.dtype`): Of the values.
+        pixel_size (two `float`, *optional*): Height and width of a pixel in micrometres, where the file says it.
+        nodata (`float`, *optional*): Value of pixels without a measurement, where the file names one.
+        levels (`tuple` of `float`): Downsampling of each resolution that the file holds, from 1 on.
+        whole (`bool`): Whether reading a window decodes the whole picture, and keeps it in memory.
+        volumetric (`bool`): Whether planes are slices of one body, so that objects go through them.
+        other_pictures (`int`): How many more the file holds, which are not read.
+        mask_suffix (`str`): Of the file, or folder, that a mask is written to.
+        mask_is_folder (`bool`): Which of the two.
+    """
+
+    name: str
+    planes: int = 1
+    height: int
+    width: int
+    channels: tuple[str, ...]
+    dtype: np.dtype
+    pixel_size: tuple[float, float] | None = None
+    nodata: float | None = None
+    levels: tuple[float, ...] = (1.0,)
+    whole: bool = False
+    volumetric: bool = False
+    other_pictures: int = 0
+    mask_suffix: str
+    mask_is_folder: bool = False
+
+    @abstractmethod
+    def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
+        """A window of a plane, `[C, height, width]`, in the file's own type.
+
+        Args:
+            plane (`int`): From 0.
+            window ([`Window`]): In pixels of the level; inside of the picture.
+            level (`int`, defaults to 0): Index into `levels`.
+
+        Raises:
+            UserError: The file is broken there; names it.
+        """
+
+    @abstractmethod
+    def write_labels(
+        self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None
+    ) -> None:
+        """Writes labels of the size and with the geometry of this picture.
+
+        Args:
+            path (`Path`): A file, or for some formats a folder, that is not there.
+            labels (`Callable`): Gives the labels of a window of a plane.
+            dtype (`np.dtype`): uint8, uint16 or uint32.
+            palette (sequence of `[red, green, blue]`, *optional*): Colours of the labels, where the format holds them.
+        """
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing open)
+        """Closes the file."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    def __enter__(self) -> "Raster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def level_for(self, scale: float) -> int:
+        """The level with the fewest pixels that still has all that a model sees at `scale`.
+
+        Args:
+            scale (`float`): Pixels of the model for one of the picture.
+        """
+        enough = [i for i, down in enumerate(self.levels) if down * scale <= 1.001]
+        return max(enough, key=lambda i: self.levels[i], default=0)
+
+
+class ArrayRaster(Raster):
+    """A picture that is in memory.
+
+    Args:
+        values (`np.ndarray`): `[H, W]`, `[C, H, W]` or, of several planes, `[planes, C, H, W]`.
+        name (`str`, defaults to `"An image"`): What to call it in messages.
+        channels (sequence of `str`, *optional*): Names of the channels; red, green and blue if three, else numbers.
+        pixel_size (two `float`, *optional*): Height and width of a pixel in micrometres.
+    """
+
+    mask_suffix = ".npy"
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        name: str = "An image",
+        channels: Sequence[str] | None = None,
+        pixel_size: tuple[float, float] | None = None,
+    ):
+        self.values = values[(None,) * (4 - values.ndim)]  # [planes,C,H,W]
+        self.planes, count, self.height, self.width = self.values.shape
+        self.name, self.dtype, self.pixel_size = name, values.dtype, pixel_size
+        self.channels = tuple(channels or default_names(count))
+
+    def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
+        return self.values[plane][(slice(None), *window.slices)]
+
+    def write_labels(
+        self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None
+    ) -> None:
+        whole = np.stack([labels(p, Window(0, 0, self.height, self.width)) for p in range(self.planes)])
+        np.save(path, whole.astype(dtype)[0] if self.planes == 1 else whole.astype(dtype))
+
+
+def micrometres(text: str) -> float:
+    """A length as typed: a number, of micrometres, or with a unit behind it, such as `0.5um`, `10m` or `2 mm`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([a-zµ]*)\s*", text)
+    if found is None or found[2] not in ("", *MICROMETRES):
+        raise ValueError(f"{text!r} is no length")
+    return float(found[1]) * MICROMETRES[found[2] or "um"]
+
+
+def native_tile(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width in pixels of a picture of what a model of `size` sees at a scale."""
+    return max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
+
+
+def scale_of(raster: Raster, scale: float | None, pixel_size: float | None) -> float:
+    """Pixels of the model for one of the picture: as given, or so that the model's have `pixel_size` in micrometres.
+
+    Raises:
+        UserError: The picture does not say how large its pixels are, and a size is wanted.
+    """
+    if pixel_size is None:
+        return scale or 1.0
+    if raster.pixel_size is None:
+        raise UserError(
+            f"{raster.name} does not say how large its pixels are, and {pixel_size:g} µm are wanted, as asked for or "
+            f"as the head was fitted; give a --scale in place of --pixel_size."
+        )
+    return float(np.sqrt(np.prod(raster.pixel_size))) / pixel_size
+
+
+def default_names(count: int) -> tuple[str, ...]:
+    """Names of channels of which no file says any."""
+    if count in (3, 4):
+        return ("red", "green", "blue", "alpha")[:count]
+    return ("gray",) if count == 1 else tuple(map(str, range(count)))
+
+
+def unique_names(names: Sequence[str | None]) -> tuple[str, ...]:
+    """The names that a file gives its channels; numbers where it has none, or has one twice."""
+    return tuple(n if n and list(names).count(n) == 1 else str(i) for i, n in enumerate(names))
+
+
+def windows_over(height: int, width: int, side: int = WRITTEN) -> Iterator[Window]:
+    """Windows of at most `side` pixels a side that cover a plane, row after row."""
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield Window(top, left, min(side, height - top), min(side, width - left))
+
+
+def broken(name: str, error: Exception) -> UserError:
+    """The error for a file that its library cannot read."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    return UserError(f"{name} cannot be read ({reason.rstrip('.')}); repair or remove it.")

@@ -1,0 +1,47 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Pictures in the cells of datasets, of any format: TIFFs with many channels are kept as the bytes of their files."""
+
+from collections.abc import Mapping
+from io import BytesIO
+
+import PIL.Image
+
+from ...jobs.errors import UserError
+from ..image_processor import is_address
+from .base import Raster
+from .opening import is_raster, open_raster
+from .pictures import PictureRaster
+from .tiff import TiffRaster
+
+
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+
+def open_cell(value: object, where: str, axes: str | None = None, slice_axis: str = "z") -> Raster:
+    """The picture in a cell of an image column.
+
+    Args:
+        value (`PIL.Image.Image`, `str` or mapping): An image, its path, or `path` and `bytes` as `datasets` keeps them.
+        where (`str`): What to call it in messages, if it has no path.
+        axes, slice_axis: See [`open_raster`].
+
+    Raises:
+        UserError: It cannot be read; names its path, or `where`.
+    """
+    if isinstance(value, PIL.Image.Image):
+        return PictureRaster(value, where)
+    path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
+    if data is None and not isinstance(path, str):
+        raise UserError(f"There is no image in {where}, but {value!r:.40}.")
+    if data is None:
+        return open_raster(str(path), axes, slice_axis)
+    where = f"{path} ({where})" if path else where
+    if data[:4] in _TIFF:
+        return TiffRaster(BytesIO(data), axes, where)
+    return PictureRaster(BytesIO(data), where)
+
+
+def needs_raster(value: object) -> bool:
+    """Whether a cell names a file that Pillow does not open."""
+    path = value.get("path") if isinstance(value, Mapping) and value.get("bytes") is None else value
+    return isinstance(path, str) and not is_address(path) and is_raster(path)

@@ -1,2 +1,0 @@
-# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What is done with fitted models: measuring."""

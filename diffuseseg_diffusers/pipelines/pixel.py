@@ -1,0 +1,274 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A diffusion pipeline that generates images with masks and segments real ones."""
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin, UNet2DModel
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..features.base import Block, FeatureExtractor
+from ..features.dry_run import Place
+from ..features.noise import NoiseSchedule
+from ..features.pixel_unet import DecoderFeatureExtractor, default_class_labels, first_tensor, image_size
+from ..heads.decisions import Decisions
+from ..heads.ensemble import PixelClassifierEnsemble
+from ..heads.upsampling import Blend
+from ..images.channels import InputChannels
+from ..images.image_processor import DiffuseSegImageProcessor, mask_to_pil
+from ..jobs.errors import UserError
+from .saved_code import code_files
+from .segmenter import HOW_TO_FIT, DiffuseSegPipelineOutput, HeadPipeline, Segmenter, check_output_type, predict_masks
+
+
+logger = logging.get_logger(__name__)
+
+
+class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
+    """Unconditional (or class-conditional) image generation with masks, and segmentation of real images.
+
+    Args:
+        unet ([`UNet2DModel`]): Denoises images in pixel space; may predict the variance too.
+        scheduler ([`SchedulerMixin`]): [`DDPMScheduler`], or any other that shares its `add_noise` and step interface.
+        segmentation_head ([`PixelClassifierEnsemble`], *optional*): Reads masks off the U-Net's activations.
+        channels (mapping, *optional*): Which channels of an image the U-Net was trained on, and between which values:
+            `names` and `windows` of [`InputChannels`].
+
+    Loading with this class runs no code of a repository, whatever it carries. A saved folder carries the code that it
+    needs, so `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it without this package.
+    """
+
+    model_cpu_offload_seq = "unet->segmentation_head"
+    _optional_components = ["segmentation_head"]
+    _callback_tensor_inputs = ["sample"]
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        segmentation_head: ModelMixin | None = None,  # in a repository, diffusers takes its class from another file
+        channels: dict | None = None,
+    ):
+        super().__init__()
+        if channels is not None:  # of most models nothing, and then nothing is saved
+            self.register_to_config(channels=dict(channels))
+        self.register_modules(unet=unet, scheduler=scheduler, segmentation_head=segmentation_head)
+        if segmentation_head is not None:
+            self.head_extractor()  # a head that does not fit says so now
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str | os.PathLike:
+        """As in diffusers; but weights in the safetensors format only, unless it is a plain DDPM from before there was.
+
+        Raises:
+            UserError: The repository has a segmentation head, and not all its weights are in that format.
+        """
+        if kwargs.get("use_safetensors") is not None:
+            return super().download(pretrained_model_name, **kwargs)
+        try:
+            return super().download(pretrained_model_name, **{**kwargs, "use_safetensors": True})
+        except OSError as error:
+            if "necessary `safetensors` weights" not in str(error):
+                raise
+            where = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            index = cls.load_config(pretrained_model_name, **{k: kwargs[k] for k in where if k in kwargs})
+            if (index.get("segmentation_head") or [None])[0] is not None and "segmentation_head" not in kwargs:
+                raise UserError(
+                    f"{pretrained_model_name} has weights that are not in the safetensors format; pickled ones (.bin) "
+                    f"are not loaded beside a segmentation head, because they can run code."
+                ) from error
+            return super().download(pretrained_model_name, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Saves the pipeline, with the code that loads it where this package is not installed, and no local path.
+
+        Args:
+            save_directory (`str` or path): Folder; made if it is not there.
+            push_to_hub (`bool`, defaults to `False`): Whether to call `push_to_hub` as well.
+            **kwargs: As in [`DiffusionPipeline.save_pretrained`] and, with `push_to_hub=True`, `push_to_hub`, whose
+                `repo_id` is the name of the folder if not given.
+        """
+        hub = {k: kwargs.pop(k) for k in ("repo_id", "commit_message", "private", "create_pr", "token") if k in kwargs}
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        for config in folder.glob("*/*config.json"):
+            content = json.loads(config.read_text(encoding="utf-8"))
+            if content.pop("_name_or_path", None) is not None:  # where it was loaded from is nobody's business
+                config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
+        for name, text in self.code_files(index).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+    @staticmethod
+    def code_files(index: dict) -> dict[str, str]:
+        """Files with the code that loads the pipeline where this package is missing, and the index that names it.
+
+        Args:
+            index (`dict`): Content of the pipeline's `model_index.json`.
+
+        Returns:
+            `dict`: Content of each file by its path below the folder.
+        """
+        # Each after those that it needs.
+        needed = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place, FeatureExtractor)
+        needed += (DecoderFeatureExtractor, Decisions, Blend, PixelClassifierEnsemble, Segmenter)
+        modules = [*(c.__module__ for c in needed), code_files.__module__, DiffuseSegPipeline.__module__]
+        return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)
+
+    @property
+    def denoiser(self) -> UNet2DModel:
+        """The model whose activations are read."""
+        return self.unet
+
+    def feature_extractor(
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
+    ) -> DecoderFeatureExtractor:
+        device = self._execution_device
+        return DecoderFeatureExtractor.of(self, blocks=blocks, timesteps=timesteps, device=device, **choice)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        num_inference_steps: int = 1000,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        class_labels: torch.Tensor | Sequence[int] | int | None = None,
+        masks_while_sampling: bool = False,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+    ) -> DiffuseSegPipelineOutput | tuple:
+        """Generates images, and masks if there is a segmentation head; arguments stand as in [`DDPMPipeline`].
+
+        Args:
+            batch_size (`int`, defaults to 1): Number of images.
+            generator (`torch.Generator` or list of one per image, *optional*): Makes images and masks deterministic.
+            num_inference_steps (`int`, defaults to 1000): Denoising steps; DDIM and DPM-Solver++ need fewer than DDPM.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+            return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
+            class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
+                Class of each image for a class-conditional U-Net; class 0 if not given. Features for the mask always
+                use the default class, as they did when the head was fitted.
+            masks_while_sampling (`bool`, defaults to `False`):
+                Take the activations for the masks from the denoising steps nearest to the head's timesteps, which
+                costs no pass of the U-Net, instead of from the finished image, noised anew to each of them.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, {"sample": ...})` after each step; may return a dict with a
+                changed `sample`.
+            callback_on_step_end_tensor_inputs (sequence of `str`): What the callback gets; `"sample"` is all there is.
+
+        Returns:
+            [`DiffuseSegPipelineOutput`], or the tuple `(images, masks, uncertainty)`.
+
+        Raises:
+            UserError: An argument is out of range, or head and U-Net do not fit each other.
+        """
+        # 0. Check the inputs before the long work.
+        check_output_type(output_type)
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise UserError(f"Callbacks get {self._callback_tensor_inputs}, but {sorted(unknown)} was asked for.")
+        extractor = None if self.segmentation_head is None else self.head_extractor()
+        if extractor is None:
+            logger.warning(f"This pipeline has no segmentation head and returns images without masks; {HOW_TO_FIT}.")
+        class_labels = self.check_class_labels(class_labels, batch_size)
+
+        # 1. Draw the noise and denoise it; activations of some steps on the way, if masks are to come from those.
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        tapping: Any = extractor if masks_while_sampling else None
+        callback = callback_on_step_end and (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        sample, activations = self._denoise(batch_size, generator, class_labels, tapping, callback)  # [N,C,H,W]
+
+        # 2. Segment what was generated, as it will be stored: clipped to the range of images.
+        sample = sample.clamp(-1, 1)
+        masks = uncertainty = None
+        if extractor is not None:
+            sizes = [tuple(sample.shape[-2:])] * batch_size
+            if activations:
+                found = predict_masks(self.segmentation_head, activations, None, sizes)
+            else:
+                found = self.segment_batch(sample, sizes, generator=generator)
+            masks, uncertainty = torch.stack(found.masks), torch.stack(found.uncertainty)  # [N,H,W] each
+
+        # 3. Convert.
+        images = DiffuseSegImageProcessor(self.unet.config.in_channels).postprocess(sample, output_type)
+        if masks is not None and output_type != "pt":
+            masks, uncertainty = masks.numpy(), uncertainty.numpy()
+            if output_type == "pil":
+                masks = [mask_to_pil(mask, self.palette) for mask in masks]
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, masks, uncertainty
+        return DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
+
+    def _denoise(
+        self,
+        batch_size: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        class_labels: torch.Tensor | None,
+        extractor: DecoderFeatureExtractor | None,
+        callback: tuple[Callable, Sequence[str]] | None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Samples `[N, C, H, W]`, and the activations of the steps nearest to an extractor's timesteps, if given."""
+        device, channels = self._execution_device, self.unet.config.in_channels
+        # Float32 between steps, whatever the U-Net's dtype: a thousand roundings add up.
+        shape = (batch_size, channels, *image_size(self.unet))
+        sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)  # [N,C,H,W]
+        sample = sample * self.scheduler.init_noise_sigma
+        steps = self._steps_to_tap(extractor) if extractor is not None else []
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if takes_generator else {}
+        tapped: dict[int, Any] = {}  # by step, then by block
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            model_input = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)
+            with extractor.reading(self.unet) if i in steps else nullcontext() as tapped[i]:
+                prediction = self.unet(model_input, t, class_labels=class_labels).sample  # [N,C,H,W] or [N,2C,H,W]
+            prediction = prediction.float()
+            if not self._scheduler_uses_variance():
+                prediction = prediction[:, :channels]
+            sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample  # [N,C,H,W]
+            if callback is not None:
+                given = {"sample": sample} if "sample" in callback[1] else {}
+                sample = (callback[0](self, i, int(t), given) or {}).get("sample", sample)
+        blocks = extractor.blocks if extractor is not None else ()
+        return sample, [first_tensor(tapped[i][block]) for i in steps for block in blocks]
+
+    def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
+        if class_labels is None:
+            return default_class_labels(self.unet, batch_size, self._execution_device)
+        if self.unet.class_embedding is None:
+            return super().check_class_labels(class_labels, batch_size)
+        labels = torch.as_tensor(class_labels, device=self._execution_device)
+        labels = labels.expand(batch_size) if labels.ndim == 0 else labels
+        if len(labels) != batch_size:
+            raise UserError(f"{len(labels)} class labels were given for {batch_size} images.")
+        return labels
+
+    def _steps_to_tap(self, extractor: DecoderFeatureExtractor) -> list[int]:
+        """The denoising step that is nearest to each of the head's timesteps.
+
+        Raises:
+            UserError: The scheduler's samples are not on the scale of the noised images that the head was fitted on.
+        """
+        if float(self.scheduler.init_noise_sigma) != 1:
+            raise UserError(
+                f"{type(self.scheduler).__name__} scales samples in its own way; masks while sampling need DDPM, DDIM "
+                f"or DPM-Solver++."
+            )
+        timesteps = self.scheduler.timesteps.cpu().float()
+        return [int((timesteps - t).abs().argmin()) for t in extractor.timesteps]
+
+    def _scheduler_uses_variance(self) -> bool:
+        """Whether the scheduler takes a predicted variance, `[N, 2C, H, W]`; the other schedulers want it cut off."""
+        learned = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
+        return learned and isinstance(self.scheduler, DDPMScheduler)

@@ -1,0 +1,441 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""One contract for everything that segments images: pipelines of any family, and students."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from ..features.base import Block, FeatureExtractor
+from ..heads.decisions import Decisions
+from ..heads.ensemble import FORMAT_VERSION, PixelClassifierEnsemble
+from ..images.channels import InputChannels
+from ..images.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil, unnamed_classes
+from ..jobs.errors import UserError
+
+
+HOW_TO_FIT = (
+    "fit one with `pipe.segmentation_head = fit_segmentation_head(pipe, dataset)` or the command `diffuseseg fit`"
+)
+OUTPUT_TYPES = ("pil", "np", "pt")
+# Pixels of an image that comes alone, up to which it and its mirror image go through the model in one pass: that is
+# faster, for it is the number of operations that counts there, and the memory is that of a batch of two.
+SMALL = 2**16
+
+
+@dataclass
+class DiffuseSegPipelineOutput(BaseOutput):
+    """Output of a pipeline or a student.
+
+    Generated images all have one size, so arrays and tensors are stacked; images given to [`~Segmenter.segment`] may
+    differ in size, so every field is a list with one element an image.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            PIL images of mode "L" or "RGB", arrays `[N, H, W, C]`, or tensors `[N, C, H, W]`, float32 in [0, 1].
+        masks (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
+            Class ids: PIL palette images of mode "P", or uint8 arrays or tensors `[N, H, W]`. `None` without a head.
+        uncertainty (`np.ndarray` or `torch.Tensor`, *optional*):
+            `[N, H, W]` float32 in nats: Jensen-Shannon divergence of the ensemble's members, of students the entropy
+            of their probabilities; arrays go with PIL images. [`image_uncertainty`] makes a score of it. `None`
+            without a head.
+        probabilities (`np.ndarray` or `torch.Tensor`, *optional*):
+            `[N, num_classes, H, W]` float32, if they were asked for; arrays go with PIL images.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    masks: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
+    uncertainty: np.ndarray | torch.Tensor | list | None = None
+    probabilities: np.ndarray | torch.Tensor | list | None = None
+
+
+@dataclass
+class SegmentedBatch:
+    """What a model finds in a batch, on the CPU, a tensor for each image, whose sizes may differ.
+
+    Args:
+        masks (`list[torch.Tensor]`): `[H, W]` uint8 class ids.
+        uncertainty (`list[torch.Tensor]`, *optional*): `[H, W]` float32 in nats.
+        probabilities (`list[torch.Tensor]`, *optional*): `[num_classes, H, W]` float32.
+    """
+
+    masks: list[torch.Tensor]
+    uncertainty: list[torch.Tensor] | None = None
+    probabilities: list[torch.Tensor] | None = None
+
+
+class Segmenter(ABC):
+    """A model that segments images. Subclasses say at what size they read images, and segment a batch of them.
+
+    Attributes:
+        decisions ([`Decisions`], *optional*): Which class a pixel gets, if not the likeliest one.
+    """
+
+    decisions: Decisions | None = None
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels at which images are read."""
+
+    @property
+    @abstractmethod
+    def in_channels(self) -> int:
+        """Channels of the images that the model reads."""
+
+    @property
+    @abstractmethod
+    def label_names(self) -> list[str]:
+        """Name of each class."""
+
+    @property
+    @abstractmethod
+    def palette(self) -> list[list[int]]:
+        """Colour of each class, `[red, green, blue]`, 0 to 255."""
+
+    @property
+    def ignore_index(self) -> int:
+        """Id of pixels without a label."""
+        return 255
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights of [`~Segmenter.networks`]."""
+        return sum(weight_bytes(network) for network in self.networks().values())
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that it consists of, by name: of a pipeline its components."""
+        if isinstance(self, nn.Module):
+            return {"model": self}
+        parts = self.components if hasattr(self, "components") else vars(self)
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    @property
+    def channels(self) -> InputChannels:
+        """Which channels of an image those are, and between which values."""
+        return InputChannels()
+
+    @property
+    def fitted_tiles(self) -> dict:
+        """How the labelled images were seen in fitting: `tiles`, `scale` and `pixel_size`, as far as it is known."""
+        return {}
+
+    @abstractmethod
+    def segment_batch(
+        self,
+        pixels: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_probabilities: bool = False,
+    ) -> SegmentedBatch:
+        """Segments images of the model's size.
+
+        Args:
+            pixels (`torch.Tensor`): `[N, in_channels, *image_size]` in [-1, 1].
+            sizes (sequence of `(height, width)`): Of the masks, for each image.
+            class_labels, generator, return_probabilities: As in [`~Segmenter.segment`].
+        """
+
+    def check_can_segment(self) -> None:  # noqa: B027 (most need nothing more)
+        """Raises [`UserError`] if something is missing that segmenting needs."""
+
+    def release(self) -> None:  # noqa: B027
+        """Frees what the model holds on the device between calls, as CPU offload wants it."""
+
+    def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
+        """Class labels as a tensor `[N]`, or `None`; models that know no classes of images refuse them."""
+        if class_labels is not None:
+            raise UserError("`class_labels` were given, but the model is not class-conditional.")
+        return None
+
+    @torch.no_grad()
+    def segment(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        batch_size: int = 8,
+        mask_size: tuple[int, int] | None = None,
+        class_labels: torch.Tensor | Sequence[int] | int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_probabilities: bool = False,
+        return_dict: bool = True,
+    ) -> DiffuseSegPipelineOutput | tuple:
+        """Segments real images of any size and mode (paper, section 4).
+
+        The model reads each image at its own size; the mask is computed at the size of the original.
+
+        Args:
+            images:
+                A path, an address (`https://…`), a PIL image, array (`[H, W]`, `[H, W, C]`, `[N, H, W, C]`) or tensor
+                (`[H, W]`, `[C, H, W]`, `[N, C, H, W]`), uint8, uint16 or floating point in [0, 1], or of any type and
+                number of channels if the head says which values are black and white; or a list of these.
+            batch_size (`int`, defaults to 8): Images that go through the model at once, each at every timestep. One
+                that comes alone goes with its mirror image, if the head sees that and the model at most 256 × 256
+                pixels.
+            mask_size (two `int`, *optional*): Height and width of the masks; those of each image if not given.
+            class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
+                For class-conditional U-Nets; class 0 if not given, as in the fitting of the head.
+            generator (`torch.Generator` or list of one per image, *optional*): For heads fitted with fresh noise.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+            return_probabilities (`bool`, defaults to `False`): Whether to return the probabilities of the classes.
+            return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
+
+        Returns:
+            [`DiffuseSegPipelineOutput`] of lists, or the tuple `(images, masks, uncertainty)` of lists, with
+            `probabilities` as a fourth if they were asked for.
+
+        Raises:
+            UserError: There is no head, it does not fit the model, an option is out of range, or an image cannot be
+                read.
+        """
+        # 0. Check the inputs.
+        check_output_type(output_type)
+        if batch_size < 1:
+            raise UserError(f"`batch_size` must be at least 1, got {batch_size}.")
+        self.check_can_segment()
+        processor = DiffuseSegImageProcessor(self.in_channels, self.channels)
+        loaded = processor.load(images)
+        labels = self.check_class_labels(class_labels, len(loaded))
+        if isinstance(generator, (list, tuple)) and len(generator) != len(loaded):
+            raise UserError(f"{len(generator)} generators were given for {len(loaded)} images.")
+
+        # 1. Features and masks, batch by batch.
+        found = []
+        for start in range(0, len(loaded), batch_size):
+            own = slice(start, start + batch_size)
+            sizes = [(mask_size[0], mask_size[1])] * len(loaded[own]) if mask_size else processor.sizes(loaded[own])
+            pixels = processor.preprocess(loaded[own], *self.image_size)  # [N,C,H,W]
+            noise = generator[own] if isinstance(generator, (list, tuple)) else generator
+            found.append(
+                self.segment_batch(pixels, sizes, None if labels is None else labels[own], noise, return_probabilities)
+            )
+
+        self.release()
+
+        # 2. Convert.
+        masks = _together([batch.masks for batch in found], output_type)
+        if output_type == "pil":
+            masks = [mask_to_pil(mask, self.palette) for mask in masks]
+        output = DiffuseSegPipelineOutput(
+            images=[processor.convert(image, output_type) for image in loaded],
+            masks=masks,
+            uncertainty=_together([batch.uncertainty for batch in found], output_type),
+            probabilities=_together([batch.probabilities for batch in found], output_type),
+        )
+        if return_dict:
+            return output
+        parts = (output.images, output.masks, output.uncertainty)
+        return (*parts, output.probabilities) if return_probabilities else parts
+
+
+class HeadSegmenter(Segmenter):
+    """Segments with a head on a frozen model's activations, which subclasses give."""
+
+    segmentation_head: PixelClassifierEnsemble | None
+    config: Any
+    maybe_free_model_hooks: Callable[[], None]  # of diffusers' pipelines
+
+    @abstractmethod
+    def feature_extractor(
+        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
+    ) -> FeatureExtractor:
+        """The frozen model as a source of features.
+
+        Args:
+            blocks (sequence of `int` or `str`, *optional*), timesteps (sequence of `int`, *optional*):
+                What to read; the family's default if not given.
+            **choice: `share_noise`, `noise_seed`, `size`, `prompt`: see the family's extractor.
+        """
+
+    def head_extractor(self) -> FeatureExtractor:
+        """The features that the head was fitted on.
+
+        Raises:
+            UserError: There is no head, or it does not fit the model; says which number differs.
+        """
+        if self.segmentation_head is None:
+            raise UserError(f"This pipeline has no segmentation head; {HOW_TO_FIT}.")
+        head = self.segmentation_head.config
+        extractor = self.feature_extractor(
+            head.blocks,
+            head.timesteps,
+            share_noise=head.share_noise,
+            noise_seed=head.noise_seed,
+            size=tuple(head.image_size),
+            prompt=head.prompt,
+        )
+        if head.in_channels != extractor.in_channels:
+            raise UserError(
+                f"The segmentation head was fitted on images of {head.in_channels} channels, but the model takes "
+                f"{extractor.in_channels}."
+            )
+        channels = [i.channels for i in extractor.feature_info()[: len(head.blocks)]]
+        if channels != list(head.block_channels):
+            raise UserError(
+                f"The segmentation head was fitted on blocks {list(head.blocks)} with {list(head.block_channels)} "
+                f"channels, but this model's blocks have {channels}; use the model that the head was fitted on."
+            )
+        return extractor
+
+    def check_can_segment(self) -> None:
+        self.head_extractor()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return tuple(self.segmentation_head.config.image_size)
+
+    @property
+    def in_channels(self) -> int:
+        return self.segmentation_head.config.in_channels
+
+    @property
+    def channels(self) -> InputChannels:
+        head = self.segmentation_head
+        return InputChannels.of(head.config.channels if head is not None else self.config.get("channels"))
+
+    @property
+    def fitted_tiles(self) -> dict:
+        return dict(self.segmentation_head.config.tiling or {})
+
+    @property
+    def palette(self) -> list[list[int]]:
+        return self.segmentation_head.config.palette or default_palette(self.segmentation_head.config.num_classes)
+
+    @property
+    def ignore_index(self) -> int:
+        return self.segmentation_head.config.ignore_index
+
+    @property
+    def decisions(self) -> Decisions | None:
+        config = self.segmentation_head.config
+        return Decisions.of(config.decisions, config.num_classes)
+
+    @decisions.setter
+    def decisions(self, decisions: Decisions | None) -> None:
+        config = {"decisions": None}
+        if decisions is not None:  # what does not know them must not load the head
+            config = {"decisions": decisions.config, "format_version": FORMAT_VERSION}
+        self.segmentation_head.register_to_config(**config)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Name of each class; "class 0", "class 1", … if the head does not know."""
+        config = self.segmentation_head.config
+        return list(config.label_names or unnamed_classes(config.num_classes))
+
+    def segment_batch(
+        self,
+        pixels: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_probabilities: bool = False,
+    ) -> SegmentedBatch:
+        extractor, head = self.head_extractor(), self.segmentation_head
+        mirrored = None
+        if head.config.flip and len(pixels) == 1 and pixels[0, 0].numel() <= SMALL:
+            labels = None if class_labels is None else torch.cat([class_labels, class_labels])
+            generators = [*generator, *generator] if isinstance(generator, (list, tuple)) else generator
+            both = extractor(torch.cat([pixels, pixels.flip(-1)]), labels, generators).activations
+            activations, mirrored = [a[:1] for a in both], [a[1:] for a in both]
+        else:
+            activations = extractor(pixels, class_labels, generator).activations
+            if head.config.flip:
+                mirrored = extractor(pixels.flip(-1), class_labels, generator).activations
+        return predict_masks(head, activations, mirrored, sizes, return_probabilities)
+
+    def release(self) -> None:
+        self.maybe_free_model_hooks()
+
+
+class HeadPipeline(HeadSegmenter):
+    """A diffusers pipeline of which the head is a component.
+
+    To be mixed into a [`DiffusionPipeline`] with an optional component `segmentation_head`
+    ([`PixelClassifierEnsemble`]).
+    """
+
+    # What the diffusers pipeline brings.
+    config: Any
+    register_modules: Callable[..., None]
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
+        """Reads `model_index.json` as if it named no code; diffusers calls this before the download and after it."""
+        index = super()._dict_from_json_file(json_file, **kwargs)  # type: ignore[misc]
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][-1]
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = ["diffusers", "ModelMixin"]  # the download takes no class that it cannot find
+        return index
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict | tuple:
+        """As in diffusers; the class of the head is the one that is installed."""
+        loaded = super().load_config(*args, **kwargs)  # type: ignore[misc]
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (index.get("segmentation_head") or [None])[0] is not None:
+            index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
+        return loaded
+
+    def __setattr__(self, name: str, value: Any):
+        super().__setattr__(name, value)
+        # diffusers leaves a component that was None as (None, None) in the config, and would not save the new one.
+        if name == "segmentation_head" and value is not None and self.config.segmentation_head[0] is None:
+            self.register_modules(segmentation_head=value)
+
+
+def predict_masks(
+    head: PixelClassifierEnsemble,
+    activations: Sequence[torch.Tensor],
+    mirrored: Sequence[torch.Tensor] | None,
+    sizes: Sequence[tuple[int, int]],
+    return_probabilities: bool = False,
+) -> SegmentedBatch:
+    """Masks and uncertainties of a batch, each image's at a size of its own.
+
+    Args:
+        head ([`PixelClassifierEnsemble`]): The classifiers.
+        activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each.
+        mirrored (sequence of `torch.Tensor`, *optional*): The same of the mirror images.
+        sizes (sequence of `(height, width)`): For each image.
+        return_probabilities (`bool`, defaults to `False`): Whether to return mean class probabilities.
+    """
+    names = ["labels", "uncertainty", *(["probabilities"] if return_probabilities else [])]
+    found: dict[str, list] = {name: [None] * len(sizes) for name in names}
+    for size in dict.fromkeys(sizes):  # images of one size go together
+        same = [i for i, s in enumerate(sizes) if s == size]
+        index = same if len(same) < len(sizes) else slice(None)  # all of them without a copy
+        chosen, other = (None if v is None else [a[index] for a in v] for v in (activations, mirrored))
+        output = head.predict(chosen, size, return_probabilities, mirrored=other)
+        for name in names:
+            for i, tensor in zip(same, output[name].cpu()):
+                found[name][i] = tensor
+    return SegmentedBatch(found["labels"], found["uncertainty"], found.get("probabilities"))
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the weights and statistics of a module."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises [`UserError`] unless it is one of `OUTPUT_TYPES`."""
+    if output_type not in OUTPUT_TYPES:
+        raise UserError(f'`output_type` is "pil", "np" or "pt", got {output_type!r}.')
+
+
+def _together(batches: list, output_type: str) -> list | None:
+    """The tensors of all batches in one list, as arrays unless tensors were asked for; `None` if there are none."""
+    if any(batch is None for batch in batches):
+        return None
+    tensors = [tensor for batch in batches for tensor in batch]
+    return tensors if output_type == "pt" else [tensor.numpy() for tensor in tensors]

@@ -1,0 +1,211 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Students as segmenters: the contract of the pipelines, in one fast pass."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
+
+from ..heads.decisions import Decisions, winners
+from ..images.image_processor import default_palette
+from ..jobs.errors import UserError
+from ..pipelines.segmenter import SegmentedBatch, Segmenter
+from .networks import loading_errors, make_processor
+
+
+class Student(Segmenter):
+    """A small network that gives logits of the classes in one pass. Subclasses say how it is called and saved.
+
+    Its uncertainty is the entropy of its own probabilities in nats: it is one network, and its members cannot disagree.
+
+    Args:
+        model (`torch.nn.Module`): The network; it computes in its own dtype, on its own device.
+        palette (sequence of `[red, green, blue]`, *optional*):
+            Colours of the classes, 0 to 255; [`default_palette`] if not given.
+
+    Attributes:
+        agreement (`dict`): By precision, the share of the pixels whose class is that in float32, if it was measured.
+    """
+
+    def __init__(self, model: Any, palette: Sequence[Sequence[int]] | None = None):
+        self.model = model
+        self._palette = [list(color) for color in palette] if palette is not None else None
+        self.agreement: dict[str, float] = {}
+
+    @abstractmethod
+    def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
+        """Logits of the classes.
+
+        Args:
+            pixels (`torch.Tensor`): `[N, in_channels, *image_size]` in [0, 1].
+            model (`torch.nn.Module`, *optional*): Called in place of the student's own, such as what Accelerate made
+                of it.
+
+        Returns:
+            `torch.Tensor` `[N, num_classes, h, w]`, of any resolution.
+        """
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Saves it so that its library and [`load_student`] load it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.model.device
+
+    @property
+    def palette(self) -> list[list[int]]:
+        return self._palette or default_palette(len(self.label_names))
+
+    @torch.no_grad()
+    def segment_batch(
+        self,
+        pixels: torch.Tensor,
+        sizes: Sequence[tuple[int, int]],
+        class_labels: torch.Tensor | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_probabilities: bool = False,
+    ) -> SegmentedBatch:
+        self.model.eval()
+        logits = self.logits(pixels.to(self.device) / 2 + 0.5)
+        return masks_of_logits(logits, sizes, return_probabilities, self.decisions)
+
+
+class StudentSegmenter(Student):
+    """A drop-in replacement for [`DiffuseSegPipeline`] in segmenting: a small network of `transformers`.
+
+    Args:
+        model (`PreTrainedModel`): The student; it computes in its own dtype, on its own device.
+        processor (`BaseImageProcessor`): Says at what size and how normalised it takes images.
+        palette (sequence of `[red, green, blue]`, *optional*):
+            Colours of the classes, 0 to 255; [`default_palette`] if not given.
+
+    Raises:
+        UserError: The processor resizes images to no fixed height and width.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: BaseImageProcessor, palette: Sequence[Sequence[int]] | None = None
+    ):
+        super().__init__(model, palette)
+        size = dict(processor.size)
+        if not {"height", "width"} <= size.keys():
+            raise UserError(
+                f"The student's image processor resizes to {size}, but a height and a width are needed; set its size."
+            )
+        self.processor = processor
+        self._size = (size["height"], size["width"])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._size
+
+    @property
+    def in_channels(self) -> int:
+        return 3
+
+    @property
+    def label_names(self) -> list[str]:
+        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+
+    def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
+        given = (self.processor.image_mean, self.processor.image_std)
+        mean, std = (torch.tensor(x, device=pixels.device).view(3, 1, 1) for x in given)
+        pixels = ((pixels - mean) / std).to(self.model.dtype, memory_format=torch.channels_last)  # [N,3,H,W]
+        network = self.model if model is None else model  # a compiled model has no truth value
+        return network(pixels).logits  # [N,C,h,w]
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Saves model and image processor as `transformers` does; the config holds what else is known."""
+        self.model.config.palette = self.palette
+        self.model.config.decisions = None if self.decisions is None else self.decisions.config
+        self.model.config.agreement = self.agreement or None
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def decisions_of(config: Any, num_classes: int, name: str) -> Decisions | None:
+    """The decisions that a student's config holds.
+
+    Raises:
+        UserError: They are none, or of another number of classes.
+    """
+    try:
+        return Decisions.of(config, num_classes)
+    except UserError as error:
+        raise UserError(f"{name} cannot be loaded: {error}") from error
+
+
+def masks_of_logits(
+    logits: torch.Tensor,
+    sizes: Sequence[tuple[int, int]],
+    return_probabilities: bool = False,
+    decisions: Decisions | None = None,
+) -> SegmentedBatch:
+    """Masks and uncertainties of a batch, each image's at a size of its own.
+
+    Args:
+        logits (`torch.Tensor`): `[N, C, h, w]`, upsampled bilinearly.
+        sizes (sequence of `(height, width)`): For each image.
+        return_probabilities (`bool`, defaults to `False`): Whether to return probabilities.
+        decisions ([`Decisions`], *optional*): Which class a pixel gets, if not the likeliest.
+
+    Returns:
+        [`SegmentedBatch`], whose uncertainty is the entropy of the probabilities in nats.
+    """
+    found: list[list] = [[None] * len(sizes) for _ in range(3)]
+    for size in dict.fromkeys(sizes):  # images of one size go together
+        same = [i for i, s in enumerate(sizes) if s == size]
+        log_p = logits.float()[same]
+        if log_p.shape[-2:] != size:
+            log_p = F.interpolate(log_p, size=size, mode="bilinear", align_corners=False)  # [n,C,H,W]
+        log_p = log_p.log_softmax(dim=1)  # [n,C,H,W]
+        p = log_p.exp()  # [n,C,H,W]
+        ids = winners(log_p if decisions is None else p, decisions).to(torch.uint8)  # [n,H,W]
+        entropy = -(p * log_p).sum(dim=1).clamp(max=0)  # [n,H,W]
+        for j, i in enumerate(same):
+            found[0][i], found[1][i] = ids[j].cpu(), entropy[j].cpu()
+            found[2][i] = p[j].cpu() if return_probabilities else None
+    masks, uncertainty, probabilities = found
+    return SegmentedBatch(masks, uncertainty, probabilities if return_probabilities else None)
+
+
+def load_student(
+    name: str | os.PathLike,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> StudentSegmenter:
+    """Loads a student of `transformers`; runs no code of a repository.
+
+    Args:
+        name (`str` or path): Local folder or Hub name.
+        device (`torch.device` or `str`, defaults to `"cpu"`), dtype (`torch.dtype`, defaults to `torch.float32`):
+            Where and in which precision it runs.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
+
+    Raises:
+        UserError: It cannot be loaded; says why.
+    """
+    name = os.fspath(name)
+    where = {"revision": revision or "main", "cache_dir": cache_dir}
+    with loading_errors(name):
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
+        )
+    if wrong := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{name} is no whole student: its weights lack {wrong[0]}{more}, which its config names.")
+    processor = make_processor(name, revision=revision, cache_dir=cache_dir, required=True)
+    student = StudentSegmenter(model.to(device).eval(), processor, getattr(model.config, "palette", None))
+    student.decisions = decisions_of(getattr(model.config, "decisions", None), len(student.label_names), name)
+    student.agreement = getattr(model.config, "agreement", None) or {}
+    return student

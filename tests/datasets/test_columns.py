@@ -1,0 +1,65 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import io
+import json
+import shutil
+
+import pytest
+from datasets import Dataset, Features, Image
+from PIL import Image as Pictures
+
+from diffuseseg_diffusers.datasets.columns import SEEN, contents_fingerprint, load_split
+from diffuseseg_diffusers.jobs.errors import UserError
+
+from ..conftest import draw
+
+
+def test_a_fingerprint_tells_other_images_names_and_orders_but_not_another_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        Pictures.fromarray(draw((16, 16), i)[0]).save(tmp_path / "a" / f"{i}.png")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+
+    def found(folder, names=("0", "1", "2"), bytes_too=False) -> str:
+        cells = [{"path": str(folder / f"{n}.png"), "bytes": None} for n in names]
+        if bytes_too:
+            cells = [{"path": f"{n}.png", "bytes": (folder / f"{n}.png").read_bytes()} for n in names]
+        return contents_fingerprint(Dataset.from_dict({"x": cells}, Features({"x": Image(decode=False)})), "x")
+
+    first = found(tmp_path / "a")
+    assert found(tmp_path / "b") == first == found(tmp_path / "b", bytes_too=True)
+    assert len({first, found(tmp_path / "a", "021"), found(tmp_path / "a", "01")}) == 3
+    whole = (tmp_path / "b" / "2.png").read_bytes()
+    rows = [{"x": whole, "y": [1, 2]}, {"x": whole, "y": [1, 2]}]
+    known = contents_fingerprint(Dataset.from_list(rows), "x", "y")
+    rows[1]["y"] = [1, 3]  # a mask that was corrected
+    assert contents_fingerprint(Dataset.from_list(rows), "x", "y") != known
+    negative = io.BytesIO()
+    Pictures.fromarray(255 - draw((16, 16), 1)[0]).save(negative, "PNG")
+    (tmp_path / "b" / "1.png").write_bytes(negative.getvalue())
+    assert found(tmp_path / "b") != first
+
+
+def test_a_large_file_is_known_by_both_of_its_ends(tmp_path):
+    def found(data: bytes) -> str:
+        (tmp_path / "x").write_bytes(data)
+        by_path = contents_fingerprint(Dataset.from_dict({"x": [str(tmp_path / "x")]}), "x")
+        cell = Dataset.from_list([{"x": {"path": "x", "bytes": data}}])
+        assert contents_fingerprint(cell, "x") == by_path
+        return by_path
+
+    sizes = (10, SEEN, SEEN + 1, 2 * SEEN, 3 * SEEN)
+    assert len({found(bytes(size)) for size in sizes}) == len(sizes)
+    for size in sizes:
+        assert found(bytes(size - 1) + b"x") != found(bytes(size)) != found(b"x" + bytes(size - 1))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_of_several_configurations_says_which_and_how_one_is_named(tmp_path, streaming):
+    parts = []
+    for name in ("few", "many"):
+        (tmp_path / name).mkdir()
+        Dataset.from_dict({"x": [1]}).to_parquet(tmp_path / name / "train.parquet")
+        parts.append({"config_name": name, "data_files": f"{name}/*.parquet"})
+    (tmp_path / "README.md").write_text("---\nconfigs: " + json.dumps(parts) + "\n---\n")
+    with pytest.raises(UserError, match=r"several configurations \(few, many\).*--dataset_config_name"):
+        load_split(str(tmp_path), None, "train", streaming=streaming)

@@ -1,0 +1,119 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What all commands have in common."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+import pytest
+
+import diffuseseg_diffusers
+from diffuseseg_diffusers import DiffuseSegPipeline
+from diffuseseg_diffusers.cli import COMMANDS
+
+from .conftest import run
+
+
+def all_commands(drawn):
+    data = ("--dataset_name", drawn / "data")
+    return {
+        "fit": ("--model", drawn / "ddpm", *data, "--num_members", "2", "--recipe", "fast"),
+        "evaluate": ("--model", drawn / "model", *data),
+        "segment": (drawn / "data" / "test" / "images", "--model", drawn / "model"),
+    }
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_files_that_no_run_recorded_are_kept_with_and_without_overwrite(drawn, overwrite, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("keep me")
+    for command, arguments in all_commands(drawn).items():
+        result = run("diffuseseg", command, *arguments, "--output_dir", out, *overwrite, expect=1)
+        assert f"{out} " in result.stderr and "is kept" in result.stderr and "Traceback" not in result.stderr
+        assert [p.name for p in out.iterdir()] == ["precious.txt"]
+
+
+def test_overwriting_replaces_the_files_of_the_earlier_run_and_no_others(drawn, tmp_path):
+    for command, arguments in all_commands(drawn).items():
+        out = tmp_path / command
+        run("diffuseseg", command, *arguments, "--output_dir", out)
+        before = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+        if command == "segment":  # which resumes, and finds nothing left to do
+            assert "is complete" in run("diffuseseg", command, *arguments, "--output_dir", out).stdout
+        else:
+            assert "is kept" in run("diffuseseg", command, *arguments, "--output_dir", out, expect=1).stderr
+        run("diffuseseg", command, *arguments, "--output_dir", out, "--overwrite")
+        assert sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file()) == before
+        (out / "mine.txt").write_text("keep me")
+        refused = run("diffuseseg", command, *arguments, "--output_dir", out, "--overwrite", expect=1)
+        assert "mine.txt" in refused.stderr and (out / "mine.txt").read_text() == "keep me"
+        assert sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file()) == sorted([*before, Path("mine.txt")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(all_commands(drawn)), "nothing is left beside them"
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "segment"])
+def test_overwrite_removes_nothing_while_an_input_is_wrong(drawn, command, tmp_path):
+    arguments = all_commands(drawn)[command]
+    run("diffuseseg", command, *arguments, "--output_dir", tmp_path / "out")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    wrong = [drawn / "nowhere" if word in (drawn / "ddpm", drawn / "model") else word for word in arguments]
+    run("diffuseseg", command, *wrong, "--output_dir", tmp_path / "out", "--overwrite", expect=1)
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+def test_help_and_version_need_no_torch():
+    code = "import sys; from diffuseseg_diffusers.cli import main\ntry: main([sys.argv[1]])\n"
+    code += "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules, 'torch'"
+    for word in ("--help", "--version"):
+        assert "diffuseseg" in run("python", "-c", code, word).stdout
+    module = run("python", "-m", "diffuseseg_diffusers", "--version").stdout
+    assert module == run("diffuseseg", "--version").stdout == f"diffuseseg {diffuseseg_diffusers.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_is_explained(command):
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[command][1], "diffuseseg_diffusers.cli").add_arguments(parser)
+    for action in parser._actions:
+        assert action.help, action.option_strings
+    options = {option for action in parser._actions for option in action.option_strings}
+    if "--model" in options and command not in ("train-student",):
+        assert "--pretrained_model_name_or_path" in options
+    if command not in ("app", "export-onnx", "push", "taps"):  # `app` keeps a session, which is never overwritten
+        assert {"--output_dir", "--overwrite"} <= options
+
+
+def test_only_what_users_can_mend_is_one_line(drawn, monkeypatch, tmp_path):
+    arguments = ("segment", drawn / "data" / "test" / "images", "--model", drawn / "model")
+    wrong = ("diffuseseg", "segment", tmp_path / "none.png", "--model", tmp_path / "nowhere", "--output_dir", tmp_path)
+    assert "Traceback" not in run(*wrong, expect=1).stderr
+    assert "Traceback" in run(*wrong, expect=1, DIFFUSESEG_DEBUG="1").stderr
+    monkeypatch.setattr(DiffuseSegPipeline, "segment", lambda *a, **k: [][1])
+    ours = run("diffuseseg", *arguments, "--output_dir", tmp_path / "out", expect=1).stderr
+    assert "Traceback" in ours and "IndexError" in ours
+
+
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
+    def absent(name, package=None):
+        raise ModuleNotFoundError("No module named 'datasets'", name="datasets.features")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    result = run("diffuseseg", "evaluate", "--help", expect=1)
+    assert result.stderr.startswith("error: datasets.features is not installed; run `pip install 'datasets")
+    monkeypatch.setattr(importlib, "import_module", lambda *a: (_ for _ in ()).throw(ModuleNotFoundError(name="ours")))
+    assert "Traceback" in run("diffuseseg", "evaluate", "--help", expect=1).stderr
+
+
+def test_what_is_overwritten_is_explained_alike_everywhere():
+    helps = set()
+    for _, where in COMMANDS.values():
+        parser = argparse.ArgumentParser()
+        importlib.import_module(where, "diffuseseg_diffusers.cli").add_arguments(parser)
+        options = {option: action for action in parser._actions for option in action.option_strings}
+        if "--output_dir" in options:
+            helps.add(("--overwrite", options["--overwrite"].help))
+            assert options["--output_dir"].type("~/out") == Path.home() / "out"
+        if "--cache_dir" in options:
+            helps.add(("--cache_dir", options["--cache_dir"].help))
+    assert {name for name, _ in helps} == {"--overwrite", "--cache_dir"} and len(helps) == 2
