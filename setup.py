@@ -69,6 +69,8 @@ setup(
         "torch>=2.9",
         "diffusers>=0.40",
         "accelerate>=1.2",
+        "cyclopts>=4.0",
+        "filelock>=3.16",
         "huggingface_hub>=1.31",
         "jinja2>=3.1",
         "numpy>=2.0",

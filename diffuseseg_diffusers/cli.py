@@ -6,14 +6,17 @@ import importlib
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 from . import __doc__ as DESCRIPTION
 from . import __version__
-from .jobs.command import run_command
+from .jobs.command import run_command, show_log
+from .jobs.command_line import command_line, parse
 from .jobs.install import missing_extra
+from .tasks import TASKS
 
 
-# What each command does, and the module with its `add_arguments` and `main`.
+# Commands that have no configuration yet: what each does, and the module with its `add_arguments` and `main`.
 COMMANDS = {
     "demo": ("Show the whole idea on drawn faces.", ".tasks.demo"),
     "train-ddpm": ("Train a diffusion model on unlabelled images.", ".training.train_ddpm"),
@@ -21,7 +24,6 @@ COMMANDS = {
     "train-autoencoder": ("Train an autoencoder for latent diffusion.", ".training.train_autoencoder"),
     "app": ("Label pictures in the browser.", ".tasks.app"),
     "fit": ("Fit a segmentation head on a few labelled images.", ".training.train_segmentation_head"),
-    "evaluate": ("Measure a fitted model on labelled images.", ".tasks.evaluate"),
     "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
     "segment": ("Segment images.", ".tasks.segment"),
     "analyze": ("Show which features tell the classes apart.", ".tasks.analyze"),
@@ -44,10 +46,31 @@ def main(argv: list[str] | None = None) -> None:
     run_command(lambda: _run(sys.argv[1:] if argv is None else [os.fspath(word) for word in argv]))
 
 
-def _run(argv: list[str]) -> int | None:
+def _run(argv: list[str]) -> Any:
     name = next((word for word in argv if not word.startswith("-")), None)
+    if name in COMMANDS:
+        return _run_old(argv, name)
+    configs = {command: _named(config) for command, (config, _) in TASKS.items()}
+    config = parse(command_line("diffuseseg", DESCRIPTION, f"diffuseseg {__version__}", configs), argv)
+    if config is None:
+        return None
+    from diffusers.utils import logging  # takes seconds, and help does without
+
+    logging.disable_progress_bar()
+    if getattr(config, "verbose", False):
+        show_log()
+    _named(TASKS[name][1])(config)
+    return 0
+
+
+def _named(where: str) -> Any:
+    """What a place such as `tasks.fit:FitConfig` names."""
+    module, _, name = where.partition(":")
+    return getattr(_imported(f".{module}"), name)
+
+
+def _run_old(argv: list[str], name: str | None) -> int | None:
     parser = argparse.ArgumentParser(prog="diffuseseg", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"diffuseseg {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     module = None
     for command, (summary, where) in COMMANDS.items():
@@ -57,7 +80,7 @@ def _run(argv: list[str]) -> int | None:
             module.add_arguments(own)
     args = parser.parse_args(argv)
 
-    from diffusers.utils import logging  # takes seconds, and help does without
+    from diffusers.utils import logging
 
     from .arguments import check_numbers
 

@@ -28,7 +28,8 @@ LADDER = [
     {"figures"},
     {"hub"},
     {"arguments"},
-    {"tasks", "training"},
+    {"training"},
+    {"tasks"},
     {"cli"},
     {"__main__"},
 ]

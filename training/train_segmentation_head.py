@@ -33,11 +33,11 @@ from diffuseseg_diffusers.datasets.arguments import (
     add_data_arguments,
     add_reading_arguments,
     check_reading_arguments,
-    load_data,
     read_channels,
 )
 from diffuseseg_diffusers.datasets.columns import decode_cell, describe_dataset
 from diffuseseg_diffusers.datasets.crops import LabeledTiles, Pictures
+from diffuseseg_diffusers.datasets.labeled import load_data
 from diffuseseg_diffusers.datasets.unlabeled import evenly_spread, load_unlabeled
 from diffuseseg_diffusers.evaluation.agreement import IMAGES as COMPARED
 from diffuseseg_diffusers.evaluation.agreement import agreement_line, measure_agreement

@@ -4,14 +4,12 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..images.channels import InputChannels
 from ..images.formats.base import micrometres
 from ..jobs.errors import UserError
 from .crops import Pictures, measure_windows
-from .folders import read_label_file
-from .labeled import MASK_FORMATS, LabeledImages, load_labeled_images
+from .labeled import MASK_FORMATS
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
@@ -93,29 +91,3 @@ def read_channels(args: argparse.Namespace, pictures: Callable[[], Pictures], kn
     if len(values) % 2:
         raise UserError(f"--intensity_window is pairs of a low and a high value, got {len(values)} values.")
     return InputChannels(names, tuple(zip(values[::2], values[1::2])))
-
-
-def load_data(
-    args: argparse.Namespace, split: str | None = None, ignore_index: int = 255, **kwargs: Any
-) -> LabeledImages:
-    """The labelled images that the arguments of [`add_data_arguments`] and `--cache_dir` name.
-
-    Args:
-        args (`argparse.Namespace`): The parsed arguments.
-        split (`str`, *optional*): Part of the dataset, in place of `--split`.
-        ignore_index (`int`, defaults to 255): Id of pixels without a label, if the arguments name none.
-        **kwargs: As in [`load_labeled_images`].
-    """
-    return load_labeled_images(
-        args.dataset_name,
-        args.dataset_config_name,
-        split or args.split,
-        cache_dir=args.cache_dir,
-        revision=args.dataset_revision,
-        palette=read_label_file(args.palette) if args.palette else None,
-        ignore_index=ignore_index if args.ignore_index is None else args.ignore_index,
-        mask_format=args.mask_format,
-        image_column=args.image_column,
-        mask_column=args.mask_column,
-        **kwargs,
-    )

@@ -17,7 +17,7 @@ from ..images.formats.cells import needs_raster, open_cell
 from ..images.image_processor import unnamed_classes
 from ..jobs.errors import UserError
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
-from .folders import read_folder, read_label_names
+from .folders import read_folder, read_label_file, read_label_names
 
 
 MASK_FORMATS = ("index", "binary", "rgb")
@@ -347,3 +347,27 @@ def _load_npy(path: str) -> np.ndarray:
     if mask.dtype.kind not in "biuf" or not mask.size:
         raise UserError(f"{path} holds an array {mask.shape} of {mask.dtype}, and a mask of class ids is needed.")
     return mask
+
+
+def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **kwargs: Any) -> LabeledImages:
+    """The labelled images that a configuration with the fields of `tasks.options.ReadsLabels` names.
+
+    Args:
+        config (`Config`): The configuration.
+        split (`str`, *optional*): Part of the dataset, in place of its `split`.
+        ignore_index (`int`, defaults to 255): Id of pixels without a label, if the configuration names none.
+        **kwargs: As in [`load_labeled_images`].
+    """
+    return load_labeled_images(
+        config.dataset_name,
+        config.dataset_config_name,
+        split or config.split,
+        cache_dir=config.cache_dir,
+        revision=config.dataset_revision,
+        palette=read_label_file(config.palette) if config.palette else None,
+        ignore_index=ignore_index if config.ignore_index is None else config.ignore_index,
+        mask_format=config.mask_format,
+        image_column=config.image_column,
+        mask_column=config.mask_column,
+        **kwargs,
+    )

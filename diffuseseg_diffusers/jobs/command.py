@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import logging
 import os
 import re
 import sys
@@ -44,6 +45,12 @@ def keep_freed_memory() -> bool:
         return False
     # Versions of glibc that know a largest threshold refuse others than up to 32 MiB.
     return any(mallopt(mmap_threshold, size) for size in (2**30, 2**25)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def show_log() -> None:
+    """Shows what the package logs, from here on, on standard error."""
+    logging.basicConfig(format="%(message)s")  # of other libraries, warnings only
+    logging.getLogger(__package__.partition(".")[0]).setLevel(logging.INFO)
 
 
 def run_command(command: Callable[[], int | None]) -> None:

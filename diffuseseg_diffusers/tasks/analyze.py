@@ -20,9 +20,9 @@ from diffuseseg_diffusers.arguments import (
     inputs_of,
     run_script,
 )
-from diffuseseg_diffusers.datasets.arguments import add_data_arguments, load_data
+from diffuseseg_diffusers.datasets.arguments import add_data_arguments
 from diffuseseg_diffusers.datasets.columns import describe_dataset
-from diffuseseg_diffusers.datasets.labeled import LabeledImages
+from diffuseseg_diffusers.datasets.labeled import LabeledImages, load_data
 from diffuseseg_diffusers.figures.studies import FIGURES, study_figures
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.jobs.errors import UserError

@@ -9,6 +9,7 @@ resumes after the last whole seed.
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,8 +96,8 @@ def main(args: argparse.Namespace) -> None:
     open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite)
     results = Results(args.output_dir / RESULTS, settings)
     if converted is not None:
-        with output_folder(model_folder(args), overwrite=False, command=COMMAND) as partial:
-            converted.save_pretrained(partial)
+        with output_folder(model_folder(args), overwrite=False, command=COMMAND) as new:
+            converted.save_pretrained(new)
 
     # 2. A model for each seed, measured.
     name = "-".join([args.method, *(str(n) for n in (args.num_samples, args.num_inference_steps) if n)])
@@ -187,8 +188,8 @@ def dataset_ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, fo
     if not labeler.is_dir():
         whole = DiffuseSegPipeline.from_pretrained(model_folder(args), segmentation_head=None)
         whole.segmentation_head = fitted_pipeline(args, spec, train, seed).segmentation_head
-        with output_folder(labeler, overwrite=False, command=COMMAND) as partial:
-            whole.save_pretrained(partial)
+        with output_folder(labeler, overwrite=False, command=COMMAND) as new:
+            whole.save_pretrained(new)
     steps, device = args.num_inference_steps, find_device(args.device)
     run_other(
         generate_dataset,

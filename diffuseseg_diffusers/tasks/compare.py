@@ -5,8 +5,9 @@ import argparse
 import os
 
 from ..arguments import add_cache_argument, add_model_options, add_output_arguments, check_at_least_one, inputs_of
-from ..datasets.arguments import add_data_arguments, load_data
+from ..datasets.arguments import add_data_arguments
 from ..datasets.columns import describe_dataset
+from ..datasets.labeled import load_data
 from ..evaluation.comparison import compare_models, format_comparison
 from ..figures.curves import accuracy_over_speed
 from ..jobs.errors import UserError

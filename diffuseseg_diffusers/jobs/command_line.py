@@ -1,0 +1,102 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Command lines made from configurations, parsed by cyclopts."""
+
+import inspect
+import sys
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from .config import Config, Option
+
+
+def command_line(name: str, description: str, version: str, configs: Mapping[str, type[Config]]) -> App:
+    """The parser of a program with a command for each configuration; a command's first line of help is its docstring's.
+
+    Args:
+        name (`str`), description (`str`), version (`str`): Of the program.
+        configs (mapping of `str` to subclasses of [`Config`]): By the name of their command.
+    """
+    app = _app(name, description, version=version)
+    for command, config in configs.items():
+        app.command(_app(command, config.__doc__, default=config))
+    return app
+
+
+def config_line(name: str, config: type[Config]) -> App:
+    """The parser of a script with one configuration."""
+    return _app(name, config.__doc__, default=config)
+
+
+def parse(app: App, words: list[str]) -> Config | None:
+    """The configuration that a command line gives; `None` where help or version were asked for, and printed.
+
+    Raises:
+        SystemExit: The words are not understood (status 2); the usage of the command and a sentence are on stderr.
+        UserError: A value is out of range, or some do not go together.
+    """
+    try:
+        function, bound, *_ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
+    except CycloptsError as error:
+        command = " ".join([*app.name, *(error.command_chain or ())])
+        print(f"usage: {command} [OPTIONS]; {command} --help lists them\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    return function(*bound.args, **bound.kwargs)
+
+
+def _app(name: str, description: str | None, default: type[Config] | None = None, **more: Any) -> App:
+    """A parser whose options are named as the fields are, with underscores."""
+    usual = Parameter(name_transform=lambda field: field, negative=())
+    app = App(name=name, help=description, help_format="plaintext", default_parameter=usual, **more)
+    if default is not None:
+        app.default(_constructor(default))
+    else:
+        app.version_flags = ("--version",)
+    return app
+
+
+def _constructor(config: type[Config]) -> Any:
+    """A function with a parameter for each field that makes the configuration."""
+    hints = typing.get_type_hints(config)
+    headings = {field: heading for heading, names in config.grouped().items() for field in names}
+    groups = {name: Group(name or "Options", sort_key=i) for i, name in enumerate(dict.fromkeys(headings.values()))}
+    parameters, several = [], None
+    for one in fields(config):
+        own, hint = one.metadata["option"], hints[one.name]
+        default = inspect.Parameter.empty if one.default is MISSING else one.default
+        kind = inspect.Parameter.POSITIONAL_ONLY if own.positional else inspect.Parameter.KEYWORD_ONLY
+        if own.positional and typing.get_origin(hint) is tuple:
+            several, kind = one.name, inspect.Parameter.VAR_POSITIONAL
+            hint, default = typing.get_args(hint)[0], inspect.Parameter.empty
+        annotation: Any = Annotated[hint, _parameter(one.name, own, hint, groups[headings[one.name]])]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(one.name, kind, default=default, annotation=annotation))
+    parameters.sort(key=lambda parameter: parameter.kind)
+    single = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
+
+    def construct(*words: Any, **options: Any) -> Config:
+        if several:
+            options[several] = words[len(single) :]
+        return config(**dict(zip(single, words)), **options)
+
+    construct.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return construct
+
+
+def _parameter(name: str, own: Option, hint: Any, group: Group) -> Parameter:
+    choices = own.choices() if callable(own.choices) else own.choices
+    more: dict[str, Any] = {} if own.positional else {"name": (f"--{name}", *own.aliases)}
+    if own.negative:
+        more["negative"] = own.negative
+    elif bool in (hint, *typing.get_args(hint)):
+        more["show_default"] = False
+    if own.parse is not None:
+        parse_word = own.parse
+        more["converter"] = lambda kind, tokens: parse_word(tokens[0].value)
+    if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
+        more["consume_multiple"] = True
+    return Parameter(
+        help=own.help + (f" [choices: {', '.join(map(str, choices))}]" if choices else ""), group=group, **more
+    )

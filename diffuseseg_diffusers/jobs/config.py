@@ -1,0 +1,170 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Typed configurations: a dataclass for each task, from which its command line, record and documentation follow."""
+
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of a field beside its name, type and default.
+
+    Args:
+        help (`str`): One line, imperative or a noun phrase; the default is added where it is shown.
+        aliases (`tuple[str, ...]`): Further names of the option on the command line, such as `--train_data_dir`.
+        negative (`str`): Name of the option that sets a flag to `False`.
+        group (`str`): Heading in the help; that of the class (`title`) if empty.
+        choices (`tuple`): Values that are allowed; all if empty. May be a function without arguments that gives them.
+        minimum, above, maximum (`float`, *optional*): Limits of the number, or of each number of a tuple.
+        parse (`Callable[[str], Any]`, *optional*): Makes the value of a word of the command line.
+        positional (`bool`): Whether the command line takes it without a name.
+        influence (`bool`): Whether results depend on the value, so that it is part of a run's identity.
+        why (`str`): Of fields without influence, why: a half-sentence for the reader of the code and the test.
+        reads (`bool`): Whether the value names files or folders that the task reads, which it must not remove.
+    """
+
+    help: str
+    aliases: tuple[str, ...] = ()
+    negative: str = ""
+    group: str = ""
+    choices: tuple | Callable[[], tuple] = ()
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    parse: Callable[[str], Any] | None = None
+    positional: bool = False
+    influence: bool = True
+    why: str = ""
+    reads: bool = False
+
+
+def option(default: Any = MISSING, help: str = "", **more: Any) -> Any:
+    """A field of a [`Config`]; further arguments are those of [`Option`]. Without a default it is required."""
+    return field(default=default, metadata={"option": Option(help, **more)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of all configurations: normalises and checks its values once, whoever gives them.
+
+    Lists become tuples and names of files paths; numbers must be finite, within the limits of their field, and at least
+    0 where it states none. Subclasses are frozen keyword-only dataclasses. What does not go together is refused in
+    `check`.
+
+    Raises:
+        UserError: A value is out of range, or some do not go together; names the options.
+    """
+
+    title: ClassVar[str] = ""  # heading of the fields in the help
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name, own in self.options().items():
+            object.__setattr__(self, name, _normalised(getattr(self, name), hints[name]))
+            _check(name, getattr(self, name), own)
+        self.check()
+
+    def check(self) -> None:
+        """Refuses what does not go together; subclasses extend it and call that of their bases."""
+
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """Each field's [`Option`] by its name."""
+        return {one.name: one.metadata["option"] for one in fields(cls)}
+
+    @classmethod
+    def grouped(cls) -> dict[str, list[str]]:
+        """Names of the fields by heading, those of the class itself first."""
+        found: dict[str, list[str]] = {}
+        options = cls.options()
+        for home in cls.__mro__:
+            for name in home.__dict__.get("__annotations__", {}):
+                if options.get(name) and not any(name in names for names in found.values()):
+                    found.setdefault(options[name].group or home.__dict__.get("title", ""), []).append(name)
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """Values of all fields on which results depend, as JSON holds them."""
+        return {name: _as_json(getattr(self, name)) for name, own in self.options().items() if own.influence}
+
+    def arguments(self) -> list[str]:
+        """The command line that gives this configuration; parsing it gives an equal one."""
+        words: list[str] = []
+        for one in fields(self):
+            value, own = getattr(self, one.name), one.metadata["option"]
+            if value == one.default or value is None:
+                continue
+            if own.positional:
+                words = [*map(str, value if isinstance(value, tuple) else (value,)), *words]
+            elif isinstance(value, bool):
+                words.append(f"--{one.name}" if value else own.negative)
+            else:
+                words += [f"--{one.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        return words
+
+    def inputs(self) -> list[str]:
+        """Names of the files and folders that the task reads."""
+        found: list[str] = []
+        for name, own in self.options().items():
+            value = getattr(self, name)
+            if own.reads and value is not None:
+                found += map(str, value if isinstance(value, tuple) else (value,))
+        return found
+
+    @classmethod
+    def take(cls, other: "Config", **changes: Any) -> Self:
+        """A configuration with the values of those fields of another that both have, and with changes."""
+        names = {one.name for one in fields(cls)} & {one.name for one in fields(other)}
+        return cls(**{name: getattr(other, name) for name in names} | changes)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, (int, float)) and not isinstance(one, bool):
+            yield one
+
+
+def _check(name: str, value: Any, own: Option) -> None:
+    minimum = 0 if own.minimum is None else own.minimum
+    for number in _numbers(value):
+        if not math.isfinite(number):
+            raise UserError(f"--{name} must be a finite number, got {number}.")
+        if own.above is not None and not number > own.above:
+            raise UserError(f"--{name} must be above {own.above:g}, got {number}.")
+        if own.maximum is not None and own.above is None and not minimum <= number <= own.maximum:
+            raise UserError(f"--{name} must lie in {minimum:g} to {own.maximum:g}, got {number}.")
+        if own.maximum is not None and number > own.maximum:
+            raise UserError(f"--{name} must be at most {own.maximum:g}, got {number}.")
+        if own.above is None and number < minimum:
+            raise UserError(f"--{name} must be at least {minimum:g}, got {number}.")
+    allowed = own.choices() if callable(own.choices) else own.choices
+    for one in value if isinstance(value, tuple) else (value,):
+        if allowed and one is not None and one not in allowed:
+            raise UserError(f"--{name} must be one of {', '.join(map(str, allowed))}; got {one}.")
+
+
+def _normalised(value: Any, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if isinstance(value, (list, tuple)):
+        element = next((typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple), None)
+        return tuple(_normalised(one, element) for one in value)
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value).expanduser()  # of `--output_dir=~/out` most shells leave the `~` to us
+    if isinstance(value, Path):
+        return value.expanduser() if Path in kinds else str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        return float(value)
+    return value
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_json(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

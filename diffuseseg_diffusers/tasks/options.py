@@ -1,0 +1,133 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Options that several tasks share, so that the same name means the same everywhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..images.formats.base import micrometres
+from ..jobs.config import Config, option
+from ..jobs.errors import UserError
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MASK_FORMATS = ("index", "binary", "rgb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsModel(Config):
+    """Where a model comes from, and how it runs."""
+
+    title = "model"
+
+    revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
+    base_model: str | None = option(
+        None,
+        "Base of a head that was saved alone: a local folder or a name on the Hub (default: as the head says).",
+        reads=True,
+    )
+    device: str | None = option(None, "Device to run on, such as cuda:1 (default: a GPU if there is one).")
+    dtype: str = option(
+        "auto",
+        "Precision of the model. auto: bfloat16 where it was timed to be faster on this machine, unless the masks were "
+        "found to differ from those in float32; else float32.",
+        choices=DTYPES,
+    )
+    verbose: bool = option(
+        False, "Say in which precision models compute, and why.", influence=False, why="it only prints"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamesModel(RunsModel):
+    """`--model`, and how it runs."""
+
+    title = "model"
+
+    model: str = option(
+        help="Pipeline: a local folder or a name on the Hub.", aliases=("--pretrained_model_name_or_path",), reads=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachesDownloads(Config):
+    """`--cache_dir`."""
+
+    title = "downloads"
+
+    cache_dir: str | None = option(
+        None,
+        "Folder for downloads from the Hub, of models and datasets (default: the libraries' own).",
+        influence=False,
+        why="the same files, kept elsewhere",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritesFolder(Config):
+    """`--output_dir` and `--overwrite`."""
+
+    title = "output"
+
+    output_dir: Path = option(help="Folder for the results.", influence=False, why="where, not what")
+    overwrite: bool = option(
+        False,
+        "Replace an earlier run in that folder: its own files are removed, and no others.",
+        influence=False,
+        why="what was there, not what is made",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsLabels(Config):
+    """Which labelled images to read, and how. Subclasses may state another default of `split`."""
+
+    title = "data"
+
+    dataset_name: str = option(
+        help="Labelled images: a local folder or a name on the Hub.", aliases=("--train_data_dir",), reads=True
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
+    split: str = option("test", "Part of the dataset.")
+    image_column: str | None = option(None, "Column of images (default: image, or a usual name).")
+    mask_column: str | None = option(None, "Column of masks (default: mask, or a usual name).")
+    mask_format: str = option("index", "Content of the masks.", choices=MASK_FORMATS)
+    palette: Path | None = option(None, "JSON file with the colour of each class.", reads=True)
+    ignore_index: int | None = option(
+        None, "Mask value without a label (default: 255, or what the model was fitted with)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsChannels(Config):
+    """Which channels of images are read, between which values, and at which scale large ones are cut."""
+
+    title = "reading"
+
+    input_channels: tuple[str, ...] | None = option(
+        None, "Names or numbers of channels, in the model's order (default: all)."
+    )
+    intensity_window: tuple[float, ...] | None = option(
+        None, "Values that are black and white: low and high, for all channels or for each.", minimum=float("-inf")
+    )
+    intensity_percentiles: tuple[float, float] | None = option(
+        None, "The same as percentiles of the images, such as 0.5 99.5.", maximum=100
+    )
+    scale: float | None = option(None, "Model pixels per image pixel (default: 1).", above=0)
+    pixel_size: float | None = option(
+        None, "Side of a model pixel, in µm or with a unit: 10m.", parse=micrometres, above=0
+    )
+    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX or ZYX.")
+    slice_axis: str = option("z", "Axis along which volumes are sliced.", choices=("z", "y", "x"))
+
+    def check(self) -> None:
+        super().check()
+        exclusive(self, "scale", "pixel_size")
+        exclusive(self, "intensity_window", "intensity_percentiles")
+
+
+def exclusive(config: Config, *names: str) -> None:
+    """Raises [`UserError`] if several of these fields are given."""
+    given = [f"--{name}" for name in names if getattr(config, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other; give one of them.")
