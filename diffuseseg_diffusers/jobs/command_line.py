@@ -4,12 +4,14 @@
 import inspect
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from .command import run_command, show_log
 from .config import Config, Option
 
 
@@ -45,6 +47,27 @@ def parse(app: App, words: list[str]) -> Config | None:
         print(f"usage: {command} [OPTIONS]; {command} --help lists them\nerror: {error}", file=sys.stderr)
         sys.exit(2)
     return function(*bound.args, **bound.kwargs)
+
+
+def run_script(config: type[Config], function: Callable[[Any], Any]) -> None:
+    """Runs a task with the configuration that the process's command line gives, and ends the process.
+
+    For the `__main__` of scripts.
+
+    Args:
+        config (subclass of [`Config`]): What the command line is parsed into.
+        function (`Callable`): Takes it.
+    """
+
+    def run() -> int:
+        given = parse(config_line(Path(sys.argv[0]).name, config), sys.argv[1:])
+        if given is not None:
+            if getattr(given, "verbose", False):
+                show_log()
+            function(given)
+        return 0
+
+    run_command(run)
 
 
 def _app(name: str, description: str | None, default: type[Config] | None = None, **more: Any) -> App:
