@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Loads whatever segments images, from a folder or the Hub; runs no code of a repository."""
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -64,14 +65,14 @@ def load_pipeline(
         if base_model is not None:
             raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")
         try:
-            from ..students.export import OnnxStudent  # transformers is of the extra `train`
+            onnx_student = _named("students.export:OnnxStudent")
         except ModuleNotFoundError as error:
             raise missing_extra("train", error.name) from error
         asked = [str(device)] if device is not None and find_device(device).type != "cpu" else []
         asked += [dtype] if isinstance(dtype, str) and dtype not in ("auto", "float32") else []
         tell = logger.warning if asked else logger.info
         tell("%s: float32 on cpu (ONNX Runtime%s)", name, f", not {' and '.join(asked)}" if asked else "")
-        return OnnxStudent(name)
+        return onnx_student(name)
     _check_name(name)
     device = find_device(device)
     with _errors_explained(name):
@@ -85,7 +86,8 @@ def load_pipeline(
             where["base_model"] = base_model
         elif base_model is not None:
             raise UserError(f"{name} is no head on another pipeline; leave --base_model out.")
-        return LOADERS[kind](name, device, precision, where)
+        load = LOADERS[kind]
+        return (_named(load) if isinstance(load, str) else load)(name, device, precision, **where)
 
 
 def load_pipelines(
@@ -180,7 +182,7 @@ def save_fitted(
         shutil.copy(trained, folder)
 
 
-def _load_pixel(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> DiffuseSegPipeline:
+def _load_pixel(name: str, device: torch.device, dtype: torch.dtype, **where: Any) -> DiffuseSegPipeline:
     """A [`DiffuseSegPipeline`]; of pickled weights alone it takes plain DDPMs, see [`DiffuseSegPipeline.download`]."""
     # The head computes in the dtype of the activations whatever its own is, so its weights keep all their digits.
     dtypes = {"unet": dtype, "default": torch.float32}
@@ -189,7 +191,7 @@ def _load_pixel(name: str, device: torch.device, dtype: torch.dtype, where: dict
     return pipe.to(device)
 
 
-def _load_backbone(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
+def _load_backbone(name: str, device: torch.device, dtype: torch.dtype, **where: Any) -> Segmenter:
     from .backbone import BackbonePipeline  # transformers is of the extra `train`
 
     dtypes = {"backbone": dtype, "default": torch.float32}
@@ -197,36 +199,30 @@ def _load_backbone(name: str, device: torch.device, dtype: torch.dtype, where: d
     return BackbonePipeline.from_pretrained(name, dtype=dtypes, **safe, **where).to(device)
 
 
-def _load_composed(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
+def _load_composed(name: str, device: torch.device, dtype: torch.dtype, **where: Any) -> Segmenter:
     """Any other pipeline of diffusers; that its denoiser is not known is found out when it is loaded."""
     pipe: Any = AutoDiffuseSegPipeline.from_pretrained(name, dtype=dtype, **where)
     return pipe.to(device)
 
 
-def _load_student(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
-    from ..students.student import load_student  # transformers is of the extra `train`
-
-    return load_student(name, device, dtype, **where)
-
-
-def _load_unet_student(name: str, device: torch.device, dtype: torch.dtype, where: dict) -> Segmenter:
-    from ..students.unets import load_unet_student  # transformers is of the extra `train`
-
-    return load_unet_student(name, device, dtype, **where)
+def _named(where: str) -> Any:
+    """Imports `"module:name"` of the package; the rooms above this one are only needed for some models."""
+    module, name = where.split(":")
+    return getattr(importlib.import_module(f"..{module}", __package__), name)
 
 
 # Which class loads what: by `_class_name` in the index of a pipeline or in the config of a model of diffusers, or by
 # the end of the class in `architectures` of one of transformers. Of pipelines with a U-Net for pixels, nothing else is
 # used; all others of diffusers are composed with a head.
 COMPOSED = ComposedDiffuseSegPipeline.__name__
-LOADERS: dict[str, Callable] = {
+LOADERS: dict[str, Callable | str] = {
     COMPOSED: _load_composed,
     "DiffuseSegPipeline": _load_pixel,
     "DDPMPipeline": _load_pixel,
     "DDIMPipeline": _load_pixel,
     "BackbonePipeline": _load_backbone,
-    "ForSemanticSegmentation": _load_student,
-    "UNet2DModel": _load_unet_student,
+    "ForSemanticSegmentation": "students.student:load_student",
+    "UNet2DModel": "students.unets:load_unet_student",
 }
 
 
