@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Images and masks turned, scaled, shifted, mirrored and lit anew."""
+"""Augmented views of images and masks."""
 
 import math
 
@@ -17,13 +17,13 @@ def augment(
     flip: bool = True,
     p: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turns, scales, shifts and mirrors images and masks alike, and changes light, contrast and noise of the images.
+    """Applies random rotation, scale, shift and flip to images and masks; brightness, gamma and noise to images.
 
     Args:
         images (`torch.Tensor`): `[N, C, H, W]` float32 in [0, 1].
         masks (`torch.Tensor`): `[N, H, W]` int64, or `[N, M, H, W]` for several of each image.
         generator (`torch.Generator`): CPU generator.
-        flip (`bool`, defaults to `True`): Whether left and right may be exchanged.
+        flip (`bool`, defaults to `True`): Whether to flip horizontally.
         p (`float`, defaults to 1.0):
             Probability of each change but the mirroring, drawn for each image and change by itself: a turn by up to
             20°, a size of 0.7 to 1.4 times, a shift by up to 10 %, light and contrast by up to 30 %, a gamma of 0.8 to

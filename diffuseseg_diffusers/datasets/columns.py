@@ -61,17 +61,17 @@ def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Data
 
 
 def describe_dataset(name: str, config_name: str | None, split: str | None) -> dict:
-    """What a report says about the dataset it is about: the name on the Hub, or that of the local folder alone."""
+    """Name of a dataset for reports: the Hub name, or the last part of a local path."""
     local = os.path.isdir(name)
     name = os.path.basename(os.path.abspath(name)) if local else name
     return {"name": name, "on_hub": not local, "config": config_name, "split": split}
 
 
 def find_column(columns: Sequence[str], wanted: str | None, aliases: Sequence[str], kind: str) -> str:
-    """The column that was asked for, or the first of the usual names that there is.
+    """The requested column, or the first of the usual names that exists.
 
     Raises:
-        UserError: There is none; names the columns.
+        UserError: There is no such column; names those there are.
     """
     candidates = [wanted] if wanted else aliases
     found = next((c for c in candidates if c in columns), None)
@@ -107,7 +107,7 @@ def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
 
 
 def contents_fingerprint(dataset: Dataset, *columns: str) -> str:
-    """Tells other images and masks, or the same in another order, from these: 16 hexadecimal digits of a SHA-256 over
+    """Fingerprint of images and masks in their order: 16 hexadecimal digits of a SHA-256 over
     names, sizes in bytes, and the first and the last 64 KiB of all.
 
     Args:

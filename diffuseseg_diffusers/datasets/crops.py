@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Windows of large pictures at their own resolution: crops at random to train on, tiles with labels to fit on."""
+"""Native-resolution windows of large images: random crops for training, labelled tiles for fitting."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SCANNED = 2048  # side of the windows that masks are searched for labels in
 
 
 class Pictures:
-    """The pictures in a column of a dataset, opened when they are needed; the last few stay open.
+    """Images in a dataset column, opened lazily; the last few stay open.
 
     Args:
         dataset (`datasets.Dataset`), column (`str`): Images, not decoded.
@@ -64,7 +64,7 @@ def measure_windows(
         seed (`int`): Of the choice.
 
     Raises:
-        UserError: A channel is constant or missing, or the percentiles are none.
+        UserError: A channel is constant or missing, or the percentiles are out of order.
     """
     if not 0 <= percentiles[0] < percentiles[1] <= 100:
         raise UserError(f"--intensity_percentiles are two of 0 to 100, the low one first, got {percentiles}.")
@@ -89,7 +89,7 @@ def _random_window(raster: Raster, size: tuple[int, int], rng: np.random.Generat
 def read_tile(
     raster: Raster, plane: int, top: int, left: int, tile: tuple[int, int], scale: float, channels: InputChannels
 ) -> np.ndarray:
-    """A tile in the file's own type, read at the resolution that is just enough for a scale; `[C, h, w]`.
+    """Reads a tile `[C, h, w]` in the file's dtype, at the coarsest level sufficient for a scale.
 
     Args:
         raster ([`Raster`]), plane (`int`): Of which.
@@ -106,7 +106,7 @@ def read_tile(
 
 
 class RandomCrops(torch.utils.data.Dataset):
-    """Crops of pictures at random places, at their own resolution, as many of a picture as fit into it side by side.
+    """Random crops at native resolution; as many per image as fit into it side by side.
 
     What crop `i` is depends on the seed and on `i` alone; `i` goes on growing from epoch to epoch, so that every epoch
     sees other places. Of formats that allow it, no more than the crop is decoded.
@@ -169,7 +169,7 @@ class RandomCrops(torch.utils.data.Dataset):
         return chosen
 
     def fits_in_memory(self, limit_gb: float | None = None) -> bool:
-        """Never: there is no end of them."""
+        """Always `False`: every epoch has fresh crops."""
         return False
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
@@ -203,7 +203,7 @@ class RandomCrops(torch.utils.data.Dataset):
 
 
 class LabeledTiles(LabeledImages):
-    """Tiles of large labelled pictures, those that hold labels; read when they are needed.
+    """Tiles of large labelled images that contain labels, read lazily.
 
     Args:
         dataset ([`LabeledImages`]): The pictures and their masks.
@@ -331,7 +331,7 @@ def _cells(part: Window, tile: tuple[int, int]) -> list[Window]:
 
 
 def _inside(raster: Raster, cell: Window, tile: tuple[int, int]) -> tuple[int, int]:
-    """Where the whole tile of a cell begins that does not leave the picture."""
+    """Start of a cell's tile, moved to lie within the image."""
     return max(0, min(cell.top, raster.height - tile[0])), max(0, min(cell.left, raster.width - tile[1]))
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A dataset that needs no download: drawn faces of 64 × 64 pixels in colour, with exact masks of eight classes.
+"""Drawn 64 × 64 RGB faces with exact masks of eight classes; needs no download.
 
 Each face is a function of a seed and its number: pose, skin, hair, beard, glasses, clothes, background, light, texture
 and noise vary. Shapes are drawn on a grid three times as fine; a pixel's colour is the mean and its class the most

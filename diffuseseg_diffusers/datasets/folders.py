@@ -25,7 +25,7 @@ def read_label_file(path: str | os.PathLike) -> list:
     """Reads `id2label.json`, or a palette in the same form: a list, or an object from class id to name or colour.
 
     Raises:
-        UserError: There is no such file, it is neither of these, or the ids are not 0, 1, 2, … without gaps.
+        UserError: The file is missing or of another form, or the ids are not 0, 1, 2, … without gaps.
     """
     labels: object = read_json(path)
     if isinstance(labels, Mapping):
@@ -62,7 +62,7 @@ def _only_names(path: str) -> list[str]:
 
 
 def read_folder(folder: Path, split: str) -> Dataset | None:
-    """A dataset of paths, for the layouts that `datasets` does not know; `None` for those that it does."""
+    """A dataset of paths for layouts that `datasets` does not know; `None` for the others."""
     splits = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name in SPLITS)
     for root in (folder / split, folder):
         pairs = _npy_pairs(root) or _folder_pairs(root)
@@ -83,7 +83,7 @@ def read_folder(folder: Path, split: str) -> Dataset | None:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path is text, and not bytes that no text has."""
+    """Whether a path is valid UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in path)
 
 

@@ -40,7 +40,7 @@ class LabeledImage:
 
     @property
     def picture(self) -> PIL.Image.Image:
-        """The image for people to look at; of many channels the first three, from black at their least value on."""
+        """The image for display; of many channels the first three, stretched to their range."""
         if isinstance(self.image, PIL.Image.Image):
             return self.image
         values = self.image.transpose(2, 0, 1).astype(np.float32)  # [C,H,W]
@@ -68,7 +68,7 @@ class LabeledImages:
         tiling (`dict`, *optional*): How large images are cut, of [`LabeledTiles`].
 
     Raises:
-        UserError: A column is missing, or the masks are not what `mask_format` says.
+        UserError: A column is missing, or the masks are not of `mask_format`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class LabeledImages:
         """Class ids of a mask, or a part of one, as it was read: `[H, W]` uint8 from `[H, W]` or `[H, W, C]`.
 
         Raises:
-            UserError: It is not what `mask_format` says, or has ids that are no classes.
+            UserError: It is not of `mask_format`, or has ids outside the classes.
         """
         return self._known(self._converted(mask, where), where)
 
@@ -172,7 +172,7 @@ class LabeledImages:
             return values, raster.name
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[LabeledImages, LabeledImages]":
-        """Two parts at random, the second with `fraction` of the images (at least one in each).
+        """Random split; the second part gets `fraction` of the images, each part at least one.
 
         Raises:
             UserError: There are not enough images, or the fraction is not between 0 and 1.
@@ -305,7 +305,7 @@ def load_labeled_images(
             is one.
         cache_dir, token, revision: As in `datasets.load_dataset`.
         classes (sequence of `str`, *optional*): Those of a model that the images are for, in place of `label_names`;
-            if the dataset has names of its own, they have to be these.
+            a dataset with other names is refused.
         **kwargs: As in [`LabeledImages`].
 
     Returns:

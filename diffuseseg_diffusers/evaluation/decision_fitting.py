@@ -22,7 +22,7 @@ PROBABILITIES = 2**26  # that are kept at most, in float32, of all images and cl
 def fit_decisions(
     model: Segmenter, images: Iterable[Any], number: int, batch_size: int = 8, show_progress: bool = True
 ) -> Decisions | None:
-    """What decides to which class a pixel goes, so that mean IoU is highest on images like these.
+    """Weights of the expected-IoU decision rule for images like these.
 
     No label is needed: the model's own probabilities say how sure it is of each class. They should be of images that it
     did not learn from, of which it is surer than it should be.

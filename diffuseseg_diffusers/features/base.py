@@ -30,7 +30,7 @@ class Tap:
         channels (`int`): Channels of the activation.
         stride (`int`): Pixels of the image for one of the activation, along each axis.
         of_input (`bool`, defaults to `False`): Whether it is what goes into the module, and not what comes out.
-        share (`float`, *optional*): Of a pass's multiplications, the part that is done when it is reached, if known.
+        share (`float`, *optional*): Fraction of forward FLOPs before the tap, if known.
     """
 
     index: int | str
@@ -43,7 +43,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """What one entry of [`Features.activations`] is, known before anything runs.
+    """Describes one entry of [`Features.activations`] before anything runs.
 
     Args:
         block (`int` or `str`): Number or name of the tap, [`Tap.index`].
@@ -75,7 +75,7 @@ class Features(BaseOutput):
 
 
 class LastTapReached(Exception):
-    """Leaves a forward pass once nothing after this point is needed."""
+    """Ends a forward pass at the last tap."""
 
 
 class FeatureExtractor(ABC):
@@ -141,8 +141,8 @@ class FeatureExtractor(ABC):
 
         Args:
             pipe (`DiffusionPipeline`): With the components that tell the family.
-            **choice: `blocks`, `timesteps`, `share_noise`, `noise_seed`, `size`, `prompt` and `device`; what a family
-                has no use for, it leaves out.
+            **choice: `blocks`, `timesteps`, `share_noise`, `noise_seed`, `size`, `prompt` and `device`; families
+                ignore what they do not use.
 
         Raises:
             UserError: A prompt was given to a model that knows none, or the model cannot be read.
@@ -162,7 +162,7 @@ class FeatureExtractor(ABC):
     def choose(
         self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
     ) -> "FeatureExtractor":
-        """Another choice of the same model; what is not given stays as it is."""
+        """A copy with other blocks or timesteps; `None` keeps the current choice."""
 
     @abstractmethod
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -193,7 +193,7 @@ class FeatureExtractor(ABC):
         """
 
     def shares(self) -> dict[Block, float | None]:
-        """Of each tap, the part of a pass's multiplications that is done when it is reached; `None` if not known."""
+        """Fraction of forward FLOPs before each tap; `None` if unknown."""
         return {tap.index: tap.share for tap in self.taps}
 
     def feature_info(self, height: int | None = None, width: int | None = None) -> list[FeatureInfo]:
@@ -256,9 +256,9 @@ class FeatureExtractor(ABC):
 
     @contextmanager
     def reading(self, model: torch.nn.Module, stop_at: int | str | None = None) -> Iterator[dict[Block, Any]]:
-        """Yields a dict that every pass of a model within the context fills: block to what its tap sees, as it is.
+        """Hooks the taps; yields `{block: output}`, filled by every forward pass within the context.
 
-        Hooks exist within the context alone.
+        Hooks are removed on exit.
 
         Args:
             model (`torch.nn.Module`): The model that the taps are places of.
@@ -278,7 +278,7 @@ class FeatureExtractor(ABC):
             yield seen
 
     def check_finite(self, features: Features) -> Features:
-        """Refuses activations that are not finite, with one synchronisation of the device."""
+        """Raises for non-finite activations, with a single device synchronisation."""
         # A sum is finite only if every summand is.
         sums = torch.stack([a.float().sum() for a in features.activations])
         bad = (~sums.isfinite()).nonzero().flatten().tolist()

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Activations of any frozen denoiser of diffusers that works on latents; a family says how its denoiser is called."""
+"""Activations of any frozen latent denoiser of diffusers; each family states how its denoiser is called."""
 
 import weakref
 from abc import abstractmethod
@@ -82,7 +82,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
 
     @abstractmethod
     def encode_condition(self) -> dict[str, torch.Tensor]:
-        """What conditions every pass, computed by the pipeline's own text encoders: tensors `[1, ...]` by name."""
+        """Conditioning of every pass from the pipeline's text encoders: tensors `[1, ...]` by name."""
 
     @abstractmethod
     def stand_in(self) -> dict[str, torch.Tensor]:
@@ -253,11 +253,11 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     def _last(self) -> int | str:
-        """The block that a pass reaches last."""
+        """The last block in execution order."""
         return max(self.blocks, key=lambda block: (self._order[block], str(block)))
 
     def _described(self, names: tuple[str, ...]) -> list[Tap]:
-        """All numbered taps, and those of the given names, by a twin of the denoiser that computes nothing."""
+        """All numbered taps and those of the given names, by a dry run."""
         known, key = _DESCRIBED.setdefault(self.denoiser, {}), (type(self), self.size, names)
         if key not in known:
             known[key] = self._describe(names)

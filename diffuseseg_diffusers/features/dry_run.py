@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A pass of a model's twin on the meta device: what its taps would see, when, and behind how much work."""
+"""Shape and FLOP inference on the meta device."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a tap sees in a pass.
+    """Output of a tap in a dry run.
 
     Args:
         output: Tensors of the meta device, which have shapes and no content.
         order (`int`): How many taps were reached before.
-        share (`float`): Of the pass's multiplications, the part that is done by then.
+        share (`float`): Fraction of forward FLOPs before the tap.
     """
 
     output: Any
@@ -36,7 +36,7 @@ class Sighting:
 def dry_run(
     model: torch.nn.Module, places: Mapping[int | str, Place], arguments: Callable[[], dict[str, Any]]
 ) -> dict[int | str, Sighting]:
-    """Passes nothing through a model of the same config, and says what happens; takes no memory and little time.
+    """Runs a model of the same config on the meta device; allocates nothing.
 
     Args:
         model (`ModelMixin`): Of diffusers; it is not touched.

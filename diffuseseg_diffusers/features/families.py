@@ -32,7 +32,7 @@ def find_family(components: Mapping[str, Any]) -> type[FeatureExtractor]:
         components (mapping): Of a pipeline, by name, as `DiffusionPipeline.components`.
 
     Raises:
-        UserError: They belong to none of the known families; names them and the families.
+        UserError: The components match no known family; names them and the families.
     """
     for (component, kind, other), where in FAMILIES.items():
         model = components.get(component)

@@ -123,7 +123,7 @@ class TextUNetFeatureExtractor(LatentUNetFeatureExtractor):
         return {"encoder_hidden_states": embeds, "text_embeds": pooled, "time_ids": sizes, **self._guidance()}
 
     def _guidance(self) -> dict[str, torch.Tensor]:
-        """What models distilled from guidance are told of it: none."""
+        """Guidance embedding for w = 0."""
         width = self.denoiser.config.time_cond_proj_dim
         if width is None:
             return {}

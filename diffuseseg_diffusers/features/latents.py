@@ -38,7 +38,7 @@ def encode_latents(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def latents_of(encoded: Any) -> torch.Tensor:
-    """The latents in what an autoencoder's `encode` returns."""
+    """The latents of an autoencoder's `encode` output."""
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode()
     return encoded.latents if hasattr(encoded, "latents") else encoded.latent

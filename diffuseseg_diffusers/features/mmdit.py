@@ -52,8 +52,8 @@ class SD3FeatureExtractor(DenoiserFeatureExtractor):
 class FluxFeatureExtractor(DenoiserFeatureExtractor):
     """[`FluxTransformer2DModel`]; blocks of two streams are counted first, then those of one.
 
-    Block `i` is what the image's attention reads: normalised and modulated. Models distilled from guidance are told the
-    pipeline's own, 3.5.
+    Block `i` is what the image's attention reads: normalised and modulated. Guidance-distilled models get the
+    pipeline's default guidance scale, 3.5.
     """
 
     patch_size = 2  # packed before the denoiser sees the latents

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Noise levels on one scale, the noise-to-signal ratio σ / α of `x_t = α x + σ noise`.
+"""Noise levels on one scale: the noise-to-signal ratio σ / α of `x_t = α x + σ noise`.
 
 A timestep means another level of noise in every family of models: the paper's 50 of a linear schedule is 32 of Stable
 Diffusion's and 150 of flow matching. Ratios can be compared, up to the variance of what is noised.
@@ -19,7 +19,7 @@ PAPER_TIMESTEPS = (50, 150, 250)  # of Baranchuk et al. (ICLR 2022), in a linear
 
 
 class NoiseSchedule(ABC):
-    """How a model's training noised its inputs.
+    """The forward process that a model was trained with.
 
     Attributes:
         lowest (`int`), highest (`int`): The range of its timesteps, both included.
@@ -119,7 +119,7 @@ class ConsistencySchedule(NoiseSchedule):
 
 
 def noise_schedule(scheduler: Any) -> NoiseSchedule:
-    """The noise that a model was trained with, told by its pipeline's scheduler.
+    """The noise schedule of a pipeline's scheduler.
 
     Raises:
         UserError: The scheduler is of an unknown kind.

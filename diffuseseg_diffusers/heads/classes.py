@@ -15,7 +15,7 @@ SIDES = re.compile(r"(?i)(?<![a-z])(left|right|[lr])(?![a-z])")
 
 @dataclass(frozen=True)
 class Classes:
-    """What is told apart.
+    """Class names, palette, ignore index.
 
     Args:
         number (`int`): Number of classes, ids 0 to `number - 1`.

@@ -187,7 +187,7 @@ def score(
     Args:
         heads (sequence of [`PixelClassifierEnsemble`]), images (sequence of sequences of `int`): Groups.
         activations ([`LabeledActivations`]): Of those images, with their labels.
-        classes ([`Classes`]): What is told apart.
+        classes ([`Classes`]): Class names, palette, ignore index.
 
     Returns:
         `dict`: `mean_iou` (0 to 1) and `per_class_iou` (list of 0 to 1, or `None` for an absent class).

@@ -306,7 +306,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         """
         height, width = size or self.config.image_size
         n, device = len(activations[0]), activations[0].device
-        # Made beforehand: small results between the large blocks of strips would leave holes that nothing else fits in.
+        # Preallocated to avoid fragmentation between the large blocks of strips.
         labels = torch.empty(n, height, width, dtype=torch.uint8, device=device)
         uncertainty = torch.empty(n, height, width, device=device)
         probabilities = None

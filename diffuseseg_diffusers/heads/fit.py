@@ -147,7 +147,7 @@ def recipe_extractor(
     noise_levels: Sequence[float] | None = None,
     **choice: Any,
 ) -> FeatureExtractor:
-    """The features of a pipeline that a recipe reads; what is given comes before what the recipe says.
+    """The features of a pipeline that a recipe reads; explicit arguments override the recipe.
 
     Args:
         pipe, recipe, blocks, timesteps, up_blocks, noise_levels: As in [`fit_segmentation_head`].

@@ -28,13 +28,13 @@ STUDY_TIMESTEPS = (10, 50, 100, 150, 200, 250, 300, 400, 600, 800)
 
 @dataclass(frozen=True)
 class Budget:
-    """What features may cost, at most; `None` is no limit.
+    """Upper limits on the cost of features; `None` for no limit.
 
     Args:
         dimensions (`int`, *optional*): Length of a pixel's feature vector.
-        bytes (`int`, *optional*): Of an image's activations in half precision.
-        milliseconds (`float`, *optional*): Of the U-Net's passes for an image, estimated as timesteps × a pass to the
-            last block.
+        bytes (`int`, *optional*): Bytes of an image's activations in half precision.
+        milliseconds (`float`, *optional*): Time of the U-Net's passes for an image, estimated as
+            timesteps × a pass to the last block.
     """
 
     dimensions: int | None = None
@@ -65,7 +65,7 @@ def cost_of(
 
 
 def time_passes(extractor: FeatureExtractor, image: torch.Tensor, repeats: int = 3) -> dict[Block, float]:
-    """Milliseconds an image and timestep that a pass takes to each block of an extractor; medians.
+    """Median milliseconds per image and timestep of a pass up to each block.
 
     Args:
         extractor ([`FeatureExtractor`]): Says which blocks.
@@ -96,7 +96,7 @@ def select_features(
     choose: Sequence[str] = ("blocks", "timesteps"),
     announce: Callable[[int, int], None] = lambda step, count: None,
 ) -> list[dict]:
-    """Greedy forward selection: the best single cell, then one block or timestep more as long as that helps.
+    """Greedy forward selection: the best single cell, then one more block or timestep as long as the score rises.
 
     Args:
         scored (`Callable`): Cross-validated mean IoU of blocks × timesteps.
@@ -112,7 +112,7 @@ def select_features(
         single cells, 0 for the rival) and the cost.
 
     Raises:
-        UserError: The budget allows not even the smallest choice.
+        UserError: The budget excludes every choice.
     """
     tried: dict[tuple, dict] = {}
 

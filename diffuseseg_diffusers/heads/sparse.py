@@ -1,10 +1,10 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What images tell of which only strokes are labelled.
+"""Learning from scribbles.
 
-Strokes are nothing like the shares of the classes in a picture: eyes get as many as skin, so a head that learns from
-them alone finds eyes everywhere. What can be known of the shares is in the pixels without a label. A first head is
-moved to the shares that explain them best (Saerens, Latinne and Decaestecker, Neural Computation 14, 2002); what it is
-then sure of becomes labels for the head that is kept (self-training). Each step was measured: see docs/labeling.md.
+Scribbles do not reflect class frequencies: eyes get as many pixels as skin, so a head trained on them alone
+over-predicts rare classes. Class priors are therefore estimated on the unlabelled pixels by expectation maximisation
+(Saerens, Latinne and Decaestecker, Neural Computation 14, 2002); confident predictions under these priors become
+pseudo-labels for the final head (self-training). Figures: docs/labeling.md.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Relabeled(LabeledImages):
 
 
 def with_strokes(dataset: LabeledImages, size: tuple[int, int]) -> Relabeled:
-    """Labelled images with masks at another size, in which no stroke is lost for being thin.
+    """Labelled images with masks resized so that thin strokes survive.
 
     Args:
         dataset ([`LabeledImages`]): Images with masks that are mostly `ignore_index`.
@@ -62,7 +62,7 @@ def with_strokes(dataset: LabeledImages, size: tuple[int, int]) -> Relabeled:
 
 
 def resize_strokes(mask: np.ndarray, size: tuple[int, int], ignore_index: int) -> np.ndarray:
-    """Nearest-neighbour resize of class ids, `[h, w]` to `[H, W]` uint8, that keeps labels between the neighbours."""
+    """Nearest-neighbour resize of class ids, `[h, w]` to `[H, W]` uint8, that keeps thin labels."""
     resized = resize_mask(mask, size)
     y, x = np.nonzero(mask != ignore_index)
     at = (y * size[0] // mask.shape[0], x * size[1] // mask.shape[1])
@@ -78,7 +78,7 @@ def pseudo_labels(
     strokes: LabeledImages,
     recipe: Recipe,
 ) -> Relabeled:
-    """Adds to strokes what a head that was fitted on them is sure of, once it knows how frequent the classes are.
+    """Extends strokes by confident predictions of a head fitted on them, under estimated class priors.
 
     Args:
         head ([`PixelClassifierEnsemble`]): Fitted on `table`.
@@ -110,10 +110,10 @@ def pseudo_labels(
 
 
 def correct_shares(probabilities: torch.Tensor, assumed: torch.Tensor) -> torch.Tensor:
-    """Probabilities under the shares of the classes that explain them best.
+    """Corrects probabilities to the class priors estimated from them.
 
     Args:
-        probabilities (`torch.Tensor`): `[N, C, H, W]`, of a classifier that took classes to have the shares `assumed`.
+        probabilities (`torch.Tensor`): `[N, C, H, W]`, of a classifier trained with the class priors `assumed`.
         assumed (`torch.Tensor`): `[C]`, above 0, 1 in sum.
 
     Returns:
@@ -126,11 +126,11 @@ def correct_shares(probabilities: torch.Tensor, assumed: torch.Tensor) -> torch.
 
 
 def estimate_shares(probabilities: torch.Tensor, assumed: torch.Tensor, iterations: int = 60) -> torch.Tensor:
-    """How frequent classes are where there are no labels, by expectation maximisation; none is thought to be absent.
+    """Estimates class priors on unlabelled pixels by expectation maximisation; no class is assumed absent.
 
     Args:
-        probabilities (`torch.Tensor`): `[U, C]`, what a classifier thinks that took classes to have the shares
-            `assumed`.
+        probabilities (`torch.Tensor`): `[U, C]`, probabilities of a classifier trained with the class
+            priors `assumed`.
         assumed (`torch.Tensor`): `[C]`, above 0, 1 in sum.
         iterations (`int`): Of the algorithm.
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Activations of labelled images at their own resolutions: extracted once, fitted on as often as one likes."""
+"""Activations of labelled images at native resolution, extracted once and reused by fits."""
 
 import os
 import tempfile
@@ -89,7 +89,7 @@ class ActivationTable:
         """Adds the images of another table behind those of this one.
 
         Raises:
-            UserError: The other table is of other activations, of another size or precision, or one was standardised.
+            UserError: The other table differs in activations, size or precision, or one of them is standardised.
         """
         if (other.info, other.size, other.dtype) != (self.info, self.size, self.dtype):
             raise UserError(
@@ -110,7 +110,7 @@ class ActivationTable:
 
     @property
     def standardized(self) -> bool:
-        """Whether the activations were replaced by standardised ones."""
+        """Whether the activations have been standardised."""
         return bool((self.mean != 0).any() or (self.scale != 1).any())
 
     def copy(self) -> "ActivationTable":
@@ -219,8 +219,8 @@ class ActivationTable:
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
-    """Whether so many bytes are no more than a third of what is free on a GPU: there may be a copy, and passes of the
-    model; of other devices it is not known."""
+    """Whether the bytes fit into a third of the free GPU memory, which leaves room for a copy and for forward passes;
+    `True` on other devices."""
     return device.type != "cuda" or nbytes <= torch.cuda.mem_get_info(device)[0] / 3
 
 

@@ -95,7 +95,7 @@ class EarlyStopping:
 
     Args:
         num_members (`int`): Members that train.
-        patience (`int`, *optional*): Steps without improvement that are borne; for ever if not given.
+        patience (`int`, *optional*): Steps without improvement before a member stops; never if not given.
         from_epoch (`int`): First epoch, counted from 0, in which losses count.
         device: Of the losses.
     """

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Bilinear upsampling of several maps at once, strip by strip, as products with narrow matrices."""
+"""Bilinear upsampling of several maps at once, strip by strip, as matrix products."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ NARROW = 32  # columns of a map, up to which a product with a matrix upsamples t
 
 @dataclass
 class Blend:
-    """How rows of an upsampling come from rows of a map: which they are, and `[rows, s]` of them."""
+    """Source rows of an upsampled strip, and their weights `[rows, s]`."""
 
     used: slice
     rows: torch.Tensor

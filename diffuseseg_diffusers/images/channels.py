@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Which channels of a picture a model reads, and between which values: any number of them, of any type."""
+"""Input channels of a model and their intensity windows: any number of channels, of any numeric type."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ _FULL_RANGE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.
 
 @dataclass(frozen=True)
 class InputChannels:
-    """The channels that a model reads, in its order, and the values that are its black and its white.
+    """The channels that a model reads, in its order, and the values mapped to black and white.
 
     Args:
         names (sequence of `str` or `int`, *optional*): Names of the channels, or their numbers from 0; all if none.
         windows (sequence of `(low, high)`, *optional*): For each channel, the values that become 0 and 1; others are
-            clipped. Of 8 and 16 bits without a sign the full range if none; floating point then lies in 0 to 1.
+            clipped. Without windows, unsigned integers use their full range, and floating point must lie in 0 to 1.
 
     Raises:
         UserError: A window is empty, or there are not as many windows as channels.
@@ -39,21 +39,21 @@ class InputChannels:
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None) -> "InputChannels":
-        """From what a model's config holds under `channels`; all channels over their full range if nothing."""
+        """From the `channels` entry of a model's config; all channels over their full range if it has none."""
         config = config or {}
         names, windows = config.get("names"), config.get("windows")
         return cls(tuple(names) if names else None, tuple((w[0], w[1]) for w in windows) if windows else None)
 
     @property
     def config(self) -> dict | None:
-        """What a model's config holds; `None` for all channels over their full range."""
+        """The `channels` entry of a model's config; `None` for all channels over their full range."""
         if self.names is None and self.windows is None:
             return None
         windows = [list(window) for window in self.windows] if self.windows else None
         return {"names": list(self.names) if self.names else None, "windows": windows}
 
     def indices(self, available: Sequence[str], where: str) -> list[int]:
-        """Where the channels stand among those of a picture, whose alpha channel is none of them.
+        """Indices of the channels among those of an image, alpha excluded.
 
         Args:
             available (sequence of `str`): Names of the picture's channels.
@@ -75,7 +75,7 @@ class InputChannels:
         return found
 
     def encode(self, values: np.ndarray, in_channels: int, where: str = "An image") -> np.ndarray:
-        """Chosen channels of any type as a model takes them.
+        """Scales chosen channels of any numeric type to the model's input.
 
         Args:
             values (`np.ndarray`): `[C, H, W]`, the chosen channels in their order, of any numeric type.
@@ -87,7 +87,7 @@ class InputChannels:
             `np.ndarray`: `[in_channels, H, W]` float32 in 0 to 1; NaN becomes 0.
 
         Raises:
-            UserError: The number of channels does not fit, or the values have no range of their own.
+            UserError: The number of channels does not fit, or the type has no natural range and no window is given.
         """
         count = len(values)
         if count != in_channels and (count, in_channels) not in ((1, 3), (3, 1)):
@@ -141,7 +141,7 @@ def percentile_windows(
         percentiles (two `float`): 0 to 100.
 
     Raises:
-        UserError: A channel is constant, so that nothing can be told apart in it.
+        UserError: A channel is constant.
     """
     values = np.concatenate([sample.astype(np.float64) for sample in samples], axis=1)  # [C,P]
     found = []
@@ -157,7 +157,7 @@ def percentile_windows(
 
 
 def to_rgb(values: np.ndarray) -> np.ndarray:
-    """A picture of any number of channels for people to look at: the first three are red, green and blue.
+    """An RGB rendering of an image with any number of channels: the first three are red, green and blue.
 
     Args:
         values (`np.ndarray`): `[C, H, W]` float32 in 0 to 1. One channel is shown in grey; of two, blue stays black.

@@ -43,17 +43,17 @@ def default_palette(num_classes: int) -> list[list[int]]:
 
 
 def unnamed_classes(number: int) -> list[str]:
-    """What classes are called that have no names."""
+    """Default class names: "class 0", "class 1", …."""
     return [f"class {i}" for i in range(number)]
 
 
 def is_address(name: object) -> bool:
-    """Whether this is the address of an image, `http://…` or `https://…`, and not a path."""
+    """Whether this is a URL (`http://…` or `https://…`) rather than a path."""
     return isinstance(name, str) and name.startswith(("http://", "https://"))
 
 
 def open_image(name: str | os.PathLike) -> PIL.Image.Image:
-    """Opens and decodes an image, turned upright as its EXIF data say.
+    """Opens and decodes an image, with its EXIF orientation applied.
 
     Args:
         name (`str` or path): A file, or an address (`https://…`), which is fetched as [`load_image`] of diffusers does.
@@ -75,7 +75,7 @@ def open_image(name: str | os.PathLike) -> PIL.Image.Image:
 
 
 def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: str) -> PIL.Image.Image:
-    """Decodes an image file, turned upright as its EXIF data say; of several pages the first, with a warning.
+    """Decodes an image file, with its EXIF orientation applied; of several pages the first, with a warning.
 
     Args:
         file (path, `io.BytesIO` or `PIL.Image.Image`): What to decode; an open image is only read, and stays as it is.
@@ -100,7 +100,7 @@ def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: 
 
 
 def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
-    """The image itself, which shows its first page; a warning, once a file, says how many there are if several."""
+    """The image at its first page; warns once per file if there are more."""
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format != "MPO":  # cameras put previews of the same photograph into those
         _warn_once(f"{where} has {pages} pages; the first is read and the others are left out.")
@@ -108,7 +108,7 @@ def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
 
 
 def limit_pixels(number: int | None) -> None:
-    """Sets how many pixels a picture that Pillow decodes may have; without a number its own limit stays."""
+    """Sets Pillow's limit on the pixels of a decoded image; `None` keeps Pillow's default."""
     if number is not None:
         PIL.Image.MAX_IMAGE_PIXELS = max(1, number // 2)  # Pillow warns from there on, and refuses twice as many
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
@@ -189,7 +189,7 @@ def overlay(
 
 
 class DiffuseSegImageProcessor(VaeImageProcessor):
-    """[`VaeImageProcessor`] for a U-Net on pixels: takes images of mixed kinds and sizes, keeps their sizes.
+    """[`VaeImageProcessor`] for pixel-space U-Nets: takes images of mixed types and sizes and keeps their sizes.
 
     Args:
         in_channels (`int`): The channels that the U-Net takes.
@@ -207,7 +207,7 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
         self.in_channels, self.channels = in_channels, channels or InputChannels()
 
     def load(self, images: ImageInput | Sequence[ImageInput]) -> list[PIL.Image.Image | torch.Tensor]:
-        """Takes an image, a batch of them, or a list of either apart into single images.
+        """Splits an image, a batch, or a list of either into single images.
 
         Args:
             images:
@@ -240,7 +240,7 @@ class DiffuseSegImageProcessor(VaeImageProcessor):
         return loaded
 
     def _picture(self, image: PIL.Image.Image) -> PIL.Image.Image | torch.Tensor:
-        """A picture in the model's channels; of eight bits it stays one."""
+        """An image in the model's channels; 8-bit images stay PIL images."""
         if self.channels.windows is None and self.in_channels in (1, 3):
             return to_eight_bit(image).convert("L" if self.in_channels == 1 else "RGB")
         if image.mode not in ("L", "RGB", "I", "F") and not image.mode.startswith("I;"):

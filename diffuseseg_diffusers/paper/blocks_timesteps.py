@@ -63,7 +63,7 @@ def class_sizes(labels: torch.Tensor, classes: Classes) -> tuple[list[float], li
 
     Args:
         labels (`torch.Tensor`): `[N, H, W]` uint8.
-        classes ([`Classes`]): What is told apart.
+        classes ([`Classes`]): Class names, palette, ignore index.
     """
     counts = torch.bincount(labels.flatten().long(), minlength=256)[: classes.number].double()
     shares = counts / counts.sum()

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What every format offers: planes of channels, read by windows, and a mask written with the same geometry."""
+"""The interface of all formats: planes of channels, read by windows, and masks written with the same geometry."""
 
 import re
 from abc import ABC, abstractmethod
@@ -37,7 +37,7 @@ MICROMETRES |= {"mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m":
 
 
 class Raster(ABC):
-    """A picture of any size, of one plane or several (pages, slices), each of any number of channels.
+    """An image of any size with one or more planes (pages, slices) of any number of channels.
 
     Attributes:
         name (`str`): Where it comes from, for messages.
@@ -47,9 +47,9 @@ class Raster(ABC):
         pixel_size (two `float`, *optional*): Height and width of a pixel in micrometres, where the file says it.
         nodata (`float`, *optional*): Value of pixels without a measurement, where the file names one.
         levels (`tuple` of `float`): Downsampling of each resolution that the file holds, from 1 on.
-        whole (`bool`): Whether reading a window decodes the whole picture, and keeps it in memory.
-        volumetric (`bool`): Whether planes are slices of one body, so that objects go through them.
-        other_pictures (`int`): How many more the file holds, which are not read.
+        whole (`bool`): Whether reading a window decodes the whole image and keeps it in memory.
+        volumetric (`bool`): Whether planes are slices of one volume, so that objects extend across them.
+        other_pictures (`int`): Number of further images in the file, which are not read.
         mask_suffix (`str`): Of the file, or folder, that a mask is written to.
         mask_is_folder (`bool`): Which of the two.
     """
@@ -110,17 +110,17 @@ class Raster(ABC):
         self.close()
 
     def level_for(self, scale: float) -> int:
-        """The level with the fewest pixels that still has all that a model sees at `scale`.
+        """The coarsest level that still resolves what the model sees at `scale`.
 
         Args:
-            scale (`float`): Pixels of the model for one of the picture.
+            scale (`float`): Model pixels per image pixel.
         """
         enough = [i for i, down in enumerate(self.levels) if down * scale <= 1.001]
         return max(enough, key=lambda i: self.levels[i], default=0)
 
 
 class ArrayRaster(Raster):
-    """A picture that is in memory.
+    """An image in memory.
 
     Args:
         values (`np.ndarray`): `[H, W]`, `[C, H, W]` or, of several planes, `[planes, C, H, W]`.
@@ -154,10 +154,10 @@ class ArrayRaster(Raster):
 
 
 def micrometres(text: str) -> float:
-    """A length as typed: a number, of micrometres, or with a unit behind it, such as `0.5um`, `10m` or `2 mm`.
+    """Parses a length: a number in micrometres, or one with a unit, such as `0.5um`, `10m` or `2 mm`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a length.
     """
     found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([a-zµ]*)\s*", text)
     if found is None or found[2] not in ("", *MICROMETRES):
@@ -166,12 +166,12 @@ def micrometres(text: str) -> float:
 
 
 def native_tile(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Height and width in pixels of a picture of what a model of `size` sees at a scale."""
+    """Height and width in image pixels of the field of view of a model of input `size` at a scale."""
     return max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
 
 
 def scale_of(raster: Raster, scale: float | None, pixel_size: float | None) -> float:
-    """Pixels of the model for one of the picture: as given, or so that the model's have `pixel_size` in micrometres.
+    """Model pixels per image pixel: as given, or so that a model pixel measures `pixel_size` micrometres.
 
     Raises:
         UserError: The picture does not say how large its pixels are, and a size is wanted.
@@ -187,19 +187,19 @@ def scale_of(raster: Raster, scale: float | None, pixel_size: float | None) -> f
 
 
 def default_names(count: int) -> tuple[str, ...]:
-    """Names of channels of which no file says any."""
+    """Default channel names."""
     if count in (3, 4):
         return ("red", "green", "blue", "alpha")[:count]
     return ("gray",) if count == 1 else tuple(map(str, range(count)))
 
 
 def unique_names(names: Sequence[str | None]) -> tuple[str, ...]:
-    """The names that a file gives its channels; numbers where it has none, or has one twice."""
+    """Channel names of a file; numbers where they are missing or not unique."""
     return tuple(n if n and list(names).count(n) == 1 else str(i) for i, n in enumerate(names))
 
 
 def windows_over(height: int, width: int, side: int = WRITTEN) -> Iterator[Window]:
-    """Windows of at most `side` pixels a side that cover a plane, row after row."""
+    """Windows of at most `side` × `side` pixels that cover a plane, row by row."""
     for top in range(0, height, side):
         for left in range(0, width, side):
             yield Window(top, left, min(side, height - top), min(side, width - left))

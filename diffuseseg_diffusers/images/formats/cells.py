@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Pictures in the cells of datasets, of any format: TIFFs with many channels are kept as the bytes of their files."""
+"""Images of any format in dataset cells; multi-channel TIFFs are kept as encoded bytes."""
 
 from collections.abc import Mapping
 from io import BytesIO
@@ -18,7 +18,7 @@ _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
 def open_cell(value: object, where: str, axes: str | None = None, slice_axis: str = "z") -> Raster:
-    """The picture in a cell of an image column.
+    """Opens a cell of an image column.
 
     Args:
         value (`PIL.Image.Image`, `str` or mapping): An image, its path, or `path` and `bytes` as `datasets` keeps them.
@@ -42,6 +42,6 @@ def open_cell(value: object, where: str, axes: str | None = None, slice_axis: st
 
 
 def needs_raster(value: object) -> bool:
-    """Whether a cell names a file that Pillow does not open."""
+    """Whether a cell needs a raster reader because Pillow cannot open it."""
     path = value.get("path") if isinstance(value, Mapping) and value.get("bytes") is None else value
     return isinstance(path, str) and not is_address(path) and is_raster(path)

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Maps and satellite images, with their place on the Earth, by rasterio."""
+"""Georeferenced images, read and written by rasterio."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ IGNORED = 255
 
 
 class GeoRaster(Raster):
-    """A GeoTIFF, or anything else that GDAL opens, of bands on a grid.
+    """A GeoTIFF, or any other band raster that GDAL opens.
 
     Args:
         path (path): Of the file.

@@ -23,7 +23,7 @@ class ZarrRaster(Raster):
         path (path): Of the folder.
 
     Raises:
-        UserError: The folder is broken, or no OME-Zarr.
+        UserError: The folder is not a valid OME-Zarr.
     """
 
     mask_suffix = ".ome.zarr"
@@ -96,7 +96,7 @@ class ZarrRaster(Raster):
         return values.transpose(order).reshape(-1, window.height, window.width)
 
     def _check_chunks(self, array: Any, index: tuple) -> None:
-        """Refuses chunks of Blosc that are cut off, which it decodes to zeros without a word."""
+        """Raises for truncated Blosc chunks, which would silently decode to zeros."""
         if not any("blosc" in type(codec).__name__.lower() for codec in array.compressors) or array.shards is not None:
             return
         touched = [

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Which library opens what."""
+"""Chooses the reader of an image."""
 
 import importlib.util
 import logging
@@ -26,12 +26,12 @@ ZARR = (".zarr",)
 
 
 def lacks_tiff(name: str | os.PathLike) -> bool:
-    """Whether this is a TIFF that only Pillow can read here: its first page, without pixel size or place."""
+    """Whether a TIFF can only be read by Pillow here: the first page, without pixel size or georeference."""
     return os.fspath(name).lower().endswith(TIFF) and not (is_address(name) or is_raster(name))
 
 
 def is_raster(name: str | os.PathLike) -> bool:
-    """Whether this is of a format that is read by windows, or has planes or a geometry, by its name.
+    """Whether the name is of a format with windows, planes or geometry.
 
     TIFFs are read by Pillow, their first page alone, where tifffile is not installed.
     """
@@ -44,7 +44,7 @@ def is_raster(name: str | os.PathLike) -> bool:
 
 
 def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: str = "z") -> Raster:
-    """Opens a picture of any format.
+    """Opens an image of any format.
 
     Args:
         name (path or `str`): A file; a folder of OME-Zarr, or with a DICOM series; or an address of a picture.
@@ -67,7 +67,7 @@ def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: st
 
 
 def name_of(path: Path) -> str:
-    """The path of a picture without its suffix, or its two, as of `.ome.tif` and `.nii.gz`."""
+    """The path of an image without its suffix, double suffixes (`.ome.tif`, `.nii.gz`) included."""
     name = path.with_suffix("").as_posix()
     for second in (".ome", ".nii"):
         name = name.removesuffix(second)
@@ -93,7 +93,7 @@ def find_rasters(folder: Path) -> list[Path]:
 
 
 def rasters_without_masks(folder: Path) -> list[Path]:
-    """As [`find_rasters`], without the masks in folders beside one that is called `images`; a line says so."""
+    """As [`find_rasters`], without the masks in folders beside a folder `images`; logs what is left out."""
     found = find_rasters(folder)
     below = {parent for path in found for parent in path.relative_to(folder).parents} - {Path()}
     masks = {parent for parent in below if is_mask_folder(folder / parent)}
@@ -107,7 +107,7 @@ def rasters_without_masks(folder: Path) -> list[Path]:
 
 
 def is_mask_folder(path: Path) -> bool:
-    """Whether a folder is called as one of masks, and one called `images` is beside it."""
+    """Whether a folder has a usual name for masks and a folder `images` beside it."""
     if path.name.lower() not in MASK_FOLDERS or not path.is_dir():
         return False
     return any(p.name.lower() == "images" and p.is_dir() for p in path.parent.iterdir())

@@ -35,7 +35,7 @@ class TiffRaster(Raster):
         name (`str`, *optional*): What to call it in messages; its path if not given.
 
     Raises:
-        UserError: The file is broken, or it is not known what an axis is.
+        UserError: The file is broken, or the meaning of an axis is unknown.
     """
 
     mask_suffix = ".tif"
@@ -73,7 +73,7 @@ class TiffRaster(Raster):
         self.mask_suffix = ".ome.tif" if self._ome is not None else ".tif"
 
     def _check_length(self, series: Any) -> None:
-        """Refuses a file that ends before its pixels do; what is missing would be read as black."""
+        """Raises for truncated files, whose missing pixels would be read as black."""
         size = self._file.filehandle.size
         for level in series.levels:
             pages = [level.pages[i] for i in range(min(len(level.pages), CHECKED))] + [level.pages[-1]]
@@ -216,10 +216,10 @@ class TiffRaster(Raster):
 
 
 def is_georeferenced(path: str | os.PathLike) -> bool:
-    """Whether a TIFF says where on the Earth it lies.
+    """Whether a TIFF is georeferenced.
 
     Raises:
-        UserError: It is no TIFF.
+        UserError: It is not a TIFF.
     """
     try:
         import tifffile

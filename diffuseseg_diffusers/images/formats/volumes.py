@@ -100,7 +100,7 @@ class VolumeRaster(Raster):
 
 @contextmanager
 def _keeping_locale() -> Iterator[None]:
-    """Puts the locale back that GDCM leaves at "C", under which Python reads and writes ASCII alone."""
+    """Restores the locale, which GDCM leaves at "C", so that Python would read and write ASCII only."""
     before = locale.setlocale(locale.LC_ALL)
     try:
         yield
@@ -122,7 +122,7 @@ def _series(folder: str) -> list[str]:
     """The slices of the one DICOM series in a folder, by their position.
 
     Raises:
-        UserError: There is none, or several; a slice is missing, or they are not evenly spaced.
+        UserError: There is not exactly one series, a slice is missing, or slices are not evenly spaced.
     """
     import SimpleITK as sitk
 
