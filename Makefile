@@ -5,15 +5,20 @@ VENV ?= .venv
 OLDEST ?= .venv-oldest
 DOCS ?= .venv-docs
 OUT ?= out/demo
+MARKED ?= not slow
 
-.PHONY: test test-oldest lint docs notebook demo
+.PHONY: test test-slow test-oldest lint docs notebook demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m '$(MARKED)'
 
-# The same tests with the oldest versions that setup.py admits.
+# What is slow and rarely breaks: processes that are killed, whole programs, each family of models as commands.
+test-slow:
+	$(MAKE) test MARKED=slow
+
+# The same tests with the oldest versions that pyproject.toml admits.
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -m 'slow or not slow'
 
 lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
@@ -32,7 +37,7 @@ notebook: $(VENV)/installed
 demo: $(VENV)/installed
 	$(VENV)/bin/diffuseseg demo --output_dir $(OUT) --overwrite
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: pyproject.toml setup.py constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -c constraints.txt -e '.[test]'
 	touch $@
@@ -41,7 +46,7 @@ $(VENV)/linters: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[lint]'
 	touch $@
 
-$(OLDEST)/installed: setup.py constraints-oldest.txt
+$(OLDEST)/installed: pyproject.toml setup.py constraints-oldest.txt
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install -c constraints-oldest.txt -e '.[test]'
 	touch $@

@@ -17,6 +17,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def check_install(arguments: list[str]) -> None:
         if before == "-e":
             extras = re.fullmatch(r"\.(?:\[(.+)\])?", word)[1]
             for extra in extras.split(",") if extras else ():
-                assert f'"{extra}": ' in (ROOT / "setup.py").read_text(), extra
+                assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def run_imports(code: str) -> None:

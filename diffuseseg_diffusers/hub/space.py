@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, SpaceCard, SpaceCardData
-from packaging.requirements import Requirement
 
 from ..jobs.errors import UserError
+from ..jobs.install import requirements_of
 from ..labeling.pictures import find_pictures
 from .files import Upload, collect
 from .push import check_access, commit_upload, hub_refusals
@@ -131,8 +131,7 @@ def space_card(repo_id: str, model: str | None, num_pictures: int) -> SpaceCard:
 
 def pinned_requirements() -> list[str]:
     """What the page needs, `name==version`, in the versions that are installed here."""
-    needed = [Requirement(text) for text in importlib.metadata.requires("diffuseseg-diffusers") or ()]
-    wanted = [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": "app"})]
+    wanted = [one.name for one in requirements_of("app", base=True)]
     versions = {name: importlib.metadata.version(name).split("+")[0] for name in wanted}  # no "+cpu"
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
 

@@ -2,14 +2,37 @@
 """What to type where a package is missing."""
 
 import importlib.metadata
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+NAME = "diffuseseg-diffusers"
 
 # What the cards say, until the package is in a registry. The extra `train` reads datasets, measures and draws.
 INSTALL = "pip install '.[train]'"
 INSTALL_WHERE = "in a clone of DiffuseSeg for Diffusers"
 INSTALL_WITHOUT_US = "pip install diffusers transformers accelerate"  # for `trust_remote_code=True`
+
+
+def requirements_of(extra: str, base: bool = False) -> list["Requirement"]:
+    """What an extra of this package installs, those that it includes resolved.
+
+    Args:
+        extra (`str`): Name of the extra, such as `"onnx"`.
+        base (`bool`, defaults to `False`): Whether to list what every installation has too.
+    """
+    from packaging.requirements import Requirement  # not a part of Python, and `diffuseseg --help` does without
+
+    needed = [Requirement(text) for text in importlib.metadata.requires(NAME) or ()]
+    found = [one for one in needed if one.marker is None] if base else []
+    for one in needed:
+        if one.marker and one.marker.evaluate({"extra": extra}):
+            found += [one] if one.name != NAME else [r for inner in sorted(one.extras) for r in requirements_of(inner)]
+    return list({one.name: one for one in found}.values())
 
 
 def missing_extra(extra: str, module: str | None = None) -> UserError:
@@ -19,8 +42,5 @@ def missing_extra(extra: str, module: str | None = None) -> UserError:
         extra (`str`): Extra of this package that brings it, such as `"onnx"`.
         module (`str`, *optional*): The module that is missing.
     """
-    from packaging.requirements import Requirement  # not a part of Python, and `diffuseseg --help` does without
-
-    needed = [Requirement(text) for text in importlib.metadata.requires("diffuseseg-diffusers") or ()]
-    named = [f"'{r.name}{r.specifier}'" for r in needed if r.marker and r.marker.evaluate({"extra": extra})]
+    named = [f"'{one.name}{one.specifier}'" for one in requirements_of(extra)]
     return UserError(f"{module or f'The extra {extra!r}'} is not installed; run `pip install {' '.join(named)}`.")

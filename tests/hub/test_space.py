@@ -124,7 +124,7 @@ def test_a_dataset_is_no_model(hub, pictures):
 
 def test_the_package_is_whole_and_its_needs_are_pinned():
     files = package_files()
-    for name in ("cli/app.py", "labeling/static/app.js", "training/train_ddpm.py", "hub_cards/space_card.md"):
+    for name in ("tasks/app.py", "labeling/static/app.js", "training/train_ddpm.py", "hub_cards/space_card.md"):
         assert f"diffuseseg_diffusers/{name}" in files
     assert not any("__pycache__" in name for name in files)
     pinned = pinned_requirements()
