@@ -43,11 +43,12 @@ CARRIED = {
         "features.dry_run",
         "features.base",
         "features.pixel_unet",
+        "features.weights",
         "heads.decisions",
         "heads.upsampling",
         "heads.ensemble",
     ),
-    *("pipelines.segmenter", "pipelines.saved_code", "pipelines.pixel"),
+    *("pipelines.identity", "pipelines.segmenter", "pipelines.saved_code", "pipelines.pixel"),
 }
 MODULES = {
     **{p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): p for p in PACKAGE.rglob("*.py")},

@@ -68,6 +68,10 @@ class AveragedSegmenter(Segmenter):
     def nbytes(self) -> int:
         return sum(model.nbytes for model in self.models)
 
+    def identity(self) -> dict[str, str]:
+        parts = [(i, model.identity()) for i, model in enumerate(self.models)]
+        return {f"{i}.{name}": value for i, own in parts for name, value in own.items()}
+
     @property
     def channels(self) -> InputChannels:
         return self.models[0].channels

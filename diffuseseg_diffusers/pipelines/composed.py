@@ -106,13 +106,17 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
     @segmentation_head.setter
     def segmentation_head(self, head: PixelClassifierEnsemble | None) -> None:
         if head is not None:
-            own = self.identity()
+            own = self.base_identity()
             if head.config.base is None:
                 head.register_to_config(base=own, format_version=max(FOREIGN_FORMAT, head.config.format_version))
             self._check_base(head.config.base, own)
         self.__dict__["_head"] = head
 
-    def identity(self) -> dict[str, Any]:
+    def read_networks(self) -> dict[str, torch.nn.Module]:
+        read = (getattr(self.family, "component", "unet"), "vae", "vqvae", HEAD)
+        return {k: v for k, v in self.networks().items() if k in read or k.startswith("text_encoder")}
+
+    def base_identity(self) -> dict[str, Any]:
         """What a head says of its base: `model`, `revision`, `pipeline` (its class) and `fingerprint`."""
         read = [getattr(self.base, name, None) for name in ("vae", "vqvae")]
         models = [self.denoiser, *(model for model in read if model is not None)]

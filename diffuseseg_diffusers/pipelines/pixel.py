@@ -18,12 +18,14 @@ from ..features.base import Block, FeatureExtractor
 from ..features.dry_run import Place
 from ..features.noise import NoiseSchedule
 from ..features.pixel_unet import DecoderFeatureExtractor, default_class_labels, first_tensor, image_size
+from ..features.weights import base_weights
 from ..heads.decisions import Decisions
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..heads.upsampling import Blend
 from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from ..jobs.errors import UserError
+from .identity import describe_segmenter
 from .saved_code import code_files
 from .segmenter import HOW_TO_FIT, DiffuseSegPipelineOutput, HeadPipeline, Segmenter, check_output_type, predict_masks
 
@@ -119,9 +121,9 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             `dict`: Content of each file by its path below the folder.
         """
         # Each after those that it needs.
-        needed = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place, FeatureExtractor)
-        needed += (DecoderFeatureExtractor, Decisions, Blend, PixelClassifierEnsemble, Segmenter)
-        modules = [*(c.__module__ for c in needed), code_files.__module__, DiffuseSegPipeline.__module__]
+        needed: tuple[Any, ...] = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place)
+        needed += (FeatureExtractor, DecoderFeatureExtractor, base_weights, Decisions, Blend, PixelClassifierEnsemble)
+        modules = [one.__module__ for one in (*needed, describe_segmenter, Segmenter, code_files, DiffuseSegPipeline)]
         return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)
 
     @property

@@ -19,6 +19,7 @@ from ..heads.ensemble import FORMAT_VERSION, PixelClassifierEnsemble
 from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil, unnamed_classes
 from ..jobs.errors import UserError
+from .identity import describe_segmenter
 
 
 HOW_TO_FIT = (
@@ -116,6 +117,22 @@ class Segmenter(ABC):
             return {"model": self}
         parts = self.components if hasattr(self, "components") else vars(self)
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    def read_networks(self) -> dict[str, nn.Module]:
+        """Those of [`~Segmenter.networks`] on which masks depend."""
+        return self.networks()
+
+    def identity(self) -> dict[str, str]:
+        """Everything that masks depend on beside the images, by name, for runs to compare.
+
+        Weights of each network with config, active adapters and precision; tokenizers; FreeU; the noise at the head's
+        timesteps; channels; decisions. All weights are read, which takes about a second for a gigabyte.
+
+        Example:
+            >>> pipe.identity()["segmentation_head"]
+            '9f86d081884c7d65 1b4f0e98 float32'
+        """
+        return describe_segmenter(self)
 
     @property
     def channels(self) -> InputChannels:

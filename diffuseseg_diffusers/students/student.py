@@ -14,6 +14,7 @@ from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, P
 from ..heads.decisions import Decisions, winners
 from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
+from ..pipelines.identity import digest
 from ..pipelines.segmenter import SegmentedBatch, Segmenter
 from .networks import loading_errors, make_processor
 
@@ -62,6 +63,9 @@ class Student(Segmenter):
     @property
     def palette(self) -> list[list[int]]:
         return self._palette or default_palette(len(self.label_names))
+
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"classes": digest([self.label_names, self.palette])}
 
     @torch.no_grad()
     def segment_batch(

@@ -73,6 +73,9 @@ class UNetStudent(Student):
     def label_names(self) -> list[str]:
         return self._names
 
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"timestep": str(self.timestep)}
+
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         labels = default_class_labels(self.model, pixels.shape[0], pixels.device)  # a symbol in export
         pixels = (pixels * 2 - 1).to(self.model.dtype, memory_format=torch.channels_last)  # [N,C,H,W]
