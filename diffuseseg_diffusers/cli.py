@@ -13,7 +13,7 @@ from . import __version__
 from .jobs.command import run_command, show_log
 from .jobs.command_line import command_line, parse
 from .jobs.install import missing_extra
-from .tasks import TASKS
+from .tasks import TASKS, named
 
 
 # Commands that have no configuration yet: what each does, and the module with its `add_arguments` and `main`.
@@ -50,7 +50,7 @@ def _run(argv: list[str]) -> Any:
     name = next((word for word in argv if not word.startswith("-")), None)
     if name in COMMANDS:
         return _run_old(argv, name)
-    configs = {command: _named(config) for command, (config, _) in TASKS.items()}
+    configs = {command: named(config) for command, (config, _) in TASKS.items()}
     config = parse(command_line("diffuseseg", DESCRIPTION, f"diffuseseg {__version__}", configs), argv)
     if config is None:
         return None
@@ -59,14 +59,14 @@ def _run(argv: list[str]) -> Any:
     logging.disable_progress_bar()
     if getattr(config, "verbose", False):
         show_log()
-    _named(TASKS[name][1])(config)
+    try:
+        task = named(TASKS[name][1])
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _OF_TRAIN:
+            raise
+        raise missing_extra("train", error.name) from error
+    task(config)
     return 0
-
-
-def _named(where: str) -> Any:
-    """What a place such as `tasks.fit:FitConfig` names."""
-    module, _, name = where.partition(":")
-    return getattr(_imported(f".{module}"), name)
 
 
 def _run_old(argv: list[str], name: str | None) -> int | None:

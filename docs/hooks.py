@@ -1,12 +1,19 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What the site needs beside its plugins: the table of public names, and links of the form [`Name`] in docstrings."""
+"""What the site needs beside its plugins: public names, tables of options, and links [`Name`] in docstrings."""
 
 import ast
 import re
+import sys
+import typing
+from dataclasses import MISSING
 from pathlib import Path
 
 
 PACKAGE = Path(__file__).parent.parent / "diffuseseg_diffusers"
+sys.path.insert(0, str(PACKAGE.parent))
+
+from diffuseseg_diffusers.jobs.config import Config  # noqa: E402
+from diffuseseg_diffusers.tasks import TASKS, named  # noqa: E402
 
 
 def public_names() -> dict[str, str]:
@@ -42,9 +49,36 @@ def summary(full_name: str) -> str:
     return ""
 
 
+def option_tables(config: type[Config]) -> str:
+    """The options of a configuration as Markdown, a table for each heading of the help."""
+    options, hints, text = config.options(), typing.get_type_hints(config), ""
+    for heading, names in config.grouped().items():
+        text += f"\n*{heading}*\n\n" if heading else "\n"
+        text += "| option | type | default | |\n|---|---|---|---|\n"
+        for name in names:
+            own, default = options[name], config.__dataclass_fields__[name].default
+            flags = [name] if own.positional else [f"--{name}", *own.aliases, *([own.negative] if own.negative else [])]
+            shown = "required" if default is MISSING else "" if default in (None, False, ()) else f"`{default}`"
+            kind = getattr(hints[name], "__name__", str(hints[name])) if isinstance(hints[name], type) else hints[name]
+            words = f"{own.help} One of {', '.join(map(str, own.allowed()))}." if own.allowed() else own.help
+            kind = str(kind).replace("pathlib.", "").replace("|", "\\|")
+            text += f"| {', '.join(f'`{flag}`' for flag in flags)} | `{kind}` | {shown} | {words} |\n"
+    return text
+
+
+def all_options() -> str:
+    """A section for each command."""
+    found = ""
+    for command, (where, _) in TASKS.items():
+        config = named(where)
+        found += f"\n## {command}\n\n{config.__doc__.splitlines()[0]}\n{option_tables(config)}"
+    return found
+
+
 def on_page_markdown(markdown: str, page, config, files) -> str:
     rows = "".join(f"| [`{name}`][{full}] | {summary(full)} |\n" for name, full in public_names().items())
-    return markdown.replace("<!-- public names -->", f"| name | |\n|---|---|\n{rows}")
+    markdown = markdown.replace("<!-- public names -->", f"| name | |\n|---|---|\n{rows}")
+    return markdown.replace("<!-- options -->", all_options()) if "<!-- options -->" in markdown else markdown
 
 
 def on_page_content(html: str, page, config, files) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..images.channels import InputChannels
-from ..images.formats.base import micrometres
+from ..images.lengths import micrometres
 from ..jobs.errors import UserError
 from .crops import Pictures, measure_windows
 from .labeled import MASK_FORMATS

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
 from .command import run_command, show_log
 from .config import Config, Option
@@ -44,7 +44,10 @@ def parse(app: App, words: list[str]) -> Config | None:
         function, bound, *_ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
     except CycloptsError as error:
         command = " ".join([*app.name, *(error.command_chain or ())])
-        print(f"usage: {command} [OPTIONS]; {command} --help lists them\nerror: {error}", file=sys.stderr)
+        sentence = str(error)
+        if isinstance(error, MissingArgumentError) and not (error.tokens_so_far or error.keyword):
+            sentence = f"{error.argument.name} is required."  # type: ignore[union-attr]
+        print(f"usage: {command} [OPTIONS]; {command} --help lists them\nerror: {sentence}", file=sys.stderr)
         sys.exit(2)
     return function(*bound.args, **bound.kwargs)
 
@@ -109,7 +112,7 @@ def _constructor(config: type[Config]) -> Any:
 
 
 def _parameter(name: str, own: Option, hint: Any, group: Group) -> Parameter:
-    choices = own.choices() if callable(own.choices) else own.choices
+    choices = own.allowed()
     more: dict[str, Any] = {} if own.positional else {"name": (f"--{name}", *own.aliases)}
     if own.negative:
         more["negative"] = own.negative

@@ -44,6 +44,10 @@ class Option:
     why: str = ""
     reads: bool = False
 
+    def allowed(self) -> tuple:
+        """The values of `choices`; empty for all."""
+        return self.choices() if callable(self.choices) else self.choices
+
 
 def option(default: Any = MISSING, help: str = "", **more: Any) -> Any:
     """A field of a [`Config`]; further arguments are those of [`Option`]. Without a default it is required."""
@@ -144,7 +148,7 @@ def _check(name: str, value: Any, own: Option) -> None:
             raise UserError(f"--{name} must be at most {own.maximum:g}, got {number}.")
         if own.above is None and number < minimum:
             raise UserError(f"--{name} must be at least {minimum:g}, got {number}.")
-    allowed = own.choices() if callable(own.choices) else own.choices
+    allowed = own.allowed()
     for one in value if isinstance(value, tuple) else (value,):
         if allowed and one is not None and one not in allowed:
             raise UserError(f"--{name} must be one of {', '.join(map(str, allowed))}; got {one}.")

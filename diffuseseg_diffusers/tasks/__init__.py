@@ -5,7 +5,17 @@ A module here imports nothing heavy at its top, so that help and mistyped option
 imports what it needs.
 """
 
+import importlib
+from typing import Any
+
+
 # By command: the module below the package with its configuration, and the one with its function; `module:name`.
 TASKS = {
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
 }
+
+
+def named(where: str) -> Any:
+    """The object at a place such as `tasks.fit:FitConfig`, below the package."""
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(f"diffuseseg_diffusers.{module}"), name)

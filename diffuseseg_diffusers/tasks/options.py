@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..images.formats.base import micrometres
+from ..images.lengths import micrometres
 from ..jobs.config import Config, option
 from ..jobs.errors import UserError
 

@@ -12,9 +12,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments, check_at_least_one, inputs_of
-from ..images.formats.base import micrometres
 from ..images.formats.opening import is_raster, rasters_without_masks
 from ..images.image_processor import is_address, limit_pixels
+from ..images.lengths import micrometres
 from ..jobs.errors import UserError
 from ..jobs.executors import add_executor_arguments, check_executor, is_worker, share_work
 from ..jobs.files import check_output_folder, read_json, shown_name

@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """The interface of all formats: planes of channels, read by windows, and masks written with the same geometry."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,6 @@ class Window:
 LabelReader: TypeAlias = Callable[[int, Window], np.ndarray]
 
 WRITTEN = 512  # side of the windows that masks are written by
-MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
-MICROMETRES |= {"mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "pm": 1e-6}
 
 
 class Raster(ABC):
@@ -151,18 +148,6 @@ class ArrayRaster(Raster):
     ) -> None:
         whole = np.stack([labels(p, Window(0, 0, self.height, self.width)) for p in range(self.planes)])
         np.save(path, whole.astype(dtype)[0] if self.planes == 1 else whole.astype(dtype))
-
-
-def micrometres(text: str) -> float:
-    """Parses a length: a number in micrometres, or one with a unit, such as `0.5um`, `10m` or `2 mm`.
-
-    Raises:
-        ValueError: The text is not a length.
-    """
-    found = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([a-zµ]*)\s*", text)
-    if found is None or found[2] not in ("", *MICROMETRES):
-        raise ValueError(f"{text!r} is no length")
-    return float(found[1]) * MICROMETRES[found[2] or "um"]
 
 
 def native_tile(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -13,7 +13,8 @@ import numpy as np
 
 from ...jobs.errors import UserError
 from ...jobs.install import missing_extra
-from .base import MICROMETRES, WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names, windows_over
+from ..lengths import MICROMETRES
+from .base import WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names, windows_over
 
 
 class ZarrRaster(Raster):

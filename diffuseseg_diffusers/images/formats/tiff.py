@@ -17,7 +17,8 @@ import numpy as np
 
 from ...jobs.errors import UserError
 from ...jobs.install import missing_extra
-from .base import MICROMETRES, WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names
+from ..lengths import MICROMETRES
+from .base import WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names
 
 
 _PLANES = "ZTIPRHLVEA"  # axes of which each step is a picture of its own: slices, times, pages, …

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuseseg_diffusers.images.formats.base import Window, micrometres
+from diffuseseg_diffusers.images.formats.base import Window
 from diffuseseg_diffusers.images.formats.opening import find_rasters, is_raster, open_raster
 from diffuseseg_diffusers.images.image_processor import limit_pixels
+from diffuseseg_diffusers.images.lengths import micrometres
 from diffuseseg_diffusers.jobs.errors import UserError
 
 from .pictures import dicom_series, geotiff, ome_tiff, ome_zarr, stripes, values, volume
