@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from .errors import UserError
+from .errors import StoppedError, UserError
 from .locks import unlock_folder
 
 
@@ -57,7 +57,8 @@ def run_command(command: Callable[[], int | None]) -> None:
     """Runs a command and ends the process.
 
     What users can mend ([`UserError`], a full disk, missing rights) is one line on stderr and exit status 1; Ctrl-C
-    gives 130. Anything else is a bug and shows its traceback; with `DIFFUSESEG_DEBUG=1`, every error does.
+    gives 130, and work that a signal ended ([`StoppedError`]) 128 and the signal's number. Anything else is a bug and
+    shows its traceback; with `DIFFUSESEG_DEBUG=1`, every error does.
     """
     keep_freed_memory()
     try:
@@ -65,6 +66,9 @@ def run_command(command: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        status = 128 + error.signal
     except Exception as error:
         mendable = isinstance(error, UserError) or _is_of_machine(error)
         if not mendable or os.environ.get(DEBUG, "0") not in ("", "0"):

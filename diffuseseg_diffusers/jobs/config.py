@@ -129,6 +129,21 @@ class Config:
         return cls(**{name: getattr(other, name) for name in names} | changes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WritesFolder(Config):
+    """`--output_dir` and `--overwrite`."""
+
+    title = "output"
+
+    output_dir: Path = option(help="Folder for the results.", influence=False, why="where, not what")
+    overwrite: bool = option(
+        False,
+        "Replace an earlier run in that folder: its own files are removed, and no others.",
+        influence=False,
+        why="what was there, not what is made",
+    )
+
+
 def _numbers(value: Any) -> Iterator[float]:
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, (int, float)) and not isinstance(one, bool):

@@ -8,3 +8,23 @@ class UserError(ValueError):
 
 class NotFiniteError(UserError, FloatingPointError):
     """Numbers that are not finite, in activations or in training."""
+
+
+class IncompleteError(UserError):
+    """All was done but for inputs that could not be read; says how many and where they are listed.
+
+    Raised at the very end, after everything else was written.
+    """
+
+
+class StoppedError(RuntimeError):
+    """A signal ended the work after a step; what was done is saved, and the same command line resumes.
+
+    Args:
+        message (`str`): What was done.
+        signal (`int`): Number of the signal; a command ends with status 128 and that.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = int(signal)

@@ -225,7 +225,9 @@ def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[
         _remove_tree(partial)
 
 
-def write_record(folder: Path, command: str, owns: Iterable[str], settings: dict | None = None) -> None:
+def write_record(
+    folder: Path, command: str, owns: Iterable[str], settings: dict | None = None, reads: dict | None = None
+) -> None:
     """Writes a run's record into its folder.
 
     Args:
@@ -233,13 +235,15 @@ def write_record(folder: Path, command: str, owns: Iterable[str], settings: dict
         command (`str`): Which command the run is of.
         owns (iterable of `str`): Files of the run, as patterns of paths below the folder (`fnmatch`; `*` also matches
             `/`). In a folder below that has a record of its own, that record must list them too.
-        settings (`dict`, *optional*): What its results depend on.
+        settings (`dict`, *optional*): Options on which its results depend.
+        reads (`dict`, *optional*): Contents of what it reads.
     """
-    write_json(folder / RECORD, {"command": command, "owns": sorted(owns), "settings": settings or {}})
+    found = {"command": command, "owns": sorted(owns), "settings": settings or {}, "reads": reads or {}}
+    write_json(folder / RECORD, found)
 
 
 def read_record(folder: Path) -> dict | None:
-    """A folder's record: `command`, `owns`, `settings`; `None` if it has none.
+    """A folder's record: `command`, `owns`, `settings`, `reads`; `None` if it has none.
 
     Raises:
         UserError: The file of that name is no record.

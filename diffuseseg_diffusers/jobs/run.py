@@ -3,12 +3,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from .config import WritesFolder
+from .contents import differences
 from .errors import UserError
+from .executors import is_worker
 from .files import (
     check_output_folder,
     clear_output_folder,
@@ -21,34 +24,66 @@ from .files import (
 from .locks import join_folder, lock_folder, try_lock_folder
 
 
-def open_run(
+if TYPE_CHECKING:
+    import torch
+
+
+def open_run(config: Any, command: str, reads: Any, owns: Any, *old: Any, **more: Any) -> bool:
+    """Begins a run in `config.output_dir`, or resumes the one that is there; call it once all inputs are known to be
+    valid.
+
+    The run's identity is derived: all fields with influence, and the content of what it reads. With
+    `config.overwrite` an earlier run's own files are removed first, but never by a process that shares the run with
+    the one that began it.
+
+    Args:
+        config ([`WritesFolder`]): The task's configuration.
+        command (`str`): Name of its command.
+        reads (mapping): What the result depends on beside the fields: by name of the field that names it, such as
+            `model` or `dataset_name`, the content as JSON holds it (see [`contents_of`], `dataset_contents` and
+            `Segmenter.identity`); by other names further values, such as the precision that `auto` became.
+        owns (iterable of `str`): Files that the run writes, as patterns of paths below the folder (`fnmatch`).
+        together (`bool`, defaults to `False`): Whether other processes may work in the folder on the same run, each on
+            parts that it takes (see [`finish_parts`]).
+
+    Returns:
+        `bool`: Whether a run of this identity was there, to be resumed.
+
+    Raises:
+        UserError: The folder holds another run (what differs is named), or foreign files; or another process works in
+            it.
+
+    Example:
+        >>> reads = {"model": pipe.identity(), "images": contents_of(images), "dtype": "bfloat16"}
+        >>> resumed = open_run(config, "segment", reads, ["*.png", "segmentation.jsonl"])
+    """
+    if isinstance(config, Path):  # the signature of commands without a configuration
+        return _open(config, command, reads, {}, owns, lambda there: check_same(config, there["settings"], reads), *old)
+
+    def check(record: dict) -> None:
+        other = _differences(config, record, settings, reads)
+        if other:
+            raise UserError(
+                f"{config.output_dir} holds another run: {'; '.join(other)}. Choose another --output_dir, or pass "
+                f"--overwrite."
+            )
+
+    settings, reads = settings_of(config), _as_json(reads)
+    overwrite = config.overwrite and not is_worker()
+    return _open(config.output_dir, command, settings, reads, owns, check, overwrite, config.inputs(), *old, **more)
+
+
+def _open(
     folder: Path,
     command: str,
     settings: dict,
+    reads: dict,
     owns: Iterable[str],
+    check: Callable[[dict], None],
     overwrite: bool,
     inputs: Iterable[object] = (),
     together: bool = False,
 ) -> bool:
-    """Begins a run in a folder, or resumes the one that is there; to be called once all inputs are known to be valid.
-
-    Args:
-        folder (`Path`): The run's output folder; made if it is not there.
-        command (`str`): Which command the run is of.
-        settings (`dict`): What its results depend on, as JSON holds it.
-        owns (iterable of `str`): Files that the run writes, as patterns of paths below the folder (`fnmatch`).
-        overwrite (`bool`): Whether to remove an earlier run's files and begin anew.
-        inputs (iterable): What the run reads: names of files and folders among them are not removed.
-        together (`bool`, defaults to `False`): Whether other processes may be at work in the folder on the same run,
-            each on parts that it takes (see [`finish_parts`]); not with `overwrite`.
-
-    Returns:
-        `bool`: Whether a run of these settings was there, to be resumed.
-
-    Raises:
-        UserError: The folder holds another run, and `overwrite` is off (what differs is named), or foreign files; or
-            another process is at work in it.
-    """
     alone = True
     if together:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +98,7 @@ def open_run(
     record = read_record(folder)
     if record is None:
         check_output_folder(folder, overwrite=False)
-        write_record(folder, command, owns, settings)
+        write_record(folder, command, owns, settings, reads)
         lock_folder(folder)
     elif record["command"] != command:
         raise UserError(
@@ -71,12 +106,74 @@ def open_run(
             f"--output_dir, or pass --overwrite."
         )
     else:
-        check_same(folder, record["settings"], settings)
+        check(record)
         if alone:
             remove_partials(folder)
     if together:
         join_folder(folder)
     return record is not None
+
+
+def check_run(config: WritesFolder, command: str) -> None:
+    """Refuses an output folder in which this run could neither begin nor resume, before models and data are read.
+
+    Raises:
+        UserError: See [`check_output_folder`].
+    """
+    if not is_worker() and (config.overwrite or not may_resume(config.output_dir, command)):
+        check_output_folder(config.output_dir, config.overwrite, config.inputs())
+
+
+def adopt_run(config: WritesFolder, command: str, reads: Mapping[str, Any], owns: Iterable[str]) -> None:
+    """Gives the run in `config.output_dir` this identity, so that [`open_run`] resumes it whatever it was before."""
+    write_record(config.output_dir, command, owns, settings_of(config), _as_json(reads))
+
+
+def settings_of(config: WritesFolder) -> dict[str, Any]:
+    """All fields with influence; local files and folders as absolute paths, so that a run resumes from anywhere."""
+    options, found = config.options(), config.settings()
+    for name, value in found.items():
+        if options[name].reads and value is not None:
+            found[name] = [_absolute(one) for one in value] if isinstance(value, list) else _absolute(value)
+    return found
+
+
+def _absolute(name: Any) -> Any:
+    return os.path.abspath(name) if isinstance(name, str) and os.path.exists(name) else name
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(to_json(value))  # tuples become lists, as in the record
+
+
+def _differences(config: WritesFolder, record: dict, settings: dict, reads: dict) -> list[str]:
+    """What differs between a record and a run that is about to resume it, a clause each."""
+    if "reads" not in record:
+        return ["it is of an earlier version of DiffuseSeg, which did not record what a run reads"]
+    there, known, options = record["settings"], record["reads"], config.options()
+    labels = {name: name if own.positional else f"--{name}" for name, own in options.items()}
+    found = []
+    for name in dict.fromkeys([*settings, *there]):
+        if _get(there, name) != _get(settings, name):
+            found.append(f"{labels.get(name, name)} {_shown(there, name)} (now {_shown(settings, name)})")
+    for name in dict.fromkeys([*reads, *known]):
+        which = differences(known.get(name), reads.get(name))
+        if which or (name in options and options[name].reads and _get(known, name) != _get(reads, name)):
+            more = f" and {len(which) - 3} more" if len(which) > 3 else ""
+            names = f" ({', '.join(which[:3])}{more})" if which else ""
+            found.append(f"the contents of {labels.get(name, name)} differ{names}")
+        elif _get(known, name) != _get(reads, name):
+            found.append(f"{name} {_shown(known, name)} (now {_shown(reads, name)})")
+    return found
+
+
+def _get(values: Mapping[str, Any], name: str) -> Any:
+    return values.get(name, "not recorded")  # by another version, which differs from None
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    text = str(_get(values, name))
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def may_resume(folder: Path, command: str) -> bool:
@@ -145,7 +242,7 @@ class Results:
         return to_json(content) + "\n"
 
 
-def fingerprint(*modules: torch.nn.Module) -> str:
+def fingerprint(*modules: "torch.nn.Module") -> str:
     """The first 16 hexadecimal digits of a SHA-256 over all weights in float32: of U-Net and head, for instance."""
     digest = hashlib.sha256()
     for module in modules:

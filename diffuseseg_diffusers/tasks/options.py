@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..images.lengths import micrometres
 from ..jobs.config import Config, option
+from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their shared fields from here
 from ..jobs.errors import UserError
 
 
@@ -59,21 +60,6 @@ class CachesDownloads(Config):
         "Folder for downloads from the Hub, of models and datasets (default: the libraries' own).",
         influence=False,
         why="the same files, kept elsewhere",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WritesFolder(Config):
-    """`--output_dir` and `--overwrite`."""
-
-    title = "output"
-
-    output_dir: Path = option(help="Folder for the results.", influence=False, why="where, not what")
-    overwrite: bool = option(
-        False,
-        "Replace an earlier run in that folder: its own files are removed, and no others.",
-        influence=False,
-        why="what was there, not what is made",
     )
 
 

@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
-from datasets import Dataset, Features, Image
+from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pictures
 
-from diffuseseg_diffusers.datasets.columns import SEEN, contents_fingerprint, load_split
+from diffuseseg_diffusers.datasets.columns import SEEN, contents_fingerprint, dataset_contents, load_split
+from diffuseseg_diffusers.jobs.contents import differences
 from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import draw
@@ -51,6 +52,30 @@ def test_a_large_file_is_known_by_both_of_its_ends(tmp_path):
     assert len({found(bytes(size)) for size in sizes}) == len(sizes)
     for size in sizes:
         assert found(bytes(size - 1) + b"x") != found(bytes(size)) != found(b"x" + bytes(size - 1))
+
+
+def test_every_cell_of_a_dataset_counts_and_is_named(tmp_path):
+    def found(*data: bytes) -> dict:
+        cells = [{"path": f"{i}.png", "bytes": one} for i, one in enumerate(data)]
+        features = Features({"x": Image(), "y": Sequence(Value("int64"))})
+        return dataset_contents(
+            Dataset.from_dict({"x": cells, "y": [[i] for i in range(len(data))]}, features), "x", "y"
+        )
+
+    middle = bytearray(3 * SEEN)  # of a large file, too
+    first = found(b"a", bytes(middle))
+    middle[len(middle) // 2] = 1
+    assert differences(first, found(b"a", bytes(middle))) == ["row 1 1.png"]
+    assert first == found(b"a", bytes(3 * SEEN)) != found(b"a")
+    for name in ("raster.zarr", "mask.npy"):  # a folder, and a file that datasets know by name
+        path = tmp_path / name / "c" / "0" if name.endswith("zarr") else tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = Dataset.from_list([{"x": str(tmp_path / name)}])
+        contents = []
+        for text in ("one", "two", "one"):
+            path.write_text(text)
+            contents.append(dataset_contents(rows, "x", None))
+        assert contents[0] == contents[2] != contents[1]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -3,13 +3,14 @@
 
 import errno
 import platform
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from diffuseseg_diffusers.jobs.command import run_command
-from diffuseseg_diffusers.jobs.errors import NotFiniteError, UserError
+from diffuseseg_diffusers.jobs.errors import IncompleteError, NotFiniteError, StoppedError, UserError
 from diffuseseg_diffusers.jobs.files import atomic_file
 
 
@@ -29,6 +30,10 @@ def exit_status(command) -> int:
 MENDABLE = [
     (UserError("There is no folder x."), "error: There is no folder x."),
     (NotFiniteError("The loss is not finite."), "error: The loss is not finite."),
+    (
+        IncompleteError("1 image could not be read; it is listed in x."),
+        "error: 1 image could not be read; it is listed in x.",
+    ),
     (PermissionError(errno.EACCES, "Permission denied", "/x"), "error: /x: Permission denied"),
     (OSError(errno.ENOSPC, "No space left"), "error: No space left"),
 ]
@@ -73,6 +78,8 @@ def test_the_status_of_a_command_is_that_of_the_process(capsys):
     assert [exit_status(lambda s=s: s) for s in (None, 0, 3)] == [0, 0, 3]
     assert exit_status(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    assert exit_status(raising(StoppedError("12 steps are saved.", signal.SIGTERM))) == 143
+    assert capsys.readouterr().err == "12 steps are saved.\n"
 
 
 def test_errors_for_users_are_still_value_errors():

@@ -2,55 +2,141 @@
 """The same command line resumes; any other is refused, and says what differs."""
 
 import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffuseseg_diffusers.jobs.config import WritesFolder, option
+from diffuseseg_diffusers.jobs.contents import contents_of
 from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.jobs.files import RECORD
-from diffuseseg_diffusers.jobs.run import Results, fingerprint, may_resume, open_run
+from diffuseseg_diffusers.jobs.files import RECORD, write_json
+from diffuseseg_diffusers.jobs.run import Results, adopt_run, check_run, fingerprint, may_resume, open_run
 
 
 OWNS = ("parts/*", "result.json")
-SETTINGS = {"seed": 0, "size": (64, 64), "data": None}
 
 
-def test_the_same_settings_resume_and_others_are_refused_by_name(tmp_path):
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig(WritesFolder):
+    """Draw."""
+
+    pictures: tuple[str, ...] = option((), "Pictures.", positional=True, reads=True)
+    model: str | None = option(None, "Model.", reads=True)
+    seed: int = option(0, "Seed.")
+    size: tuple[int, int] = option((64, 64), "Size.")
+    tasks: int = option(1, "Processes.", influence=False, why="the same bytes from any number")
+
+
+def begin(folder, reads=None, command="draw", owns=OWNS, **changes) -> bool:
+    return open_run(DrawConfig(output_dir=folder, **changes), command, reads or {}, owns)
+
+
+def test_the_same_identity_resumes_and_another_is_refused_with_what_differs(tmp_path):
     out = tmp_path / "out"
-    assert not may_resume(out, "generate")
-    assert open_run(out, "generate", SETTINGS, OWNS, overwrite=False) is False
+    assert not may_resume(out, "draw")
+    assert begin(out) is False
     (out / "parts").mkdir()
     (out / "parts" / "0.parquet").write_text("done")
     (out / "parts" / ".1.parquet.7.partial").write_text("cut off")
-    assert may_resume(out, "generate") and not may_resume(out, "train-student")
-    assert open_run(out, "generate", SETTINGS, OWNS, overwrite=False) is True
+    assert may_resume(out, "draw") and not may_resume(out, "train-student")
+    assert begin(out, tasks=3) is True
     assert [p.name for p in (out / "parts").iterdir()] == ["0.parquet"]
-    with pytest.raises(UserError, match=r"holds another run: seed 0 \(now 1\). Choose another --output_dir, or pass"):
-        open_run(out, "generate", {**SETTINGS, "seed": 1}, OWNS, overwrite=False)
-    with pytest.raises(UserError, match="a run of `diffuseseg generate`, not of `diffuseseg analyze`"):
-        open_run(out, "analyze", SETTINGS, OWNS, overwrite=False)
+    wanted = (
+        r"holds another run: --seed 0 \(now 1\); --size \[64, 64\] \(now \[8, 8\]\). Choose another --output_dir, or"
+    )
+    with pytest.raises(UserError, match=wanted):
+        begin(out, seed=1, size=(8, 8))
+    with pytest.raises(UserError, match="a run of `diffuseseg draw`, not of `diffuseseg analyze`"):
+        begin(out, command="analyze")
     assert (out / "parts" / "0.parquet").exists()
 
 
+def test_other_contents_under_the_same_names_are_refused_and_named(tmp_path):
+    names = [str(tmp_path / f"{i}.png") for i in range(6)]
+    for name in names:
+        Path(name).write_bytes(b"picture")
+
+    def start(weights="ab", dtype="float32") -> bool:
+        reads = {"pictures": contents_of(names), "model": {"unet": {"weights": weights}}, "dtype": dtype}
+        return begin(tmp_path / "out", reads, pictures=names, model="m")
+
+    assert [start(), start()] == [False, True]
+    with pytest.raises(UserError, match=r"the contents of --model differ \(unet.weights\); dtype float32 \(now bf"):
+        start("cd", "bfloat16")
+    for name in names[:5]:
+        Path(name).write_bytes(b"pictuRe")
+    with pytest.raises(
+        UserError, match=r"the contents of pictures differ \(.*0.png, .*1.png, .*2.png and 2 more\)\. Ch"
+    ):
+        start()
+
+
+def test_a_run_resumes_wherever_it_is_named_from(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert begin(tmp_path / "out", model="model") is False
+    monkeypatch.chdir(tmp_path / "model")
+    assert begin(Path("../out"), model="../model") is True
+    with pytest.raises(UserError, match=r"--model .*model \(now org/model\)"):
+        begin(Path("../out"), model="org/model")
+
+
+def test_a_run_of_a_version_that_recorded_no_contents_is_refused(tmp_path):
+    write_json(tmp_path / RECORD, {"command": "draw", "owns": list(OWNS), "settings": {"seed": 0}})
+    with pytest.raises(UserError, match="of an earlier version of DiffuseSeg, which did not record what a run reads"):
+        begin(tmp_path)
+    assert begin(tmp_path, overwrite=True) is False
+
+
+def test_a_run_that_is_adopted_is_resumed_with_what_it_is_now(tmp_path):
+    begin(tmp_path)
+    adopt_run(DrawConfig(output_dir=tmp_path, seed=3), "draw", {}, OWNS)
+    assert begin(tmp_path, seed=3) is True
+
+
+def test_a_folder_that_is_not_the_runs_is_refused_before_the_work(tmp_path):
+    config = DrawConfig(output_dir=tmp_path / "out")
+    check_run(config, "draw")
+    begin(tmp_path / "out")
+    write_json(tmp_path / "out" / "result.json", {})
+    check_run(config, "draw")
+    with pytest.raises(UserError, match="exists and is kept"):
+        check_run(config, "analyze")
+    check_run(replace(config, overwrite=True), "analyze")
+    (tmp_path / "out" / "mine").write_text("keep me")
+    with pytest.raises(UserError, match="no run of DiffuseSeg recorded .mine"):
+        check_run(replace(config, overwrite=True), "draw")
+
+
 def test_overwriting_a_run_begins_anew_and_never_costs_a_foreign_file(tmp_path):
-    open_run(tmp_path, "generate", SETTINGS, OWNS, overwrite=False)
+    begin(tmp_path)
     (tmp_path / "result.json").write_text("{}")
-    assert open_run(tmp_path, "analyze", {"seed": 5}, ["*.csv"], overwrite=True) is False
+    assert begin(tmp_path, command="analyze", owns=["*.csv"], seed=5, overwrite=True) is False
     assert [p.name for p in tmp_path.iterdir()] == [RECORD]
     (tmp_path / "result.json").write_text("mine now")
     for overwrite in (True, False):
         with pytest.raises(UserError, match="result.json|holds another run"):
-            open_run(tmp_path, "analyze", {"seed": 6}, ["*.csv"], overwrite)
+            begin(tmp_path, command="analyze", owns=["*.csv"], seed=6, overwrite=overwrite)
     assert (tmp_path / "result.json").read_text() == "mine now"
+
+
+def test_a_process_that_shares_a_run_never_overwrites_it(tmp_path, monkeypatch):
+    begin(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    monkeypatch.setenv("DIFFUSESEG_WORKER", "1")
+    assert begin(tmp_path, overwrite=True) is True
+    assert (tmp_path / "result.json").exists()
 
 
 def test_a_folder_that_no_run_made_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="is kept"):
-            open_run(tmp_path, "generate", SETTINGS, ["*"], overwrite)
+            begin(tmp_path, owns=["*"], overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
