@@ -7,7 +7,7 @@ DOCS ?= .venv-docs
 OUT ?= out/demo
 MARKED ?= not slow
 
-.PHONY: test test-slow test-oldest lint docs notebook demo
+.PHONY: results test test-slow test-oldest lint docs notebook demo
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m '$(MARKED)'
@@ -36,6 +36,10 @@ notebook: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(VENV)/bin/diffuseseg demo --output_dir $(OUT) --overwrite
+
+# Writes the tables and pictures of the documentation from benchmarks/results.
+results: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/tables.py
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

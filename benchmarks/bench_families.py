@@ -1,36 +1,33 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What segmenting costs with each family of denoisers, against the least that it can cost.
+"""What do features of each family of denoisers cost beside the least that they can cost?
+
+    python benchmarks/bench_families.py            # tiny models of every family
+    python benchmarks/bench_families.py --full     # a U-Net and an autoencoder of Stable Diffusion 1.5's shape
+    python benchmarks/bench_families.py --memory   # bytes of features an image, of published shapes; no model is run
 
 The floor is one encoding of the image, and the denoiser's own forward pass at all noise levels, left behind the last
 tap; both are called as the family's pipeline calls them, with random weights. Beside it stand the extraction of the
-default recipe's features and the whole of `segment`, with a head of ten members that sees no mirror image. With tiny
-models, the head costs more than they do.
-
-    python benchmarks/bench_families.py                    # tiny models of every family
-    python benchmarks/bench_families.py --full --size 256  # a U-Net and an autoencoder of Stable Diffusion 1.5's shape
-    python benchmarks/bench_families.py --memory           # bytes of features an image, of models as they are published
+default recipe's features and the whole of `segment`.
 """
 
-import argparse
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from harness import Result, arguments, in_turn, ratio
+from tables import ROOT
 
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(ROOT))
 
 from diffuseseg_diffusers import AutoDiffuseSegPipeline, PixelClassifierEnsemble, recipe_extractor  # noqa: E402
 from diffuseseg_diffusers.features.base import LastTapReached  # noqa: E402
 from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor  # noqa: E402
 from diffuseseg_diffusers.features.families import find_family  # noqa: E402
 from diffuseseg_diffusers.heads.recipes import RECIPES  # noqa: E402
-from diffuseseg_diffusers.jobs.hardware import hardware  # noqa: E402
 from tests.tiny_pipelines import FAMILIES, clip, stable_diffusion  # noqa: E402
 
 
@@ -96,29 +93,37 @@ def published_shapes() -> dict[str, Callable]:
     return {name: partial(make, *shape) for name, shape in shapes.items()}
 
 
-def print_memory() -> None:
-    """What the features of the default recipe take, and how much of a pass is done for them."""
-    print("| model | images | blocks | timesteps | features | share of a pass | MB an image |\n" + "|---" * 7 + "|")
+def memory(args) -> None:
+    """Bytes of the default recipe's features, and the share of a pass that is done for them."""
+    columns = {
+        "model": ("model", "text"),
+        "images": ("images", "text"),
+        "blocks": ("blocks", "text"),
+        "timesteps": ("timesteps", "text"),
+        "features": ("features", "text"),
+        "share": ("share of a pass", "text"),
+        "megabytes": ("MB an image", "1"),
+    }
+    about = "Computed of the models' configurations, in half precision; no model was run."
+    result = Result(args.name or "families-memory", columns, args, about)
+    default = RECIPES["default"]
     for name, make in published_shapes().items():
         pipe = make()
         extractor = find_family(pipe.components).of(pipe, timesteps=[10])
-        default = RECIPES["default"]
         extractor = extractor.choose(
             extractor.default_blocks(default.blocks), extractor.default_timesteps(default.timesteps)
         )
-        info = extractor.feature_info()
-        size = sum(2 * i.channels * i.height * i.width for i in info) / 1e6
-        shares = extractor.shares()
-        cells = (
-            name,
-            " × ".join(map(str, extractor.size)),
-            " ".join(map(str, extractor.blocks)),
-            " ".join(map(str, extractor.timesteps)),
-            ", ".join(dict.fromkeys(f"{i.channels} at {i.height} × {i.width}" for i in info)),
-            f"{max(shares[b] for b in extractor.blocks):.0%}",
-            f"{size:,.1f}",
+        info, shares = extractor.feature_info(), extractor.shares()
+        result.row(
+            model=name,
+            images=" × ".join(map(str, extractor.size)),
+            blocks=" ".join(map(str, extractor.blocks)),
+            timesteps=" ".join(map(str, extractor.timesteps)),
+            features=", ".join(dict.fromkeys(f"{i.channels} at {i.height} × {i.width}" for i in info)),
+            share=f"{max(shares[b] for b in extractor.blocks):.0%}".replace("%", " %"),
+            megabytes=sum(2 * i.channels * i.height * i.width for i in info) / 1e6,
         )
-        print("| " + " | ".join(cells) + " |", flush=True)
+    result.show()
 
 
 def head_for(extractor: DenoiserFeatureExtractor) -> PixelClassifierEnsemble:
@@ -128,7 +133,7 @@ def head_for(extractor: DenoiserFeatureExtractor) -> PixelClassifierEnsemble:
         block_channels=[i.channels for i in extractor.feature_info()[: len(extractor.blocks)]],
         blocks=list(extractor.blocks),
         timesteps=list(extractor.timesteps),
-        num_members=10,
+        num_members=RECIPES["default"].num_members,
         image_size=list(extractor.size),
         voting="soft",
     )
@@ -158,32 +163,26 @@ def floor(extractor: DenoiserFeatureExtractor, images: torch.Tensor) -> None:
         hook.remove()
 
 
-def median_seconds(functions: list[Callable], repeats: int) -> list[float]:
-    """Of each function, taken in turns after a warm-up."""
-    seconds = np.zeros((repeats + 1, len(functions)))
-    for row in seconds:
-        for j, function in enumerate(functions):
-            began = time.perf_counter()
-            function()
-            row[j] = time.perf_counter() - began
-    return np.median(seconds[1:], axis=0).tolist()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="Stable Diffusion 1.5's shape.")
-    parser.add_argument("--memory", action="store_true", help="Bytes of features; no model is run.")
-    parser.add_argument("--size", type=int, default=128, help="Side of the images (default: 128).")
-    parser.add_argument("--repeats", type=int, default=5, help="Measurements of each (default: 5).")
-    args = parser.parse_args()
+    args = arguments(__doc__, None, full=False, memory=False, size=128, rounds=5)
     if args.memory:
-        return print_memory()
-    print(f"{hardware(torch.device('cpu'))}, images of {args.size} × {args.size}")
-    print("| family | floor, s | features, s | ratio | segment, s | ratio | kB of features an image |")
-    print("|---|---|---|---|---|---|---|")
+        return memory(args)
+    columns = {
+        "family": ("family", "text"),
+        "floor": ("floor, ms", "ms"),
+        "features": ("features, ms", "ms"),
+        "features_ratio": ("ratio", "2"),
+        "segment": ("segment, ms", "ms"),
+        "segment_ratio": ("ratio", "2"),
+    }
+    about = (
+        f"Images of {args.size} × {args.size}, DiT 16 × 16, SD3 32 × 32; float32, medians of {args.rounds} rounds in "
+        "turn."
+    )
+    result = Result(args.name or f"families{'-full' if args.full else ''}", columns, args, about)
     makes = {"SD 1.5's shape": full_size} if args.full else {n: make for n, (make, _) in FAMILIES.items()}
     for name, make in makes.items():
-        if name == "consistency":  # on pixels, as bench_features.py
+        if name == "consistency":  # on pixels
             continue
         pipe = AutoDiffuseSegPipeline.from_pipe(make())
         size = (32, 32) if name == "SD3" else (16, 16) if name == "DiT" else (args.size, args.size)  # what they take
@@ -191,13 +190,15 @@ def main() -> None:
         pipe.segmentation_head = head_for(extractor)
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
-        segment = partial(pipe.segment, [image], output_type="np")
-        least, features, whole = median_seconds(
-            [partial(floor, extractor, pixels), partial(extractor, pixels), segment], args.repeats
-        )
-        size_kb = sum(2 * i.channels * i.height * i.width for i in extractor.feature_info()) / 1e3
-        ratios = f"{features:.4f} | {features / least:.2f} | {whole:.4f} | {whole / least:.2f}"
-        print(f"| {name} | {least:.4f} | {ratios} | {size_kb:,.0f} |", flush=True)
+        sides = {
+            "floor": partial(floor, extractor, pixels),
+            "features": partial(extractor, pixels),
+            "segment": partial(pipe.segment, [image], output_type="np"),
+        }
+        seconds = in_turn(sides, args.rounds)
+        ratios = {f"{side}_ratio": 1 / ratio(seconds, "floor", side) for side in ("features", "segment")}
+        result.row(family=name, **seconds, **ratios)
+    result.show()
 
 
 if __name__ == "__main__":

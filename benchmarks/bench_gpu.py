@@ -7,12 +7,10 @@ Three models with random weights: that of `training/configs/small_64.json` (64 Ã
 paper's for LSUN (256 Ã— 256, 552.8 million weights). Heads are the default recipe's, with random weights too; a fit is
 the default recipe on 20 drawn images. Medians; after every part the device is waited for. The floor of a part is the
 longer of two times: its multiplications at the highest rate that the device reached in this run, and the bytes that it
-must move at the rate of a large copy, as in `profile_stages.py`. Peak memory is that of the device's allocator, on a
+must move at the rate of a large copy, as in `bench_stages.py`. Peak memory is that of the device's allocator, on a
 CPU that of the process. What does not fit into the minutes is said to be left out.
 """
 
-import argparse
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,30 +18,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_growth import USUAL, drawn, random_head
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from profile_stages import Machine, count
+from harness import Machine, Result, arguments, count, drawn_faces, peak_gib
 
-from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head
+from diffuseseg_diffusers import DiffuseSegPipeline, PixelClassifierEnsemble, fit_segmentation_head
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
 from diffuseseg_diffusers.heads.recipes import find_recipe
-from diffuseseg_diffusers.jobs.command import keep_freed_memory
-from diffuseseg_diffusers.jobs.hardware import DTYPES, default_device, default_dtype, hardware
+from diffuseseg_diffusers.jobs.hardware import DTYPES, default_device, default_dtype
 from diffuseseg_diffusers.paper.guided_diffusion import PRESETS, unet_config
 from diffuseseg_diffusers.pipelines.segmenter import weight_bytes
 
 
 SMALL = str(Path(__file__).parent.parent / "training" / "configs" / "small_64.json")
 STEPS = 10  # of DDIM, in generation
+CLASSES = 6
 
 
 class Table:
     """Rows of parts that are measured as long as there is time."""
 
-    def __init__(self, machine: Machine, minutes: float):
-        self.machine, self.end = machine, time.perf_counter() + 60 * minutes
-        print("| model | part | images a second | ms an image | floor, ms | ratio | peak, GiB |\n" + 7 * "|---" + "|")
+    def __init__(self, result: Result, machine: Machine, minutes: float):
+        self.result, self.machine, self.end = result, machine, time.perf_counter() + 60 * minutes
 
     def row(
         self,
@@ -57,29 +53,43 @@ class Table:
     ) -> None:
         """Times a part on so many images, a long one `once`; `flops` counts those of all of them."""
         if time.perf_counter() > self.end:
-            print(f"| {model} | {part} | left out: no time | | | | |", flush=True)
-            return
+            return self.result.row(model=model, part=part, rate="left out: no time")
         if self.machine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:
             seconds = (self.machine.once(run) if once else self.machine.seconds(run)) / images
             floor = max(flops() / self.machine.flops, nbytes / self.machine.bytes) / images
         except torch.cuda.OutOfMemoryError:
-            print(f"| {model} | {part} | left out: not enough memory | | | | |", flush=True)
             torch.cuda.empty_cache()
-            return
-        print(
-            f"| {model} | {part} | {1 / seconds:.1f} | {1e3 * seconds:.2f} | {1e3 * floor:.2f} | "
-            f"{seconds / floor:.2f} | {peak(self.machine.device):.2f} |",
-            flush=True,
+            return self.result.row(model=model, part=part, rate="left out: not enough memory")
+        self.result.row(
+            model=model,
+            part=part,
+            rate=1 / seconds,
+            seconds=seconds,
+            floor=floor,
+            ratio=seconds / floor,
+            peak=peak_gib(self.machine.device),
         )
 
 
-def peak(device: torch.device) -> float:
-    """GiB, since the last reset where the device counts by itself."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def random_head(pipe: DiffuseSegPipeline, size: int) -> PixelClassifierEnsemble:
+    """A head of the default recipe with random weights, for six classes."""
+    recipe = find_recipe("default")
+    pipe.segmentation_head = None
+    probe = pipe.feature_extractor(timesteps=recipe.timesteps)
+    blocks = probe.default_blocks(recipe.blocks)
+    features = probe.choose(blocks).feature_info()
+    return PixelClassifierEnsemble(
+        num_classes=CLASSES,
+        num_members=recipe.num_members,
+        block_channels=[f.channels for f in features[: len(blocks)]],
+        blocks=list(blocks),
+        timesteps=list(recipe.timesteps),
+        image_size=[size] * 2,
+        flip=True,
+        voting="soft",
+    ).eval()
 
 
 def train(table: Table, name: str, unet: torch.nn.Module, size: int, batch: int, dtype: torch.dtype) -> None:
@@ -129,11 +139,11 @@ def segmenting(table: Table, name: str, pipe: DiffuseSegPipeline, pixels: torch.
 def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: tuple[int, ...], fit: bool) -> None:
     """Extraction, fit, segmenting and generation of a pipeline on the device."""
     device, unet = table.machine.device, pipe.unet
-    pipe.segmentation_head = head = random_head(pipe, USUAL | {"size": size}).to(device)
+    pipe.segmentation_head = head = random_head(pipe, size).to(device)
     for batch in batches:
         flops = segmenting(table, name, pipe, torch.rand(batch, 3, size, size, device=device) * 2 - 1)
     if fit:
-        recipe, images = find_recipe("default"), drawn(20, 6)
+        recipe, images = find_recipe("default"), drawn_faces(range(20), CLASSES)
         members, features = head.config.num_members, sum(head.channels)
         first, second = head.layers[0].weight.shape[1], head.layers[3].weight.shape[1]
         # Each pixel goes through the first layer forwards and for its weights, through the others thrice.
@@ -167,22 +177,26 @@ def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="After these, no new row is begun (default: 10).")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--rounds", type=int, default=5, help="Of each part, for the median (default: 5).")
-    parser.add_argument("--batch_size", type=int, default=64, help="The larger batch, of small images (default: 64).")
-    parser.add_argument("--models", nargs="+", default=["small_64", "small_256", "lsun_256"], help="(default: all)")
-    args = parser.parse_args()
-    keep_freed_memory()  # as in every command
+    models = ["small_64", "small_256", "lsun_256"]
+    args = arguments(__doc__, None, minutes=10.0, dtype="auto", rounds=5, batch_size=64, models=models)
     device = default_device()
     dtype = default_dtype(device) if args.dtype == "auto" else DTYPES[args.dtype]
     machine = Machine(device, dtype, args.rounds)
-    print(
-        f"{hardware(device)}, {str(dtype).removeprefix('torch.')}: {machine.flops / 1e9:,.0f} GFLOP/s, "
-        f"{machine.bytes / 1e9:,.0f} GB/s read and written.\n"
+    columns = {
+        "model": ("model", "text"),
+        "part": ("part", "text"),
+        "rate": ("images a second", "1"),
+        "seconds": ("ms an image", "ms"),
+        "floor": ("floor, ms", "ms"),
+        "ratio": ("ratio", "1"),
+        "peak": ("peak, GiB", "2"),
+    }
+    about = (
+        f"Medians of {args.rounds} rounds; highest rates {machine.flops / 1e9:,.0f} GFLOP and "
+        f"{machine.bytes / 1e9:,.0f} GB a second."
     )
-    table, batch = Table(machine, args.minutes), args.batch_size
+    result = Result(args.name or "gpu", columns, args, about, dtype)
+    table, batch = Table(result, machine, args.minutes), args.batch_size
     sizes = {"small_64": (64, batch), "small_256": (256, max(1, batch // 8)), "lsun_256": (256, max(1, batch // 16))}
     for name in args.models:
         size, largest = sizes[name]
@@ -196,6 +210,7 @@ def main() -> None:
         pipe.set_progress_bar_config(disable=True)
         use(table, name, pipe, size, tuple(dict.fromkeys((1, largest))), fit=name == "small_64")
         del pipe, unet
+    result.show()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Seconds from the end of a stroke to the new mask on the screen of `diffuseseg app`, in a real browser.
+"""How long does it take from the end of a stroke to the new mask on the screen of `diffuseseg app`, in a real browser?
 
-    python benchmarks/bench_labeling.py --sizes 64x64 96x128 256x256 --pictures 50
+    python benchmarks/bench_labeling.py --sizes 64x64 96x128 256x256
 
 Drawn faces of each size are labelled with true strokes by the mouse, five in a picture, then the next. The page itself
 measures (`performance.measure`). The U-Nets have random weights: what happens after a stroke does not depend on them.
 Memory is the server's, resident. Needs Playwright and Chromium, see CONTRIBUTING.md.
 """
 
-import argparse
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,6 +20,7 @@ import numpy as np
 import psutil
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from harness import Result, arguments
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -75,7 +74,7 @@ def measure(size: tuple[int, int], count: int, strokes: int, folder: Path) -> di
     finally:
         server.kill()
         server.wait()
-    return {"measured": measured, "started": started, "extracted": extracted, "memory": memory}
+    return {"strokes": [ms / 1000 for ms in measured], "extracted": extracted, "memory": memory}
 
 
 def label(page, masks: dict[str, np.ndarray], strokes: int) -> None:
@@ -111,26 +110,28 @@ def label(page, masks: dict[str, np.ndarray], strokes: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["64x64", "96x128", "256x256"], help="Heights × widths.")
-    parser.add_argument("--pictures", type=int, nargs="+", default=[50])
-    parser.add_argument("--strokes", type=int, default=60)
-    args = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    print("| size | pictures | strokes | median | 95th percentile | largest | features of all | memory |")
-    print("|---|---|---|---|---|---|---|---|")
+    args = arguments(__doc__, None, sizes=["64x64", "96x128", "256x256"], pictures=50, strokes=60)
+    columns = {
+        "size": ("size", "text"),
+        "median": ("median, s", "2"),
+        "most": ("95th percentile, s", "2"),
+        "extracted": ("features of all pictures, s", "0"),
+        "memory": ("memory of the server, GiB", "2"),
+    }
+    about = f"{args.strokes} strokes by the mouse on {args.pictures} drawn faces, {len(LABEL_NAMES)} classes."
+    result = Result(args.name or "labeling", columns, args, about)
     for size in args.sizes:
         height, width = map(int, size.split("x"))
-        for count in args.pictures:
+
+        def run(size=(height, width)) -> dict:
             with tempfile.TemporaryDirectory() as folder:
-                found = measure((height, width), count, args.strokes, Path(folder))
-            values = np.array(found["measured"]) / 1000
-            numbers = [np.median(values), np.percentile(values, 95), values.max()]
-            cells = [f"{value:.2f} s" for value in numbers] + [
-                f"{found['extracted']:.0f} s",
-                f"{found['memory']:.2f} GiB",
-            ]
-            print(f"| {height} × {width} | {count} | {args.strokes} | " + " | ".join(cells) + " |", flush=True)
+                return measure(size, args.pictures, args.strokes, Path(folder))
+
+        found = result.cell(size, run)
+        strokes = found.pop("strokes")
+        times = {"median": float(np.median(strokes)), "most": float(np.percentile(strokes, 95))}
+        result.row(size=f"{height} × {width}", **times, **found)
+    result.show()
 
 
 if __name__ == "__main__":

@@ -1,36 +1,32 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Peak memory of fitting a head on 50 images of 256 × 256 with the paper's 8,448 features a pixel.
+"""How much memory does fitting take with the paper's 8,448 features a pixel, and segmenting a large picture whole?
 
-    python benchmarks/bench_memory.py --recipe fast
+    python benchmarks/bench_memory.py
 
-The activations have the shapes of the paper's LSUN model (blocks 5, 6, 7, 8, 12 at three timesteps) and random values:
-the U-Net itself, half a billion parameters, is left out. The published code keeps every pixel's features in float32.
+Fitting: activations of the shapes of the paper's LSUN model (blocks 5, 6, 7, 8, 12 at three timesteps) with random
+values; the U-Net itself, half a billion parameters, is left out. Segmenting: the package's model of 64 × 64, shown
+pictures of other sizes whole. Each row is the peak of a process of its own.
 """
 
-import argparse
 import dataclasses
-import json
-import resource
-import time
 
+import PIL.Image
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from harness import Result, Task, arguments, in_own_process, own_point, peak_gib
 
-from diffuseseg_diffusers import DecoderFeatureExtractor, PixelClassifierEnsemble
+from diffuseseg_diffusers import DecoderFeatureExtractor, PixelClassifierEnsemble, fit_segmentation_head
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.heads.table import ActivationTable
 from diffuseseg_diffusers.heads.training import fit_members
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=list(RECIPES), default="fast")
-    parser.add_argument("--num_images", type=int, default=50)
-    parser.add_argument("--max_steps", type=int, help="End earlier than the recipe does.")
-    parser.add_argument("--activation_dir", help="Keep activations in a temporary file here, not in memory.")
-    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
-    args = parser.parse_args()
+def measure(recipe: str | None = None, side: int = 0, images: int = 50, steps: int = 0) -> dict[str, float]:
+    return whole_picture(side) if side else fit(recipe, images, steps)
 
+
+def fit(name: str, images: int, steps: int) -> dict[str, float]:
+    """Fits on random activations; returns GiB."""
     with torch.device("meta"):  # shapes only
         unet = UNet2DModel(
             sample_size=256,
@@ -41,15 +37,12 @@ def main() -> None:
         )
     extractor = DecoderFeatureExtractor(unet, DDPMScheduler())
     info = extractor.feature_info()
-    features = sum(i.channels for i in info)
-    size, classes = (256, 256), 28
-    began = time.perf_counter()
-    table = ActivationTable(info, args.num_images, size, getattr(torch, args.dtype), args.activation_dir)
+    features, size, classes = sum(i.channels for i in info), (256, 256), 28
+    table = ActivationTable(info, images, size, torch.float16, None)
     generator = torch.Generator().manual_seed(0)
-    for n in range(args.num_images):
+    for n in range(images):
         activations = [torch.randn(1, i.channels, i.height, i.width, generator=generator) for i in info]
         table.put(n, activations, torch.randint(classes, (1, *size), dtype=torch.uint8, generator=generator))
-    filled = time.perf_counter() - began
     head = PixelClassifierEnsemble(
         num_classes=classes,
         block_channels=[i.channels for i in info[: len(extractor.blocks)]],
@@ -57,27 +50,42 @@ def main() -> None:
         timesteps=extractor.timesteps,
         image_size=size,
     )
-    recipe = RECIPES[args.recipe]
-    if args.max_steps:
-        recipe = dataclasses.replace(recipe, max_steps=args.max_steps)
-    began = time.perf_counter()
-    fit_members(head, table, recipe)
-    print(
-        json.dumps(
-            {
-                "features": features,
-                "images": args.num_images,
-                "table_GiB": round(sum(t.nbytes for t in table.tables.values()) / 2**30, 2),
-                "peak_GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-                "full_size_float32_GiB": round(args.num_images * 256 * 256 * features * 4 / 2**30, 1),
-                "fill_seconds": round(filled, 1),
-                "fit_seconds": round(time.perf_counter() - began, 1),
-                "threads": torch.get_num_threads(),
-                "recipe": dataclasses.asdict(recipe),
-            },
-            indent=2,
-        )
+    fit_members(head, table, dataclasses.replace(RECIPES[name], max_steps=steps))
+    kept = sum(t.nbytes for t in table.tables.values()) / 2**30
+    return {"kept": kept, "peak": peak_gib(), "full": images * 256 * 256 * features * 4 / 2**30}
+
+
+def whole_picture(side: int) -> dict[str, float]:
+    """Segments a picture of that side whole; returns GiB."""
+    task = Task("drawn")
+    pipe = task.pipe("float32")
+    pipe.segmentation_head = fit_segmentation_head(pipe, task.train.select(range(2)), recipe="fast", seed=0)
+    picture: PIL.Image.Image = task.test[0].image
+    pipe.segment([picture.resize((side, side))], output_type="np")
+    return {"peak": peak_gib()}
+
+
+def main() -> None:
+    own_point(measure)
+    args = arguments(__doc__, None, images=50, steps=20, sides=[64, 1500, 3000])
+    columns = {
+        "what": ("", "text"),
+        "kept": ("activations kept, GiB", "2"),
+        "peak": ("peak of the process, GiB", "2"),
+        "full": ("features at full size in float32, GiB", "1"),
+    }
+    about = (
+        f"Fits on {args.images} images of 256 × 256 with 28 classes, {args.steps} steps (the peak does not depend on "
+        "their number); libraries included."
     )
+    result = Result(args.name or "memory", columns, args, about)
+    for recipe in ("fast", "paper"):
+        found = result.cell(recipe, lambda r=recipe: in_own_process(recipe=r, images=args.images, steps=args.steps))
+        result.row(what=f"fit, `--recipe {recipe}`", **found)
+    for side in args.sides:
+        found = result.cell(f"side {side}", lambda side=side: in_own_process(side=side))
+        result.row(what=f"segment a picture of {side:,} × {side:,} whole", **found)
+    result.show()
 
 
 if __name__ == "__main__":

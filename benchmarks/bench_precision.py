@@ -1,42 +1,57 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A fitted model in several precisions: pixels on which its masks agree with float32, mean IoU, and speed.
+"""What does a lower precision cost? Masks, mean IoU and speed of a fitted model in several precisions.
 
-python benchmarks/bench_precision.py --model MODEL --dataset_name DATA --dataset_config_name labeled
+python benchmarks/bench_precision.py --task faces64
 """
 
-import argparse
+from typing import Any
 
 import numpy as np
+from harness import Result, Task, arguments, in_turn, ratio
 
-from diffuseseg_diffusers import evaluate_segmentation, load_labeled_images, load_pipeline
-from diffuseseg_diffusers.jobs.hardware import default_device, default_dtype, hardware
+from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--dataset_name", required=True)
-    parser.add_argument("--dataset_config_name")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
-    parser.add_argument("--batch_size", type=int, default=8)
-    args = parser.parse_args()
-
-    masks = {}
-    print("| precision | pixels as in float32 | mean IoU | s an image |\n|---|---|---|---|")
-    for dtype in ["float32", *(d for d in args.dtypes if d != "float32")]:
-        pipe = load_pipeline(args.model, dtype=dtype)
-        data = load_labeled_images(args.dataset_name, args.dataset_config_name, args.split, classes=pipe.label_names)
-        metrics, examples = evaluate_segmentation(pipe, data, args.batch_size, num_examples=len(data))
-        masks[dtype] = np.concatenate([example.prediction.ravel() for example in examples])
-        same = (masks[dtype] == masks["float32"]).mean()
-        print(
-            f"| {dtype} | {100 * same:.2f} % | {metrics['mean_iou']:.4f} | {metrics['seconds_per_image']:.3f} |",
-            flush=True,
+    args = arguments(__doc__, seeds=[0], dtypes=["bfloat16"], batch_size=8, rounds=5)
+    task = Task(args.task)
+    pipes: dict[str, Any] = {dtype: task.pipe(dtype) for dtype in ["float32", *args.dtypes]}
+    head = fit_segmentation_head(pipes["float32"], task.train, seed=args.seeds[0])
+    columns = {
+        "dtype": ("precision", "text"),
+        "same": ("pixels as in float32, %", "percent"),
+        "mean_iou": ("mean IoU, %", "percent"),
+        "seconds": ("ms an image", "ms"),
+        "times": ("", "times"),
+    }
+    about = (
+        f"Default recipe, {len(task.train)} labelled images, fitted in float32; {len(task.test)} test images; speed in "
+        f"batches of {args.batch_size}, medians of {args.rounds} rounds in turn."
+    )
+    result = Result(args.name or f"precision-{args.task}", columns, args, about)
+    pictures = [task.test[i].image for i in range(args.batch_size)]
+    masks, scores = {}, {}
+    for dtype, pipe in pipes.items():
+        pipe.segmentation_head = type(head).from_config(head.config).to(pipe.device).eval()
+        pipe.segmentation_head.load_state_dict(head.state_dict())
+        metrics, examples = evaluate_segmentation(
+            pipe, task.test, args.batch_size, num_examples=len(task.test), show_progress=False
         )
-    device = default_device()
-    usual = str(default_dtype(device)).removeprefix("torch.")
-    print(f"{len(data)} images; {hardware(device)}, whose own precision is {usual}.")
+        scores[dtype] = metrics["mean_iou"]
+        masks[dtype] = np.concatenate([example.prediction.ravel() for example in examples])
+    sides = {
+        dtype: lambda p=pipe: p.segment(pictures, args.batch_size, output_type="np") for dtype, pipe in pipes.items()
+    }
+    seconds = in_turn(sides, args.rounds)
+    for dtype in pipes:
+        result.row(
+            dtype=dtype,
+            same=float((masks[dtype] == masks["float32"]).mean()),
+            mean_iou=scores[dtype],
+            seconds=[s / len(pictures) for s in seconds[dtype]],
+            times=ratio(seconds, "float32", dtype),
+        )
+    result.show()
 
 
 if __name__ == "__main__":

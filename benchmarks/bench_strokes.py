@@ -1,26 +1,22 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""How many strokes a mask is worth: the same images, labelled in part.
+"""How many strokes is a mask worth? The same images, labelled in part.
 
-    python benchmarks/bench_strokes.py --dataset FACES64 --model MODEL --json strokes.json
+    python benchmarks/bench_strokes.py --task faces64
 
 Of every training mask only some pixels are kept: so many random ones of each class in each image, or so many strokes of
-each class (`simulated_annotator.py`). Heads of the default recipe are fitted on them with and without
-`sparse_labels`, and measured on the test split; `all` has the whole masks.
+each class (`annotator.py`). Heads of the default recipe are fitted on them with and without `sparse_labels`, and
+measured on the test split; `whole masks` has all pixels.
 """
 
-import argparse
 import io
-import json
-import time
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import torch
-from datasets import Dataset, Features, Image, load_dataset
-from simulated_annotator import true_stroke
+from annotator import true_stroke
+from datasets import Dataset, Features, Image
+from harness import Result, Task, arguments
 
-from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_pipeline
+from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head
 
 
 def keep_pixels(mask: np.ndarray, each: int, random: np.random.Generator) -> np.ndarray:
@@ -49,71 +45,51 @@ def png(image: PIL.Image.Image) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="Folder with the configuration `labeled`.")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--labels", nargs="+", help="Of them only these, by name.")
-    parser.add_argument("--json", type=Path, help="File for the results.")
-    args = parser.parse_args()
-    splits = {s: LabeledImages(load_dataset(args.dataset, "labeled", split=s)) for s in ("train", "test")}
-    arms = {f"{n} pixels": (keep_pixels, n) for n in (3, 10, 40)} | {
-        f"{n} stroke{'s' * (n > 1)}": (keep_strokes, n) for n in (1, 3)
-    }
-    arms = {name: arm for name, arm in arms.items() if args.labels is None or name in args.labels}
-    found: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    shares: dict[str, list[float]] = {}
-    for seed in range(args.seeds):
-        for name, (keep, each) in arms.items():
-            random = np.random.default_rng(seed)
-            kept = [keep(e.mask, each, random) for e in splits["train"]]
-            shares.setdefault(name, []).append(float(np.mean([(m != 255).mean() for m in kept])))
-            measure(args, splits, kept, seed, name, (False, True), found, seconds)
-        if args.labels is None:
-            measure(args, splits, [e.mask for e in splits["train"]], seed, "all", (False,), found, seconds)
-        if args.json:
-            args.json.write_text(json.dumps({"mean_iou": found, "seconds": seconds}, indent=1))
-    print(f"{args.seeds} seeds, {torch.get_num_threads()} threads: mean IoU in percent, and median seconds of fitting")
-    print("| labels in each image, of each class | share of pixels | the pixels alone | with sparse_labels |")
-    print("|---|---|---|---|")
-    for name in arms:
-        cells = [
-            f"{100 * np.mean(found[k]):.1f} ± {100 * np.std(found[k]):.1f}, {np.median(seconds[k]):.0f} s"
-            for k in (f"{name}/False", f"{name}/True")
-        ]
-        print(f"| {name} | {100 * np.mean(shares[name]):.1f} % | {cells[0]} | {cells[1]} |")
-    if "all/False" in found:
-        print(f"| all | 100 % | {100 * np.mean(found['all/False']):.1f} ± {100 * np.std(found['all/False']):.1f} | |")
-
-
-def measure(
-    args: argparse.Namespace,
-    splits: dict[str, LabeledImages],
-    masks: list[np.ndarray],
-    seed: int,
-    name: str,
-    sparse: tuple[bool, ...],
-    found: dict[str, list[float]],
-    seconds: dict[str, list[float]],
-) -> None:
-    """Fits and measures, and adds to the results."""
+def in_part(dataset: LabeledImages, masks: list[np.ndarray]) -> LabeledImages:
+    """The same images with other masks."""
     columns = {
-        "image": [png(e.image) for e in splits["train"]],
+        "image": [png(dataset[i].image) for i in range(len(dataset))],
         "mask": [png(PIL.Image.fromarray(m)) for m in masks],
     }
     rows = Dataset.from_dict(columns, features=Features({name: Image() for name in columns}))
-    dataset = LabeledImages(rows, num_classes=splits["train"].num_classes)
-    for how in sparse:
-        pipe = load_pipeline(args.model)
-        began = time.perf_counter()
-        options = {"sparse_labels": True} if how else {"min_label_fraction": 0.0}
-        pipe.segmentation_head = fit_segmentation_head(pipe, dataset, seed=seed, **options)
-        seconds.setdefault(f"{name}/{how}", []).append(round(time.perf_counter() - began, 1))
-        metrics, _ = evaluate_segmentation(pipe, splits["test"])
-        found.setdefault(f"{name}/{how}", []).append(metrics["mean_iou"])
-        print(f"seed {seed}, {name}, sparse_labels={how}: {metrics['mean_iou']:.4f}", flush=True)
+    return LabeledImages(rows, num_classes=dataset.num_classes)
+
+
+def main() -> None:
+    args = arguments(__doc__, seeds=[0], pixels=[3, 40], strokes=[1, 3], dtype="auto")
+    task = Task(args.task)
+    pipe = task.pipe(args.dtype)
+    columns = {
+        "labels": ("labels in each image, of each class", "text"),
+        "share": ("pixels labelled, %", "percent"),
+        "plain": ("mean IoU, %", "percent"),
+        "sparse": ("with `--sparse_labels`", "percent"),
+    }
+    about = f"{len(task.train)} labelled images, default recipe, {len(task.test)} test images."
+    result = Result(args.name or f"strokes-{args.task}", columns, args, about, pipe.unet.dtype)
+    arms = {f"{n} pixels": (keep_pixels, n) for n in args.pixels}
+    arms |= {f"{n} stroke{'s' * (n > 1)}": (keep_strokes, n) for n in args.strokes}
+    whole = [task.train[i].mask for i in range(len(task.train))]
+
+    def measure(masks: list[np.ndarray], seed: int, sparse: bool) -> float:
+        options = {"sparse_labels": True} if sparse else {"min_label_fraction": 0.0}
+        pipe.segmentation_head = None
+        pipe.segmentation_head = fit_segmentation_head(pipe, in_part(task.train, masks), seed=seed, **options)
+        return evaluate_segmentation(pipe, task.test, show_progress=False)[0]["mean_iou"]
+
+    for name, (keep, each) in arms.items():
+        found: dict[str, list[float]] = {"share": [], "plain": [], "sparse": []}
+        for seed in args.seeds:
+            random = np.random.default_rng(seed)
+            masks = [keep(mask, each, random) for mask in whole]
+            found["share"].append(float(np.mean([(m != 255).mean() for m in masks])))
+            for way in ("plain", "sparse"):
+                run = lambda m=masks, s=seed, w=way: measure(m, s, w == "sparse")  # noqa: E731
+                found[way].append(result.cell(f"{name} {seed} {way}", run))
+        result.row(labels=name, **found)
+    every = [result.cell(f"whole {seed}", lambda s=seed: measure(whole, s, False)) for seed in args.seeds]
+    result.row(labels="whole masks", share=1.0, plain=every, sparse=None)
+    result.show()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What a suggestion is worth: a simulated annotator asks different rules where to draw.
+"""What is a suggestion worth? A simulated annotator asks different rules where to draw.
 
-    python benchmarks/bench_suggestions.py --data faces64=DATA --model MODEL
-    python benchmarks/bench_suggestions.py --data drawn
+    python benchmarks/bench_suggestions.py --task faces64
+    python benchmarks/bench_suggestions.py --task drawn
 
 The annotator labels `--pictures` pictures, 20 strokes in each. A rule chooses the picture, and five places at a time in
-it; at each the annotator draws the stroke of the true class there (`simulated_annotator.py`). After every five strokes
+it; at each the annotator draws the stroke of the true class there (`annotator.py`). After every five strokes
 the live head is fitted again, as in `diffuseseg app`; it is measured on the test split. Rules:
 
 * `random`: a random picture, random places.
@@ -16,25 +16,20 @@ the live head is fitted again, as in `diffuseseg app`; it is measured on the tes
 
 Seeds are paired: each gives four fifths of the pictures to label from, the order of random pictures, random places and
 the head's random weights. The table has the mean over the seeds; the area under the curve (trapezoids over the numbers
-of strokes, divided by their range) of each rule minus `random`'s with the 95 % interval of a paired t-test; the least
-IoU of a class after 200 strokes; and `enough`, the fewest strokes after which the rule has reached what `random` has
-after 100.
+of strokes, divided by their range) of each rule minus that of `random`, with the 95 % interval of a paired t-test; and
+the least IoU of a class at the end.
 """
 
-import argparse
-import json
-import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import concatenate_datasets, load_dataset
+from annotator import true_stroke
+from harness import Result, Task, arguments, drawn_faces
 from scipy import stats
-from simulated_annotator import true_stroke
 
-from diffuseseg_diffusers import LabeledImages, load_pipeline, recipe_extractor
-from diffuseseg_diffusers.datasets.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
+from diffuseseg_diffusers import recipe_extractor
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.labeling.features import Basis, PictureFeatures, places, sample_pixels
 from diffuseseg_diffusers.labeling.live import LiveHead, Sampled
@@ -42,7 +37,7 @@ from diffuseseg_diffusers.labeling.regions import sparse_pixels
 from diffuseseg_diffusers.labeling.suggestions import Advice, Rule
 
 
-RULES = ("random", "uncertain", "typical", "margin", "ours")
+RULES = ["random", "uncertain", "typical", "margin", "ours"]
 MARKS = (5, 10, 20, 40, 60, 80, 100, 140, 200)
 EACH, AT_ONCE = 20, 5  # strokes in a picture, and before the head is fitted again
 PIXELS = 16
@@ -51,8 +46,7 @@ PIXELS = 16
 class Data:
     """Pictures to label and pictures to measure on, with their features."""
 
-    def __init__(self, pool: list, test: list, num_classes: int, model: str):
-        pipe = load_pipeline(model)
+    def __init__(self, pool: list, test: list, num_classes: int, pipe: Any):
         extractor = recipe_extractor(pipe)
         processor = DiffuseSegImageProcessor(extractor.in_channels)
 
@@ -176,67 +170,35 @@ class Annotation:
         return Advice(self.data.rule, self.head, labelled, torch.zeros(0).long(), {})
 
 
-def load(spec: str, model: str | None) -> Data:
-    name, _, folder = spec.partition("=")
-    if name == "drawn":
-        draw = [draw_face(i) for i in [*range(200), *range(8020, 8120)]]
-        return Data(draw[:200], draw[200:], len(LABEL_NAMES), model or SHIPPED_MODEL)
-    splits = {s: load_dataset(folder, "labeled", split=s) for s in ("train", "validation", "test") if has(folder, s)}
-    pool = concatenate_datasets([splits[s] for s in splits if s != "test"])
-    classes = LabeledImages(pool).num_classes
-    pairs = [[(e.image, e.mask) for e in LabeledImages(d, num_classes=classes)] for d in (pool, splits["test"])]
-    return Data(*pairs, classes, model)
-
-
-def has(folder: str, split: str) -> bool:
-    return any(Path(folder, "labeled").glob(f"{split}*"))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="NAME=FOLDER with the configuration `labeled`, or drawn.")
-    parser.add_argument("--model")
-    parser.add_argument("--pictures", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--test_every", type=int, default=1, help="Of the test split every so many pictures.")
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
-    parser.add_argument("--json", type=Path, help="File for the results.")
-    args = parser.parse_args()
-    data = load(args.data, args.model)
-    data.test, data.truth = data.test[:: args.test_every], data.truth[:: args.test_every]
-    print(f"{args.data}: {len(data.pool)} pictures to label, {len(data.test)} to measure on, {args.seeds} seeds")
-    found: dict[str, list[dict[int, list[float]]]] = {rule: [] for rule in args.rules}
-    for seed in range(args.seeds):
+    args = arguments(__doc__, seeds=list(range(10)), rules=RULES, pictures=10, test_every=1, dtype="auto")
+    task = Task(args.task)
+    pool = drawn_faces(range(200)) if args.task == "drawn" else task.train
+    pairs = [[(rows[i].image, rows[i].mask) for i in range(len(rows))] for rows in (pool, task.test)]
+    data = Data(pairs[0], pairs[1][:: args.test_every], pool.num_classes, task.pipe(args.dtype))
+    marks = [m for m in MARKS if m <= EACH * args.pictures]
+    columns = {"rule": ("rule", "text")} | {f"at_{m}": (f"{m} strokes", "percent") for m in marks}
+    columns |= {"area": ("area, against random", "text"), "worst": ("worst class at the end", "percent")}
+    about = f"Mean IoU in %; {len(pool)} pictures to label, {len(data.test)} to measure on."
+    result = Result(args.name or f"suggestions-{args.task}", columns, args, about)
+
+    def annotate(rule: str, seed: int) -> list[list[float]]:
         data.choose(seed)
-        for rule in args.rules:
-            began = time.perf_counter()
-            found[rule].append(Annotation(data, rule, seed).run(args.pictures))
-            last = max(found[rule][-1])
-            print(
-                f"seed {seed} {rule}: {found[rule][-1][last][0]:.3f}, {time.perf_counter() - began:.0f} s", flush=True
-            )
-        if args.json:
-            args.json.write_text(json.dumps(found))
-    report(found)
+        found = Annotation(data, rule, seed).run(args.pictures)
+        return [found[m] for m in marks]
 
-
-def report(found: dict[str, list[dict[int, list[float]]]]) -> None:
-    """Prints the table."""
-    marks = sorted(found[next(iter(found))][0])
-    curves = {rule: np.array([[run[m] for m in marks] for run in runs]) for rule, runs in found.items()}  # [S,M,2]
-    print("| rule | " + " | ".join(f"{m} strokes" for m in marks) + " | area, against random | worst, 200 | enough |")
-    print("|---" * (len(marks) + 4) + "|")
-    base = curves["random"][..., 0]
-    target = base.mean(0)[marks.index(100)] if 100 in marks else np.inf
-    for rule, curve in curves.items():
-        mean = curve[..., 0].mean(0)
-        difference = np.trapezoid(curve[..., 0] - base, marks, axis=1) / (marks[-1] - marks[0])
-        spread = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference) if len(difference) > 1 else np.nan
-        gain = "" if rule == "random" else f"{100 * difference.mean():+.1f} ± {100 * spread:.1f}"
-        enough = next((str(m) for m, value in zip(marks, mean) if value >= target), "more")
-        cells = [f"{100 * value:.1f}" for value in mean]
-        worst = f"{100 * curve[:, -1, 1].mean():.1f}"
-        print(f"| {rule} | " + " | ".join(cells) + f" | {gain or 'is the base'} | {worst} | {enough} |")
+    found = {
+        rule: np.array([result.cell(f"{rule} {s}", lambda r=rule, s=s: annotate(r, s)) for s in args.seeds])
+        for rule in args.rules
+    }  # [seeds,marks,2]
+    base = found[args.rules[0]][..., 0]
+    for rule, curve in found.items():
+        gains = 100 * np.trapezoid(curve[..., 0] - base, marks, axis=1) / (marks[-1] - marks[0])
+        spread = f" ± {stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains):.1f}" if len(gains) > 1 else ""
+        row = {f"at_{m}": float(value) for m, value in zip(marks, curve[..., 0].mean(0))}
+        area = "" if rule == args.rules[0] else f"{gains.mean():+.1f}{spread}"
+        result.row(rule=rule, area=area, worst=float(curve[:, -1, 1].mean()), **row)
+    result.show()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Which choice of the default recipe brings what? Cross-validation on the labelled images; no test image is looked at.
+
+    python benchmarks/bench_recipe.py --task faces64 --variants default "ten members" "no mirror images"
+
+Each seed draws some of the labelled images, fits every variant on them and measures it on all others, clean and under
+shift (mean of the four). Draws differ more than variants do, hence the difference from the default on the same draw.
+"""
+
+import statistics
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from harness import SHIFTS, Result, Shifted, Task, arguments
+
+from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
+from diffuseseg_diffusers.heads.fit import recipe_extractor
+from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.paper.labels import label_draws
+
+
+DEFAULT = RECIPES["default"]
+PUBLISHED = replace(DEFAULT, blocks=PAPER_BLOCKS)  # at their relative depth
+
+
+def head(recipe: Any = DEFAULT, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """A variant: another recipe, or other features, which may depend on the pipeline."""
+    return recipe, changes
+
+
+VARIANTS = {
+    "default": head(),
+    "paper": head("paper"),
+    "fast": head("fast"),
+    "features: timestep 10 alone": head(timesteps=(10,)),
+    "features: timesteps 50 150 250": head(timesteps=(50, 150, 250)),
+    "features: timesteps 1 10 25": head(timesteps=(1, 10, 25)),
+    "features: the paper's blocks": head(blocks=lambda pipe: recipe_extractor(pipe, PUBLISHED).blocks),
+    "features: outputs of up-blocks": head(blocks=lambda pipe: recipe_extractor(pipe, "paper").blocks),
+    "features: all decoder blocks": head(blocks=lambda pipe: range(len(pipe.feature_extractor().taps))),
+    "features: fresh noise": head(share_noise=False),
+    "augmented views: none": head(replace(DEFAULT, augmented_images=0)),
+    "augmented views: 80 images": head(replace(DEFAULT, augmented_images=80)),
+    "augmented views: 320 images": head(replace(DEFAULT, augmented_images=320)),
+    "no mirror images": head(flip=False),
+    "two members": head(replace(DEFAULT, num_members=2)),
+    "ten members": head(replace(DEFAULT, num_members=10)),
+    "hard votes": head(replace(DEFAULT, voting="hard")),
+    "equal weights of classes": head(replace(DEFAULT, balance=0.0)),
+    "weights by the fourth root": head(replace(DEFAULT, balance=0.25)),
+    "weights by the square root": head(replace(DEFAULT, balance=0.5)),
+    "no standardising": head(replace(DEFAULT, standardize=False)),
+    "batches of 256": head(replace(DEFAULT, batch_size=256)),
+    "2,000 steps": head(replace(DEFAULT, max_steps=2000)),
+}
+
+
+def main() -> None:
+    args = arguments(__doc__, counts=[2, 10], seeds=[0, 1, 2], variants=list(VARIANTS), dtype="auto")
+    task = Task(args.task)
+    pipe = task.pipe(args.dtype)
+    kinds = [f"{kind}_{count}" for kind in ("clean", "shifted") for count in args.counts]
+    columns = {"variant": ("", "text")}
+    for kind in kinds:
+        name, count = kind.split("_")
+        columns |= {kind: (f"{name}, {count} labels", "text")}
+    about = "Mean IoU in % on the labelled images that were not drawn; in brackets the difference from the default."
+    result = Result(args.name or f"recipe-{args.task}", columns, args, about, pipe.unet.dtype)
+
+    def measure(variant: str, count: int, seed: int) -> dict[str, float]:
+        own = label_draws(len(task.train), count, seed + 1)[seed]
+        others = task.train.select([i for i in range(len(task.train)) if i not in own])
+        recipe, changes = VARIANTS[variant]
+        features = {k: v(pipe) if callable(v) else v for k, v in changes.items()}
+        pipe.segmentation_head = None
+        drawn = task.train.select(own)
+        pipe.segmentation_head = fit_segmentation_head(pipe, drawn, recipe=recipe, seed=seed, **features)
+        sets = [others, *(Shifted(others, shift) for shift in SHIFTS)]
+        scores = [evaluate_segmentation(pipe, data, show_progress=False)[0]["mean_iou"] for data in sets]
+        return {"clean": scores[0], "shifted": statistics.mean(scores[1:])}
+
+    found = {
+        (v, n, s): result.cell(f"{v}; {n}; {s}", lambda v=v, n=n, s=s: measure(v, n, s))
+        for s in args.seeds
+        for v in args.variants
+        for n in args.counts
+    }
+    for variant in args.variants:
+        row = {"variant": variant}
+        for kind in kinds:
+            name, count = kind.split("_")
+            own, usual = (
+                100 * np.array([found[v, int(count), s][name] for s in args.seeds]) for v in (variant, args.variants[0])
+            )
+            spread = f" ± {(own - usual).std(ddof=1):.1f}" if len(own) > 1 else ""
+            change = f" ({(own - usual).mean():+.1f}{spread})" if variant != args.variants[0] else ""
+            row[kind] = f"{own.mean():.1f}{change}"
+        result.row(**row)
+    result.show()
+
+
+if __name__ == "__main__":
+    main()
