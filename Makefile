@@ -24,6 +24,7 @@ lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 # Writes the site to site/. The pages and the API reference are read from the sources: no torch is needed.
 docs: $(DOCS)/installed
