@@ -30,6 +30,7 @@ _PUBLIC = {
     "PixelClassifierEnsemble": "heads.ensemble",
     "PixelClassifierOutput": "heads.ensemble",
     "Recipe": "heads.recipes",
+    "SegmentConfig": "tasks.segment",
     "StudentSegmenter": "students.student",
     "Tap": "features.base",
     "Tiling": "tiling.tiles",
@@ -49,6 +50,7 @@ _PUBLIC = {
     "push_folder": "hub.push",
     "push_pipeline": "hub.push",
     "recipe_extractor": "heads.fit",
+    "segment": "tasks.segment",
     "segment_tiled": "tiling.tiles",
 }
 

@@ -25,7 +25,6 @@ COMMANDS = {
     "app": ("Label pictures in the browser.", ".tasks.app"),
     "fit": ("Fit a segmentation head on a few labelled images.", ".training.train_segmentation_head"),
     "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
-    "segment": ("Segment images.", ".tasks.segment"),
     "analyze": ("Show which features tell the classes apart.", ".tasks.analyze"),
     "generate": ("Generate a dataset of images with masks.", ".training.generate_dataset"),
     "train-student": ("Train a fast network on images and masks.", ".training.train_student"),
@@ -60,12 +59,11 @@ def _run(argv: list[str]) -> Any:
     if getattr(config, "verbose", False):
         show_log()
     try:
-        task = named(TASKS[name][1])
+        named(TASKS[name][1])(config)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _OF_TRAIN:
             raise
         raise missing_extra("train", error.name) from error
-    task(config)
     return 0
 
 

@@ -166,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
             with tqdm(total=sum(part.size for part in parts), **show) as bar:
                 finish_parts(parts, bar)
 
-        if not share_work(args, args.output_dir, work):
+        if not share_work(args, getattr(args, "argv", ()), args.output_dir, work):
             print(f"The job is submitted; {args.output_dir} is complete when it has a {GENERATION}.")
             return
     accelerator.wait_for_everyone()
@@ -187,7 +187,9 @@ def check_arguments(args: argparse.Namespace) -> Selection:
     for name in ("num_samples", "batch_size", "num_inference_steps"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    check_executor(args)
+    if args.tasks < 1:
+        raise UserError(f"--tasks must be at least 1, got {args.tasks}.")
+    check_executor(args.executor, args.executor_options)
     if args.shard_mb <= 0:
         raise UserError(f"--shard_mb must be above 0, got {args.shard_mb}.")
     if args.min_distance > 1:

@@ -26,7 +26,7 @@ SHIPPED_MODEL = str(Path(__file__).parent / "drawn_faces_ddpm")
 LABEL_NAMES = ("background", "skin", "hair", "eyes", "nose", "mouth", "glasses", "clothes")
 BACKGROUND, SKIN, HAIR, EYES, NOSE, MOUTH, GLASSES, CLOTHES = range(len(LABEL_NAMES))
 # Numbers of the faces in each part; no face is in two.
-PARTS = {"unlabeled": 8_000, "train": 20, "test": 100}
+SPLITS = {"unlabeled": 8_000, "train": 20, "test": 100}
 _SKINS = (
     np.array([[255, 224, 196], [241, 194, 150], [224, 172, 125], [178, 120, 78], [126, 80, 50], [84, 52, 34]]) / 255
 )
@@ -282,12 +282,12 @@ def drawn_faces(part: str, count: int | None = None, seed: int = 0) -> Dataset:
     Raises:
         UserError: There is no such part, or it has fewer faces.
     """
-    if part not in PARTS:
-        raise UserError(f"Drawn faces have the parts {', '.join(PARTS)}, not {part!r}.")
-    count = PARTS[part] if count is None else count
-    if not 0 < count <= PARTS[part]:
-        raise UserError(f"The part {part!r} has 1 to {PARTS[part]} faces, asked for {count}.")
-    first = sum(list(PARTS.values())[: list(PARTS).index(part)])
+    if part not in SPLITS:
+        raise UserError(f"Drawn faces have the parts {', '.join(SPLITS)}, not {part!r}.")
+    count = SPLITS[part] if count is None else count
+    if not 0 < count <= SPLITS[part]:
+        raise UserError(f"The part {part!r} has 1 to {SPLITS[part]} faces, asked for {count}.")
+    first = sum(list(SPLITS.values())[: list(SPLITS).index(part)])
     rows = list(_rows(range(first, first + count), seed, masks=part != "unlabeled"))
     return Dataset.from_list(rows, features=Features({name: Image() for name in rows[0]}))
 

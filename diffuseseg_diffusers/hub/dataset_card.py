@@ -31,7 +31,7 @@ NUM_SIZES = 100  # images whose sizes are read, at most
 
 
 @dataclass
-class Part:
+class DatasetSplit:
     """A split of a configuration, as far as the card describes it.
 
     Args:
@@ -66,7 +66,7 @@ def dataset_card(
     folder: Path,
     repo_id: str,
     files: dict[str, Path | bytes],
-    parts: Sequence[Part],
+    parts: Sequence[DatasetSplit],
     license: str | None = None,
     own: DatasetCard | None = None,
 ) -> DatasetCard:
@@ -75,7 +75,7 @@ def dataset_card(
     Args:
         folder (`Path`), repo_id (`str`): What is described, and where it will be.
         files (`dict`): What goes with it, see [`dataset_files`]; gets the page of images.
-        parts (sequence of [`Part`]): What [`read_parts`] found in the folder.
+        parts (sequence of [`DatasetSplit`]): What [`read_parts`] found in the folder.
         license (`str`, *optional*): The Hub's identifier of its licence.
         own (`DatasetCard`, *optional*): What the user wrote; its metadata wins, and its text stands at the top.
     """
@@ -117,7 +117,7 @@ def dataset_card(
     )
 
 
-def read_parts(folder: Path) -> list[Part]:
+def read_parts(folder: Path) -> list[DatasetSplit]:
     """Reads all that `datasets` finds in a folder, once.
 
     Raises:
@@ -125,7 +125,7 @@ def read_parts(folder: Path) -> list[Part]:
     """
     parts, is_images = [], False
     for config, split, rows in open_streams(folder):
-        part = Part(config, split)
+        part = DatasetSplit(config, split)
         features = rows.features or {}
         for row in _rows(rows, folder):
             part.num_images, part.columns = part.num_images + 1, part.columns or list(row)
@@ -172,7 +172,7 @@ def _is_image(value: Any) -> bool:
     return isinstance(value, Mapping) and {"bytes", "path"} <= value.keys()
 
 
-def _classes(folder: Path, part: Part) -> tuple[list[str], list[tuple[str, str, float]], str]:
+def _classes(folder: Path, part: DatasetSplit) -> tuple[list[str], list[tuple[str, str, float]], str]:
     """Names of the classes; name, colour and share of the pixels of each; and what the shares were counted on."""
     counts = np.sum([np.bincount(m.ravel(), minlength=256) for m in part.masks], axis=0)[:255]
     number = int(np.flatnonzero(counts).max(initial=0)) + 1

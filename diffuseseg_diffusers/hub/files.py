@@ -29,7 +29,7 @@ from .student_card import student_files as expected_files
 
 
 INDEX = "model_index.json"
-PARTS = {"unet": "config.json", "scheduler": "scheduler_config.json", "segmentation_head": "config.json"}
+COMPONENTS = {"unet": "config.json", "scheduler": "scheduler_config.json", "segmentation_head": "config.json"}
 WEIGHTS = re.compile(
     r"diffusion_pytorch_model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors"
     r"|diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json"
@@ -104,7 +104,7 @@ def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
     name = index.get("_class_name")
     is_ours = DiffuseSegPipeline.__name__ in (name if isinstance(name, list) else [name])
     parts = [k for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and v[0] is not None]
-    if unknown := sorted(set(parts) - set(PARTS)):
+    if unknown := sorted(set(parts) - set(COMPONENTS)):
         raise UserError(
             f"{folder} holds a {name} with the parts {', '.join(unknown)}, which cannot be pushed yet; pipelines with "
             f"a U-Net of diffusers for pixels can."
@@ -113,11 +113,11 @@ def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
     for part in parts:
         root = folder / part if (folder / part).is_dir() else folder  # old pipelines have one level
         weights = sorted(p for p in root.iterdir() if part != "scheduler" and WEIGHTS.fullmatch(p.name))
-        if not (root / PARTS[part]).is_file():
+        if not (root / COMPONENTS[part]).is_file():
             raise UserError(f"The pipeline in {folder} is incomplete: {part} is missing.")
         if part != "scheduler" and not any(p.suffix == ".safetensors" for p in weights):
             raise UserError(f"The weights of {part} in {folder} are not in the safetensors format; save them so.")
-        for path in (root / PARTS[part], *weights):
+        for path in (root / COMPONENTS[part], *weights):
             inside = path.relative_to(folder).as_posix()
             own_file(folder, inside)
             files[inside] = clean_json(path) if path.suffix == ".json" else path
@@ -139,7 +139,7 @@ def head_files(folder: Path) -> dict[str, Path | bytes]:
     Raises:
         UserError: The base is not on the Hub, or a file is missing.
     """
-    part = PARTS["segmentation_head"]
+    part = COMPONENTS["segmentation_head"]
     paths = {f"{HEAD}/{part}": own_file(folder, f"{HEAD}/{part}")}
     for path in sorted(p for p in (folder / HEAD).iterdir() if WEIGHTS.fullmatch(p.name)):
         paths[f"{HEAD}/{path.name}"] = own_file(folder, f"{HEAD}/{path.name}")

@@ -101,17 +101,22 @@ class Config:
     def arguments(self) -> list[str]:
         """The command line that gives this configuration; parsing it gives an equal one."""
         words: list[str] = []
+        positional: list[str] = []
         for one in fields(self):
             value, own = getattr(self, one.name), one.metadata["option"]
+            several = list(map(str, value if isinstance(value, tuple) else (value,)))
             if value == one.default or value is None:
                 continue
             if own.positional:
-                words = [*map(str, value if isinstance(value, tuple) else (value,)), *words]
+                positional += several
             elif isinstance(value, bool):
                 words.append(f"--{one.name}" if value else own.negative)
+            elif any(word.startswith("-") for word in several):  # which would be taken for options
+                words += [f"--{one.name}={word}" for word in several]
             else:
-                words += [f"--{one.name}", *map(str, value if isinstance(value, tuple) else (value,))]
-        return words
+                words += [f"--{one.name}", *several]
+        dashes = any(word.startswith("-") for word in positional)
+        return [*words, "--", *positional] if dashes else [*positional, *words]
 
     def inputs(self) -> list[str]:
         """Names of the files and folders that the task reads."""
@@ -142,6 +147,13 @@ class WritesFolder(Config):
         influence=False,
         why="what was there, not what is made",
     )
+
+
+def exclusive(config: Config, *names: str) -> None:
+    """Raises [`UserError`] if several of these fields are given."""
+    given = [f"--{name}" for name in names if getattr(config, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other; give one of them.")
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -1,9 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Starts the processes that share the parts of a run: on this machine, or on others by datatrove's executors.
 
-Every process runs the command line that the user typed, and takes parts of its run (see `jobs/parts.py`). So nothing
-is lost with a process, and there is no schedule to keep. On this machine they are plain processes: datatrove's pool
-waits for ever for one that was killed.
+Every process runs the same command line, and takes parts of its run (see `jobs/parts.py`). So nothing is lost with a
+process, and there is no schedule to keep. On this machine they are plain processes: datatrove's pool waits for ever for
+one that was killed.
 """
 
 import argparse
@@ -51,26 +51,26 @@ def is_worker() -> bool:
     return WORKER in os.environ
 
 
-def check_executor(args: argparse.Namespace) -> None:
-    """Refuses what does not go together, and an executor that is not installed.
+def check_executor(executor: str, options: Sequence[str]) -> None:
+    """Checks the options of an executor.
+
+    Args:
+        executor (`str`): One of `EXECUTORS`.
+        options (sequence of `str`): `name=value` words.
 
     Raises:
-        UserError: Says what is wrong.
+        UserError: An option is malformed or missing, or the executor takes none.
     """
-    if args.tasks < 1:
-        raise UserError(f"--tasks must be at least 1, got {args.tasks}.")
-    if args.executor == "local" and args.executor_options:
+    if executor == "local" and options:
         raise UserError("--executor_options are for --executor slurm or ray.")
-    if args.executor != "local":
-        _executor(args.executor)
-        options = parse_options(args.executor_options)
-        missing = [name for name in ("partition", "time") if name not in options]
-        if args.executor == "slurm" and missing:
-            raise UserError(f"Slurm needs a {' and a '.join(missing)}: --executor_options partition=… time=08:00:00.")
+    missing = {"partition", "time"} - parse_options(options).keys()
+    if executor == "slurm" and missing:
+        needed = " and a ".join(sorted(missing))
+        raise UserError(f"Slurm needs a {needed}: --executor_options partition=… time=08:00:00.")
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
-    """`name=value` words; values are read as YAML has them, but for times, which stay text.
+    """Parses `name=value` words; values are YAML, except times, which stay text.
 
     Raises:
         UserError: A word has no `=`.
@@ -84,36 +84,38 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def share_work(args: argparse.Namespace, folder: Path, work: Callable[[], None]) -> bool:
-    """Has a run's parts made by as many processes as were asked for.
+def share_work(config: Any, words: Sequence[str], folder: Path, work: Callable[[], None]) -> bool:
+    """Makes the parts of a run in the number of processes that its configuration states.
 
     Args:
-        args (`argparse.Namespace`): Of a command with [`add_executor_arguments`]; `argv` is what was typed.
-        folder (`Path`): Of the run; its settings are recorded, so that processes can join it.
+        config (`Config`): With the fields of `tasks.options.SharesWork`.
+        words (sequence of `str`): Command line of the further processes, after `diffuseseg`.
+        folder (`Path`): Output folder of the run, whose record is there, so that processes can join it.
         work (`Callable`): Makes parts until all are there.
 
     Returns:
         `bool`: Whether the run is complete; with Slurm it is only submitted.
+
+    Raises:
+        UserError: A package is missing, or the job cannot be submitted.
     """
-    if is_worker() or (args.executor == "local" and args.tasks == 1):
+    if is_worker() or (config.executor == "local" and config.tasks == 1):
         work()
         return True
-    if not hasattr(args, "argv"):
-        raise UserError("--tasks and --executor are for the command `diffuseseg`; processes of a launcher share as is.")
     logs = folder / LOGS
     logs.mkdir(parents=True, exist_ok=True)
-    if args.executor == "local":
-        started = [_start(args, rank, logs) for rank in range(1, args.tasks)]
+    if config.executor == "local":
+        started = [_start(words, rank, logs) for rank in range(1, config.tasks)]
         try:
             work()
         finally:
             for process in started:
                 process.wait()
         return True
-    options = parse_options(args.executor_options)
-    executor, worker = _executor(args.executor), Worker(args.argv, os.getcwd())
-    common: dict[str, Any] = dict(tasks=args.tasks, logging_dir=str(logs.absolute()), skip_completed=False)
-    if args.executor == "slurm":
+    options = parse_options(config.executor_options)
+    executor, worker = load_executor(config.executor), Worker(words, os.getcwd())
+    common: dict[str, Any] = dict(tasks=config.tasks, logging_dir=str(logs.absolute()), skip_completed=False)
+    if config.executor == "slurm":
         common |= dict(job_name="diffuseseg", venv_path=os.path.join(sys.prefix, "bin", "activate"), qos=None)
         common["slurm_logs_folder"] = str((logs / "slurm").absolute())
     try:
@@ -126,38 +128,39 @@ def share_work(args: argparse.Namespace, folder: Path, work: Callable[[], None])
         raise UserError(
             f"The job could not be submitted ({error}); is this a machine that Slurm takes jobs from?"
         ) from error
-    return args.executor != "slurm"
+    return config.executor != "slurm"
 
 
 class Worker:
-    """What a task of datatrove does: it runs the command line, as one of the processes that share the run.
+    """A task of datatrove: runs the command line as one of the processes that share the run.
 
     Args:
-        argv (sequence of `str`): The words after `diffuseseg`.
-        folder (`str`): Where it was typed.
+        words (sequence of `str`): The words after `diffuseseg`.
+        folder (`str`): Working directory.
     """
 
-    def __init__(self, argv: Sequence[str], folder: str):
-        self.argv, self.folder = list(argv), folder
+    def __init__(self, words: Sequence[str], folder: str):
+        self.words, self.folder = list(words), folder
 
     def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         """Raises [`subprocess.CalledProcessError`] if it fails, so that the executor tries again."""
-        command = [sys.executable, "-m", "diffuseseg_diffusers", *self.argv]
+        command = [sys.executable, "-m", "diffuseseg_diffusers", *self.words]
         subprocess.run(command, check=True, cwd=self.folder, env={**os.environ, WORKER: str(rank)})
 
 
-def _start(args: argparse.Namespace, rank: int, logs: Path) -> subprocess.Popen:
-    """A further process on this machine, on a GPU of its own if there are several."""
+def _start(words: Sequence[str], rank: int, logs: Path) -> subprocess.Popen:
+    """A further process on this machine; where there are several GPUs, each has another."""
     import torch
 
-    command = [sys.executable, "-m", "diffuseseg_diffusers", *args.argv]
-    if torch.cuda.device_count() > 1 and not getattr(args, "device", None):
+    command = [sys.executable, "-m", "diffuseseg_diffusers", *words]
+    if torch.cuda.device_count() > 1 and "--device" not in words:
         command += ["--device", f"cuda:{rank % torch.cuda.device_count()}"]
     with open(logs / f"worker-{rank}.log", "w", encoding="utf-8") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, WORKER: str(rank)})
 
 
-def _executor(name: str) -> Any:
+def load_executor(name: str) -> Any:
+    """The class of datatrove's executor, `"slurm"` or `"ray"`; raises [`UserError`] if a package is missing."""
     try:
         import datatrove.executor as executors
 

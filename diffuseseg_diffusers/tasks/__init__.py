@@ -12,6 +12,7 @@ from typing import Any
 # By command: the module below the package with its configuration, and the one with its function; `module:name`.
 TASKS = {
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
+    "segment": ("tasks.segment:SegmentConfig", "tasks.segment:segment"),
 }
 
 

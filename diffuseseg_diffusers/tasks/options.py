@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..images.lengths import micrometres
-from ..jobs.config import Config, option
+from ..jobs.config import Config, exclusive, option
 from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their shared fields from here
-from ..jobs.errors import UserError
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -26,7 +25,12 @@ class RunsModel(Config):
         "Base of a head that was saved alone: a local folder or a name on the Hub (default: as the head says).",
         reads=True,
     )
-    device: str | None = option(None, "Device to run on, such as cuda:1 (default: a GPU if there is one).")
+    device: str | None = option(
+        None,
+        "Device to run on, such as cuda:1 (default: a GPU if there is one).",
+        influence=False,
+        why="results are the same up to rounding",
+    )
     dtype: str = option(
         "auto",
         "Precision of the model. auto: bfloat16 where it was timed to be faster on this machine, unless the masks were "
@@ -112,8 +116,32 @@ class ReadsChannels(Config):
         exclusive(self, "intensity_window", "intensity_percentiles")
 
 
-def exclusive(config: Config, *names: str) -> None:
-    """Raises [`UserError`] if several of these fields are given."""
-    given = [f"--{name}" for name in names if getattr(config, name)]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} exclude each other; give one of them.")
+@dataclass(frozen=True, kw_only=True)
+class SharesWork(Config):
+    """How many processes share the work, and where they run."""
+
+    title = "processes"
+
+    executor: str = option(
+        "local",
+        "Where processes run: on this machine, or by datatrove on a Slurm or Ray cluster with a common folder.",
+        choices=("local", "slurm", "ray"),
+        influence=False,
+        why="results do not depend on who computes them",
+    )
+    tasks: int = option(
+        1, "Number of processes.", minimum=1, influence=False, why="results do not depend on who computes them"
+    )
+    executor_options: tuple[str, ...] = option(
+        (),
+        "Arguments of datatrove's executor, NAME=VALUE each, such as partition=gpu time=08:00:00 gpus_per_task=1.",
+        influence=False,
+        why="results do not depend on who computes them",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.executor != "local" or self.executor_options:
+            from ..jobs.executors import check_executor
+
+            check_executor(self.executor, self.executor_options)

@@ -1,292 +1,232 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Segments pictures of any size and format, and whole datasets: `diffuseseg segment`."""
+"""Segments images of any size and format, and whole datasets: `diffuseseg segment`."""
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from ..arguments import add_cache_argument, add_model_arguments, add_output_arguments, check_at_least_one, inputs_of
-from ..images.formats.opening import is_raster, rasters_without_masks
-from ..images.image_processor import is_address, limit_pixels
-from ..images.lengths import micrometres
+from ..jobs.config import Config, option
 from ..jobs.errors import UserError
-from ..jobs.executors import add_executor_arguments, check_executor, is_worker, share_work
-from ..jobs.files import check_output_folder, read_json, shown_name
-from ..jobs.install import missing_extra
-from ..jobs.parts import PARTS, finish_parts
-from ..jobs.run import may_resume, open_run
-from ..pipelines.loading import load_pipeline
-from ..pipelines.segmenter import Segmenter
-from ..tiling.files import LINES, UNREADABLE, FileRun, Reading
-from ..tiling.objects import EXPORTS, METHODS, ObjectOptions
-from ..tiling.tiles import BLENDS
+from ..tiling.options import Reading
+from .options import CachesDownloads, NamesModel, SharesWork, WritesFolder
 
 
 logger = logging.getLogger(__name__)
 
-
 COMMAND = "segment"
-# Options on which the results depend.
-SETTINGS = (
-    *("model", "revision", "base_model", "mask_size", "alpha", "tile", "overlap", "blend", "scale", "pixel_size"),
-    *("input_channels", "axes", "slice_axis", "max_memory", "batch_size", "instances", "object_classes", "min_area"),
-    *("min_distance", "export", "dataset_name", "dataset_config_name", "dataset_revision", "split", "image_column"),
-    *("streaming", "rows_per_file", "copy_images", "format"),
-)
-FORMATS = ("files", "parquet")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "images", nargs="*", help="Pictures: files, folders of them, or addresses (https://…); or --dataset_name."
-    )
-    add_model_arguments(parser)
-    add_cache_argument(parser)
-    add_dataset_arguments(parser)
-    add_reading_arguments(parser)
-    add_object_arguments(parser)
-    add_executor_arguments(parser)
-    group = add_output_arguments(parser, f"masks, overlays and {LINES}")
-    group.add_argument(
-        "--format",
-        choices=FORMATS,
-        help="Masks as files of their own, or as a dataset in Parquet files (default: files; of datasets, parquet).",
-    )
-    group.add_argument("--rows_per_file", type=int, default=512, help="Images in a Parquet file (default: 512).")
-    group.add_argument("--copy_images", action="store_true", help="Images in the Parquet files, beside their masks.")
-    group.add_argument(
-        "--mask_size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="Size of the masks (default: the images')."
-    )
-    group.add_argument("--alpha", type=float, default=0.5, help="Opacity of the overlay, 0 to 1 (default: 0.5).")
-
-
-def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReadsDataset(Config):
     """A dataset in place of files."""
-    group = parser.add_argument_group("dataset")
-    group.add_argument("--dataset_name", help="Images: a local folder or a Hub name, anything `datasets` loads.")
-    group.add_argument("--dataset_config_name", help="Configuration of the dataset.")
-    group.add_argument("--dataset_revision", help="Branch, tag or commit of a dataset on the Hub.")
-    group.add_argument("--split", default="train", help="Part of the dataset (default: train).")
-    group.add_argument("--image_column", help="Column of images (default: image, or a usual name).")
-    group.add_argument("--streaming", action="store_true", help="Reading while segmenting, without storing it.")
 
+    title = "dataset"
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """How pictures are read."""
-    group = parser.add_argument_group("reading")
-    group.add_argument("--batch_size", type=int, default=8, help="Images or tiles in a pass (default: 8).")
-    how = group.add_mutually_exclusive_group()
-    how.add_argument(
-        "--tile",
-        action="store_true",
-        default=None,
-        help="Tiles at a stated scale (default: as the head was fitted; for pictures much larger than the model).",
+    dataset_name: str | None = option(
+        None, "Images: a local folder or a name on the Hub, anything `datasets` loads.", reads=True
     )
-    how.add_argument("--whole", dest="tile", action="store_false", help="The whole picture at once, resized.")
-    group.add_argument(
-        "--tile_overlap",
-        dest="overlap",
-        type=float,
-        default=0.25,
-        help="Part of a tile that the next one covers too, 0 to 0.75 (default: 0.25).",
+    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
+    split: str = option("train", "Split of the dataset.")
+    image_column: str | None = option(None, "Column of images (default: image, or a usual name).")
+    streaming: bool = option(False, "Read while segmenting, without storing the dataset.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(NamesModel, CachesDownloads, ReadsDataset, Reading, SharesWork, WritesFolder):
+    """Segment images."""
+
+    images: tuple[str, ...] = option(
+        (),
+        "Images: files, folders of them, or addresses (https://…); or --dataset_name.",
+        positional=True,
+        reads=True,
     )
-    group.add_argument("--blend", choices=BLENDS, default="gaussian", help="Blending of tiles (default: gaussian).")
-    size = group.add_mutually_exclusive_group()
-    size.add_argument(
-        "--scale", type=float, help="The model's pixels for one of the picture (default: as the head was fitted, or 1)."
+    max_pixels: int | None = option(
+        None, "Limit of pixels of images that are decoded whole (default: 178956970, as Pillow's).", minimum=1
     )
-    size.add_argument(
-        "--pixel_size", type=micrometres, help="Side of what the model takes for a pixel, in µm, or with a unit: 10m."
+    format: str | None = option(
+        None,
+        "Masks as files, or as a dataset in Parquet files (default: files; of datasets, parquet).",
+        group="output",
+        choices=("files", "parquet"),
     )
-    group.add_argument(
-        "--input_channels",
-        nargs="+",
-        help="Names or numbers of channels, in the model's order (default: as fitted).",
-    )
-    group.add_argument("--axes", help="Axes of TIFFs that do not say them: a letter each, such as CYX or ZYX.")
-    group.add_argument(
-        "--slice_axis", choices=("z", "y", "x"), default="z", help="Axis that slices of volumes lie along (default: z)."
-    )
-    group.add_argument(
-        "--max_memory", type=float, default=1.0, help="GiB for a block of a large picture and its tiles (default: 1)."
-    )
-    group.add_argument(
-        "--max_pixels", type=int, help="Limit for pictures that are decoded whole (default: 178956970, as Pillow's)."
-    )
+    rows_per_file: int = option(512, "Images per Parquet file.", group="output", minimum=1)
+    copy_images: bool = option(False, "Store the images in the Parquet files, beside their masks.", group="output")
+
+    def check(self) -> None:
+        super().check()
+        if bool(self.images) == bool(self.dataset_name):
+            raise UserError("Give images, or a --dataset_name; one of the two.")
+        if self.streaming and not self.dataset_name:
+            raise UserError("Files are read as they are; --streaming is for --dataset_name.")
+        if self.format is None:
+            object.__setattr__(self, "format", "parquet" if self.dataset_name else "files")
+        if self.dataset_name and self.format == "files":
+            raise UserError("Masks of a dataset go into Parquet files; leave --format files out.")
+        if self.format == "files" and self.copy_images:
+            raise UserError("--copy_images is for --format parquet.")
+        if self.format == "parquet" and self.instances:
+            raise UserError("Objects are counted in files; --instances and --format parquet exclude each other.")
 
 
-def add_object_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is counted."""
-    group = parser.add_argument_group("objects")
-    group.add_argument(
-        "--instances", choices=METHODS, help="Counting of objects: connected pixels of a class, split or not."
-    )
-    group.add_argument(
-        "--object_classes", nargs="+", help="Names of the classes to count (default: all but the first)."
-    )
-    group.add_argument("--min_area", type=int, default=0, help="Least number of pixels of an object (default: 0).")
-    group.add_argument(
-        "--min_distance", type=int, default=5, help="Pixels between middles of split objects (default: 5)."
-    )
-    group.add_argument("--export", nargs="+", choices=EXPORTS, default=[], help="Further formats of the objects.")
+def segment(config: SegmentConfig) -> Path:
+    """Segments files into masks and overlays, or a dataset into Parquet files with masks.
 
+    A run that was cut off is resumed.
 
-def main(args: argparse.Namespace) -> int:
-    # 1. The inputs, and only then the folder.
-    check_arguments(args)
-    limit_pixels(args.max_pixels)
-    if not is_worker() and not may_resume(args.output_dir, COMMAND):
-        check_output_folder(args.output_dir, args.overwrite)
-    images = list_images(args.images)
-    dataset = load_dataset_of(args, images)
-    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
-    pipe.check_can_segment()
-    reading = reading_of(args, pipe)
-    run: Any
-    if dataset is None:
-        run = FileRun(pipe, images, args.output_dir, reading)
-        for note in run.notes[:5] if not is_worker() else ():
-            print(note)
-        if len(run.notes) > 5 and not is_worker():
-            print(f"Of {len(run.notes) - 5} more pictures there is as much to say.")
-        for error in run.unopened.values() if not is_worker() else ():
-            print(f"error: {error}", file=sys.stderr)
-        owns, last, total, unit = run.files, LINES, len(images), "image"
-    else:
-        from ..tiling.collections import COLLECTION_FILES, SUMMARY, CollectionRun
+    Args:
+        config ([`SegmentConfig`]): What to segment, with which model, and where to write.
 
-        described = {"model": shown_name(args.model)}
-        options: Any = (args.rows_per_file, args.copy_images, described)
-        run = CollectionRun(pipe, *dataset, args.output_dir, reading, *options)
-        owns, last = list(COLLECTION_FILES), SUMMARY
-        total, unit = len(run), "shard" if args.streaming else "image"
-
-    # 2. The folder: a new run, or one that is there, which this process resumes or joins.
-    settings = {name: getattr(args, name) for name in SETTINGS} | {"images": images}
-    overwrite = args.overwrite and not is_worker()
-    open_run(args.output_dir, COMMAND, settings, owns, overwrite, inputs_of(args), together=True)
-    complete = args.output_dir / last
-    if complete.is_file():
-        print(f"{args.output_dir} is complete.")
-        return 0
-
-    # 3. Part after part, together with whoever else is at it.
-    def work() -> None:
-        with tqdm(total=total, desc="Segmenting", unit=unit) as bar:
-            finish_parts(run.parts(), bar)
-
-    if not share_work(args, args.output_dir, work):
-        print(f"The job is submitted; the results appear in {args.output_dir}, and {last} when all are there.")
-        return 0
-    if not complete.is_file():
-        raise UserError(f"The run in {args.output_dir} is not complete; see {PARTS}/logs there, and start it again.")
-    return describe_end(args, complete, len(images), dataset is not None)
-
-
-def describe_end(args: argparse.Namespace, complete: Path, number: int, is_collection: bool) -> int:
-    """Says what a run did; returns the status of the command."""
-    from shutil import rmtree
-
-    rmtree(args.output_dir / PARTS, ignore_errors=True)
-    unreadable = args.output_dir / UNREADABLE
-    broken = len(unreadable.read_text(encoding="utf-8").splitlines()) if unreadable.is_file() else 0
-    number = read_json(complete)["rows"] + broken if is_collection else number
-    print(f"{number - broken} of {number} images segmented; the masks are in {args.output_dir}.")
-    if broken:
-        print(f"Those that cannot be read are listed in {unreadable}.")
-    return 1 if broken and not is_worker() else 0
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuses numbers out of range, and what does not go together."""
-    check_at_least_one(args, "batch_size", "rows_per_file", "max_pixels")
-    for name in ("scale", "pixel_size", "max_memory"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} must be above 0, got {value:g}.")
-    check_executor(args)
-    if args.mask_size and min(args.mask_size) < 1:
-        raise UserError(f"--mask_size is a height and a width of at least 1, got {args.mask_size}.")
-    if not 0 <= args.alpha <= 1:
-        raise UserError(f"--alpha must lie in 0 to 1, got {args.alpha}.")
-    if bool(args.images) == bool(args.dataset_name):
-        raise UserError("Give pictures, or a --dataset_name; one of the two.")
-    if args.streaming and not args.dataset_name:
-        raise UserError("Files are read as they are; --streaming is for --dataset_name.")
-    args.format = args.format or ("parquet" if args.dataset_name else "files")
-    if args.dataset_name and args.format == "files":
-        raise UserError("Masks of a dataset go into Parquet files; leave --format files out.")
-    if args.format == "files" and args.copy_images:
-        raise UserError("--copy_images is for --format parquet.")
-    if args.format == "parquet" and args.instances:
-        raise UserError("Objects are counted in files; --instances and --format parquet exclude each other.")
-    if not args.instances and (args.export or args.object_classes):
-        raise UserError("--export and --object_classes need --instances.")
-    if args.tile and args.mask_size:
-        raise UserError("Masks of tiles have the size of the picture; leave --mask_size out.")
-
-
-def reading_of(args: argparse.Namespace, pipe: Segmenter) -> Reading:
-    """How pictures are to be read.
+    Returns:
+        `Path`: The list of results in the output folder: `segments.jsonl` of files, a line of JSON each;
+        `segmentation.json` of a dataset. With Slurm it is there when the job has ended.
 
     Raises:
-        UserError: An option is out of range, or does not fit the model.
+        UserError: Model, images or folder cannot be used; or some images cannot be read: the others are segmented.
+
+    Example:
+        >>> from diffuseseg_diffusers import SegmentConfig, segment
+        >>> lines = segment(SegmentConfig(model="out/model", images=["photos"], output_dir="out/masks"))
     """
-    objects = None
-    if args.instances:
-        classes = tuple(args.object_classes) if args.object_classes else None
-        exports = tuple(dict.fromkeys(args.export))
-        objects = ObjectOptions(args.instances, classes, args.min_area, args.min_distance, exports)
-        objects.class_ids(pipe.label_names)
-    names = (
-        "tile",
-        "overlap",
-        "blend",
-        "scale",
-        "pixel_size",
-        "axes",
-        "slice_axis",
-        "batch_size",
-        "max_memory",
-        "alpha",
+    from tqdm.auto import tqdm
+
+    from ..images.image_processor import limit_pixels
+    from ..jobs.executors import load_executor, share_work
+    from ..jobs.parts import PARTS, finish_parts
+    from ..jobs.run import check_run, open_run
+    from ..pipelines.loading import load_pipeline
+
+    # 1. The inputs, and only then the folder.
+    if config.executor != "local":
+        load_executor(config.executor)
+    limit_pixels(config.max_pixels)
+    check_run(config, COMMAND)
+    images = list_images(config.images)
+    dataset = load_dataset_of(config, images)
+    pipe = load_pipeline(
+        config.model, config.revision, config.device, config.dtype, config.cache_dir, config.base_model
     )
-    return Reading(
-        **{name: getattr(args, name) for name in names},
-        channels=tuple(args.input_channels) if args.input_channels else None,
-        mask_size=tuple(args.mask_size) if args.mask_size else None,
-        objects=objects,
-    )
+    pipe.check_can_segment()
+    run, owns, last, total = plan_run(config, pipe, images, dataset)
+
+    # 2. The folder: a new run, or one that is there, which this process resumes or joins.
+    open_run(config, COMMAND, contents_read(pipe, images, dataset), owns, together=True)
+    complete = config.output_dir / last
+    if complete.is_file():
+        print(f"{config.output_dir} is complete.")
+        return complete
+
+    # 3. Part after part, together with other processes.
+    def work() -> None:
+        with tqdm(total=total, desc="Segmenting", unit="shard" if config.streaming else "image") as bar:
+            finish_parts(run.parts(), bar)
+
+    words = [COMMAND, *replace(config, overwrite=False).arguments()]
+    if not share_work(config, words, config.output_dir, work):
+        print(f"The job is submitted; the results appear in {config.output_dir}, and {last} when all are there.")
+        return complete
+    if not complete.is_file():
+        raise UserError(f"The run in {config.output_dir} is not complete; see {PARTS}/logs there, and start it again.")
+    finish(config, complete, len(images), dataset is not None)
+    return complete
 
 
-def load_dataset_of(args: argparse.Namespace, images: list[str]) -> tuple[Any, str] | None:
+def contents_read(pipe: Any, images: list[str], dataset: tuple[Any, str] | None) -> dict[str, Any]:
+    """What the masks depend on beside the options: the model, and the contents of the images."""
+    from ..images.image_processor import is_address
+    from ..jobs.contents import contents_of
+
+    reads = {"model": pipe.identity()}
+    if images:
+        return reads | {"images": contents_of(name if is_address(name) else os.path.abspath(name) for name in images)}
+    assert dataset is not None
+    from ..datasets.columns import dataset_contents
+
+    return reads | {"dataset_name": dataset_contents(*dataset)}
+
+
+def plan_run(
+    config: SegmentConfig, pipe: Any, images: list[str], dataset: tuple[Any, str] | None
+) -> tuple[Any, list[str], str, int]:
+    """The run over files or a dataset, patterns of its files, the file that is written last, and how much there is."""
+    from ..jobs.executors import is_worker
+    from ..jobs.files import shown_name
+    from ..tiling.files import LINES, FileRun
+
+    if dataset is not None:
+        from ..tiling.collections import COLLECTION_FILES, SUMMARY, CollectionRun
+
+        described = {"model": shown_name(config.model)}
+        collection = CollectionRun(
+            pipe, *dataset, config.output_dir, config, config.rows_per_file, config.copy_images, described
+        )
+        return collection, list(COLLECTION_FILES), SUMMARY, len(collection)
+    run = FileRun(pipe, images, config.output_dir, config)
+    if not is_worker():
+        for note in run.notes[:5]:
+            print(note)
+        if len(run.notes) > 5:
+            print(f"{len(run.notes) - 5} more such notes are left out.")
+        for error in run.unopened.values():
+            print(f"error: {error}", file=sys.stderr)
+    return run, run.files, LINES, len(images)
+
+
+def finish(config: SegmentConfig, complete: Path, number: int, is_collection: bool) -> None:
+    """Removes what is needed no more, and says what the run did.
+
+    Raises:
+        UserError: Some images could not be read.
+    """
+    from shutil import rmtree
+
+    from ..jobs.executors import is_worker
+    from ..jobs.files import read_json
+    from ..jobs.parts import PARTS
+    from ..tiling.files import UNREADABLE
+
+    rmtree(config.output_dir / PARTS, ignore_errors=True)
+    unreadable = config.output_dir / UNREADABLE
+    broken = len(unreadable.read_text(encoding="utf-8").splitlines()) if unreadable.is_file() else 0
+    number = read_json(complete)["rows"] + broken if is_collection else number
+    print(f"{number - broken} of {number} images segmented; the masks are in {config.output_dir}.")
+    if broken and not is_worker():
+        raise UserError(f"{broken} of {number} images cannot be read; {unreadable} lists them. The others are done.")
+
+
+def load_dataset_of(config: SegmentConfig, images: list[str]) -> tuple[Any, str] | None:
     """The dataset to segment into Parquet files, and its column of images; `None` if files are wanted."""
-    if args.format == "files":
+    if config.format == "files":
         return None
+    from ..jobs.install import missing_extra
+
     try:
         from datasets import Dataset, Features, Image
 
         from ..datasets.unlabeled import load_unlabeled
     except ModuleNotFoundError as error:
         raise missing_extra("train", error.name) from error
-    if not args.dataset_name:
+    if not config.dataset_name:
         return Dataset.from_dict({"image": images}, features=Features({"image": Image(decode=False)})), "image"
-    where = dict(cache_dir=args.cache_dir, revision=args.dataset_revision)
-    names = (args.dataset_name, args.dataset_config_name, args.split, None, args.image_column, args.streaming)
-    return load_unlabeled(*names, **where)
+    where = dict(cache_dir=config.cache_dir, revision=config.dataset_revision)
+    names = (config.dataset_name, config.dataset_config_name, config.split, None, config.image_column)
+    return load_unlabeled(*names, config.streaming, **where)
 
 
 def list_images(given: Sequence[str]) -> list[str]:
-    """Addresses and files as they are, folders by the pictures anywhere below them.
+    """Expands folders into the images anywhere below them; addresses and files stay as they are.
 
     Raises:
         UserError: A folder has no images, or none of the files is there.
     """
+    from ..images.formats.opening import is_raster, rasters_without_masks
+    from ..images.image_processor import is_address
+
     found: list[str] = []
     for name in given:
         if not is_address(name) and Path(name).is_dir():

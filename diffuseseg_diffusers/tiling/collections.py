@@ -30,7 +30,8 @@ from ..jobs.errors import UserError
 from ..jobs.files import atomic_file, to_json, write_json, write_text
 from ..jobs.parts import PARTS, Part
 from ..pipelines.segmenter import Segmenter
-from .files import UNREADABLE, Reading
+from .files import UNREADABLE, channels_of, tiling_of
+from .options import Reading
 from .tiles import segment_tiled, segment_whole
 
 
@@ -152,12 +153,12 @@ class CollectionRun:
 
     def _opened(self, cell: Any, where: str) -> PIL.Image.Image | Raster:
         """An image that the model sees whole, or what is cut into tiles or has other channels."""
-        channels = self.reading.input_channels(self.pipe)
+        channels = channels_of(self.pipe, self.reading)
         if needs_raster(cell) or channels.config is not None or self.pipe.in_channels not in (1, 3):
             return open_cell(cell, where, self.reading.axes, self.reading.slice_axis)
         image = decode_cell(cell, where)[0]
         raster = open_cell(image, where)
-        return image if self.reading.tiling(self.pipe, raster) is None else raster
+        return image if tiling_of(self.pipe, self.reading, raster) is None else raster
 
     @staticmethod
     def _together(batch: list[tuple]) -> Iterator[list[tuple]]:
@@ -173,7 +174,7 @@ class CollectionRun:
             return []
         reading, first = self.reading, batch[0][2]
         if isinstance(first, Raster):
-            channels, tiling = reading.input_channels(self.pipe), reading.tiling(self.pipe, first)
+            channels, tiling = channels_of(self.pipe, reading), tiling_of(self.pipe, reading, first)
             if first.planes > 1:
                 raise UserError(f"{first.name} has {first.planes} planes; segment such files one by one.")
             if reading.mask_size:

@@ -32,7 +32,8 @@ from ..jobs.files import atomic_file, exact_pattern, naming, to_json, write_text
 from ..jobs.parts import PARTS, Part
 from ..pipelines.segmenter import Segmenter
 from .blocks import BlockFiles, reduced_overlay
-from .objects import ObjectOptions, write_objects
+from .objects import check_packages, counted_classes, object_files, write_objects
+from .options import Reading
 from .tiles import (
     Tiling,
     choose_tiling,
@@ -51,44 +52,17 @@ LONGEST = 200  # bytes of a file's name before what is added to it; file systems
 OPEN = 4  # pictures that are held open
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How pictures are read; names are those of the options of `diffuseseg segment`.
+def channels_of(pipe: Segmenter, reading: Reading) -> InputChannels:
+    """What a model reads of an image."""
+    return InputChannels(reading.input_channels or pipe.channels.names, pipe.channels.windows)
 
-    Args:
-        tile (`bool`, *optional*), overlap, blend, scale, pixel_size: See [`choose_tiling`].
-        channels (sequence of `str` or `int`, *optional*): Channels of the pictures, in the model's order; as the head
-            says if not given.
-        axes (`str`, *optional*), slice_axis (`str`): See [`open_raster`].
-        batch_size (`int`): Pictures or tiles that go through the model at once.
-        max_memory (`float`): Limit in GiB for a block, see [`block_side`].
-        mask_size (two `int`, *optional*): Height and width of the masks of pictures that the model sees whole.
-        alpha (`float`): Opacity of overlays, 0 to 1.
-    """
 
-    tile: bool | None = None
-    overlap: float = 0.25
-    blend: str = "gaussian"
-    scale: float | None = None
-    pixel_size: float | None = None
-    channels: tuple[str | int, ...] | None = None
-    axes: str | None = None
-    slice_axis: str = "z"
-    batch_size: int = 8
-    max_memory: float = 1.0
-    mask_size: tuple[int, int] | None = None
-    alpha: float = 0.5
-    objects: ObjectOptions | None = None
-
-    def input_channels(self, pipe: Segmenter) -> InputChannels:
-        """What the model reads of a picture."""
-        return InputChannels(self.channels or pipe.channels.names, pipe.channels.windows)
-
-    def tiling(self, pipe: Segmenter, raster: Raster) -> Tiling | None:
-        """How a picture is cut, or `None` if it is seen whole, as it is if the size of masks is given."""
-        if self.mask_size:
-            return None
-        return choose_tiling(pipe, raster, self.tile, self.overlap, self.blend, self.scale, self.pixel_size)
+def tiling_of(pipe: Segmenter, reading: Reading, raster: Raster) -> Tiling | None:
+    """How an image is cut; `None` if it is seen whole, as it is where the size of masks is given."""
+    if reading.mask_size:
+        return None
+    how = (reading.tile, reading.tile_overlap, reading.blend, reading.scale, reading.pixel_size)
+    return choose_tiling(pipe, raster, *how)
 
 
 @dataclass
@@ -126,12 +100,15 @@ class FileRun:
                 f"{plain[0]} is read by Pillow, its first page alone, and its mask is PNG; so are {len(plain)} TIFFs. "
                 f"The extra `tiff` reads and writes all of them."
             )
+        if reading.instances:
+            check_packages(reading)
+            counted_classes(reading, pipe.label_names)
         self.small, self.large, self.unopened = self._sort()
 
     def _sort(self) -> tuple[list[int], dict[int, _Large], dict[int, str]]:
         """Which pictures go through the model in batches, which block by block, and which cannot be opened."""
-        by_blocks = self.reading.tile is not None or self.reading.objects is not None
-        chosen = self.reading.input_channels(self.pipe).names is not None or self.pipe.in_channels not in (1, 3)
+        by_blocks = self.reading.tile is not None or self.reading.instances is not None
+        chosen = channels_of(self.pipe, self.reading).names is not None or self.pipe.in_channels not in (1, 3)
         small, large, unopened = [], {}, {}
         for i, image in enumerate(self.images):
             if not (is_raster(image) or by_blocks or chosen):
@@ -150,8 +127,8 @@ class FileRun:
 
     def _plan(self, i: int) -> _Large:
         raster = self._raster(self.images[i])
-        tiling = self.reading.tiling(self.pipe, raster)
-        self.reading.input_channels(self.pipe).indices(raster.channels, raster.name)
+        tiling = tiling_of(self.pipe, self.reading, raster)
+        channels_of(self.pipe, self.reading).indices(raster.channels, raster.name)
         if tiling is None:
             blocks = [Window(0, 0, raster.height, raster.width)]
         else:
@@ -159,8 +136,8 @@ class FileRun:
         self._note(raster, tiling)
         name, is_folder = self.names[i], raster.mask_is_folder
         files = [(f"{name}_mask{raster.mask_suffix}", is_folder), (f"{name}_overlay.png", False)]
-        if self.reading.objects is not None:
-            files += self.reading.objects.files(name, raster.mask_suffix, is_folder)
+        if self.reading.instances:
+            files += object_files(self.reading, name, raster.mask_suffix, is_folder)
         return _Large(i, self.images[i], name, raster.planes, blocks, tiling, files)
 
     def _note(self, raster: Raster, tiling: Tiling | None) -> None:
@@ -230,14 +207,14 @@ class FileRun:
     def _tiling_of(self, image: PIL.Image.Image, name: str) -> Tiling | None:
         """How a picture is cut that is large enough, or `None`."""
         raster = PictureRaster(image, name)
-        tiling = self.reading.tiling(self.pipe, raster)
+        tiling = tiling_of(self.pipe, self.reading, raster)
         for line in describe_tiling(self.pipe, raster, tiling, f"{image.width} × {image.height}"):
             tqdm.write(line)
         return tiling
 
     def _tile_picture(self, i: int, image: PIL.Image.Image, tiling: Tiling) -> dict:
         raster = PictureRaster(image, self.images[i])
-        channels, reading = self.reading.input_channels(self.pipe), self.reading
+        channels, reading = channels_of(self.pipe, self.reading), self.reading
         found = segment_tiled(self.pipe, raster, tiling, 0, channels, reading.batch_size, reading.max_memory)
         return self._write_picture(i, image, found.labels, found.uncertainty) | _describe_tiling(tiling)
 
@@ -299,7 +276,7 @@ class FileRun:
 
     def _make_block(self, one: _Large, plane: int, block: Window, path: Path, line: Path) -> None:
         try:
-            raster, channels = self._raster(one.image), self.reading.input_channels(self.pipe)
+            raster, channels = self._raster(one.image), channels_of(self.pipe, self.reading)
             if one.tiling is None:
                 found = segment_whole(self.pipe, raster, plane, channels)
             else:
@@ -312,7 +289,7 @@ class FileRun:
         kept: dict[str, np.ndarray] = {"labels": found.labels}
         if found.uncertainty is not None:
             kept["histogram"] = uncertainty_histogram(found.uncertainty, found.labels, self.pipe.ignore_index)
-            if self.reading.objects is not None:
+            if self.reading.instances:
                 kept["uncertainty"] = found.uncertainty.astype(np.float16)
         with atomic_file(path) as partial_file, open(partial_file, "wb") as file:
             np.savez_compressed(file, **kept)  # type: ignore[arg-type]
@@ -331,7 +308,7 @@ class FileRun:
         with naming(self.folder / mask_name):
             raster.write_labels(made / mask_name, blocks.labels, np.dtype(np.uint8), palette)
         plane = one.planes // 2
-        channels = self.reading.input_channels(self.pipe)
+        channels = channels_of(self.pipe, self.reading)
         reduced_overlay(raster, plane, channels, self.pipe, blocks, self.reading.alpha).save(made / overlay_name)
         line = {"number": one.number, "image": one.image, "mask": mask_name, "overlay": overlay_name}
         line |= {"height": raster.height, "width": raster.width}
@@ -339,9 +316,9 @@ class FileRun:
         counts, histogram = blocks.totals(len(self.pipe.label_names), self.pipe.ignore_index)
         line |= self._results(counts, None if histogram is None else histogram_score(histogram))
         line |= _describe_tiling(one.tiling)
-        if self.reading.objects is not None:
+        if self.reading.instances:
             classes = (self.pipe.label_names, palette, self.pipe.ignore_index)
-            line["objects"] = write_objects(self.reading.objects, raster, blocks, made, one.name, *classes)
+            line["objects"] = write_objects(self.reading, raster, blocks, made, one.name, *classes)
         for file in made.iterdir():
             _remove(self.folder / file.name)  # of a run that was killed between this and its line
             file.rename(self.folder / file.name)

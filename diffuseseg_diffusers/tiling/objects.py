@@ -8,7 +8,6 @@ may be of any size and number; planes of a volume are joined too.
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,72 +18,48 @@ from ..images.formats.base import LabelReader, Raster, Window, windows_over
 from ..jobs.errors import UserError
 from ..jobs.files import to_json
 from ..jobs.install import missing_extra
+from .options import CountsObjects
 
 
-METHODS = ("components", "watershed")
-EXPORTS = ("geojson", "coco", "gpkg")
 BLOCK = 2048  # side of what is labelled at a time
 LARGEST_SPLIT = 2**26  # pixels of the box of an object that a watershed splits
 _BACKGROUND = 0  # in label images; objects count from 1
 
 
-@dataclass(frozen=True)
-class ObjectOptions:
-    """Which objects are counted, and what is written of them.
+def check_packages(options: CountsObjects) -> None:
+    """Raises [`UserError`] if a package is missing that counting or an export needs."""
+    try:
+        import pyarrow  # noqa: F401
+        import skimage  # noqa: F401
 
-    Args:
-        method (`str`, defaults to `"components"`): `"components"`, connected pixels of a class; `"watershed"` splits
-            these where they narrow, by a watershed of the distance to their border.
-        classes (sequence of `str`, *optional*): Names of the classes that have objects; all but class 0 if none.
-        min_area (`int`, defaults to 0): Objects of fewer pixels are left out.
-        min_distance (`int`, defaults to 5): Of a watershed, pixels between the middles of two objects.
-        exports (sequence of `str`): Beside label image and table: `"geojson"` for QuPath, `"coco"` with run lengths,
-            `"gpkg"`, a vector layer in the coordinates of a map.
+        if "coco" in options.export:
+            import pycocotools  # noqa: F401
+        if set(options.export) & {"geojson", "gpkg"}:
+            import pyogrio  # noqa: F401
+            import rasterio  # noqa: F401
+            import shapely  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing_extra("objects", error.name) from error
+
+
+def object_files(options: CountsObjects, name: str, suffix: str, is_folder: bool) -> list[tuple[str, bool]]:
+    """Files that are written of an image, and whether they are folders."""
+    suffixes = [".csv", ".parquet"]
+    suffixes += [{"geojson": ".geojson", "coco": ".coco.json", "gpkg": ".gpkg"}[e] for e in options.export]
+    return [(f"{name}_objects{suffix}", is_folder), *((f"{name}_objects{s}", False) for s in suffixes)]
+
+
+def counted_classes(options: CountsObjects, label_names: Sequence[str]) -> list[int]:
+    """Ids of the classes whose objects are counted.
 
     Raises:
-        UserError: There is no such method or export, or a package is missing.
+        UserError: There is no such class.
     """
-
-    method: str = "components"
-    classes: tuple[str, ...] | None = None
-    min_area: int = 0
-    min_distance: int = 5
-    exports: tuple[str, ...] = field(default_factory=tuple)
-
-    def __post_init__(self):
-        for name, given, known in (("instances", (self.method,), METHODS), ("export", self.exports, EXPORTS)):
-            if wrong := set(given) - set(known):
-                raise UserError(f"--{name} is one of {', '.join(known)}, got {', '.join(sorted(wrong))}.")
-        try:
-            import pyarrow  # noqa: F401
-            import skimage  # noqa: F401
-
-            if "coco" in self.exports:
-                import pycocotools  # noqa: F401
-            if set(self.exports) & {"geojson", "gpkg"}:
-                import pyogrio  # noqa: F401
-                import rasterio  # noqa: F401
-                import shapely  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise missing_extra("objects", error.name) from error
-
-    def files(self, name: str, suffix: str, is_folder: bool) -> list[tuple[str, bool]]:
-        """Files that are written of a picture, and whether they are folders."""
-        suffixes = [".csv", ".parquet"]
-        suffixes += [{"geojson": ".geojson", "coco": ".coco.json", "gpkg": ".gpkg"}[e] for e in self.exports]
-        return [(f"{name}_objects{suffix}", is_folder), *((f"{name}_objects{s}", False) for s in suffixes)]
-
-    def class_ids(self, label_names: Sequence[str]) -> list[int]:
-        """The classes that have objects.
-
-        Raises:
-            UserError: There is no such class.
-        """
-        if self.classes is None:
-            return list(range(1, len(label_names)))
-        if wrong := [name for name in self.classes if name not in label_names]:
-            raise UserError(f"There is no class {wrong[0]!r}; there are {', '.join(label_names)}.")
-        return [label_names.index(name) for name in self.classes]
+    if options.object_classes is None:
+        return list(range(1, len(label_names)))
+    if wrong := [name for name in options.object_classes if name not in label_names]:
+        raise UserError(f"There is no class {wrong[0]!r}; there are {', '.join(label_names)}.")
+    return [label_names.index(name) for name in options.object_classes]
 
 
 def label_objects(
@@ -284,7 +259,7 @@ def measure_objects(
 
 
 def write_objects(
-    options: ObjectOptions,
+    options: CountsObjects,
     raster: Raster,
     blocks: Any,
     folder: Path,
@@ -296,7 +271,7 @@ def write_objects(
     """Finds the objects of a picture, and writes label image, table and exports.
 
     Args:
-        options ([`ObjectOptions`]): Which objects, and what of them.
+        options ([`CountsObjects`]): Which objects, and what of them.
         raster ([`Raster`]): The picture.
         blocks ([`BlockFiles`]): `labels` and `uncertainty` of its windows.
         folder (`Path`): Where to.
@@ -313,20 +288,20 @@ def write_objects(
     shape = (raster.planes, raster.height, raster.width)
     work = folder.parent / "objects"
     work.mkdir(exist_ok=True)
-    classes = [i for i in options.class_ids(label_names) if i != ignore_index]
+    classes = [i for i in counted_classes(options, label_names) if i != ignore_index]
     found = label_objects(blocks.labels, shape, classes, raster.volumetric, work)
-    if options.method == "watershed":
+    if options.instances == "watershed":
         for line in split_objects(found, options.min_distance):
             print(f"{raster.name}: {line}")
     columns = measure_objects(found, raster, blocks.labels, blocks.uncertainty, label_names, options.min_area)
     count = len(columns["id"])
     dtype = np.dtype(np.uint16 if count < 2**16 else np.uint32)
-    files = [file for file, _ in options.files(name, raster.mask_suffix, raster.mask_is_folder)]
+    files = [file for file, _ in object_files(options, name, raster.mask_suffix, raster.mask_is_folder)]
     raster.write_labels(folder / files[0], lambda plane, window: found[plane][window.slices], dtype, None)
     table = pa.table(columns)
     pyarrow.csv.write_csv(table, folder / files[1])
     pq.write_table(table, folder / files[2])
-    for export, file in zip(options.exports, files[3:]):
+    for export, file in zip(options.export, files[3:]):
         _EXPORTERS[export](folder / file, found, columns, raster, label_names, palette)
     return count
 

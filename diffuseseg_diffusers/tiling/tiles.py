@@ -20,9 +20,9 @@ from ..images.channels import InputChannels
 from ..images.formats.base import Raster, Window, native_tile, scale_of
 from ..jobs.errors import UserError
 from ..pipelines.segmenter import Segmenter
+from .options import BLENDS
 
 
-BLENDS = ("gaussian", "crop")
 LARGE = 4.0  # a picture is tiled by itself if it is this many times as high and as wide as what the model sees
 SMALLEST_BLOCK, LARGEST_BLOCK = 256, 2048  # sides in pixels
 UNCERTAINTY_BINS = 4096
@@ -243,9 +243,7 @@ class _Region:
         height = min(self.size[0], bottom + self.side[0]) - self.top
         width = min(self.size[1], right + self.side[1]) - self.left
         values = raster.read(plane, Window(self.top, self.left, height, width), level)
-        self.values = values if len(chosen) == len(values) else values[list(chosen)]
-        if list(chosen) != sorted(chosen):
-            self.values = values[list(chosen)]
+        self.values = values if list(chosen) == list(range(len(values))) else values[list(chosen)]
         self.empty = _without_data(self.values, raster.nodata)  # [h,w]
 
     def _at(self, corner: tuple[int, int]) -> tuple[int, int]:

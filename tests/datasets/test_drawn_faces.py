@@ -15,8 +15,8 @@ from diffuseseg_diffusers.datasets.drawn_faces import (
     LABEL_NAMES,
     MOUTH,
     NOSE,
-    PARTS,
     SKIN,
+    SPLITS,
     draw_face,
     drawn_faces,
     write_drawn_faces,
@@ -59,8 +59,8 @@ def test_masks_are_those_of_the_image():
 def test_parts_are_apart_and_checked():
     train, test = drawn_faces("train", 5), drawn_faces("test", 3)
     assert train.column_names == ["image", "mask"] and drawn_faces("unlabeled", 2).column_names == ["image"]
-    assert np.array_equal(np.asarray(train[0]["image"]), draw_face(PARTS["unlabeled"])[0])
-    assert np.array_equal(np.asarray(test[2]["mask"]), draw_face(PARTS["unlabeled"] + PARTS["train"] + 2)[1])
+    assert np.array_equal(np.asarray(train[0]["image"]), draw_face(SPLITS["unlabeled"])[0])
+    assert np.array_equal(np.asarray(test[2]["mask"]), draw_face(SPLITS["unlabeled"] + SPLITS["train"] + 2)[1])
     labeled = LabeledImages(train, label_names=LABEL_NAMES)
     assert len(labeled) == 5 and labeled[0].mask.max() < len(LABEL_NAMES) == 8
     with pytest.raises(ValueError, match="parts unlabeled, train, test, not 'valid'"):

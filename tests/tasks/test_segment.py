@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffuseseg_diffusers import UserError
 from diffuseseg_diffusers.pipelines.loading import load_pipeline
-from diffuseseg_diffusers.tasks.segment import list_images
+from diffuseseg_diffusers.tasks.segment import SegmentConfig, list_images, segment
 from diffuseseg_diffusers.tiling import files as inference_files
 from diffuseseg_diffusers.tiling.files import free_names, stem
 
@@ -60,7 +61,9 @@ def test_a_broken_image_is_named_and_the_others_are_segmented(drawn, tmp_path):
 
 
 def test_segmenting_needs_no_extra(drawn, tmp_path):
-    without = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'evaluate', 'matplotlib', 'transformers']));"
+    without = (
+        "import sys; sys.modules.update(dict.fromkeys(['datasets', 'evaluate', 'matplotlib', 'peft', 'transformers']));"
+    )
     without += "from diffuseseg_diffusers.cli import main; main(sys.argv[1:])"
     images, model = drawn / "data" / "test" / "images", ("--model", drawn / "model")
     run("python", "-c", without, "segment", images, *model, "--output_dir", tmp_path / "out")
@@ -144,7 +147,7 @@ def test_nothing_is_overwritten_where_no_image_is_found(drawn, tmp_path):
     for wrong, message in (
         ((tmp_path / "nowhere",), "There is no file or folder"),
         ((images, "--batch_size", "0"), "--batch_size must be at least 1"),
-        ((images, "--mask_size", "8", "0"), "--mask_size is a height and a width"),
+        ((images, "--mask_size", "8", "0"), "--mask_size must be at least 1, got 0"),
         ((images, "--alpha", "1.5"), "--alpha must lie in 0 to 1"),
     ):
         result = run("diffuseseg", "segment", *wrong, *model, "--output_dir", tmp_path / "out", "--overwrite", expect=1)
@@ -170,3 +173,57 @@ def test_masks_beside_images_are_no_images_and_each_image_is_segmented_once(tmp_
     caplog.clear()
     assert list_images([str(tmp_path / "masks")]) == [str(tmp_path / "masks" / f"{i}.png") for i in range(2)]
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("changed", ["model", "precision", "picture", "another picture"])
+def test_a_run_is_resumed_only_with_the_model_the_precision_and_the_pictures_of_its_first_half(
+    drawn, tmp_path, monkeypatch, changed
+):
+    """Was: after a new fit under the same name, 18 masks of one model and 6 of the other, with status 0."""
+    images, model, out = tmp_path / "images", tmp_path / "model", tmp_path / "out"
+    shutil.copytree(drawn / "data" / "test" / "images", images)
+    shutil.copytree(drawn / "model", model)
+    command = ("diffuseseg", "segment", images, "--model", model, "--batch_size", "1", "--output_dir", out)
+    command = (*command, "--dtype", "float32")
+
+    def cut_off(run, batch, segment_pictures=inference_files.segment_pictures):
+        if batch[0][0] == 2:
+            raise KeyboardInterrupt
+        return segment_pictures(run, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference_files, "segment_pictures", cut_off)
+        run(*command, expect=130)
+    before = {path: path.read_bytes() for path in out.glob("*.png")}
+    if changed == "model":  # fitted anew
+        fit = ("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--recipe", "fast")
+        run(*fit, "--num_members", "3", "--seed", "1", "--output_dir", model, "--overwrite")
+        said = "the contents of --model differ (segmentation_head"
+    elif changed == "precision":
+        command = (*command[:-1], "bfloat16")
+        said = "--dtype float32 (now bfloat16)"
+    elif changed == "picture":
+        Image.fromarray(draw((24, 30), 99)[0]).save(images / "20.png")
+        said = f"the contents of images differ ({images / '20.png'})"
+    else:
+        Image.fromarray(draw((24, 30), 99)[0]).save(images / "99.png")
+        said = f"the contents of images differ ({images / '99.png'})"
+    refused = run(*command, expect=1)
+    assert said in refused.stderr and "pass --overwrite" in refused.stderr
+    assert {path: path.read_bytes() for path in out.glob("*.png")} == before
+    run(*command, "--overwrite")
+    complete = {path: path.read_bytes() for path in out.glob("*_mask.png")}
+    assert len(complete) == 4 + (changed == "another picture")
+    assert "is complete" in run(*command).stdout
+    assert not all(complete.get(path) == data for path, data in before.items()) or "picture" in changed
+
+
+def test_python_gets_the_list_of_results_and_what_could_not_be_read(drawn, tmp_path):
+    given = dict(model=drawn / "model", images=[drawn / "data" / "test" / "images"])
+    lines = segment(SegmentConfig(**given, output_dir=tmp_path / "out"))
+    assert lines == tmp_path / "out" / "segments.jsonl" and len(lines.read_text().splitlines()) == 4
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    given["images"].append(tmp_path / "broken.png")
+    with pytest.raises(UserError, match="1 of 5 images cannot be read; .*unreadable.jsonl lists them"):
+        segment(SegmentConfig(**given, output_dir=tmp_path / "other"))
+    assert len(list((tmp_path / "other").glob("*_mask.png"))) == 4

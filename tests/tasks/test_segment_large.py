@@ -225,14 +225,14 @@ def test_what_is_wrong_with_large_pictures_is_one_sentence_each(drawn, tmp_path)
             ("plain.tif", "--pixel_size", "0.5"),
             "plain.tif does not say how large its pixels are, and 0.5 µm are wanted",
         ),
-        (("a.ome.tif", "--tile_overlap", "0.9"), "The overlap of tiles lies in 0 to 0.75"),
+        (("a.ome.tif", "--tile_overlap", "0.9"), "--tile_overlap must lie in 0 to 0.75, got 0.9"),
         (("a.ome.tif", "--tile", "--max_memory", "0.001"), "GiB at least, got --max_memory 0.001"),
         (("a.ome.tif", "--instances", "components", "--object_classes", "x"), "There is no class 'x'"),
         (("a.ome.tif", "--export", "coco"), "--export and --object_classes need --instances"),
         (("a.ome.tif", "--tile", "--mask_size", "8", "8"), "leave --mask_size out"),
         (("a.ome.tif", "--pixel_size", "0"), "--pixel_size must be above 0, got 0"),
         (("a.ome.tif", "--whole", "--mask_size", "8", "8"), "has its size and geometry; --mask_size is for pictures"),
-        ((), "Give pictures, or a --dataset_name"),
+        ((), "Give images, or a --dataset_name"),
     ):
         names = [tmp_path / word if word.endswith(".tif") else word for word in words]
         result = run("diffuseseg", "segment", *names, *given, expect=1)
@@ -240,7 +240,7 @@ def test_what_is_wrong_with_large_pictures_is_one_sentence_each(drawn, tmp_path)
     fine = run("diffuseseg", "segment", tmp_path / "five.tif", "--input_channels", "2", *given)
     assert "1 of 1 images segmented" in fine.stdout
     both = run("diffuseseg", "segment", tmp_path / "cut.ome.tif", tmp_path / "a.ome.tif", *given, expect=1)
-    assert "1 of 2 images segmented" in both.stdout and "unreadable.jsonl" in both.stdout
+    assert "1 of 2 images segmented" in both.stdout and "unreadable.jsonl lists them" in both.stderr
     assert json.loads((tmp_path / "out" / "unreadable.jsonl").read_text())["image"].endswith("cut.ome.tif")
 
 

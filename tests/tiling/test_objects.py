@@ -12,12 +12,14 @@ from diffuseseg_diffusers.images.formats.base import ArrayRaster
 from diffuseseg_diffusers.images.formats.opening import open_raster
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.tiling.objects import (
-    ObjectOptions,
+    counted_classes,
     label_objects,
     measure_objects,
+    object_files,
     split_objects,
     write_objects,
 )
+from diffuseseg_diffusers.tiling.options import CountsObjects
 
 from ..images.formats.pictures import geotiff
 
@@ -110,13 +112,13 @@ def test_every_export_is_read_back_by_its_reader(tmp_path):
     mask = discs((20, 30), (60, 80), (40, 5))
     mask[18:22, 28:32] = 0  # a hole
     path = geotiff(tmp_path / "map.tif", np.stack([mask] * 3) * 40)
-    options = ObjectOptions(exports=("geojson", "coco", "gpkg"))
+    options = CountsObjects(instances="components", export=("geojson", "coco", "gpkg"))
     (tmp_path / "work" / "made").mkdir(parents=True)
     made = tmp_path / "work" / "made"
     with open_raster(path) as raster:
         count = write_objects(options, raster, Blocks(mask), made, "map", NAMES, PALETTE, 255)
         assert count == 3 and sorted(p.name for p in made.iterdir()) == sorted(
-            n for n, _ in options.files("map", ".tif", False)
+            n for n, _ in object_files(options, "map", ".tif", False)
         )
         transform = raster.transform
     with open_raster(made / "map_objects.tif") as labels:
@@ -169,8 +171,9 @@ def test_objects_go_through_the_slices_of_a_volume_and_not_through_pages(tmp_pat
 
 
 def test_what_cannot_be_counted_is_refused():
-    with pytest.raises(UserError, match="--instances is one of components, watershed, got blobs"):
-        ObjectOptions("blobs")
+    with pytest.raises(UserError, match="--instances must be one of components, watershed; got blobs"):
+        CountsObjects(instances="blobs")
     with pytest.raises(UserError, match="There is no class 'nucleus'; there are background, cell, fibre"):
-        ObjectOptions(classes=("nucleus",)).class_ids(NAMES)
-    assert ObjectOptions(classes=("fibre",)).class_ids(NAMES) == [2] and ObjectOptions().class_ids(NAMES) == [1, 2]
+        counted_classes(CountsObjects(instances="components", object_classes=("nucleus",)), NAMES)
+    assert counted_classes(CountsObjects(instances="components", object_classes=("fibre",)), NAMES) == [2]
+    assert counted_classes(CountsObjects(), NAMES) == [1, 2]

@@ -184,3 +184,13 @@ def test_the_score_of_a_histogram_is_that_of_the_image():
 
 def test_windows_are_parts_of_planes():
     assert Window(1, 2, 3, 4).slices == (slice(1, 4), slice(2, 6))
+
+
+def test_channels_that_are_chosen_are_read_alike_of_tiles_and_of_the_whole():
+    """Was: of channels 1, 1, 1 tiles read 0, 1 and 2."""
+    raster, pipe = ArrayRaster(picture(16, 16, 3)), PixelwiseSegmenter(channels=3)
+    for names in (("1", "1", "1"), ("0", "0", "2"), ("2", "1", "0"), ("0", "1", "2")):
+        channels = InputChannels(names)
+        tiles = segment_tiled(pipe, raster, Tiling((16, 16)), 0, channels, return_probabilities=True)
+        whole = segment_whole(pipe, raster, 0, channels, return_probabilities=True)
+        assert tiles.probabilities == pytest.approx(whole.probabilities, abs=1e-5), names

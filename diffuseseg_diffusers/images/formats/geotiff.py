@@ -56,10 +56,10 @@ class GeoRaster(Raster):
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
         import rasterio
-        from rasterio.windows import Window as Part
+        from rasterio.windows import Window as RasterioWindow
 
         down = self.levels[level]
-        part = Part(window.left * down, window.top * down, window.width * down, window.height * down)
+        part = RasterioWindow(window.left * down, window.top * down, window.width * down, window.height * down)
         try:
             with self._lock:
                 return self._file.read(window=part, out_shape=(len(self.channels), window.height, window.width))
@@ -70,7 +70,7 @@ class GeoRaster(Raster):
         self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None
     ) -> None:
         import rasterio
-        from rasterio.windows import Window as Part
+        from rasterio.windows import Window as RasterioWindow
 
         points, of_points = self._file.gcps
         profile = dict(driver="GTiff", height=self.height, width=self.width, count=1, dtype=dtype.name)
@@ -87,7 +87,7 @@ class GeoRaster(Raster):
             kept = {k: v for k, v in self._file.tags().items() if k in ("AREA_OR_POINT",)}
             file.update_tags(**kept)
             for window in windows_over(self.height, self.width):
-                part = Part(window.left, window.top, window.width, window.height)
+                part = RasterioWindow(window.left, window.top, window.width, window.height)
                 file.write(labels(0, window).astype(dtype), 1, window=part)
 
     def close(self) -> None:

@@ -10,8 +10,10 @@ import pytest
 import diffuseseg_diffusers
 from diffuseseg_diffusers import DiffuseSegPipeline
 from diffuseseg_diffusers.cli import COMMANDS
+from diffuseseg_diffusers.tasks import TASKS, named
+from diffuseseg_diffusers.tasks import evaluate as evaluate_task
 
-from .conftest import run
+from ..conftest import run
 
 
 def all_commands(drawn):
@@ -74,7 +76,7 @@ def test_help_and_version_need_no_torch():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_every_command_is_explained(command):
     parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[command][1], "diffuseseg_diffusers.cli").add_arguments(parser)
+    importlib.import_module(COMMANDS[command][1], "diffuseseg_diffusers").add_arguments(parser)
     for action in parser._actions:
         assert action.help, action.option_strings
     options = {option for action in parser._actions for option in action.option_strings}
@@ -94,26 +96,24 @@ def test_only_what_users_can_mend_is_one_line(drawn, monkeypatch, tmp_path):
     assert "Traceback" in ours and "IndexError" in ours
 
 
-def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
-    def absent(name, package=None):
-        raise ModuleNotFoundError("No module named 'datasets'", name="datasets.features")
+def test_a_missing_package_is_named_with_what_to_install(drawn, monkeypatch, tmp_path):
+    words = ("diffuseseg", "evaluate", "--model", drawn / "model", "--dataset_name", drawn / "data")
+    for name, said in (("datasets.features", "error: datasets.features is not installed; run `pip"), ("ours", "Trace")):
 
-    monkeypatch.setattr(importlib, "import_module", absent)
-    result = run("diffuseseg", "evaluate", "--help", expect=1)
-    assert result.stderr.startswith("error: datasets.features is not installed; run `pip install 'datasets")
-    monkeypatch.setattr(importlib, "import_module", lambda *a: (_ for _ in ()).throw(ModuleNotFoundError(name="ours")))
-    assert "Traceback" in run("diffuseseg", "evaluate", "--help", expect=1).stderr
+        def absent(config, name=name):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr(evaluate_task, "evaluate", absent)
+        assert run(*words, "--output_dir", tmp_path / "out", expect=1).stderr.startswith(said)
 
 
-def test_what_is_overwritten_is_explained_alike_everywhere():
-    helps = set()
-    for _, where in COMMANDS.values():
-        parser = argparse.ArgumentParser()
-        importlib.import_module(where, "diffuseseg_diffusers.cli").add_arguments(parser)
-        options = {option: action for action in parser._actions for option in action.option_strings}
-        if "--output_dir" in options:
-            helps.add(("--overwrite", options["--overwrite"].help))
-            assert options["--output_dir"].type("~/out") == Path.home() / "out"
-        if "--cache_dir" in options:
-            helps.add(("--cache_dir", options["--cache_dir"].help))
-    assert {name for name, _ in helps} == {"--overwrite", "--cache_dir"} and len(helps) == 2
+def test_every_option_of_every_configuration_is_explained_and_shared_ones_alike():
+    helps: dict[str, set[str]] = {"overwrite": set(), "cache_dir": set()}
+    for config, _ in TASKS.values():
+        options = named(config).options()
+        assert all(own.help for own in options.values()) and all(o.why or o.influence for o in options.values())
+        for name in helps:
+            helps[name] |= {options[name].help} if name in options else set()
+        if "model" in options and not options["model"].positional:
+            assert "--pretrained_model_name_or_path" in options["model"].aliases
+    assert all(len(found) == 1 for found in helps.values())
