@@ -43,9 +43,8 @@ def add_model_options(group: argparse._ArgumentGroup) -> None:
         "--dtype",
         choices=["auto", *DTYPES],
         default="auto",
-        help="Precision of the model; auto: bfloat16 where the hardware multiplies in it (GPUs since Ampere, CPUs with "
-        "AMX or the bfloat16 instructions of AVX-512, other CPUs that were found faster in it), "
-        "unless the masks were found to differ from those in float32; else float32 (default: auto).",
+        help="Precision of the model; auto: bfloat16 where it was timed to be faster on this machine, unless the masks "
+        "were found to differ from those in float32; else float32 (default: auto).",
     )
     group.add_argument("--verbose", action=_Verbose, nargs=0, help="Say in which precision models compute, and why.")
 

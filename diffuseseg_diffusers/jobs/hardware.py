@@ -6,14 +6,16 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
+from time import perf_counter
 
 import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from filelock import FileLock
 from huggingface_hub.constants import HF_ASSETS_CACHE
 
 from .errors import UserError
@@ -24,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FASTER = 1.3  # times, from which on bfloat16 is worth it: twice and more where a processor multiplies in it
+# What is timed: function, shapes of input and weight.
+OPERATIONS: dict[str, tuple] = {
+    "convolutions": (partial(F.conv2d, padding=1), (1, 128, 32, 32), (128, 128, 3, 3)),
+    "products": (F.linear, (1, 256, 768), (768, 768)),
+}
 AGREEMENT = 0.999  # of a model's masks with those in float32, from which on another precision is taken by itself
 
 
@@ -50,8 +57,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies in it at a multiple of float32's speed, else float32; see
-    [`explain_dtype`]."""
+    """bfloat16 where the device computes faster in it than in float32, else float32; see [`explain_dtype`]."""
     return explain_dtype(device)[0]
 
 
@@ -91,10 +97,14 @@ def short_name(dtype: torch.dtype) -> str:
 def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """The precision that goes with a device, and why, as a clause.
 
-    By what the hardware says of itself where that tells: bfloat16 on GPUs since Ampere, and on x86 with AMX or the
-    bfloat16 instructions of AVX-512 (Cooper Lake, Zen 4 and later). Instructions of other processors say little of
-    what PyTorch makes of them: there a convolution is timed, once for each machine and version of PyTorch, so that the
-    same machine computes in the same precision every time. Devices that nobody tried stay at float32.
+    On CPUs a convolution and a product are timed in both precisions, once for each machine and version of PyTorch:
+    instructions for bfloat16 do not tell whether PyTorch is faster with them. bfloat16 is taken where both are at least
+    `FASTER` times as fast in it. GPUs multiply in it since Ampere. Other devices stay at float32.
+
+    Example:
+        >>> dtype, reason = explain_dtype(torch.device("cpu"))
+        >>> reason
+        'bfloat16 was timed on this CPU: 1.9 times as fast in convolutions, 2.1 times as fast in products'
     """
     if device.type == "cuda":
         name, version = torch.cuda.get_device_name(device), ".".join(map(str, torch.cuda.get_device_capability(device)))
@@ -103,64 +113,84 @@ def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float32, f"{name} has compute capability {version}, and bfloat16 takes 8.0"
     if device.type != "cpu":
         return torch.float32, f"bfloat16 was not measured on {device.type}"
-    # `get_capabilities` is newer than the oldest PyTorch that we take.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    found = {"amx_bf16": "AMX", "avx512_bf16": "the bfloat16 instructions of AVX-512"}
-    has = [what for name, what in found.items() if capabilities.get(name, False)]
-    if has:
-        return torch.bfloat16, f"this CPU has {' and '.join(has)}"
-    if capabilities.get("architecture", platform.machine()) in ("x86_64", "AMD64", "i386", "x86"):
-        return torch.float32, f"this CPU has neither {' nor '.join(found.values())}"
-    ratio = _kept_ratio(device)
-    return torch.bfloat16 if ratio >= FASTER else torch.float32, f"bfloat16 is {ratio:.1f} times as fast on this CPU"
+    speedups = kept_speedups(Path(HF_ASSETS_CACHE, "diffuseseg", "bfloat16.json"))
+    dtype = torch.bfloat16 if min(speedups.values()) >= FASTER else torch.float32
+    shown = ", ".join(f"{ratio:.1f} times as fast in {name}" for name, ratio in speedups.items())
+    return dtype, f"bfloat16 was timed on this CPU: {shown}"
 
 
-def _kept_ratio(device: torch.device) -> float:
-    """How many times as fast bfloat16 is as float32, as it was measured first."""
-    path = Path(HF_ASSETS_CACHE, "diffuseseg", "bfloat16.json")
-    key = f"{platform.node()}, {platform.machine()}, torch {torch.__version__}"  # homes are shared among machines
-    try:
-        kept = read_json(path) if path.is_file() else {}
-        if isinstance(kept, dict) and isinstance(kept.get(key), float) and 0 < kept[key] < math.inf:
-            return kept[key]
-    except (UserError, OSError, RecursionError):  # of a file that can be made again
-        kept = {}
-    ratio = measure_bfloat16(device)
+@cache
+def kept_speedups(path: Path) -> dict[str, float]:
+    """[`bfloat16_speedups`] of this machine, as they were measured first.
+
+    Args:
+        path (`Path`): JSON file in which they are kept, by machine and version of PyTorch; homes are shared among
+            machines. Where it cannot be written, every process measures.
+    """
+    machine = (platform.node(), cpu_name(), torch.backends.cpu.get_cpu_capability(), f"torch {torch.__version__}")
+    key = ", ".join(machine)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**(kept if isinstance(kept, dict) else {}), key: ratio})
-    except OSError:  # a home that cannot be written to: the next process measures again
-        pass
-    return ratio
+        with FileLock(f"{path}.lock", timeout=60):  # of processes that start together one measures
+            kept = _read_speedups(path)
+            if key not in kept:
+                kept[key] = bfloat16_speedups()
+                write_json(path, kept)
+            return kept[key]
+    except OSError:
+        return bfloat16_speedups()
+
+
+def _read_speedups(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        kept = read_json(path) if path.is_file() else {}
+    except (UserError, RecursionError):  # it can be made again
+        return {}
+    return {
+        key: ratios
+        for key, ratios in (kept.items() if isinstance(kept, dict) else ())
+        if isinstance(ratios, dict)
+        and ratios.keys() == OPERATIONS.keys()
+        and all(isinstance(ratio, float) and 0 < ratio < math.inf for ratio in ratios.values())
+    }
 
 
 @torch.no_grad()
-def measure_bfloat16(device: torch.device) -> float:
-    """How many times as fast as float32 a convolution of a small U-Net is in bfloat16; takes a fraction of a second."""
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = (
-            torch.ones(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-            for shape in ((4, 128, 32, 32), (128, 128, 3, 3))
-        )
-        times = []
-        for _ in range(6):
-            began = time.perf_counter()
-            F.conv2d(x, weight, padding=1)[0, 0, 0, 0].item()  # waits for the device
-            times.append(time.perf_counter() - began)
-        seconds.append(min(times))
-    return seconds[0] / seconds[1]
+def bfloat16_speedups() -> dict[str, float]:
+    """How many times as fast as in float32 this CPU computes in bfloat16: a convolution of a small U-Net and a product
+    of a small transformer. Takes a fraction of a second; the best of many short rounds, so that other load matters
+    little.
+    """
+    speedups = {}
+    for name, (operation, shape, weight_shape) in OPERATIONS.items():
+        seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+        inputs = {d: (torch.ones(shape, dtype=d), torch.ones(weight_shape, dtype=d)) for d in seconds}
+        for _ in range(12):
+            for dtype, (x, weight) in inputs.items():
+                began = perf_counter()
+                operation(x, weight)
+                seconds[dtype].append(perf_counter() - began)
+        speedups[name] = min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
+    return speedups
+
+
+def cpu_name() -> str:
+    """The model of the processor, such as `AMD EPYC 9654`."""
+    if os.path.isfile("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def hardware(device: torch.device) -> str:
     """What a report says it was computed on: the name of the GPU, or of the CPU with the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if os.path.isfile("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{name}, {device.type}"
+    return (
+        f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{cpu_name()}, {device.type}"
+    )
 
 
 def report_processes(accelerator: Accelerator) -> None:

@@ -1,5 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import itertools
 import json
+import platform
+import shutil
 from types import SimpleNamespace
 from unittest import mock
 
@@ -9,7 +12,14 @@ import torch
 from accelerate.commands.config import config_args
 
 import diffuseseg_diffusers.jobs.hardware as hardware_module
-from diffuseseg_diffusers.jobs.hardware import default_dtype, explain_dtype, find_dtype, hardware, report_processes
+from diffuseseg_diffusers.jobs.hardware import (
+    default_dtype,
+    explain_dtype,
+    find_dtype,
+    hardware,
+    kept_speedups,
+    report_processes,
+)
 
 from ..conftest import run
 
@@ -81,48 +91,74 @@ def test_accelerate_launch_on_cpus_says_that_one_process_runs_and_what_to_use(tm
         assert "torchrun --nproc_per_node 2" in result.stderr
 
 
-def test_the_default_precision_is_that_of_the_hardware(monkeypatch):
-    for amx, avx, expected in (
-        (True, True, torch.bfloat16),
-        (True, False, torch.bfloat16),
-        (False, True, torch.bfloat16),
-        (False, False, torch.float32),
-    ):
-        known = {"amx_bf16": amx, "avx512_bf16": avx, "avx512_f": True, "architecture": "x86_64"}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
-        assert default_dtype(torch.device("cpu")) == expected
-        assert ("neither" in explain_dtype(torch.device("cpu"))[1]) == (expected == torch.float32)
-        assert default_dtype(torch.device("mps")) == torch.float32
-    assert "threads" in hardware(torch.device("cpu"))
+CPU_DEVICE = torch.device("cpu")
 
 
-def test_where_instructions_do_not_tell_a_convolution_is_timed_once_and_the_result_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"bf16": True, "architecture": "arm64"}, raising=False)
+@pytest.mark.parametrize(
+    "float32, bfloat16, expected",
+    [
+        (0.002, 0.001, torch.bfloat16),
+        (0.0012, 0.001, torch.float32),  # not worth other masks
+        (0.499, 0.753, torch.float32),  # seconds an image, of a CPU whose flags promise bfloat16
+    ],
+)
+def test_auto_takes_bfloat16_where_it_is_timed_to_be_faster_whatever_the_cpu_says_of_itself(
+    float32, bfloat16, expected, precision_clock, monkeypatch
+):
+    promises = {"avx512_bf16": True, "amx_bf16": False, "architecture": "x86_64"}
+    for flags in (promises, {"architecture": "x86_64"}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
+        precision_clock(float32, bfloat16)
+        dtype, reason = explain_dtype(CPU_DEVICE)
+        assert dtype == default_dtype(CPU_DEVICE) == expected
+        times = f"{float32 / bfloat16:.1f} times as fast in"
+        assert reason == f"bfloat16 was timed on this CPU: {times} convolutions, {times} products"
+    assert default_dtype(torch.device("mps")) == torch.float32
+    assert "threads" in hardware(CPU_DEVICE)
+
+
+def test_the_slower_of_convolutions_and_products_decides(monkeypatch, tmp_path):
+    seconds = iter([2.0, 1.0] * 12 + [1.0, 1.0] * 12)  # float32 and bfloat16 in turn
+    readings = itertools.accumulate(x for second in seconds for x in (0.0, second))
+    monkeypatch.setattr(hardware_module, "perf_counter", lambda: next(readings))
     monkeypatch.setattr(hardware_module, "HF_ASSETS_CACHE", str(tmp_path))
-    measured, timed = [], hardware_module.measure_bfloat16
+    dtype, reason = explain_dtype(CPU_DEVICE)
+    assert dtype == torch.float32
+    assert reason.endswith("2.0 times as fast in convolutions, 1.0 times as fast in products")
 
-    def remembered(device):
-        measured.append(timed(device))
-        return measured[-1]
 
-    monkeypatch.setattr(hardware_module, "measure_bfloat16", remembered)
-    first = explain_dtype(torch.device("cpu"))
-    assert explain_dtype(torch.device("cpu")) == first and len(measured) == 1 and measured[0] > 0
-    assert (first[0] == torch.bfloat16) == (measured[0] >= hardware_module.FASTER)
-    assert f"bfloat16 is {measured[0]:.1f} times as fast on this CPU" == first[1]
-    kept = tmp_path / "diffuseseg" / "bfloat16.json"
-    for ratio, expected in ((2.0, torch.bfloat16), (0.2, torch.float32)):
-        kept.write_text(json.dumps(dict.fromkeys(json.loads(kept.read_text()), ratio)))
-        assert default_dtype(torch.device("cpu")) == expected and len(measured) == 1
-    kept.write_text("{")  # cut off
-    assert explain_dtype(torch.device("cpu"))[1].endswith("on this CPU") and len(measured) == 2
-    monkeypatch.setattr(hardware_module, "HF_ASSETS_CACHE", str(kept))  # a file is where the folder would be
-    assert default_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32) and len(measured) == 3
+def test_a_machine_is_timed_once_for_all_processes_and_computes_the_same_way_ever_after(precision_clock, tmp_path):
+    path, of_another_process = tmp_path / "kept" / "bfloat16.json", tmp_path / "other" / "bfloat16.json"
+    precision_clock(2.0, 1.0)
+    first = kept_speedups(path)
+    assert first == pytest.approx({"convolutions": 2.0, "products": 2.0})
+    precision_clock(1.0, 2.0)
+    assert kept_speedups(path) == first
+    shutil.copytree(path.parent, of_another_process.parent)
+    assert kept_speedups(of_another_process) == first
+    (machine,) = json.loads(path.read_text())
+    assert platform.node() in machine and f"torch {torch.__version__}" in machine
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"KEY": 2.0}', '{"KEY": {"convolutions": 2.0, "products": null}}'])
+def test_what_was_kept_and_cannot_be_read_is_timed_anew(text, precision_clock, tmp_path):
+    precision_clock(2.0, 1.0)
+    kept_speedups(tmp_path / "good.json")
+    (machine,) = json.loads((tmp_path / "good.json").read_text())
+    (tmp_path / "bad.json").write_text(text.replace("KEY", machine))
+    precision_clock(1.0, 2.0)
+    assert kept_speedups(tmp_path / "bad.json") == pytest.approx({"convolutions": 0.5, "products": 0.5})
+    assert json.loads((tmp_path / "bad.json").read_text()).keys() == {machine}
+
+
+def test_a_home_that_cannot_be_written_to_stops_nothing(tmp_path):
+    (tmp_path / "file").write_text("where the folder would be")
+    speedups = kept_speedups(tmp_path / "file" / "bfloat16.json")
+    assert speedups.keys() == {"convolutions", "products"} and min(speedups.values()) > 0
 
 
 @pytest.mark.parametrize("share, expected", [(0.9989, torch.float32), (0.999, torch.bfloat16), (None, torch.bfloat16)])
-def test_auto_is_float32_for_a_model_whose_masks_differ_in_the_faster_precision(share, expected, monkeypatch, caplog):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+def test_auto_is_float32_for_a_model_whose_masks_differ_in_the_faster_precision(share, expected, fast_bfloat16, caplog):
     agreement = {"float16": 0.5} | ({} if share is None else {"bfloat16": share})
     assert find_dtype("auto", torch.device("cpu"), "out/model", agreement) == expected
     said = "out/model: float32; bfloat16 is faster, but changes the class of 0.11 % of the pixels"

@@ -260,8 +260,7 @@ def test_one_function_loads_whatever_segments_from_a_folder_and_from_the_hub(hub
     assert not (tmp_path / "home").exists() and len(list((tmp_path / "cache").glob("models--alice--kind-*"))) == 5
 
 
-def test_the_precision_is_float32_where_masks_in_the_faster_one_were_others(hub, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+def test_the_precision_is_float32_where_masks_in_the_faster_one_were_others(hub, tmp_path, fast_bfloat16, caplog):
     saved_student(tmp_path / "first")
     pipe, student = made(), load_pipeline(tmp_path / "first", device="cpu", dtype="float32")
     unet = unet_from_denoiser(make_unet(), ["sky", "disc", "bar"])
@@ -304,8 +303,9 @@ def test_what_is_of_an_unknown_kind_or_broken_is_a_sentence(tmp_path, index):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
-def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could(hub, tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could(
+    hub, tmp_path, fast_bfloat16, monkeypatch, dtype
+):
     push("alice/offline", made())
     settings = {"device": "cpu", "dtype": dtype, "cache_dir": tmp_path / "cache"}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as HF_HUB_OFFLINE=1 sets it
@@ -319,8 +319,9 @@ def test_offline_a_pipeline_comes_from_the_cache_or_a_sentence_says_how_it_could
     assert hub.requests == []
 
 
-def test_offline_what_has_no_head_to_say_how_precisions_agree_comes_from_the_cache_too(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+def test_offline_what_has_no_head_to_say_how_precisions_agree_comes_from_the_cache_too(
+    hub, tmp_path, fast_bfloat16, monkeypatch
+):
     unfitted = made()
     unfitted.segmentation_head = None
     push("alice/unfitted", unfitted)
@@ -334,8 +335,7 @@ def test_offline_what_has_no_head_to_say_how_precisions_agree_comes_from_the_cac
 
 
 @pytest.mark.parametrize("wrong", ['"0.5"', "true", "NaN", "-5", "99.9", "1e400", '{"a": 1}', "[]", "null"])
-def test_an_agreement_that_is_no_share_says_nothing(wrong, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+def test_an_agreement_that_is_no_share_says_nothing(wrong, tmp_path, fast_bfloat16, caplog):
     made().save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "segmentation_head" / "config.json"
     config = path.read_text()

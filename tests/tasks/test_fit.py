@@ -31,8 +31,7 @@ def test_the_unet_is_saved_as_it_was_whatever_it_ran_in(drawn, tmp_path):
     assert report["agreement"] == head.config.agreement
 
 
-def test_a_fit_in_float32_is_compared_with_what_auto_would_take(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+def test_a_fit_in_float32_is_compared_with_what_auto_would_take(drawn, tmp_path, fast_bfloat16):
     fit = ("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--num_members", "2")
     said = run(*fit, "--recipe", "fast", "--dtype", "float32", "--output_dir", tmp_path / "out")
     share = json.loads((tmp_path / "out" / "segmentation_head" / "config.json").read_text())["agreement"]["bfloat16"]

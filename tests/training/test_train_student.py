@@ -55,8 +55,7 @@ def report_of(folder) -> dict:
     return json.loads((folder / "student_training.json").read_text())
 
 
-def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path, fast_bfloat16):
     said = run(
         *("diffuseseg", "train-student"),
         *options(drawn, tmp_path / "out", "--num_epochs", "6", "--real_dataset_name", drawn),
