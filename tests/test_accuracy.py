@@ -1,6 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Accuracy on drawn faces, which everybody has; and on real ones where the shared material is at hand."""
 
+import pytest
+
 from diffuseseg_diffusers import (
     DiffuseSegPipeline,
     LabeledImages,
@@ -24,6 +26,7 @@ def test_eight_labelled_drawings_teach_a_head_what_unseen_drawings_show():
     assert metrics["per_class_iou"]["background"] > 0.85 and metrics["per_class_iou"]["skin"] > 0.6
 
 
+@pytest.mark.slow
 def test_twenty_labelled_photographs_teach_a_head_what_fifty_others_show():
     pipe = DiffuseSegPipeline.from_pretrained(shared("checkpoints/faces64-ddpm"))
     train, test = (load_labeled_images(shared("data/faces64"), "labeled", s) for s in ("train", "test"))

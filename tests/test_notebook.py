@@ -8,6 +8,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from .conftest import ROOT
@@ -27,6 +28,7 @@ def code_cells() -> list[dict]:
     return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
 
 
+@pytest.mark.slow
 def test_every_cell_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -99,6 +99,7 @@ def test_a_push_that_breaks_off_leaves_nothing_half_and_is_resumed(hub, tmp_path
         assert files[weights] == (new / weights).read_bytes() != before[weights]
 
 
+@pytest.mark.slow
 def test_a_push_killed_halfway_and_repeated_leaves_one_whole_repository(hub, tmp_path):
     folder = saved(tmp_path / "model", seed=71)  # other weights than the Hub has already
     command = [sys.executable, "-m", "diffuseseg_diffusers", "push", str(folder), "alice/killed"]
@@ -220,6 +221,7 @@ def test_a_repository_that_was_there_or_got_files_is_never_removed(hub, tmp_path
     assert not hub.asked("DELETE", "")
 
 
+@pytest.mark.slow
 def test_train_fit_evaluate_push_and_segment_with_names_on_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "default", QUICK)
     push_folder(write_images(tmp_path / "pictures", count=8), "alice/work", private=True)
@@ -295,6 +297,7 @@ for command in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_no_token_is_ever_shown_or_written(hub, tmp_path, monkeypatch):
     token, wrong = TOKENS["alice"], "hf_WrongSecretToken"
     folder, image = saved(tmp_path / "model"), tmp_path / "image.png"

@@ -36,6 +36,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_space_runs_the_same_page(hub, pictures, tmp_path, monkeypatch):
     """Pushed by the command, downloaded again, and started as its Dockerfile does, without the installed package."""
     port = free_port()

@@ -76,6 +76,7 @@ def test_the_number_of_the_configuration_counts_where_the_command_line_names_non
     assert reported(capsys, *launch, "--num_processes", "1", "x.py") == ""
 
 
+@pytest.mark.slow
 def test_accelerate_launch_on_cpus_says_that_one_process_runs_and_what_to_use(tmp_path):
     """Point 13 of what was found, with Accelerate itself."""
     script = tmp_path / "script.py"

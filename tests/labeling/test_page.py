@@ -24,7 +24,10 @@ from ..conftest import run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = os.environ.get("DIFFUSESEG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium; see CONTRIBUTING.md")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium; see CONTRIBUTING.md"),
+]
 
 
 class Server:

@@ -211,6 +211,7 @@ def test_pictures_that_changed_their_size_keep_their_strokes(open_session, pictu
     assert len(again.journal.active()) == len(session.journal.active())
 
 
+@pytest.mark.slow
 def test_kill_9_while_features_are_extracted_keeps_those_that_are_done(pictures, tmp_path, pipe, open_session):
     pipe.save_pretrained(tmp_path / "model")
     program = (

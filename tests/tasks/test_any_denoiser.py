@@ -31,7 +31,7 @@ def labelled(tmp_path):
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", ["stable-diffusion", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_taps_fit_segment_and_generate(name, labelled, tmp_path):
     base, head, out = tmp_path / "base", tmp_path / "head", tmp_path / "out"
     MAKE[name]().save_pretrained(base)
@@ -63,6 +63,7 @@ def test_taps_fit_segment_and_generate(name, labelled, tmp_path):
     assert [(r["image"].tobytes(), r["mask"].tobytes()) for r in again] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKE)
 def test_a_head_is_pushed_without_its_base_and_comes_back_with_it(name, hub, labelled, tmp_path):
     base = f"alice/{name}"

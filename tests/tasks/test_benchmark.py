@@ -96,6 +96,7 @@ def test_the_command_prints_our_result_and_resumes_where_it_was_cut_off(publishe
     assert "another run: recipe paper (now fast)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_dataset_ddpm_labels_what_the_model_draws_and_trains_a_student_and_overwriting_takes_all_of_it(
     published, tmp_path, capsys
 ):

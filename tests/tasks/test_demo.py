@@ -46,6 +46,7 @@ def test_the_demo_shows_the_whole_idea(tmp_path):
     assert "model/mine.txt" in run(*again, "--overwrite", expect=1).stderr
 
 
+@pytest.mark.slow
 def test_the_demo_trains_first_if_asked(tmp_path):
     run(
         *("diffuseseg", "demo", "--train", "--train_minutes", "0.02", "--output_dir", tmp_path / "demo"),

@@ -129,6 +129,7 @@ def test_every_option_of_fit_has_an_effect(drawn, tmp_path):
     assert json.loads((tmp_path / "two" / "head_training.json").read_text())["validation"]["num_images"] == 4
 
 
+@pytest.mark.slow
 def test_two_processes_fit_the_same_masks_as_one(drawn, tmp_path):
     data = ("--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--num_members", "3", "--recipe", "fast")
     # On CPUs `accelerate launch` wants MPI for several processes; on GPUs it does what torchrun does here.

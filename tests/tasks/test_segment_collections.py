@@ -107,6 +107,7 @@ def start(command, folder=ROOT, **env):
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 def test_processes_two_launches_and_kills_leave_the_same_bytes(drawn, collection, tmp_path):
     once = worker_command(drawn, collection, tmp_path / "once")
     assert start(once).wait(timeout=120) == 1  # one image is broken
@@ -125,6 +126,7 @@ def test_processes_two_launches_and_kills_leave_the_same_bytes(drawn, collection
     assert files(out) == expected
 
 
+@pytest.mark.slow
 def test_slurm_gets_a_job_whose_tasks_share_the_run(drawn, collection, tmp_path):
     pytest.importorskip("datatrove")
     tools = tmp_path / "bin"

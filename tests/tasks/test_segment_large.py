@@ -244,6 +244,7 @@ def test_what_is_wrong_with_large_pictures_is_one_sentence_each(drawn, tmp_path)
     assert json.loads((tmp_path / "out" / "unreadable.jsonl").read_text())["image"].endswith("cut.ome.tif")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(drawn, tmp_path):
     rng = np.random.default_rng(0)  # noise, whose mask is large
     ome_tiff(tmp_path / "slide.ome.tif", rng.integers(0, 256, (1, 400, 400), dtype=np.uint8))

@@ -74,12 +74,14 @@ def test_a_complete_run_is_not_made_again_and_another_one_is_refused(model, alon
     assert "seed 5 (now 6)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_dataset_that_one_gives(model, alone, tmp_path):
     command = ["torchrun", "--standalone", "--nproc_per_node", "2", "training/generate_dataset.py", "--model", model]
     run(*command, *ARGUMENTS, "--output_dir", tmp_path / "out", **ONE_THREAD)
     assert shards(tmp_path / "out") == shards(alone)
 
 
+@pytest.mark.slow
 def test_killed_it_resumes_and_ends_with_the_same_bytes(model, alone, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "diffuseseg_diffusers", "generate", "--model", str(model), *ARGUMENTS]

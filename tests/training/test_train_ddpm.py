@@ -187,6 +187,7 @@ def test_the_command_leaves_a_pipeline_samples_and_figures(drawn, tmp_path):
     assert [e.step for e in events.Images("samples")] == [6, 12]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_step_ends_with_the_same_bits(drawn, tmp_path):
     """By SIGKILL; the same command line, here by `accelerate launch`, resumes."""
     options = ("--use_ema", "--dropout", "0.1", "--random_flip", "--lr_scheduler", "cosine", "--snr_gamma", "5")
@@ -217,6 +218,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bits(drawn, tmp_path):
     assert {e["step"]: e["loss"] for e in log(tmp_path / "killed") if "loss" in e} == by_step
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_first_and_resumes_exactly(drawn, tmp_path):
     command = (sys.executable, ROOT / "training" / "train_ddpm.py")
     with started(*command, *arguments(drawn, tmp_path / "run", steps=100_000)) as endless:
@@ -255,6 +257,7 @@ def test_two_processes_train_as_one_with_both_batches(drawn, tmp_path, quick_shu
     assert state["images_seen"] == 80 + 2 * 4
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_not_much_worse_after_the_warm_up(drawn, tmp_path):
     train(
         *(drawn, tmp_path, "--use_ema", "--checkpointing_steps", "100", "--checkpoints_total_limit", "0"),
@@ -331,6 +334,7 @@ def test_accumulated_batches_are_one_step(drawn, tmp_path):
     assert adam[0]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_the_same(drawn, tmp_path, monkeypatch):
     compiled = torch.nn.Module.compile  # without the C++ compiler, which takes minutes
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="aot_eager"))
@@ -470,6 +474,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(drawn
     assert train(drawn, tmp_path / "run", *good, steps=8)["step"] == 8
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(drawn, tmp_path):
     train(drawn, tmp_path / "run", "--use_ema", steps=5)
     before = load_file(tmp_path / "run" / "checkpoint-000005" / "model.safetensors")

@@ -209,6 +209,7 @@ def test_a_teacher_teaches_a_u_net_from_pictures_without_labels(hub, drawn, taug
     assert ours.decisions.iou == pytest.approx(expected.iou, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_distillation_that_was_killed_resumes_bit_for_bit_and_asks_the_teacher_once(drawn, taught, tmp_path):
     short = ("--num_epochs", "3", "--images_per_epoch", "32", "--targets_dir", tmp_path / "targets")
     program = [str(Path(sys.executable).parent / "diffuseseg"), *distill(drawn, taught, tmp_path / "killed", *short)]
