@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Whether a model's masks are those that it makes in float32."""
+"""Agreement of a model's masks with those in float32."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -40,7 +40,7 @@ def measure_agreement(
 
 
 def agreement_line(agreement: Mapping[str, float]) -> str:
-    """What [`measure_agreement`] found, in a sentence for each precision, and what follows from it."""
+    """The result of [`measure_agreement`] in a sentence for each precision."""
     lines = []
     for dtype, share in agreement.items():
         less = f", less than {AGREEMENT:.1%}: `--dtype auto` will take float32 for it" if share < AGREEMENT else ""

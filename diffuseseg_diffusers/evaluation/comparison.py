@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Models side by side: accuracy with intervals, speed and size, on the same labelled images in one run."""
+"""Compares models on the same labelled images: accuracy with confidence intervals, speed and size."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -108,7 +108,7 @@ def class_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """The middle 95 % of some values."""
+    """The central 95 % interval of samples."""
     return [float(x) for x in np.percentile(values, [2.5, 97.5])]
 
 

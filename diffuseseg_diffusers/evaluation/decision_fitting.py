@@ -24,8 +24,8 @@ def fit_decisions(
 ) -> Decisions | None:
     """Weights of the expected-IoU decision rule for images like these.
 
-    No label is needed: the model's own probabilities say how sure it is of each class. They should be of images that it
-    did not learn from, of which it is surer than it should be.
+    Needs no labels, only the model's probabilities, on images that it was not fitted on: on training images it is
+    overconfident.
 
     Args:
         model ([`Segmenter`]): A pipeline with a head, a student, or several together.

@@ -24,7 +24,7 @@ class Example:
     """An evaluated image.
 
     Args:
-        image (`PIL.Image.Image`): As it came.
+        image (`PIL.Image.Image`): The input.
         reference (`np.ndarray`), prediction (`np.ndarray`): `[H, W]` uint8 class ids.
         uncertainty (`np.ndarray`, *optional*): `[H, W]` float32 in nats; tiles that are not blended have none.
     """

@@ -14,7 +14,7 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 
 
 def uncertainty_histogram(scores: np.ndarray, kept: np.ndarray) -> Figure:
-    """How uncertain generated images are, those that were kept and those that were left out.
+    """Histogram of the uncertainty of generated images, kept and dropped.
 
     Args:
         scores (`np.ndarray`): `[N]`, uncertainty of each image in nats.
@@ -32,7 +32,7 @@ def uncertainty_histogram(scores: np.ndarray, kept: np.ndarray) -> Figure:
 
 
 def training_curves(entries: Sequence[dict]) -> Figure:
-    """How the training of a diffusion model went: losses over steps, and by timestep at the end.
+    """Training curves of a diffusion model: losses over steps, and by timestep at the end.
 
     Args:
         entries (sequence of `dict`):

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Pages of images to look at: evaluated, generated, clustered ones, and whole experiments."""
+"""Pages of images: evaluated, generated, clustered, and whole experiments."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ def contact_sheet(
     label_names: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> Figure:
-    """One page of a whole experiment: what was labelled, what the model makes of unseen images, what it generates.
+    """One page of an experiment: labelled images, predictions on unseen ones, generated samples.
 
     Args:
         labeled (sequence of `(image, mask)`): What the head was fitted on.

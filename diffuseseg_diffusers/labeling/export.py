@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What a session leaves behind: labels as a dataset that every command reads, masks of all pictures, the strokes."""
+"""Exports a session: labels as a dataset that every command reads, masks of all pictures, and the strokes."""
 
 import shutil
 from pathlib import Path
@@ -51,7 +51,7 @@ def export_session(session: Any, folder: Path, pipeline: Path | None = None, beh
 
 
 def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
-    """Writes all but the `README.md`; returns why labelled pictures are left out."""
+    """Writes everything except `README.md`; returns the reasons for which labelled pictures are left out."""
     classes, names = session.classes, session.labelled_names()
     if not names:
         raise UserError("Nothing is labelled yet; draw strokes first.")

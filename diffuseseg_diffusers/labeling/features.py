@@ -33,7 +33,7 @@ PROBES = 128  # pixels of a picture, and places in it, that stand for it
 
 @dataclass
 class Basis:
-    """What reduces activations to features.
+    """A linear projection of activations to features.
 
     Args:
         projection (`torch.Tensor`): `[D, DIMENSIONS]` float32, for raw activations in the order of concatenation.
@@ -83,7 +83,7 @@ class Basis:
 
 @dataclass
 class PictureFeatures:
-    """What is kept of a picture.
+    """Features of a picture.
 
     Args:
         grid (`torch.Tensor`): `[D, h, w]` float16, the features; `D` is `DIMENSIONS`.
@@ -110,7 +110,7 @@ class PictureFeatures:
 
 @dataclass
 class Kept:
-    """What is kept in memory of every picture; see [`PictureFeatures`]."""
+    """The part of [`PictureFeatures`] that is held in memory for every picture."""
 
     small: torch.Tensor
     pixels: torch.Tensor
@@ -124,7 +124,7 @@ class FeatureStore:
         extractor ([`FeatureExtractor`]): What they are extracted with.
         folder (`Path`): Of the features of this model; what is there is used.
         load (`Callable`): Gives the pixels of a picture by its name, `[1, C, H, W]` in [-1, 1].
-        stamp (`Callable`): Gives what tells one state of a picture from another, by its name.
+        stamp (`Callable`): Gives a value that changes with the content of a picture, by its name.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class FeatureStore:
         return self.folder / f"{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:24]}.safetensors"
 
     def has(self, name: str) -> bool:
-        """Whether the features of a picture, as it is now, are there."""
+        """Whether features of the current content of a picture exist."""
         try:
             with safe_open(self.path(name), "pt") as file:
                 return (file.metadata() or {}).get("stamp") == self.stamp(name)
@@ -171,7 +171,7 @@ class FeatureStore:
         return found
 
     def _kept_basis(self) -> Basis | None:
-        """The components that are in the folder. If they cannot be read, nothing that is there goes with new ones."""
+        """The stored components; if they cannot be read, all stored features are discarded."""
         path = self.folder / BASIS
         try:
             kept = load_file(path)
@@ -209,7 +209,7 @@ class FeatureStore:
 
 
 def sample(maps: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Bilinear samples as upsampling would give them.
+    """Samples maps bilinearly at points, as upsampling would.
 
     Args:
         maps (`torch.Tensor`): `[N, C, h, w]`.
@@ -237,14 +237,14 @@ def sample_pixels(grid: torch.Tensor, pixels: torch.Tensor, size: tuple[int, int
 
 
 def finest(activations: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """Height and width of the finest of some activations."""
+    """Height and width of the largest activation."""
     return max((a.shape[-2], a.shape[-1]) for a in activations)
 
 
 def places(grid: torch.Tensor) -> torch.Tensor:
     """Features of the places of a picture that may be suggested: `[D, h, w]` to float32, 64 pixels a side at most.
 
-    Each is the mean over its neighbours: single pixels are least certain on borders, where hands are imprecise.
+    Each is the mean over its neighbours, since uncertainty peaks on borders, where strokes are imprecise.
     """
     return F.avg_pool2d(at_most(grid, PLACES_SIDE).float(), 3, 1, 1, count_include_pad=False)
 
@@ -259,7 +259,7 @@ def at_most(grid: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def model_key(pipe: Any, extractor: FeatureExtractor, fingerprint: Sequence[float]) -> str:
-    """A name for what features are of: the same model, taps and size give the same."""
+    """A key for features, equal for equal model, taps and size."""
     scheduler: dict = dict(getattr(getattr(pipe, "scheduler", None), "config", None) or {})
     noise = json.dumps({k: v for k, v in scheduler.items() if k[0] != "_"}, sort_keys=True, default=str)
     parts = [type(pipe).__name__, extractor.blocks, extractor.timesteps, extractor.size, extractor.prompt, fingerprint]

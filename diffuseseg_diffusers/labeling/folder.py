@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The folder of a labelling session: what is in it, and whose it is."""
+"""The folder of a labelling session, and its lock."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ FINISHED = "finished.json"  # the revision that the pipeline follows from
 
 
 def open_folder(folder: Path) -> None:
-    """Makes the folder of a session, or checks that it is one, and holds it until this process ends.
+    """Creates or opens the folder of a session and locks it until this process ends.
 
     Raises:
-        UserError: It is or lies below a file, holds something else, or another process has it open.
+        UserError: The path is not a folder, it holds other files, or another process has the session open.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a folder is needed for the session.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Strokes and classes as a journal: one line of JSON each, on the disk before the next one is taken.
+"""An append-only journal of strokes and classes: one line of JSON each, synced to disk before the next is accepted.
 
 Label maps are what the lines amount to. A stroke that is undone is left out, a class that was merged into another is
 read as that one, so nothing that was drawn is ever lost, and strokes of two pages fit into one another.
@@ -29,11 +29,11 @@ MAX_PIXELS = 2**24  # of a picture; larger ones are to be cut first
 
 @dataclass
 class LabelClass:
-    """A class that strokes can have.
+    """A class of labels.
 
     Args:
         id (`int`): 0 to 254; stays the same when classes before it are merged away.
-        name (`str`): What it is called.
+        name (`str`): Its name.
         color (`list[int]`): Red, green, blue, 0 to 255.
     """
 
@@ -44,7 +44,7 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class Stroke:
-    """Pixels of a picture that got a class at once.
+    """Pixels of a picture that were labelled together.
 
     Args:
         number (`int`): Counts all strokes of a session, from 1.
@@ -91,7 +91,7 @@ class Journal:
         path (`Path`): The file; made with the first line.
 
     Raises:
-        UserError: A line of the file is broken. What a kill left of the last line is dropped.
+        UserError: A line of the file is broken. An incomplete last line is dropped.
     """
 
     path: Path
@@ -122,7 +122,7 @@ class Journal:
             os.truncate(self.path, len(whole))
 
     def labels(self, picture: str, size: tuple[int, int]) -> LabelMap:
-        """The labels of a picture; a new, empty map if there are none. Not to be changed."""
+        """The labels of a picture, empty if there are none. Read-only."""
         return self._maps.get(picture) or LabelMap.empty(size)
 
     def resolved(self, ids: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ class Journal:
         return table[ids]
 
     def target(self, label: int) -> int:
-        """The class that a class became by merging."""
+        """The class into which a class was merged, or itself."""
         while label in self.merged:
             label = self.merged[label]
         return label
@@ -154,7 +154,7 @@ class Journal:
 
         Raises:
             UserError: A run lies outside the picture, is empty or has an unknown class, or there is none.
-            OSError: It could not be written; the stroke is then not taken.
+            OSError: The stroke could not be written, and is not accepted.
         """
         self.catch_up()
         given = _checked_runs(runs, picture, size)
@@ -170,7 +170,7 @@ class Journal:
         return number
 
     def set_undone(self, number: int, undone: bool = True) -> None:
-        """Takes a stroke back, or back in.
+        """Undoes or redoes a stroke.
 
         Raises:
             UserError: There is no such stroke.
@@ -185,7 +185,7 @@ class Journal:
         """Adds a class; its colour is the next of the palette if none is given.
 
         Raises:
-            UserError: The name is empty or taken, the colour is none, or there are 255 classes already.
+            UserError: The name is empty or taken, the colour is invalid, or there are 255 classes already.
         """
         self.catch_up()
         label = max([*self.classes, *self.merged], default=-1) + 1
@@ -199,7 +199,7 @@ class Journal:
         """Renames or recolours a class.
 
         Raises:
-            UserError: There is no such class, the name is empty or taken, or the colour is none.
+            UserError: There is no such class, the name is empty or taken, or the colour is invalid.
         """
         self.catch_up()
         own = self._class(label)
@@ -208,7 +208,7 @@ class Journal:
         return self.classes[label]
 
     def merge_classes(self, label: int, into: int) -> None:
-        """Makes all that has one class have another.
+        """Merges a class into another.
 
         Raises:
             UserError: There is no such class, or they are the same.
@@ -221,7 +221,7 @@ class Journal:
         self._write({"merge": label, "into": into})
 
     def catch_up(self) -> None:
-        """Takes in what another journal of this process has written to the same file."""
+        """Reads lines that another journal of this process appended to the same file."""
         if not self.path.exists() or self.path.stat().st_size <= self._read:
             return
         with open(self.path, "rb") as file:
@@ -244,7 +244,7 @@ class Journal:
         return name
 
     def _write(self, line: dict[str, Any]) -> None:
-        """Puts a line on the disk, then into the state; a line that could not be written whole is taken out again."""
+        """Syncs a line to disk, then applies it; a partially written line is removed again."""
         if self.revision and not self.path.exists():
             raise FileNotFoundError(
                 errno.ENOENT,
@@ -271,7 +271,7 @@ class Journal:
         self._apply(line)
 
     def _apply(self, line: dict[str, Any]) -> None:
-        """What a line changes in memory."""
+        """Applies a line to the state in memory."""
         self.revision += 1
         if "stroke" in line:
             size = (int(line["size"][0]), int(line["size"][1]))
@@ -311,10 +311,10 @@ class Journal:
 
 
 def checked_name(name: str) -> str:
-    """The name of a class, without superfluous white space.
+    """Validates the name of a class and strips white space.
 
     Raises:
-        UserError: It is empty or too long, or has characters that cannot be shown or written.
+        UserError: The name is empty, too long, or has unprintable characters.
     """
     name = " ".join(str(name).split())
     if not name or len(name) > 100 or not name.isprintable():

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The head that follows the strokes: an ensemble of linear classifiers, fitted in a fraction of a second.
+"""The live head: an ensemble of linear classifiers, fitted in a fraction of a second.
 
 Multinomial logistic regression with a Gaussian prior, each member on the strokes with random weights of its own (the
 Bayesian bootstrap: Rubin, 1981). Classes weigh equally, and strokes within a class, however long they are. So what is
@@ -26,7 +26,7 @@ TRUST = 0.5  # in the estimated shares of the classes: 0 takes all classes to be
 
 @dataclass
 class Sampled:
-    """Labelled pixels that are learnt from; of two classes at least, where a head is fitted.
+    """Labelled pixels to fit on; a head needs at least two classes.
 
     Args:
         features (`torch.Tensor`): `[P, D]` float32.
@@ -42,7 +42,7 @@ class Sampled:
 
     @classmethod
     def together(cls, parts: Sequence["Sampled"]) -> "Sampled":
-        """Those of several pictures."""
+        """Concatenates the pixels of several pictures."""
         if not parts:
             none = torch.zeros(0, dtype=torch.long)
             return cls(torch.zeros(0, 1), none, none, torch.zeros(0, 1))
@@ -94,11 +94,11 @@ class LiveHead:
         return head
 
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
-        """What each member thinks of pixels: `[P, D]` to `[K, P, C]`, float32."""
+        """Class probabilities by member: `[P, D]` to `[K, P, C]`, float32."""
         return torch.baddbmm(self.bias[:, None], features.expand(len(self.weight), -1, -1), self.weight).softmax(-1)
 
     def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The members' mean, and how uncertain it is.
+        """Mean class probabilities of the members, and their uncertainty.
 
         Args:
             features (`torch.Tensor`): `[P, D]` of any floating-point type.

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The pictures of a folder that are labelled: of any format that `segment` reads, for the model and for the eye."""
+"""The pictures of a session, of any format that `segment` reads, as model input and for display."""
 
 import os
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Picture:
     root: Path
 
     def check(self) -> None:
-        """Raises [`UserError`] if the file is gone, leads out of the folder by now, or has changed its size."""
+        """Raises [`UserError`] if the file is gone, is a link out of the folder, or has changed its size."""
         if not self.path.exists():
             raise UserError(f"{self.name} is gone; put it back, or start again without it.")
         if not is_inside(self.path, self.root):
@@ -50,15 +50,15 @@ class Picture:
             raise UserError(f"{self.name} was {self.size[1]} x {self.size[0]} pixels and is now {size[1]} x {size[0]}.")
 
     def stamp(self) -> str:
-        """What tells one state of the file from another."""
+        """A value that changes with the file."""
         stat = os.stat(self.path)
         return f"{stat.st_size}-{stat.st_mtime_ns}"
 
     def read(self) -> PIL.Image.Image | np.ndarray:
-        """The picture: an image that Pillow decodes, or an array `[H, W, C]` of a format that it does not.
+        """The decoded picture: a PIL image, or an array `[H, W, C]` for formats that Pillow does not read.
 
         Raises:
-            UserError: It cannot be read, leads out of the folder, or has changed its size.
+            UserError: The file cannot be read, is a link out of the folder, or has changed its size.
         """
         if not is_inside(self.path, self.root):
             raise UserError(f"{self.name} is a link by now that leads out of the folder; it is not read.")
@@ -74,11 +74,11 @@ class Picture:
         return image
 
     def pixels(self, processor: DiffuseSegImageProcessor, size: tuple[int, int]) -> torch.Tensor:
-        """What the model sees: `[1, C, H, W]` in [-1, 1]."""
+        """The model input: `[1, C, H, W]` in [-1, 1]."""
         return processor.preprocess(processor.load([self.read()]), *size)
 
     def shown(self) -> PIL.Image.Image:
-        """What people see, of mode "L" or "RGB"; of many channels the first three, each over its own range."""
+        """The picture for display, mode "L" or "RGB"; of many channels the first three, each stretched to its range."""
         image = self.read()
         if isinstance(image, PIL.Image.Image):
             return to_eight_bit(image)
@@ -99,7 +99,7 @@ def find_pictures(
         model_size (two `int`, *optional*): Height and width that the model sees, if it is known.
 
     Returns:
-        The pictures by name; those that are left out, by name, with the reason; lines that ought to be said.
+        The pictures by name; the reasons of those left out, by name; and notices to show.
 
     Raises:
         UserError: There is no such folder, or no picture in it that can be opened.

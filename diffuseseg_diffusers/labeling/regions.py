@@ -8,7 +8,7 @@ from .journal import UNLABELED
 
 
 def to_runs(region: np.ndarray, label: int) -> list[list[int]]:
-    """A region as the runs of a stroke.
+    """Encodes a region as the runs of a stroke.
 
     Args:
         region (`np.ndarray`): Boolean `[H, W]`.
@@ -24,7 +24,7 @@ def to_runs(region: np.ndarray, label: int) -> list[list[int]]:
 
 
 def sparse_pixels(ids: np.ndarray, strokes: np.ndarray, each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """So many pixels of each stroke at most, evenly spread over it.
+    """At most `each` pixels of every stroke, evenly spread over it.
 
     Args:
         ids (`np.ndarray`): `[H, W]` uint8, 255 without a label.
@@ -44,6 +44,6 @@ def sparse_pixels(ids: np.ndarray, strokes: np.ndarray, each: int) -> tuple[np.n
 
 
 def connected_region(mask: np.ndarray, y: int, x: int) -> np.ndarray:
-    """The pixels of one class that are connected with one along rows and columns: boolean `[H, W]`."""
+    """The 4-connected region of a pixel's class: boolean `[H, W]`."""
     regions, _ = label(mask == mask[y, x])
     return regions == regions[y, x]

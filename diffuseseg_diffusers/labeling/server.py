@@ -1,8 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A labelling session on a page: routes, and what guards them.
+"""The web server of a labelling session: routes and access control.
 
-Nothing of a request becomes a path: pictures are found by their names in the session. Every route but the page's own
-files wants the token of the address, before anything else is looked at. Class ids travel as bytes and numbers, never as
+No part of a request is used as a path: pictures are looked up by name. Every route except the page's static files
+requires the token of the address before anything else is read. Class ids travel as bytes and numbers, never as
 colours.
 """
 
@@ -41,7 +41,7 @@ PLACES = 5  # that are suggested in a picture
 
 
 class Strict(BaseModel):
-    """A body without unknown fields or numbers in the guise of text."""
+    """A request body; unknown fields and numbers sent as text are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -79,11 +79,11 @@ class PushBody(Strict):
 
 
 class StaleError(Exception):
-    """The page knows a later state than there is: it is of another session."""
+    """The page has a later revision than the session, so it belongs to another one."""
 
 
 class App:
-    """A session, the work in its background, and what the page may ask for.
+    """A session with its background work.
 
     Args:
         session ([`LabelSession`]): What is labelled.
@@ -122,7 +122,7 @@ class App:
         self.progress = (done, total)
 
     def state(self) -> dict[str, Any]:
-        """All that the page shows beside the picture."""
+        """The state that the page shows beside the picture."""
         session = self.session
         revision = session.revision  # before what follows from it: what is told is at least as new
         counts: dict[str, int] = {}
@@ -149,7 +149,7 @@ class App:
         }
 
     def finish(self) -> None:
-        """Fits the full recipe and saves the pipeline; in the background, one at a time."""
+        """Starts fitting the full recipe and saving the pipeline in the background, one at a time."""
         if not self._busy.acquire(blocking=False):
             raise UserError("The head is being fitted already; wait for it.")
         revision, began = self.session.revision, time.perf_counter()
@@ -170,7 +170,7 @@ class App:
         threading.Thread(target=work, daemon=True).start()
 
     def behind(self) -> bool:
-        """Whether strokes or classes have changed since the pipeline was fitted, if it is known."""
+        """Whether strokes or classes have changed since the pipeline was fitted; `None` if unknown."""
         path = self.session.folder / FINISHED
         return path.is_file() and read_json(path).get("revision") != self.session.revision
 
@@ -181,12 +181,12 @@ class App:
 
 
 class Limits:
-    """Refuses, before a body is read, what does not know the token, what another site sends, bodies that are too large
-    and paths that no file can have.
+    """Refuses requests without the token or from another site, oversized bodies and invalid paths, before a body is
+    read.
 
     Args:
         app (`ASGIApp`): What is guarded.
-        token (`str`, *optional*): What every request for `/api/` has to know.
+        token (`str`, *optional*): The token that every request for `/api/` must carry.
     """
 
     def __init__(self, app: ASGIApp, token: str | None):
@@ -217,7 +217,7 @@ class Limits:
 
 
 class NoCache:
-    """Answers are never kept by the browser: the same address is another session tomorrow."""
+    """Disables caching of responses, since an address may be reused by another session."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -248,7 +248,8 @@ def create_app(
 
     Args:
         session ([`LabelSession`]): What is labelled.
-        token (`str`, *optional*): What every request has to know; without one, whoever reaches the address may label.
+        token (`str`, *optional*): The token that every request must carry; without one, the address alone
+            suffices.
         save, push (`Callable`): See [`App`].
 
     Returns:
@@ -303,7 +304,7 @@ def _add_label_routes(api: FastAPI, app: App) -> None:
             )
 
     def answer(body: StrokeBody | AcceptBody, runs: Sequence[Sequence[int]], kind: str) -> dict:
-        """Draws, and tells the page whether another one changed the picture since it last looked."""
+        """Draws a stroke; reports whether another page has changed the picture since the given revision."""
         drawn = session.draw_at(body.picture, runs, kind, body.revision)
         return dict(zip(("number", "revision", "stale", "strokes"), drawn))
 
@@ -428,7 +429,7 @@ def _add_result_routes(api: FastAPI, app: App) -> None:
 
     @api.post("/api/push")
     def push(body: PushBody) -> dict:
-        """Uploads the pipeline; the token is used for this and forgotten."""
+        """Uploads the pipeline; the token is not stored."""
         folder = app.pipeline()
         if folder is None:
             raise UserError('There is no fitted pipeline yet; press "Finish" first.')

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""A labelling session without a web: pictures, strokes, masks that follow them, and what to label next."""
+"""A labelling session, independent of the server: pictures, strokes, live masks and suggestions."""
 
 import io
 import os
@@ -39,12 +39,12 @@ KEPT = 2**29  # bytes of features that are kept in memory
 
 @dataclass
 class Prediction:
-    """What the live head makes of a picture.
+    """A live prediction.
 
     Args:
         mask (`np.ndarray`): `[H, W]` uint8 class ids.
         uncertainty (`np.ndarray`): `[H, W]` float32 in nats, see [`LiveHead.predict`].
-        revision (`int`): State of the session that it follows from.
+        revision (`int`): Revision of the session that it was made from.
     """
 
     mask: np.ndarray
@@ -53,7 +53,7 @@ class Prediction:
 
 
 class LabelSession:
-    """Pictures and what is known of them. Every method may be called from any thread.
+    """A labelling session over a folder of pictures. Thread-safe.
 
     Args:
         pipe ([`HeadSegmenter`]): The frozen model; a head that it has is left alone until [`~LabelSession.finish`].
@@ -114,7 +114,7 @@ class LabelSession:
     # Opening.
 
     def _set_aside(self) -> None:
-        """Leaves out pictures that changed their size since they were labelled, and says which are gone."""
+        """Leaves out pictures whose size changed since they were labelled, and warns of missing ones."""
         gone = set()
         for stroke in self.journal.active():
             picture = self.pictures.get(stroke.picture)
@@ -137,7 +137,7 @@ class LabelSession:
         """A picture by its name.
 
         Raises:
-            UserError: There is none of that name.
+            UserError: There is no picture of that name.
         """
         if name not in self.pictures:
             raise UserError(f"There is no picture {name!r} in this session.")
@@ -226,7 +226,7 @@ class LabelSession:
             return self.journal.draw(name, self.picture(name).size, runs, kind)
 
     def draw_at(self, name: str, runs: Sequence[Sequence[int]], kind: str, revision: int) -> tuple[int, int, bool, int]:
-        """Draws for a page that knows the session at a revision.
+        """Draws a stroke for a page that last saw the given revision.
 
         Returns:
             Number of the stroke, the new revision, whether another page changed the picture since, and the number of
@@ -238,12 +238,12 @@ class LabelSession:
             return number, self.revision, before > revision, len(self.journal.active(name))
 
     def undo(self, number: int) -> None:
-        """Takes a stroke back."""
+        """Undoes a stroke."""
         with self.lock:
             self.journal.set_undone(number, True)
 
     def redo(self, number: int) -> None:
-        """Takes a stroke back in."""
+        """Redoes a stroke."""
         with self.lock:
             self.journal.set_undone(number, False)
 
@@ -258,7 +258,7 @@ class LabelSession:
             return self.journal.change_class(label, name, color)
 
     def merge_classes(self, label: int, into: int) -> None:
-        """Makes all that has one class have another."""
+        """Merges a class into another."""
         with self.lock:
             self.journal.merge_classes(label, into)
 
@@ -330,7 +330,7 @@ class LabelSession:
     def finish(self, num_members: int | None = None) -> PixelClassifierEnsemble:
         """Fits the head of the full recipe on all strokes and gives it to the pipeline.
 
-        Strokes may go on meanwhile; they are not of it.
+        Strokes drawn meanwhile are not included.
 
         Returns:
             [`PixelClassifierEnsemble`], also `pipe.segmentation_head` from now on.
@@ -390,14 +390,14 @@ class LabelSession:
         return LabeledImages(dataset, label_names=names, palette=palette, channels=self.pipe.channels)
 
     def compact_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Class ids of the session as those of datasets and heads, 0, 1, 2, … without gaps; 255 stays."""
+        """Maps class ids of the session to contiguous ids 0, 1, 2, …; 255 is kept."""
         table = np.full(256, UNLABELED, np.uint8)
         for number, own in enumerate(self.classes):
             table[own.id] = number
         return table[ids]
 
     def _labelled(self) -> Sampled:
-        """The labelled pixels that are learnt from."""
+        """The labelled pixels to fit on."""
         parts = []
         for name in self._labelled_pictures():
             version = self.journal.changed[name]
@@ -421,7 +421,7 @@ class LabelSession:
     # What to label next.
 
     def suggest(self, places_of: str | None = None, count: int = 5) -> list[Suggestion]:
-        """Ranks the pictures by what labelling them would bring, the best first, and says where to begin.
+        """Ranks the pictures by the expected gain of labelling them, best first, with places to begin at.
 
         Args:
             places_of (`str`, *optional*): Name of the picture whose places are wanted; the best picture's if not given.

@@ -1,8 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What to label next: which picture first, which next, and where in it, by one rule.
+"""Active learning: which picture to label next, and where.
 
-Random places of all pictures, the probes, stand for what there is to learn. A label explains the probes that are like
-it. The gain of labelling R, a picture or a place in it, is what that would newly explain:
+Probes are random places of all pictures; a label covers the probes that are similar to it. The gain of labelling R, a
+picture or a place in it, is the coverage that it adds:
 
     gain(R) = sum over p of w_p * max(0, max over q in R of k(p, q) - c_p)
 
@@ -35,12 +35,12 @@ APART = 2  # pixels of the grid of places between two suggestions, at least
 
 @dataclass
 class Place:
-    """A place that is suggested.
+    """A suggested place.
 
     Args:
         y, x (`int`): On the grid of places.
-        gain (`float`): By the rule, relative to all that there is to explain, 0 to 1.
-        covered (`float`): How much it is like something labelled, 0 to 1.
+        gain (`float`): Added coverage as a fraction of the total, 0 to 1.
+        covered (`float`): Similarity to the nearest labelled place, 0 to 1.
     """
 
     y: int
@@ -76,7 +76,7 @@ class Rule:
         return (-torch.cdist(a, b).square() / (2 * self.width**2)).exp()
 
     def covered(self, points: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-        """How much points `[A, D]` are like anything labelled, `[L, D]`: `[A]`, 0 to 1."""
+        """Largest similarity of points `[A, D]` to labelled ones `[L, D]`: `[A]`, 0 to 1."""
         parts = [self.kernel(points, part).amax(1) for part in labelled.split(1024) if len(part)]
         return torch.stack(parts).amax(0) if parts else torch.zeros(len(points))
 
@@ -89,11 +89,11 @@ class Rule:
         return (self.explained - self.known(done)[:, None]).clamp(min=0).mean(0)
 
     def known(self, done: torch.Tensor) -> torch.Tensor:
-        """How much the probes are like anything in the pictures that have labels: `[P]`, 0 to 1."""
+        """Largest similarity of the probes to pictures with labels: `[P]`, 0 to 1."""
         return self.explained[:, done].amax(1) if len(done) else torch.zeros(len(self.points))
 
     def weights(self, head: LiveHead | None) -> torch.Tensor:
-        """What the probes weigh when places are chosen, `[P]`."""
+        """Weights of the probes for choosing places, `[P]`."""
         if head is None:
             return 1 / self.density
         mean, doubt = head.predict(self.points)
@@ -102,7 +102,7 @@ class Rule:
     def places(
         self, grid: torch.Tensor, labelled: torch.Tensor, weights: torch.Tensor, taken: torch.Tensor, count: int
     ) -> list[Place]:
-        """The best places of a picture, one after the other, each as if those before were labelled.
+        """The best places of a picture, chosen greedily.
 
         Args:
             grid (`torch.Tensor`): `[D, h, w]` float32, features of the picture's places.
@@ -136,7 +136,7 @@ class Suggestion:
 
     Args:
         picture (`str`): Its name.
-        gain (`float`): What labelling it would newly explain, 0 to 1; pictures are ranked by it.
+        gain (`float`): Coverage that labelling it would add, 0 to 1; pictures are ranked by it.
         reason (`str`): Why, in words.
         places (list of `(y, x, reason)`): In pixels, the best first; of the pictures whose places were asked for.
     """
@@ -148,7 +148,7 @@ class Suggestion:
 
 
 class Advice:
-    """What the rule says, in words.
+    """Suggestions with reasons in words.
 
     Args:
         rule ([`Rule`]): Of the pictures.
@@ -207,7 +207,7 @@ class Advice:
         return f"stands for {share:.0%} of what the labelled pictures do not show"
 
     def _torn(self, features: torch.Tensor) -> str:
-        """Which two classes the head is torn between, where it is most so."""
+        """The two classes with the closest probabilities at the most ambiguous place."""
         mean, uncertainty = self.head.predict(features)
         first, second = mean[uncertainty.argmax()].topk(2).indices.tolist()
         return f"doubt: {self.names.get(self.head.classes[first])} or {self.names.get(self.head.classes[second])}"
