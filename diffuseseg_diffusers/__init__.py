@@ -3,6 +3,8 @@
 
 import importlib
 
+from .tasks import TASKS
+
 
 __version__ = "0.2.0.dev0"
 
@@ -53,6 +55,8 @@ _PUBLIC = {
     "segment": "tasks.segment",
     "segment_tiled": "tiling.tiles",
 }
+# The configuration and the function of each task, such as `FitConfig` and `fit`.
+_PUBLIC |= {name: module for pair in TASKS.values() for module, name in (place.split(":") for place in pair)}
 
 __all__ = list(_PUBLIC)
 

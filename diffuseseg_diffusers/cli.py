@@ -23,7 +23,6 @@ COMMANDS = {
     "taps": ("List what can be read of a model.", ".tasks.taps"),
     "train-autoencoder": ("Train an autoencoder for latent diffusion.", ".training.train_autoencoder"),
     "app": ("Label pictures in the browser.", ".tasks.app"),
-    "fit": ("Fit a segmentation head on a few labelled images.", ".training.train_segmentation_head"),
     "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
     "analyze": ("Show which features tell the classes apart.", ".tasks.analyze"),
     "generate": ("Generate a dataset of images with masks.", ".training.generate_dataset"),

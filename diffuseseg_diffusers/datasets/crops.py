@@ -2,8 +2,10 @@
 """Native-resolution windows of large images: random crops for training, labelled tiles for fitting."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +80,26 @@ def measure_windows(
         flat = values.reshape(len(values), -1)
         samples.append(flat if raster.nodata is None else flat[:, (values != raster.nodata).all(0).ravel()])
     return InputChannels(channels.names, percentile_windows(samples, percentiles))
+
+
+def read_channels(config: Any, pictures: Callable[[], Pictures], known: InputChannels) -> InputChannels:
+    """The channels and intensities that a configuration states, and those of the model where it states none.
+
+    Args:
+        config (`Config`): With the fields of `tasks.options.ReadsChannels`, and `seed`.
+        pictures (`Callable`): Gives the pictures that percentiles are measured on.
+        known ([`InputChannels`]): Of the model.
+    """
+    names = config.input_channels or known.names
+    if config.intensity_percentiles:
+        found = measure_windows(pictures(), names, config.intensity_percentiles, config.seed)
+        said = ", ".join(f"{low:g} to {high:g}" for low, high in found.windows)
+        print(f"Percentiles {config.intensity_percentiles[0]:g} and {config.intensity_percentiles[1]:g}: {said}.")
+        return found
+    values = config.intensity_window
+    if values is None:
+        return InputChannels(names, known.windows)
+    return InputChannels(names, tuple(zip(values[::2], values[1::2])))
 
 
 def _random_window(raster: Raster, size: tuple[int, int], rng: np.random.Generator) -> Window:
@@ -352,3 +374,29 @@ def _choose_tiles(counts: np.ndarray, number: int, seed: int) -> list[int]:
             break
         chosen[int(i)] = None
     return sorted(chosen)
+
+
+def read_labels(
+    config: Any,
+    dataset: LabeledImages,
+    validation: LabeledImages | None,
+    known: InputChannels,
+    tile: tuple[int, int] | None,
+) -> tuple[LabeledImages, LabeledImages | None]:
+    """Labelled images with the channels, intensities and tiles that a configuration states.
+
+    Args:
+        config (`Config`): With the fields of `tasks.options.ReadsChannels`, `max_tiles` and `seed`.
+        dataset ([`LabeledImages`]), validation ([`LabeledImages`], *optional*): Images to fit and to measure on; the
+            latter are read as the former are.
+        known ([`InputChannels`]): Of the model.
+        tile (two `int`, *optional*): Height and width of the tiles that the model sees; whole images if not given.
+    """
+    pictures = partial(Pictures, dataset.dataset, dataset.image_column, config.axes, config.slice_axis)
+    dataset.channels = read_channels(config, pictures, known)
+    if validation is not None:
+        validation.channels = dataset.channels
+    if tile is None:
+        return dataset, validation
+    cut = (tile, config.scale, config.pixel_size, config.max_tiles, config.seed)
+    return LabeledTiles(dataset, *cut), None if validation is None else LabeledTiles(validation, *cut)

@@ -371,3 +371,27 @@ def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **
         mask_column=config.mask_column,
         **kwargs,
     )
+
+
+def load_labels(config: Any) -> tuple[LabeledImages, LabeledImages | None]:
+    """Labelled images to fit on, and those to measure on, if any.
+
+    Args:
+        config (`Config`): With the fields of `tasks.fit.FitConfig`.
+
+    Raises:
+        UserError: There are no such images, or both are the same.
+    """
+    how: dict[str, Any] = {"axes": config.axes, "slice_axis": config.slice_axis}
+    dataset = load_data(config, **how)
+    if config.validation_fraction is not None:
+        return dataset.split(config.validation_fraction, config.seed)
+    if not config.validation_split:
+        return dataset, None
+    validation = load_data(config, config.validation_split, num_classes=dataset.num_classes, **how)
+    if validation.same_images(dataset):
+        raise UserError(
+            f"--split {config.split} and --validation_split {config.validation_split} of {config.dataset_name} are the "
+            f"same images; hold some of them out with --validation_fraction."
+        )
+    return dataset, validation

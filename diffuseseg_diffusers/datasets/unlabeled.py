@@ -2,10 +2,11 @@
 """Unlabelled images from the Hub or from disk, decoded to tensors of one size."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -58,6 +59,28 @@ def evenly_spread(length: int, number: int) -> list[int]:
     """Positions of so many rows, at most all of `length`, evenly spread over them."""
     number = min(length, number)
     return [i * length // number for i in range(number)]
+
+
+def spread_images(config: Any) -> tuple[Iterator[PIL.Image.Image], int]:
+    """Unlabelled images, evenly spread over a dataset, and how many they are.
+
+    Args:
+        config (`Config`): With the fields `unlabeled_dataset_name`, `unlabeled_dataset_config_name`,
+            `unlabeled_split`, `max_unlabeled` and `cache_dir`.
+
+    Raises:
+        UserError: There is no such dataset, or one of the images cannot be read; found before the first is given.
+    """
+    where = (config.unlabeled_dataset_name, config.unlabeled_dataset_config_name, config.unlabeled_split)
+    dataset, column = load_unlabeled(*where, cache_dir=config.cache_dir)
+    rows = evenly_spread(len(dataset), config.max_unlabeled)
+    for i in rows:
+        image, where = decode_cell(dataset[i][column], f"row {i}")
+        try:
+            image.load()
+        except OSError as error:
+            raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+    return (decode_cell(dataset[i][column], f"row {i}")[0] for i in rows), len(rows)
 
 
 def load_unlabeled(

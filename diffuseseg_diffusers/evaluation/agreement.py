@@ -2,11 +2,12 @@
 """Agreement of a model's masks with those in float32."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 
 from ..images.image_processor import ImageInput
-from ..jobs.hardware import AGREEMENT, short_name
+from ..jobs.hardware import AGREEMENT, default_dtype, short_name
 from ..pipelines.segmenter import Segmenter
 
 
@@ -37,6 +38,44 @@ def measure_agreement(
         found, expected = (m.segment(image, generator=torch.Generator().manual_seed(i), **how).masks[0] for m in models)
         same, pixels = same + int((found == expected).sum()), pixels + found.numel()
     return {reduced: same / pixels}
+
+
+def record_agreement(
+    pipe: Any, load: Callable[[torch.dtype], Any], images: Iterable[ImageInput], device: torch.device
+) -> dict[str, float]:
+    """Compares a new head's masks in float32 with those in the precision that `auto` would take, and prints it.
+
+    The head's config keeps what was found.
+
+    Args:
+        pipe ([`HeadSegmenter`]): The model with its head.
+        load (`Callable`): Loads the model without a head in a precision.
+        images (iterable of images): As in [`measure_agreement`].
+        device (`torch.device`): Which the model is on.
+
+    Returns:
+        `dict`: As [`measure_agreement`]; empty if there is nothing to compare, or no memory for a second model.
+    """
+    usual, own = default_dtype(device), pipe.head_extractor().dtype
+    if own == usual == torch.float32:
+        return {}
+
+    def other(dtype: torch.dtype) -> Any:
+        model = load(dtype)
+        model.segmentation_head = pipe.segmentation_head
+        return model
+
+    try:
+        if own != torch.float32:
+            agreement = measure_agreement(pipe, lambda: other(torch.float32), images)
+        else:  # in which `auto` would use it here
+            agreement = measure_agreement(other(usual), lambda: pipe, images)
+    except torch.cuda.OutOfMemoryError:  # not worth the head that was fitted
+        print("Masks were not compared with those in float32: there is no memory for a second copy of the model.")
+        return {}
+    print(agreement_line(agreement))
+    pipe.segmentation_head.register_to_config(agreement=agreement)
+    return agreement
 
 
 def agreement_line(agreement: Mapping[str, float]) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from ..datasets.labeled import LabeledImages
@@ -228,6 +230,49 @@ def choose_features(
             return cost_of(table, b, t, passes)
 
         return select_features(scored, cost, *candidates, budget, rival, choose, announce)
+
+
+def configured_features(
+    config: Any, pipe: Any, dataset: LabeledImages, size: tuple[int, int] | None, accelerator: Accelerator
+) -> tuple[dict[str, Any], list[dict]]:
+    """Which features a configuration of `fit` reads, chosen by cross-validation where it says `auto`.
+
+    Args:
+        config (`Config`): With the fields of `tasks.fit.FitConfig`.
+        pipe, dataset, size: As in [`choose_features`].
+        accelerator (`Accelerator`): The main process chooses for all.
+
+    Returns:
+        `dict`: `blocks`, `timesteps`, `up_blocks` and `noise_levels` for [`fit_segmentation_head`].
+        `list[dict]`: All choices that were tried, the best first; empty without `auto`.
+
+    Raises:
+        UserError: The features take more than the budget.
+    """
+    given = {name: getattr(config, name) for name in ("blocks", "timesteps", "up_blocks", "noise_levels")}
+    reading: dict[str, Any] = dict(size=size, prompt=config.prompt)
+    usual = recipe_extractor(pipe, config.recipe, **{**given, **dict.fromkeys(config.auto)}, **reading)
+    if not config.auto:
+        taken = sum(2 * i.channels * i.height * i.width for i in usual.feature_info())
+        if config.max_bytes is not None and taken > config.max_bytes:
+            raise UserError(
+                f"The activations of an image take {taken:,} bytes, more than --max_bytes {config.max_bytes:,}; choose "
+                f"fewer --blocks or --timesteps, a smaller --resolution, or auto."
+            )
+        return given, []
+    tried = [None]
+    if accelerator.is_main_process:  # the measured times differ between processes
+        fixed = {name: None if name in config.auto else getattr(usual, name) for name in ("blocks", "timesteps")}
+        limits = (config.max_dimensions, config.max_bytes, config.max_milliseconds)
+        options: dict[str, Any] = dict(share_noise=not config.fresh_noise, flip=False if config.no_flip else None)
+        options |= dict(seed=config.seed, batch_size=config.batch_size, cache_dir=config.activation_dir, **reading)
+        budget = Budget(*limits) if any(limits) else None
+        tried[0] = choose_features(pipe, dataset, config.recipe, **fixed, budget=budget, **options)
+        print(format_choices(tried[0]))
+        print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")
+    broadcast_object_list(tried)
+    best = tried[0][0]
+    return {"blocks": list(best["blocks"]), "timesteps": list(best["timesteps"])}, tried[0]
 
 
 def format_choices(choices: Sequence[dict], count: int = 5) -> str:

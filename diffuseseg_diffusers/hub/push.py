@@ -195,25 +195,27 @@ def add_hub_arguments(parser: argparse.ArgumentParser, repo_type: str = "model")
     group.add_argument("--license", help="Identifier of the licence on the Hub (default: unknown).")
 
 
-def prepare_push(args: argparse.Namespace) -> None:
-    """Checks name and token before the long work.
+def prepare_push(config: Any) -> None:
+    """Checks name and token before the long work; the repository itself is made by the push alone.
 
-    The repository is made by the push alone: work that fails or is cut off leaves no empty one behind.
+    Args:
+        config (`Config`): With the fields of `tasks.options.Pushes` and `WritesFolder`.
     """
-    if args.push_to_hub:
-        name = args.hub_id or args.output_dir.name
-        args.hub_id = check_access(name, None, False, f"{args.output_dir} cannot be pushed to {name}")
+    if config.push_to_hub:
+        name = config.hub_id or config.output_dir.name
+        check_access(name, None, False, f"{config.output_dir} cannot be pushed to {name}")
 
 
-def finish_push(args: argparse.Namespace) -> None:
-    """Uploads the output folder; it stays complete if that fails."""
-    if not args.push_to_hub:
+def finish_push(config: Any) -> None:
+    """Uploads the output folder, if that was asked for; the folder stays complete if it fails."""
+    if not config.push_to_hub:
         return
+    name = config.hub_id or config.output_dir.name
     try:
-        url = push_folder(args.output_dir, args.hub_id, private=args.hub_private_repo or None, license=args.license)
+        url = push_folder(config.output_dir, name, private=config.hub_private_repo or None, license=config.license)
     except UserError as error:
         raise UserError(
-            f"{error} Nothing is lost: when it can be reached, `diffuseseg push {args.output_dir} {args.hub_id}`."
+            f"{error} Nothing is lost: when it can be reached, `diffuseseg push {config.output_dir} {name}`."
         ) from error
     print(f"Pushed: {url}")
 

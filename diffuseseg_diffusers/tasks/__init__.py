@@ -11,6 +11,7 @@ from typing import Any
 
 # By command: the module below the package with its configuration, and the one with its function; `module:name`.
 TASKS = {
+    "fit": ("tasks.fit:FitConfig", "training.train_segmentation_head:fit"),
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
     "segment": ("tasks.segment:SegmentConfig", "tasks.segment:segment"),
 }

@@ -1,7 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Options that several tasks share, so that the same name means the same everywhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..images.lengths import micrometres
@@ -11,6 +11,7 @@ from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their s
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASK_FORMATS = ("index", "binary", "rgb")
+RECIPES = ("default", "paper", "fast")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,45 @@ class NamesModel(RunsModel):
     model: str = option(
         help="Pipeline: a local folder or a name on the Hub.", aliases=("--pretrained_model_name_or_path",), reads=True
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamesModelOrBackbone(RunsModel):
+    """`--model` or `--backbone`, and how it runs."""
+
+    title = "model"
+
+    model: str | None = option(
+        None,
+        "Pipeline: a local folder or a name on the Hub.",
+        aliases=("--pretrained_model_name_or_path",),
+        reads=True,
+    )
+    backbone: str | None = option(
+        None, "Vision model of transformers in its place: a local folder or a name on the Hub.", reads=True
+    )
+
+    def check(self) -> None:
+        super().check()
+        exclusive(self, "model", "backbone")
+        if not (self.model or self.backbone):
+            raise UserError("One of --model and --backbone is needed; give it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionsModel(Config):
+    """At which size, and with which text, a model reads images."""
+
+    title = "features"
+
+    resolution: tuple[int, ...] | None = option(
+        None, "Side, or height and width, in pixels at which images are read (default: the model's own).", minimum=1
+    )
+    prompt: str | None = option(None, "Text that conditions the model (default: its null prompt).")
+
+    def check(self) -> None:
+        super().check()
+        height_and_width(self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +154,93 @@ class ReadsChannels(Config):
         super().check()
         exclusive(self, "scale", "pixel_size")
         exclusive(self, "intensity_window", "intensity_percentiles")
+        if len(self.intensity_window or ()) % 2:
+            raise UserError(
+                f"--intensity_window is pairs of a low and a high value, got {len(self.intensity_window)} values."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushes(Config):
+    """`--push_to_hub` and what goes with it; subclasses add the name of the repository."""
+
+    title = "Hub"
+
+    push_to_hub: bool = option(
+        False, "Upload the result at the end, with its card.", influence=False, why="where it goes, not what it is"
+    )
+    hub_private_repo: bool = option(
+        False, "Make a new repository private.", influence=False, why="where it goes, not what it is"
+    )
+    license: str | None = option(
+        None,
+        "Identifier of the licence on the Hub, such as cc-by-4.0 (default: unknown).",
+        influence=False,
+        why="only the card states it",
+    )
+
+    @property
+    def hub_id(self) -> str | None:
+        """Name of the repository, if one is given."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushesModel(Pushes):
+    """`--push_to_hub` of a model."""
+
+    title = "Hub"
+
+    hub_model_id: str | None = option(
+        None,
+        "Name of the repository on the Hub, user/name (default: the name of the output folder).",
+        influence=False,
+        why="where it goes, not what it is",
+    )
+
+    @property
+    def hub_id(self) -> str | None:
+        return self.hub_model_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushesDataset(Pushes):
+    """`--push_to_hub` of a dataset."""
+
+    title = "Hub"
+
+    hub_dataset_id: str | None = option(
+        None,
+        "Name of the repository on the Hub, user/name (default: the name of the output folder).",
+        influence=False,
+        why="where it goes, not what it is",
+    )
+
+    @property
+    def hub_id(self) -> str | None:
+        return self.hub_dataset_id
+
+
+def height_and_width(resolution: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Height and width that `--resolution` states: one side of squares, or both.
+
+    Raises:
+        UserError: There are more than two numbers.
+    """
+    if resolution is None:
+        return None
+    if len(resolution) > 2 or min(resolution) < 1:
+        given = " ".join(map(str, resolution))
+        raise UserError(f"--resolution is one side, or height and width, in pixels; got {given}.")
+    return resolution[0], resolution[-1]
+
+
+def needs(config: Config, name: str, *others: str) -> None:
+    """Raises [`UserError`] if one of the others is given without the field that it belongs to."""
+    defaults = {one.name: one.default for one in fields(config)}
+    for other in others:
+        if getattr(config, other) != defaults[other] and not getattr(config, name):
+            raise UserError(f"--{other} is of --{name}; give that too.")
 
 
 @dataclass(frozen=True, kw_only=True)

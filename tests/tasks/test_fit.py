@@ -60,7 +60,7 @@ def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):
     wrong = run(*fit[:-4], "--max_unlabeled", "2", "--output_dir", tmp_path / "none", expect=1)
     assert "--max_unlabeled is of --unlabeled_dataset_name" in wrong.stderr
     wrong = run(*fit, "--tile", "--output_dir", tmp_path / "none", expect=1)
-    assert "takes whole pictures of eight bits" in wrong.stderr
+    assert "takes whole images of eight bits" in wrong.stderr
     (tmp_path / "pictures" / "0.png").write_bytes(b"no picture")
     wrong = run(*fit, "--output_dir", tmp_path / "none", expect=1)
     assert "0.png" in wrong.stderr and "Traceback" not in wrong.stderr and "Fitting" not in wrong.stderr

@@ -4,7 +4,6 @@ import json
 import pytest
 
 from diffuseseg_diffusers.heads import selection
-from diffuseseg_diffusers.training import train_segmentation_head
 
 from ..conftest import drawn_dataset, make_pipeline, run
 from ..paper.common import shorten
@@ -48,7 +47,7 @@ def test_features_are_chosen_for_the_head_that_will_be_fitted(given, tmp_path, m
             {"blocks": [1], "timesteps": [50], "mean_iou": 0, "dimensions": 1, "bytes": 1, "milliseconds": 1, "step": 1}
         ]
 
-    monkeypatch.setattr(train_segmentation_head, "choose_features", spy)
+    monkeypatch.setattr(selection, "choose_features", spy)
     shorten(monkeypatch)
     how = ("--blocks", "auto", "--timesteps", "auto", "--fresh_noise", "--no_flip", "--seed", "3")
     run(*given, *how, "--output_dir", tmp_path / "out", OMP_NUM_THREADS="1")

@@ -1,0 +1,141 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of `diffuseseg fit`; the task itself is `training/train_segmentation_head.py`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..jobs.config import option
+from ..jobs.errors import UserError
+from .options import (
+    RECIPES,
+    CachesDownloads,
+    ConditionsModel,
+    NamesModelOrBackbone,
+    PushesModel,
+    ReadsChannels,
+    ReadsLabels,
+    WritesFolder,
+    exclusive,
+    needs,
+)
+
+
+AUTO = "auto"  # in place of blocks or timesteps: chosen by cross-validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(
+    NamesModelOrBackbone, ReadsLabels, ReadsChannels, ConditionsModel, CachesDownloads, WritesFolder, PushesModel
+):
+    """Fit a segmentation head on a few labelled images."""
+
+    split: str = option("train", "Part of the dataset.", group="data")
+    tile: bool = option(False, "Fit on tiles of large images, those that hold labels.", group="reading")
+    max_tiles: int = option(200, "Maximum number of tiles, with --tile.", group="reading", minimum=1)
+    validation_split: str | None = option(None, "Part of the dataset to measure on afterwards.", group="validation")
+    validation_fraction: float | None = option(
+        None, "Fraction of labelled images to hold out and measure on.", group="validation"
+    )
+    blocks: tuple[int | str, ...] | None = option(
+        None,
+        "Blocks by number, or by the name of a module: see `diffuseseg taps` (default: the recipe's); auto: chosen by "
+        "cross-validation.",
+        group="features",
+        minimum=float("-inf"),
+    )
+    up_blocks: tuple[int, ...] | None = option(
+        None, "Outputs of whole up-blocks of a U-Net; the deepest is 0.", group="features"
+    )
+    timesteps: tuple[int | str, ...] | None = option(
+        None,
+        "Diffusion timesteps (default: the recipe's); auto: chosen by cross-validation.",
+        group="features",
+        minimum=float("-inf"),
+    )
+    noise_levels: tuple[float, ...] | None = option(
+        None, "Noise-to-signal ratios in place of timesteps, the same for every model.", group="features", above=0
+    )
+    max_dimensions: int | None = option(
+        None,
+        "Maximum feature dimension for auto (default: that of the recipe's features).",
+        group="features",
+    )
+    max_bytes: int | None = option(None, "Maximum size of an image's activations in half precision.", group="features")
+    max_milliseconds: float | None = option(
+        None, "Maximum time of the model's passes for an image, for auto.", group="features"
+    )
+    fresh_noise: bool = option(False, "Draw independent noise for every image and timestep.", group="features")
+    recipe: str = option(
+        "default",
+        "Training procedure: default; paper, as published; fast, the paper's features trained in less time.",
+        group="training",
+        choices=RECIPES,
+    )
+    sparse_labels: bool = option(
+        False,
+        "Learn from unlabelled pixels too, for masks that are strokes; takes twice as long.",
+        group="training",
+    )
+    unlabeled_dataset_name: str | None = option(
+        None,
+        "Unlabelled images, a folder or a name on the Hub, to fit the decision rule on: classes are then chosen for "
+        "the highest expected mean IoU.",
+        group="training",
+        reads=True,
+    )
+    unlabeled_dataset_config_name: str | None = option(None, "Configuration of that dataset.", group="training")
+    unlabeled_split: str = option("train", "Part of that dataset.", group="training")
+    max_unlabeled: int = option(200, "Maximum number of unlabelled images, evenly spread.", group="training", minimum=1)
+    no_flip: bool = option(False, "Never mirror images: left and right differ in meaning.", group="training")
+    num_members: int | None = option(
+        None, "Members of the ensemble (default: the recipe's, 4 or 10).", group="training", minimum=1
+    )
+    min_label_fraction: float = option(
+        20 / 256**2,
+        "Minimum fraction of an image that a class covers; ignored in the image where it covers less.",
+        group="training",
+    )
+    seed: int = option(0, "Seed of noise, weights and order of pixels.", group="training")
+    batch_size: int = option(4, "Images per forward pass.", group="training", minimum=1)
+    activation_dir: Path | None = option(
+        None,
+        "Folder for a temporary file of activations (default: in memory).",
+        group="training",
+        influence=False,
+        why="the same activations, kept elsewhere",
+    )
+
+    def check(self) -> None:
+        super().check()
+        exclusive(self, "validation_split", "validation_fraction")
+        exclusive(self, "blocks", "up_blocks")
+        exclusive(self, "timesteps", "noise_levels")
+        for name in ("blocks", "timesteps"):
+            if AUTO in (getattr(self, name) or ()) and getattr(self, name) != (AUTO,):
+                raise UserError(f"--{name} takes numbers or auto, got both: {' '.join(map(str, getattr(self, name)))}.")
+        if any(isinstance(timestep, str) and timestep != AUTO for timestep in self.timesteps or ()):
+            raise UserError(f"--timesteps takes numbers or auto, got {' '.join(map(str, self.timesteps))}.")
+        if self.auto and self.noise_levels:
+            raise UserError("--noise_levels and auto exclude each other; leave one out.")
+        if not self.auto and (self.max_dimensions or self.max_milliseconds):
+            raise UserError("--max_dimensions and --max_milliseconds are for --blocks or --timesteps auto.")
+        if not self.tile and (self.scale or self.pixel_size):
+            raise UserError("--scale and --pixel_size are for --tile; whole images are resized to the model.")
+        needs(self, "unlabeled_dataset_name", "unlabeled_dataset_config_name", "max_unlabeled")
+        if self.unlabeled_dataset_name and (self.tile or self.input_channels or self.axes):
+            raise UserError(
+                "--unlabeled_dataset_name takes whole images of eight bits; leave it out with tiles or channels."
+            )
+        pictures = self.unlabeled_dataset_name
+        if pictures and os.path.isdir(pictures) and self.output_dir.resolve().is_relative_to(Path(pictures).resolve()):
+            raise UserError(
+                f"--output_dir {self.output_dir} lies in {pictures}, which it would change; choose another."
+            )
+        if self.backbone and self.push_to_hub:
+            raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
+
+    @property
+    def auto(self) -> list[str]:
+        """Which of blocks and timesteps are chosen by cross-validation."""
+        return [name for name in ("blocks", "timesteps") if getattr(self, name) == (AUTO,)]
