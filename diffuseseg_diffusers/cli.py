@@ -24,13 +24,9 @@ COMMANDS = {
     "train-autoencoder": ("Train an autoencoder for latent diffusion.", ".training.train_autoencoder"),
     "app": ("Label pictures in the browser.", ".tasks.app"),
     "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
-    "analyze": ("Show which features tell the classes apart.", ".tasks.analyze"),
     "generate": ("Generate a dataset of images with masks.", ".training.generate_dataset"),
     "train-student": ("Train a fast network on images and masks.", ".training.train_student"),
-    "convert": ("Convert a guided-diffusion checkpoint to a pipeline.", ".tasks.convert"),
     "benchmark": ("Run a benchmark of the paper.", ".tasks.benchmark"),
-    "export-onnx": ("Write a student as an ONNX file.", ".tasks.export_onnx"),
-    "push": ("Upload a pipeline, a student or a dataset to the Hub, with its card.", ".tasks.push"),
 }
 _OF_TRAIN = ("datasets", "evaluate", "matplotlib", "pyarrow", "transformers")  # what the extra `train` brings
 

@@ -25,8 +25,10 @@ import pytest
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from diffuseseg_diffusers import cli
 from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.jobs import command_line
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT, make_processor
 
 from .conftest import ROOT, draw, make_pipeline
@@ -74,12 +76,14 @@ class Parsed(BaseException):
 
 @pytest.fixture
 def parse_only(monkeypatch):
-    parse_args = argparse.ArgumentParser.parse_args
+    def then_stop(parse):
+        def stopped(*args, **kwargs):
+            raise Parsed(parse(*args, **kwargs))
 
-    def parse(self, *args, **kwargs):
-        raise Parsed(parse_args(self, *args, **kwargs))
+        return stopped
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    for place, name in ((argparse.ArgumentParser, "parse_args"), (command_line, "parse"), (cli, "parse")):
+        monkeypatch.setattr(place, name, then_stop(getattr(place, name)))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", list(sys.path))
 

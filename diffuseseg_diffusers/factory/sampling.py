@@ -45,6 +45,19 @@ def scheduler_for(name: str, scheduler: SchedulerMixin) -> SchedulerMixin:
     return SCHEDULERS[name].from_config(scheduler.config, **options)
 
 
+def sampler_for(pipe: Generator, name: str | None, num_inference_steps: int) -> SchedulerMixin:
+    """The sampler of that name for a pipeline's images; DDIM for U-Nets on pixels, else the pipeline's own, if `None`.
+
+    Raises:
+        UserError: It does not fit the pipeline's noise, or has fewer steps.
+    """
+    scheduler = scheduler_for(name or ("ddim" if isinstance(pipe, DiffuseSegPipeline) else "ddpm"), pipe.scheduler)
+    limit = scheduler.config.num_train_timesteps
+    if num_inference_steps > limit:
+        raise UserError(f"--num_inference_steps must be at most the model's {limit}, got {num_inference_steps}.")
+    return scheduler
+
+
 def check_generates_masks(pipe: object, name: str) -> None:
     """Refuses a model that generates no images, or no masks that fit into eight bits.
 

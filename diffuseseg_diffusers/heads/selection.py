@@ -260,7 +260,7 @@ def configured_features(
                 f"fewer --blocks or --timesteps, a smaller --resolution, or auto."
             )
         return given, []
-    tried = [None]
+    tried: list[Any] = [None]
     if accelerator.is_main_process:  # the measured times differ between processes
         fixed = {name: None if name in config.auto else getattr(usual, name) for name in ("blocks", "timesteps")}
         limits = (config.max_dimensions, config.max_bytes, config.max_milliseconds)

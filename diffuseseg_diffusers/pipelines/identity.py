@@ -104,3 +104,14 @@ def describe_segmenter(segmenter: Any) -> dict[str, str]:
     if (has_head or not hasattr(segmenter, "segmentation_head")) and segmenter.decisions is not None:
         found["decisions"] = digest(segmenter.decisions.config)
     return found
+
+
+def describe_pipeline(pipe: Any) -> dict[str, str]:
+    """Everything that a pipeline's images and masks depend on: its identity, all other components, the scheduler."""
+    found = pipe.identity()
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name not in found:
+            found[name] = describe_network(part)
+        elif hasattr(part, "add_noise"):
+            found[name] = digest([type(part).__name__, dict(part.config)])
+    return found

@@ -11,6 +11,10 @@ from typing import Any
 
 # By command: the module below the package with its configuration, and the one with its function; `module:name`.
 TASKS = {
+    "analyze": ("tasks.analyze:AnalyzeConfig", "tasks.analyze:analyze"),
+    "convert": ("tasks.convert:ConvertConfig", "tasks.convert:convert"),
+    "export-onnx": ("tasks.export_onnx:ExportOnnxConfig", "tasks.export_onnx:export_onnx"),
+    "push": ("tasks.push:PushConfig", "tasks.push:push"),
     "fit": ("tasks.fit:FitConfig", "training.train_segmentation_head:fit"),
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
     "segment": ("tasks.segment:SegmentConfig", "tasks.segment:segment"),

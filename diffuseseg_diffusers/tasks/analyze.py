@@ -1,159 +1,169 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Shows which features of a frozen model tell classes apart: `diffuseseg analyze`.
+"""Shows which features of a frozen model tell classes apart: `diffuseseg analyze`."""
 
-    diffuseseg analyze --model MODEL --dataset_name DATA --study blocks-timesteps --output_dir OUT
-
-Each study leaves its results as JSON and CSV, and its figures as PNG and SVG. The same command line resumes where a
-study was cut off, and other studies of the same model and images may share the folder.
-"""
-
-import argparse
 import csv
 import io
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from diffuseseg_diffusers.arguments import (
-    add_cache_argument,
-    add_model_arguments,
-    add_output_arguments,
-    block_name,
-    inputs_of,
-    run_script,
-)
-from diffuseseg_diffusers.datasets.arguments import add_data_arguments
-from diffuseseg_diffusers.datasets.columns import describe_dataset
-from diffuseseg_diffusers.datasets.labeled import LabeledImages, load_data
-from diffuseseg_diffusers.figures.studies import FIGURES, study_figures
-from diffuseseg_diffusers.heads.recipes import RECIPES
-from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.jobs.files import atomic_file, check_output_folder, write_json, write_text
-from diffuseseg_diffusers.jobs.run import may_resume, open_run
-from diffuseseg_diffusers.paper.catalogue import STUDIES
-from diffuseseg_diffusers.paper.study import Study, StudyReport
-from diffuseseg_diffusers.pipelines.loading import load_pipeline
-from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
+from ..jobs.config import option
+from ..jobs.errors import UserError
+from .options import RECIPES, CachesDownloads, NamesModel, ReadsLabels, WritesFolder
 
+
+if TYPE_CHECKING:
+    from ..paper.study import Study, StudyReport
 
 COMMAND = "analyze"
-OWNED = [f"{name}.{suffix}" for name in STUDIES for suffix in ("json", "jsonl", "csv")]
-OWNED += [f"{title}.{suffix}" for figures in FIGURES.values() for title in figures for suffix in ("png", "svg")]
+STUDIES = ("blocks-timesteps", "clusters", "noise", "labels", "corruptions")
+RECORDED = "the results of each study record it, so that studies share a folder"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    add_data_arguments(parser, split="train")
-    add_cache_argument(parser)
-    group = parser.add_argument_group("study")
-    group.add_argument(
-        "--study", nargs="+", choices=list(STUDIES), default=["blocks-timesteps"], help="Studies to make."
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig(NamesModel, ReadsLabels, CachesDownloads, WritesFolder):
+    """Show which features tell the classes apart."""
+
+    split: str = option("train", "Part of the dataset.", group="data")
+    test_split: str = option(
+        "test",
+        "Part of the dataset that labels and corruptions measure on.",
+        group="data",
+        influence=False,
+        why=RECORDED,
     )
-    group.add_argument(
-        "--recipe",
-        choices=list(RECIPES),
-        default="default",
-        help="Training procedure that everything is measured with; it also says which blocks and timesteps are read "
-        "where none are given. Cross-validations shorten it (default: default).",
+    study: tuple[str, ...] = option(
+        ("blocks-timesteps",), "Studies to make.", group="study", choices=STUDIES, influence=False, why=RECORDED
     )
-    group.add_argument(
-        "--test_split",
-        default="test",
-        help="Part of the dataset that labels and corruptions measure on (default: test).",
+    recipe: str = option(
+        "default",
+        "Training procedure that everything is measured with, shortened for cross-validation; its blocks and timesteps "
+        "are read where none are given.",
+        group="study",
+        choices=RECIPES,
     )
-    group.add_argument("--folds", type=int, default=5, help="Number of folds of cross-validations (default: 5).")
-    group.add_argument(
-        "--blocks",
-        type=block_name,
-        nargs="+",
-        help="Blocks by number, or by the name of a module (default: all for blocks-timesteps, else the recipe's).",
+    folds: int = option(5, "Folds of cross-validation.", group="study", influence=False, why=RECORDED)
+    blocks: tuple[int | str, ...] | None = option(
+        None,
+        "Blocks by number, or by the name of a module (default: all for blocks-timesteps, else the recipe's).",
+        group="study",
+        minimum=float("-inf"),
+        influence=False,
+        why=RECORDED,
     )
-    group.add_argument(
-        "--timesteps",
-        type=int,
-        nargs="+",
-        help="Diffusion timesteps (default: ten for blocks-timesteps, five for clusters, else the recipe's).",
+    timesteps: tuple[int, ...] | None = option(
+        None,
+        "Diffusion timesteps (default: ten for blocks-timesteps, five for clusters, else the recipe's).",
+        group="study",
+        minimum=float("-inf"),
+        influence=False,
+        why=RECORDED,
     )
-    group.add_argument("--num_clusters", type=int, default=5, help="Number of clusters (default: 5).")
-    group.add_argument("--num_images", type=int, default=3, help="Number of images that are clustered (default: 3).")
-    group.add_argument(
-        "--counts",
-        type=int,
-        nargs="+",
-        default=[1, 2, 5, 10, 20],
-        help="Numbers of labelled images for labels (default: 1 2 5 10 20).",
+    num_clusters: int = option(5, "Number of clusters.", group="study", minimum=1, influence=False, why=RECORDED)
+    num_images: int = option(3, "Number of images to cluster.", group="study", minimum=1, influence=False, why=RECORDED)
+    counts: tuple[int, ...] = option(
+        (1, 2, 5, 10, 20), "Numbers of labelled images for labels.", group="study", influence=False, why=RECORDED
     )
-    group.add_argument(
-        "--draws",
-        type=int,
-        default=5,
-        help="Number of draws of labelled images, and of noises that are averaged (default: 5).",
+    draws: int = option(
+        5,
+        "Number of draws of labelled images, and of noises that are averaged.",
+        group="study",
+        minimum=1,
+        influence=False,
+        why=RECORDED,
     )
-    group.add_argument(
-        "--seed", type=int, default=0, help="Seed of noise, folds, draws, augmented views and classifiers (default: 0)."
+    seed: int = option(0, "Seed of noise, folds, draws, augmented views and classifiers.", group="study")
+    batch_size: int = option(4, "Images per forward pass.", group="study", minimum=1)
+    activation_dir: Path | None = option(
+        None,
+        "Folder for a temporary file of activations (default: in memory).",
+        group="study",
+        influence=False,
+        why="the same activations, kept elsewhere",
     )
-    group.add_argument(
-        "--batch_size", type=int, default=4, help="Number of images in a pass of the model (default: 4)."
-    )
-    group.add_argument("--activation_dir", help="Folder for a temporary file of activations (default: in memory).")
-    add_output_arguments(parser, "tables and figures")
 
 
-def main(args: argparse.Namespace) -> None:
+def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
+    """Makes studies; each leaves its results as JSON and CSV, and its figures as PNG and SVG.
+
+    The same configuration resumes where a study was cut off, and other studies of the same model and images may share
+    the folder.
+
+    Args:
+        config ([`AnalyzeConfig`]): What to study, on what, and where to write.
+
+    Returns:
+        `dict`: By study, its [`StudyReport`].
+
+    Raises:
+        UserError: Model, data or folder cannot be used, or a study cannot be made of them.
+
+    Example:
+        >>> from diffuseseg_diffusers import AnalyzeConfig, analyze
+        >>> found = analyze(AnalyzeConfig(model="out/model", dataset_name="DATA", output_dir="out/analysis"))
+        >>> found["blocks-timesteps"].rows[0]
+    """
+    from ..datasets.columns import dataset_contents
+    from ..figures.studies import FIGURES
+    from ..jobs.run import check_run, open_run
+    from ..paper.catalogue import STUDIES
+    from ..pipelines.identity import describe_pipeline
+
     # 1. The inputs, and only then the folder.
-    for name in ("num_clusters", "num_images", "draws", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    if not may_resume(args.output_dir, COMMAND):
-        check_output_folder(args.output_dir, args.overwrite)
-    study = load_study(args)
-    for name in args.study:
+    check_run(config, COMMAND)
+    study = load_study(config)
+    for name in config.study:
         STUDIES[name].check(study)
-    open_run(args.output_dir, COMMAND, study.settings, OWNED, args.overwrite, inputs_of(args))
+    columns = (study.dataset.image_column, study.dataset.mask_column)
+    reads = {"model": describe_pipeline(study.pipe), "dataset_name": dataset_contents(study.dataset.dataset, *columns)}
+    owned = [f"{name}.{suffix}" for name in STUDIES for suffix in ("json", "jsonl", "csv")]
+    owned += [f"{title}.{suffix}" for figures in FIGURES.values() for title in figures for suffix in ("png", "svg")]
+    open_run(config, COMMAND, reads, owned)
 
     # 2. One study after another.
-    for name in args.study:
-        report = STUDIES[name].run(study)
-        print("\n".join(report.summary))
-        write_report(args.output_dir, name, report)
+    reports = {}
+    for name in config.study:
+        reports[name] = STUDIES[name].run(study)
+        print("\n".join(reports[name].summary))
+        write_report(config.output_dir, name, reports[name])
+    return reports
 
 
-def load_study(args: argparse.Namespace) -> Study:
+def load_study(config: AnalyzeConfig) -> "Study":
     """The model and the images that all studies share."""
-    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
+    from ..datasets.columns import describe_dataset
+    from ..datasets.labeled import load_data
+    from ..paper.catalogue import STUDIES
+    from ..paper.study import Study
+    from ..pipelines.loading import load_pipeline
+    from ..pipelines.segmenter import HeadSegmenter
+
+    where = (config.device, config.dtype, config.cache_dir, config.base_model)
+    pipe: Any = load_pipeline(config.model, config.revision, *where)
     if not isinstance(pipe, HeadSegmenter):
-        raise UserError(
-            f"{args.model} is a student, which has no features to study; give the model that it learnt from."
-        )
-    dataset = load_data(args)
-    test, about = None, {"dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split)}
-    if any(STUDIES[name].needs_test for name in args.study):
-        test = load_test_data(args, dataset)
+        raise UserError(f"{config.model} is a student, which has no features to study; give the model it learnt from.")
+    pipe.segmentation_head = None  # studies fit heads themselves
+    dataset, test = load_data(config), None
+    if any(STUDIES[name].needs_test for name in config.study):
+        classes: dict[str, Any] = dict(label_names=dataset.label_names, num_classes=dataset.num_classes)
+        test = load_data(config, config.test_split, **classes)
     return Study(
         pipe,
         dataset,
-        args.output_dir,
-        args.recipe,
-        args.blocks,
-        args.timesteps,
-        test,
-        args.folds,
-        args.draws,
-        args.counts,
-        args.num_clusters,
-        args.num_images,
-        args.seed,
-        args.batch_size,
-        args.activation_dir,
-        about,
+        config.output_dir,
+        test=test,
+        cache_dir=config.activation_dir,
+        about={"dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split)},
+        **{name: getattr(config, name) for name in ("recipe", "blocks", "timesteps", "folds", "draws", "counts")},
+        **{name: getattr(config, name) for name in ("num_clusters", "num_images", "seed", "batch_size")},
     )
 
 
-def load_test_data(args: argparse.Namespace, dataset: LabeledImages) -> LabeledImages:
-    """The images of `--test_split`, with the classes of the others."""
-    return load_data(args, args.test_split, label_names=dataset.label_names, num_classes=dataset.num_classes)
-
-
-def write_report(folder: Path, name: str, report: StudyReport) -> None:
+def write_report(folder: Path, name: str, report: "StudyReport") -> None:
     """The results of a study: `NAME.json`, `NAME.csv`, and each figure as PNG and SVG."""
+    from ..figures.studies import study_figures
+    from ..jobs.files import atomic_file, write_json, write_text
+
     write_json(folder / f"{name}.json", {"settings": report.settings, "rows": report.rows})
     flat = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in report.rows]
     table = io.StringIO(newline="")
@@ -168,7 +178,3 @@ def write_report(folder: Path, name: str, report: StudyReport) -> None:
                 figure.savefig(partial, format=suffix)
     files = [f"{name}.json", f"{name}.csv", *(f"{title}.png" for title in figures)]
     print(f"{name}: {len(report.rows)} rows; {', '.join(files)} are in {folder}.")
-
-
-if __name__ == "__main__":
-    run_script(__doc__, add_arguments, main)

@@ -1,45 +1,56 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Makes a diffusers pipeline of a guided-diffusion checkpoint: `diffuseseg convert`.
+"""Makes a diffusers pipeline of a guided-diffusion checkpoint: `diffuseseg convert`."""
 
-    diffuseseg convert lsun_horse.pt --preset lsun_256 --output_dir OUT
-
-Every tensor of the checkpoint is used exactly once, or the command says which does not fit.
-"""
-
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import DDPMPipeline
-
-from diffuseseg_diffusers.arguments import add_output_arguments, inputs_of, run_script
-from diffuseseg_diffusers.jobs.files import check_output_folder, output_folder
-from diffuseseg_diffusers.jobs.hardware import DTYPES
-from diffuseseg_diffusers.paper.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
+from ..jobs.config import option
+from ..jobs.errors import UserError
+from .options import DTYPES, WritesFolder, exclusive
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="FILE", help="State dict: .pt or .safetensors.")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--preset", choices=list(PRESETS), help="Flags of a published checkpoint.")
-    which.add_argument("--flags", help='Flags of guided-diffusion\'s scripts, such as "--image_size 64 …".')
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        default="float32",
-        help="Precision of the weights that are saved (default: float32).",
-    )
-    add_output_arguments(parser, "the pipeline, a plain DDPMPipeline")
+PRESETS = ("lsun_256", "lsun_256_nodropout", "ffhq_256", "imagenet_64", "imagenet_256", "imagenet_256_uncond")
 
 
-def main(args: argparse.Namespace) -> None:
-    check_output_folder(args.output_dir, args.overwrite, inputs_of(args))
-    flags = PRESETS[args.preset] if args.preset else Flags.parse(args.flags)
-    unet, scheduler = convert_checkpoint(read_checkpoint(args.checkpoint), flags, DTYPES[args.dtype])
-    with output_folder(args.output_dir, args.overwrite, "convert", inputs_of(args)) as folder:
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(WritesFolder):
+    """Convert a guided-diffusion checkpoint to a pipeline."""
+
+    checkpoint: Path = option(help="State dict: .pt or .safetensors.", positional=True, reads=True)
+    preset: str | None = option(None, "Flags of a published checkpoint.", choices=PRESETS)
+    flags: str | None = option(None, 'Flags of guided-diffusion\'s scripts, such as "--image_size 64 …".')
+    dtype: str = option("float32", "Precision of the weights that are saved.", choices=DTYPES[1:])
+
+    def check(self) -> None:
+        super().check()
+        exclusive(self, "preset", "flags")
+        if self.preset is None and self.flags is None:
+            raise UserError("One of --preset and --flags is needed; give it.")
+
+
+def convert(config: ConvertConfig) -> None:
+    """Saves a checkpoint as a plain `DDPMPipeline`; every tensor is used exactly once.
+
+    Args:
+        config ([`ConvertConfig`]): Which checkpoint, and where to write.
+
+    Raises:
+        UserError: A tensor of the checkpoint does not fit; names it.
+
+    Example:
+        >>> from diffuseseg_diffusers import ConvertConfig, convert
+        >>> convert(ConvertConfig(checkpoint="lsun_horse.pt", preset="lsun_256", output_dir="out/horse"))
+    """
+    from diffusers import DDPMPipeline
+
+    from ..jobs.files import check_output_folder, output_folder
+    from ..jobs.hardware import DTYPES
+    from ..paper.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
+
+    check_output_folder(config.output_dir, config.overwrite, config.inputs())
+    flags = PRESETS[config.preset] if config.preset else Flags.parse(config.flags)
+    unet, scheduler = convert_checkpoint(read_checkpoint(config.checkpoint), flags, DTYPES[config.dtype])
+    with output_folder(config.output_dir, config.overwrite, "convert", config.inputs()) as folder:
         DDPMPipeline(unet, scheduler).save_pretrained(folder)
     number = sum(p.numel() for p in unet.parameters())
-    print(f"{number / 1e6:.1f} million parameters, {args.dtype}; the pipeline is in {args.output_dir}.")
-
-
-if __name__ == "__main__":
-    run_script(__doc__, add_arguments, main)
+    print(f"{number / 1e6:.1f} million parameters, {config.dtype}; the pipeline is in {config.output_dir}.")

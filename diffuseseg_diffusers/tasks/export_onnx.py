@@ -1,34 +1,52 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Writes a student as an ONNX file: `diffuseseg export-onnx`."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..arguments import add_cache_argument
+from ..jobs.config import option
 from ..jobs.errors import UserError
-from ..jobs.files import check_writable
-from ..pipelines.loading import ONNX, load_pipeline
-from ..students.export import export_onnx
-from ..students.student import Student
+from .options import CachesDownloads
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="STUDENT", help="Student: a local folder or a name on the Hub.")
-    parser.add_argument("file", type=Path, metavar="FILE", help="ONNX file to write.")
-    parser.add_argument("--revision", help="Branch, tag or commit of a student on the Hub.")
-    add_cache_argument(parser)
-    parser.add_argument("--overwrite", action="store_true", help="Replacement of a file of that name.")
+@dataclass(frozen=True, kw_only=True)
+class ExportOnnxConfig(CachesDownloads):
+    """Write a student as an ONNX file."""
+
+    model: str = option(help="Student: a local folder or a name on the Hub.", positional=True, reads=True)
+    file: Path = option(help="ONNX file to write.", positional=True, influence=False, why="where, not what")
+    revision: str | None = option(None, "Branch, tag or commit of a student on the Hub.")
+    overwrite: bool = option(
+        False, "Replace a file of that name.", influence=False, why="what was there, not what is made"
+    )
 
 
-def main(args: argparse.Namespace) -> None:
-    if args.file.suffix != ONNX:
-        raise UserError(f"{args.file} does not end in {ONNX}, by which commands know such files; give such a name.")
-    check_writable(args.file.parent, "file")
-    if args.file.is_dir() or (args.file.exists() and not args.overwrite):
-        raise UserError(f"{args.file} exists and is kept; choose another name, or pass --overwrite for a file.")
-    student = load_pipeline(args.model, args.revision, "cpu", "float32", args.cache_dir)
+def export_onnx(config: ExportOnnxConfig) -> None:
+    """Writes a student as an ONNX file that takes pixels `[N, C, H, W]` in 0 to 1 and gives masks.
+
+    Args:
+        config ([`ExportOnnxConfig`]): Which student, and the file.
+
+    Raises:
+        UserError: The model is not a student, or the file cannot be written.
+
+    Example:
+        >>> from diffuseseg_diffusers import ExportOnnxConfig, export_onnx
+        >>> export_onnx(ExportOnnxConfig(model="out/student", file="student.onnx"))
+    """
+    from ..jobs.files import check_writable
+    from ..pipelines.loading import ONNX, load_pipeline
+    from ..students.export import export_onnx as write_onnx
+    from ..students.student import Student
+
+    if config.file.suffix != ONNX:
+        raise UserError(f"{config.file} does not end in {ONNX}, by which commands know such files; give such a name.")
+    check_writable(config.file.parent, "file")
+    if config.file.is_dir() or (config.file.exists() and not config.overwrite):
+        raise UserError(f"{config.file} exists and is kept; choose another name, or pass --overwrite for a file.")
+    student = load_pipeline(config.model, config.revision, "cpu", "float32", config.cache_dir)
     if not isinstance(student, Student):
-        raise UserError(f"{args.model} is no student; `diffuseseg train-student` makes one of it.")
-    export_onnx(student, args.file)
+        raise UserError(f"{config.model} is not a student; `diffuseseg train-student` makes one of it.")
+    write_onnx(student, config.file)
     height, width = student.image_size
-    print(f"Written to {args.file}: pixels [N, {student.in_channels}, {height}, {width}] in [0, 1] to masks.")
+    print(f"Written to {config.file}: pixels [N, {student.in_channels}, {height}, {width}] in [0, 1] to masks.")

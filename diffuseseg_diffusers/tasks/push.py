@@ -1,57 +1,60 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Uploads a folder to the Hub: `diffuseseg push`."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..hub.push import push_folder
-from ..jobs.files import read_json
+from ..jobs.config import Config, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder with a pipeline, a student or a dataset.")
-    parser.add_argument("repo_id", metavar="REPO", help="Repository on the Hub, user/name; made if it is not there.")
-    parser.add_argument("--private", action="store_true", help="Privacy of the repository, if it is a new one.")
-    parser.add_argument(
-        "--commit_message", help="Message of the commit (default: Upload pipeline, student or dataset)."
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(Config):
+    """Upload a pipeline, a student or a dataset to the Hub, with its card."""
+
+    folder: Path = option(help="Folder with a pipeline, a student or a dataset.", positional=True, reads=True)
+    repo_id: str = option(help="Repository on the Hub, user/name; created if it does not exist.", positional=True)
+    private: bool = option(False, "Make a new repository private.")
+    commit_message: str | None = option(None, "Message of the commit (default: Upload pipeline, student or dataset).")
+    create_pr: bool = option(False, "Upload as a pull request, to review before merging.")
+    license: str | None = option(None, "Identifier of the licence on the Hub, such as cc-by-4.0 (default: unknown).")
+    evaluation: tuple[Path, ...] = option(
+        (), "Output folders of `diffuseseg evaluate`, for the card of a pipeline.", reads=True
     )
-    parser.add_argument(
-        "--create_pr", action="store_true", help="Upload as a pull request, to look at before it is merged."
+    analysis: Path | None = option(
+        None, "Output folder of `diffuseseg analyze`, for the card of a pipeline.", reads=True
     )
-    parser.add_argument("--license", help="Identifier of the licence on the Hub, such as cc-by-4.0 (default: unknown).")
-    parser.add_argument(
-        "--evaluation",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="Folders that `diffuseseg evaluate` wrote, for the card of a pipeline.",
-    )
-    parser.add_argument(
-        "--analysis",
-        type=Path,
-        metavar="DIR",
-        help="Folder that `diffuseseg analyze` wrote, for the card of a pipeline.",
-    )
-    parser.add_argument(
-        "--num_samples",
-        type=int,
-        default=8,
-        help="Number of images to generate for the card of a pipeline; 0: none (default: 8).",
-    )
+    num_samples: int = option(8, "Images to generate for the card of a pipeline; 0: none.")
 
 
-def main(args: argparse.Namespace) -> None:
-    evaluations = [read_json(folder / "metrics.json") for folder in args.evaluation]
+def push(config: PushConfig) -> str:
+    """Uploads a folder to the Hub with its card, in one commit.
+
+    Args:
+        config ([`PushConfig`]): What to upload, and where to.
+
+    Returns:
+        `str`: Address of the commit.
+
+    Raises:
+        UserError: The folder holds nothing to push, or the Hub refuses it.
+
+    Example:
+        >>> from diffuseseg_diffusers import PushConfig, push
+        >>> push(PushConfig(folder="out/model", repo_id="user/faces-diffuseseg"))
+    """
+    from ..hub.push import push_folder
+    from ..jobs.files import read_json
+
     url = push_folder(
-        args.folder,
-        args.repo_id,
-        commit_message=args.commit_message,
-        private=args.private or None,
-        create_pr=args.create_pr,
-        license=args.license,
-        evaluations=evaluations,
-        num_samples=args.num_samples,
-        analysis=args.analysis,
+        config.folder,
+        config.repo_id,
+        commit_message=config.commit_message,
+        private=config.private or None,
+        create_pr=config.create_pr,
+        license=config.license,
+        evaluations=[read_json(folder / "metrics.json") for folder in config.evaluation],
+        num_samples=config.num_samples,
+        analysis=config.analysis,
     )
     print(f"Pushed: {url}")
+    return url

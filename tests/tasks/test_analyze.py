@@ -66,9 +66,9 @@ def test_all_studies_run_and_leave_tables_and_figures_and_resume(folders, tmp_pa
     analyze(folders, "--study", "blocks-timesteps", *CHOICE, "--output_dir", out)
     assert {p.name: p.read_text() for p in out.glob("*.jsonl")} == results
     said = analyze(folders, "--seed", "1", "--output_dir", out, expect=1)
-    assert "holds another run: seed 0 (now 1)" in said.stderr
+    assert "holds another run: --seed 0 (now 1)" in said.stderr
     said = analyze(folders, "--recipe", "fast", "--output_dir", out, expect=1)
-    assert "holds another run: recipe default (now fast)" in said.stderr
+    assert "holds another run: --recipe default (now fast)" in said.stderr
 
 
 def test_overwriting_removes_the_runs_own_files_alone_and_only_once_all_inputs_are_valid(folders, tmp_path, short):

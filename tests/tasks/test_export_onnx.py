@@ -14,7 +14,7 @@ def test_a_student_becomes_an_onnx_file_and_none_is_replaced_unasked(drawn, stud
     ):
         result = run("diffuseseg", "export-onnx", *wrong, expect=1)
         assert "Traceback" not in result.stderr and file.read_bytes() == whole
-    assert "is no student; `diffuseseg train-student` makes one of it." in result.stderr
+    assert "is not a student; `diffuseseg train-student` makes one of it." in result.stderr
 
 
 def test_a_name_that_no_command_would_know_is_refused(student, tmp_path):
