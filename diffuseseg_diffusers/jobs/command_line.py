@@ -41,7 +41,7 @@ def parse(app: App, words: list[str]) -> Config | None:
         UserError: A value is out of range, or some do not go together.
     """
     try:
-        function, bound, *_ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
+        function, bound, *_ = app.parse_args(_with_phrases(words), exit_on_error=False, print_error=False, verbose=False)
     except CycloptsError as error:
         command = " ".join([*app.name, *(error.command_chain or ())])
         sentence = str(error)
@@ -50,6 +50,17 @@ def parse(app: App, words: list[str]) -> Config | None:
         print(f"usage: {command} [OPTIONS]; {command} --help lists them\nerror: {sentence}", file=sys.stderr)
         sys.exit(2)
     return function(*bound.args, **bound.kwargs)
+
+
+def _with_phrases(words: list[str]) -> list[str]:
+    """The same words, but values of several words that begin as options do, such as `"--size 64"`, joined by `=`."""
+    joined: list[str] = []
+    for word in words:
+        if word.startswith("--") and " " in word and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def run_script(config: type[Config], function: Callable[[Any], Any]) -> None:

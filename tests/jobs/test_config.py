@@ -105,3 +105,7 @@ def test_what_is_not_understood_shows_the_usage_of_its_command(capsys):
 def test_fields_of_the_class_itself_come_first_in_the_help():
     assert list(Drawing.grouped()) == ["", "features", "output"]
     assert Drawing.grouped()["features"] == ["blocks"]
+
+
+def test_a_value_of_several_words_may_begin_as_an_option_does():
+    assert drawn("--source", "--red 1 --blue 2").source == Path("--red 1 --blue 2")
