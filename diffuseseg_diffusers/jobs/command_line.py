@@ -41,7 +41,8 @@ def parse(app: App, words: list[str]) -> Config | None:
         UserError: A value is out of range, or some do not go together.
     """
     try:
-        function, bound, *_ = app.parse_args(_with_phrases(words), exit_on_error=False, print_error=False, verbose=False)
+        words = _with_phrases(words)
+        function, bound, *_ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
     except CycloptsError as error:
         command = " ".join([*app.name, *(error.command_chain or ())])
         sentence = str(error)
