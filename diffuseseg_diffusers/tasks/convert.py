@@ -4,9 +4,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..jobs.config import option
+from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
-from .options import DTYPES, WritesFolder, exclusive
+from .options import DTYPES, WritesFolder
 
 
 PRESETS = ("lsun_256", "lsun_256_nodropout", "ffhq_256", "imagenet_64", "imagenet_256", "imagenet_256_uncond")

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..jobs.config import option
+from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
 from .options import (
     RECIPES,
@@ -16,7 +16,6 @@ from .options import (
     ReadsChannels,
     ReadsLabels,
     WritesFolder,
-    exclusive,
     needs,
 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..images.lengths import micrometres
 from ..jobs.config import Config, exclusive, option
 from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their shared fields from here
+from ..jobs.errors import UserError
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
