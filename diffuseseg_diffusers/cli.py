@@ -13,7 +13,7 @@ from . import __version__
 from .jobs.command import run_command, show_log
 from .jobs.command_line import command_line, parse
 from .jobs.install import missing_extra
-from .tasks import TASKS, named
+from .tasks import TASKS, named, run_task
 
 
 # Commands that have no configuration yet: what each does, and the module with its `add_arguments` and `main`.
@@ -24,9 +24,7 @@ COMMANDS = {
     "train-autoencoder": ("Train an autoencoder for latent diffusion.", ".training.train_autoencoder"),
     "app": ("Label pictures in the browser.", ".tasks.app"),
     "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
-    "generate": ("Generate a dataset of images with masks.", ".training.generate_dataset"),
     "train-student": ("Train a fast network on images and masks.", ".training.train_student"),
-    "benchmark": ("Run a benchmark of the paper.", ".tasks.benchmark"),
 }
 _OF_TRAIN = ("datasets", "evaluate", "matplotlib", "pyarrow", "transformers")  # what the extra `train` brings
 
@@ -54,7 +52,7 @@ def _run(argv: list[str]) -> Any:
     if getattr(config, "verbose", False):
         show_log()
     try:
-        named(TASKS[name][1])(config)
+        run_task(config)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _OF_TRAIN:
             raise

@@ -20,6 +20,9 @@ from ..datasets.parquet import open_streams
 from ..figures.pages import samples_page
 from ..images.image_processor import default_palette, mask_to_pil, to_eight_bit, unnamed_classes
 from ..jobs.errors import UserError
+from ..jobs.files import shown_name
+from ..jobs.hardware import short_name
+from ..pipelines.identity import weights_digest
 from .cards import SAMPLES, figure_image, hex_color, png, render, with_own
 
 
@@ -183,6 +186,28 @@ def _classes(folder: Path, part: DatasetSplit) -> tuple[list[str], list[tuple[st
     whole = part.num_images == counted
     shares_of = f"split `{part.split}`" if whole else f"the first {counted} images of `{part.split}`"
     return names, list(zip(names, map(hex_color, default_palette(len(names))), shares)), shares_of
+
+
+def describe_generation(config: Any, pipe: Any, prompts: list[str]) -> dict:
+    """The settings that `generation.json` states, without names of local folders, since it may go to the Hub.
+
+    Args:
+        config (`Config`): With the fields of `tasks.generate.GenerateConfig`.
+        pipe: Generates the images.
+        prompts (`list[str]`): Of the images.
+    """
+    names = ("num_samples", "batch_size", "num_inference_steps", "masks_while_sampling", "seed", "image_format")
+    names += ("drop_uncertain", "drop_common", "min_distance", "shard_mb", "train_dataset_config_name", "train_split")
+    names += ("negative_prompt", "guidance_scale", "resolution")
+    return {
+        "weights": weights_digest(pipe.denoiser, pipe.segmentation_head),
+        "decisions": pipe.segmentation_head.config.decisions,
+        "scheduler": type(pipe.scheduler).__name__,
+        "dtype": short_name(pipe.denoiser.dtype),
+        "prompts": prompts or None,
+        "train_dataset_name": shown_name(config.train_dataset_name) if config.train_dataset_name else None,
+        **{name: getattr(config, name) for name in names},
+    }
 
 
 def _generation_facts(settings: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,8 @@ TASKS = {
     "convert": ("tasks.convert:ConvertConfig", "tasks.convert:convert"),
     "export-onnx": ("tasks.export_onnx:ExportOnnxConfig", "tasks.export_onnx:export_onnx"),
     "push": ("tasks.push:PushConfig", "tasks.push:push"),
+    "benchmark": ("tasks.benchmark:BenchmarkConfig", "tasks.benchmark:benchmark"),
+    "generate": ("tasks.generate:GenerateConfig", "training.generate_dataset:generate"),
     "fit": ("tasks.fit:FitConfig", "training.train_segmentation_head:fit"),
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
     "segment": ("tasks.segment:SegmentConfig", "tasks.segment:segment"),
@@ -25,3 +27,12 @@ def named(where: str) -> Any:
     """The object at a place such as `tasks.fit:FitConfig`, below the package."""
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(f"diffuseseg_diffusers.{module}"), name)
+
+
+def run_task(config: Any) -> Any:
+    """Runs the task of a configuration, wherever its function is, and returns what it returns.
+
+    Tasks call each other by it: some functions are those of scripts, which the library does not import.
+    """
+    place = next(function for made, function in TASKS.values() if made.endswith(f":{type(config).__name__}"))
+    return named(place)(config)

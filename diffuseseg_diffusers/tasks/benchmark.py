@@ -1,41 +1,21 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Runs a benchmark of Baranchuk et al. (ICLR 2022) and prints its result beside the paper's: `diffuseseg benchmark`.
-
-    diffuseseg benchmark horse_21 --data datasets/horse_21 --checkpoint lsun_horse.pt --output_dir OUT
-
-The data are a folder of the published archive, with `real/train`, `real/test` and `ddpm` in it. The same command line
-resumes after the last whole seed.
-"""
+"""Runs a benchmark of Baranchuk et al. (ICLR 2022) and prints its result beside the paper's: `diffuseseg benchmark`."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import DDPMPipeline
+from ..jobs.config import option
+from ..jobs.errors import UserError
+from . import run_task
+from .generate import GenerateConfig
+from .options import DTYPES, RECIPES, WritesFolder
 
-from diffuseseg_diffusers import DiffuseSegPipeline, evaluate_segmentation, fit_segmentation_head
-from diffuseseg_diffusers.arguments import add_output_arguments, run_script
-from diffuseseg_diffusers.evaluation.evaluate import format_metrics
-from diffuseseg_diffusers.figures.pages import examples_page
-from diffuseseg_diffusers.heads.recipes import RECIPES
-from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.jobs.files import check_output_folder, output_folder, write_json
-from diffuseseg_diffusers.jobs.hardware import DTYPES, find_device
-from diffuseseg_diffusers.jobs.run import Results, may_resume, open_run
-from diffuseseg_diffusers.paper.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
-from diffuseseg_diffusers.paper.published_benchmarks import (
-    Benchmark,
-    compare_with_published,
-    load_benchmark_images,
-    read_benchmark,
-)
-from diffuseseg_diffusers.pipelines.loading import load_pipeline
-from diffuseseg_diffusers.students.student import StudentSegmenter, load_student
-from diffuseseg_diffusers.training import generate_dataset, train_student
 
+if TYPE_CHECKING:
+    from ..paper.published_benchmarks import Benchmark
 
 COMMAND = "benchmark"
 BENCHMARKS = {path.stem: path for path in sorted(Path(__file__).parents[1].glob("paper/benchmarks/*.json"))}
@@ -47,185 +27,213 @@ OWNED += tuple(
     for method in METHODS
     for part in ("metrics.json", "examples.png", "segmentation_head/*", "labeler/*", "synthetic/*", "student/*")
 )
+NAMED = "files and results have it in their names"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "benchmark", help=f"One of {', '.join(BENCHMARKS)}, or a file such as those of paper/benchmarks."
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(WritesFolder):
+    """Run a benchmark of the paper."""
+
+    benchmark: str = option(
+        help=f"One of {', '.join(BENCHMARKS)}, or a file such as those of paper/benchmarks.",
+        positional=True,
+        reads=True,
     )
-    parser.add_argument("--data", type=Path, required=True, help="Folder with real/train, real/test and ddpm.")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="Checkpoint of guided-diffusion, .pt or .safetensors."
+    data: Path = option(help="Folder of the published archive, with real/train, real/test and ddpm in it.", reads=True)
+    checkpoint: Path = option(help="Checkpoint of guided-diffusion, .pt or .safetensors.", reads=True)
+    method: str = option("ddpm", "Row of the paper's table.", choices=tuple(METHODS), influence=False, why=NAMED)
+    num_seeds: int = option(1, "Number of runs, with seeds 0, 1, …", minimum=1, influence=False, why=NAMED)
+    recipe: str = option("paper", "Training procedure.", choices=RECIPES)
+    num_samples: int | None = option(
+        None,
+        "Number of images that dataset_ddpm generates (default: 50,000, as published).",
+        minimum=1,
+        influence=False,
+        why=NAMED,
     )
-    parser.add_argument(
-        "--method", choices=list(METHODS), default="ddpm", help="Row of the paper's table (default: ddpm)."
+    num_inference_steps: int | None = option(
+        None,
+        "Number of DDIM steps for them (default: DDPM with 1,000).",
+        minimum=1,
+        influence=False,
+        why=NAMED,
     )
-    parser.add_argument("--num_seeds", type=int, default=1, help="Number of runs, with seeds 0, 1, … (default: 1).")
-    parser.add_argument("--recipe", choices=list(RECIPES), default="paper", help="Training procedure (default: paper).")
-    parser.add_argument(
-        "--num_samples", type=int, help="Number of images that dataset_ddpm generates (default: 50,000, as published)."
+    batch_size: int = option(4, "Images per forward pass.", minimum=1)
+    activation_dir: Path | None = option(
+        None,
+        "Folder for a temporary file of activations (default: in memory).",
+        influence=False,
+        why="the same activations, kept elsewhere",
     )
-    parser.add_argument(
-        "--num_inference_steps", type=int, help="Number of DDIM's steps for them (default: DDPM with 1,000)."
-    )
-    parser.add_argument("--batch_size", type=int, default=4, help="Images in a pass of the U-Net (default: 4).")
-    parser.add_argument("--activation_dir", help="Folder for a temporary file of activations (default: in memory).")
-    parser.add_argument("--device", help="Device to run on, such as cuda:1 (default: a GPU if there is one).")
-    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="Precision of the U-Net.")
-    add_output_arguments(parser, "the pipeline, heads and results")
+    device: str | None = option(None, "Device to run on, such as cuda:1 (default: a GPU if there is one).")
+    dtype: str = option("auto", "Precision of the U-Net.", choices=DTYPES)
+
+    @property
+    def name(self) -> str:
+        """What results and folders are called, without the seed."""
+        return "-".join([self.method, *(str(n) for n in (self.num_samples, self.num_inference_steps) if n)])
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the converted model is."""
+        return self.output_dir / "model"
 
 
-def main(args: argparse.Namespace) -> None:
+def benchmark(config: BenchmarkConfig) -> dict:
+    """Fits, measures and compares with the paper; the same configuration resumes after the last whole seed.
+
+    Args:
+        config ([`BenchmarkConfig`]): Which benchmark and method, and where its data are.
+
+    Returns:
+        `dict`: `benchmark`, `method`, `mean_iou` of each run in percent, their `mean` and `std`.
+
+    Raises:
+        UserError: Data or checkpoint are missing, or the paper has no result of the method.
+
+    Example:
+        >>> from diffuseseg_diffusers import BenchmarkConfig, benchmark
+        >>> where = dict(data="datasets/horse_21", checkpoint="lsun_horse.pt", output_dir="out/horse_21")
+        >>> benchmark(BenchmarkConfig(benchmark="horse_21", **where))["mean"]
+    """
+    from ..jobs.contents import contents_of
+    from ..jobs.files import output_folder, write_json
+    from ..jobs.run import Results, check_run, open_run
+    from ..paper.published_benchmarks import compare_with_published, load_benchmark_images, read_benchmark
+
     # 1. The inputs, and only then the folder.
-    spec = read_benchmark(find_benchmark(args.benchmark))
-    check_arguments(args, spec)
-    if not may_resume(args.output_dir, COMMAND):
-        check_output_folder(args.output_dir, args.overwrite)
-    test = load_benchmark_images(spec, args.data / "real" / "test", spec.test_images)
-    train = load_benchmark_images(spec, train_folder(args), spec.train_images)
-    is_new = args.overwrite or not model_folder(args).is_dir()
-    converted = convert(args, spec) if is_new else None
-    settings = {
-        "benchmark": spec.title,
-        **{name: getattr(spec, name) for name in ("blocks", "timesteps", "num_members", "batch_size")},
-        "data": args.data.name,
-        "checkpoint": args.checkpoint.name,
-        "recipe": args.recipe,
-        "dtype": args.dtype,
-    }
-    open_run(args.output_dir, COMMAND, settings, OWNED, args.overwrite)
-    results = Results(args.output_dir / RESULTS, settings)
+    spec = read_benchmark(find_benchmark(config.benchmark))
+    if config.method == "dataset_ddpm" and spec.dataset_ddpm is None:
+        raise UserError(f"The paper has no DatasetDDPM for {spec.title}; use --method ddpm.")
+    check_run(config, COMMAND)
+    test = load_benchmark_images(spec, config.data / "real" / "test", spec.test_images)
+    folder = config.data / "ddpm" if config.method == "dataset_ddpm" else config.data / "real" / "train"
+    train = load_benchmark_images(spec, folder, spec.train_images)
+    is_new = config.overwrite or not config.model_folder.is_dir()
+    converted = converted_checkpoint(config, spec) if is_new else None
+    reads = {name: contents_of([getattr(config, name)]) for name in ("data", "checkpoint")}
+    open_run(config, COMMAND, {"benchmark": asdict(spec), **reads}, OWNED)
+    results = Results(config.output_dir / RESULTS, {"benchmark": spec.title})
     if converted is not None:
-        with output_folder(model_folder(args), overwrite=False, command=COMMAND) as new:
+        with output_folder(config.model_folder, overwrite=False, command=COMMAND) as new:
             converted.save_pretrained(new)
 
     # 2. A model for each seed, measured.
-    name = "-".join([args.method, *(str(n) for n in (args.num_samples, args.num_inference_steps) if n)])
-
-    def run(seed: int) -> dict:
-        folder = args.output_dir / f"{name}-seed{seed}"
-        folder.mkdir(exist_ok=True)
-        fitted = {"ddpm": ddpm, "dataset_ddpm": dataset_ddpm}[args.method](args, spec, train, seed, folder)
-        # As published: absent classes count as 0, and what is predicted where there is no label is wrong.
-        metrics, examples = evaluate_segmentation(
-            fitted, test, args.batch_size, absent_as_zero=True, count_ignored=True, num_examples=12
-        )
-        if args.method == "ddpm":  # a student has no uncertainty to show
-            page = examples_page(examples, spec.label_names, spec.palette, spec.ignore_index)
-            page.savefig(folder / "examples.png")
-        write_json(folder / "metrics.json", metrics)
-        print(format_metrics(metrics))
-        return metrics
-
-    found = [results.get(f"{name} {seed}", partial(run, seed)) for seed in range(args.num_seeds)]
+    run = partial(run_seed, config, spec, train, test)
+    found = [results.get(f"{config.name} {seed}", partial(run, seed)) for seed in range(config.num_seeds)]
 
     # 3. Beside the paper.
-    table, report = compare_with_published(spec, METHODS[args.method], [100 * metrics["mean_iou"] for metrics in found])
+    percent = [100 * metrics["mean_iou"] for metrics in found]
+    table, report = compare_with_published(spec, METHODS[config.method], percent)
     print(f"\n{table}")
-    write_json(args.output_dir / f"{name}.json", report)
+    write_json(config.output_dir / f"{config.name}.json", report)
+    return report
 
 
 def find_benchmark(name: str) -> Path:
+    """The file of a benchmark of that name."""
     path = BENCHMARKS.get(name, Path(name))
     if not path.is_file():
         raise UserError(f"There is no benchmark {name}; there are {', '.join(BENCHMARKS)}, or give a JSON file.")
     return path
 
 
-def check_arguments(args: argparse.Namespace, spec: Benchmark) -> None:
-    """Refuses numbers out of range, and a method that the paper has no result of."""
-    for name in ("num_seeds", "batch_size", "num_samples", "num_inference_steps"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(args, name)}.")
-    if args.method == "dataset_ddpm" and spec.dataset_ddpm is None:
-        raise UserError(f"The paper has no DatasetDDPM for {spec.title}; use --method ddpm.")
-
-
-def model_folder(args: argparse.Namespace) -> Path:
-    return args.output_dir / "model"
-
-
-def train_folder(args: argparse.Namespace) -> Path:
-    return args.data / "ddpm" if args.method == "dataset_ddpm" else args.data / "real" / "train"
-
-
-def convert(args: argparse.Namespace, spec: Benchmark) -> DDPMPipeline:
+def converted_checkpoint(config: BenchmarkConfig, spec: "Benchmark") -> Any:
     """The checkpoint as a pipeline."""
-    if not args.checkpoint.is_file():
-        raise UserError(f"There is no file {args.checkpoint}; {spec.checkpoint} is at {spec.checkpoint_url}.")
+    from diffusers import DDPMPipeline
+
+    from ..paper.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint
+
+    if not config.checkpoint.is_file():
+        raise UserError(f"There is no file {config.checkpoint}; {spec.checkpoint} is at {spec.checkpoint_url}.")
     flags = PRESETS[spec.preset] if spec.preset else Flags.parse(spec.flags)
-    return DDPMPipeline(*convert_checkpoint(read_checkpoint(args.checkpoint), flags))
+    return DDPMPipeline(*convert_checkpoint(read_checkpoint(config.checkpoint), flags))
 
 
-def fitted_pipeline(args: argparse.Namespace, spec: Benchmark, train, seed: int) -> DiffuseSegPipeline:
+def run_seed(config: BenchmarkConfig, spec: "Benchmark", train: Any, test: Any, seed: int) -> dict:
+    """Fits with a seed, measures, and returns the metrics."""
+    from ..evaluation.evaluate import evaluate_segmentation, format_metrics
+    from ..figures.pages import examples_page
+    from ..jobs.files import write_json
+
+    folder = config.output_dir / f"{config.name}-seed{seed}"
+    folder.mkdir(exist_ok=True)
+    fitted = {"ddpm": ddpm, "dataset_ddpm": dataset_ddpm}[config.method](config, spec, train, seed, folder)
+    # As published: absent classes count as 0, and what is predicted where there is no label is wrong.
+    metrics, examples = evaluate_segmentation(
+        fitted, test, config.batch_size, absent_as_zero=True, count_ignored=True, num_examples=12
+    )
+    if config.method == "ddpm":  # a student has no uncertainty to show
+        page = examples_page(examples, spec.label_names, spec.palette, spec.ignore_index)
+        page.savefig(folder / "examples.png")
+    write_json(folder / "metrics.json", metrics)
+    print(format_metrics(metrics))
+    return metrics
+
+
+def ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: int, folder: Path) -> Any:
+    """The paper's method: a head on real images."""
+    pipe = fitted_pipeline(config, spec, train, seed)
+    pipe.segmentation_head.save_pretrained(folder / "segmentation_head")
+    return pipe
+
+
+def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: int, folder: Path) -> Any:
+    """A head on generated images, a dataset generated and labelled with it, and a student of that."""
+    from ..jobs.files import output_folder
+    from ..jobs.hardware import find_device
+    from ..pipelines.pixel import DiffuseSegPipeline
+    from ..students.student import load_student
+    from ..training import train_student
+
+    own, labeler, student = spec.dataset_ddpm, folder / "labeler", folder / "student"
+    if not labeler.is_dir():
+        whole = DiffuseSegPipeline.from_pretrained(config.model_folder, segmentation_head=None)
+        whole.segmentation_head = fitted_pipeline(config, spec, train, seed).segmentation_head
+        with output_folder(labeler, overwrite=False, command=COMMAND) as new:
+            whole.save_pretrained(new)
+    steps, device = config.num_inference_steps, find_device(config.device)
+    run_task(
+        GenerateConfig(
+            model=str(labeler),
+            num_samples=config.num_samples or own["num_samples"],
+            scheduler="ddim" if steps else own["scheduler"],
+            num_inference_steps=steps or own["num_inference_steps"],
+            drop_uncertain=own["drop_uncertain"],
+            seed=seed,
+            batch_size=config.batch_size,
+            device=str(device),
+            dtype=config.dtype,
+            output_dir=folder / "synthetic",
+        )
+    )
+    parser = argparse.ArgumentParser()
+    train_student.add_arguments(parser)
+    options = {"train_dataset_name": folder / "synthetic", "model": own["student"], "num_epochs": own["num_epochs"]}
+    options |= {"train_batch_size": own["train_batch_size"], "learning_rate": own["learning_rate"]}
+    options |= {"seed": seed, "output_dir": student}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    train_student.main(parser.parse_args([*words, "--from_scratch", "--no_augmentation"]))
+    return load_student(student, device)
+
+
+def fitted_pipeline(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: int) -> Any:
     """The model with a head that is fitted on the training images."""
-    pipe: Any = load_pipeline(str(model_folder(args)), device=args.device, dtype=args.dtype)
+    from ..heads.fit import fit_segmentation_head
+    from ..heads.recipes import RECIPES
+    from ..pipelines.loading import load_pipeline
+
+    pipe: Any = load_pipeline(str(config.model_folder), device=config.device, dtype=config.dtype)
     pipe.segmentation_head = fit_segmentation_head(
         pipe,
         train,
         spec.blocks,
         spec.timesteps,
         num_members=spec.num_members,
-        recipe=replace(RECIPES["paper"], batch_size=spec.batch_size) if args.recipe == "paper" else args.recipe,
+        recipe=replace(RECIPES["paper"], batch_size=spec.batch_size) if config.recipe == "paper" else config.recipe,
         palette=spec.palette,
         seed=seed,
-        batch_size=args.batch_size,
-        cache_dir=args.activation_dir,
+        batch_size=config.batch_size,
+        cache_dir=config.activation_dir,
     )
     return pipe
-
-
-def ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, folder: Path) -> DiffuseSegPipeline:
-    """The paper's method: a head on real images."""
-    pipe = fitted_pipeline(args, spec, train, seed)
-    pipe.segmentation_head.save_pretrained(folder / "segmentation_head")
-    return pipe
-
-
-def dataset_ddpm(args: argparse.Namespace, spec: Benchmark, train, seed: int, folder: Path) -> StudentSegmenter:
-    """A head on generated images, a dataset generated and labelled with it, and a student of that."""
-    own, labeler, student = spec.dataset_ddpm, folder / "labeler", folder / "student"
-    if not labeler.is_dir():
-        whole = DiffuseSegPipeline.from_pretrained(model_folder(args), segmentation_head=None)
-        whole.segmentation_head = fitted_pipeline(args, spec, train, seed).segmentation_head
-        with output_folder(labeler, overwrite=False, command=COMMAND) as new:
-            whole.save_pretrained(new)
-    steps, device = args.num_inference_steps, find_device(args.device)
-    run_other(
-        generate_dataset,
-        model=labeler,
-        num_samples=args.num_samples or own["num_samples"],
-        scheduler="ddim" if steps else own["scheduler"],
-        num_inference_steps=steps or own["num_inference_steps"],
-        drop_uncertain=own["drop_uncertain"],
-        seed=seed,
-        batch_size=args.batch_size,
-        device=device,
-        dtype=args.dtype,
-        output_dir=folder / "synthetic",
-    )
-    run_other(
-        train_student,
-        "--from_scratch",
-        "--no_augmentation",
-        train_dataset_name=folder / "synthetic",
-        model=own["student"],
-        num_epochs=own["num_epochs"],
-        train_batch_size=own["train_batch_size"],
-        learning_rate=own["learning_rate"],
-        seed=seed,
-        output_dir=student,
-    )
-    return load_student(student, device)
-
-
-def run_other(module: ModuleType, *switches: str, **options) -> None:
-    """Runs another script as its command line would; it resumes by itself."""
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    module.main(parser.parse_args([*given, *switches]))
-
-
-if __name__ == "__main__":
-    run_script(__doc__, add_arguments, main)

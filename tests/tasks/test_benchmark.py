@@ -93,7 +93,7 @@ def test_the_command_prints_our_result_and_resumes_where_it_was_cut_off(publishe
     assert capsys.readouterr().out.count("pixel accuracy") == 1  # the second seed alone
     assert json.loads((out / "ddpm.json").read_text()) == result
     benchmark(published, out, "--recipe", "fast", expect=1)
-    assert "another run: recipe paper (now fast)" in capsys.readouterr().err
+    assert "another run: --recipe paper (now fast)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_a_complete_run_is_not_made_again_and_another_one_is_refused(model, alon
     assert "is complete" in capsys.readouterr().out
     assert before == {name: (alone / "data" / name).stat().st_mtime_ns for name in shards(alone)}
     generate("--model", model, *ARGUMENTS, "--seed", "6", "--output_dir", alone, expect=1)
-    assert "seed 5 (now 6)" in capsys.readouterr().err
+    assert "--seed 5 (now 6)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
