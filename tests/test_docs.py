@@ -237,3 +237,11 @@ def test_the_readme_is_short():
 def test_nothing_names_a_package_that_nobody_owns():
     for page in PAGES:
         assert "pip install diffuseseg" not in page.read_text(encoding="utf-8")
+
+
+def test_messages_that_troubleshooting_quotes_are_printed_by_the_code():
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "diffuseseg_diffusers").rglob("*.py"))
+    quoted = re.findall(r'\*\*"(.+?)"', (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+    assert quoted
+    for part in (part.strip("` .") for message in quoted for part in message.split("…")):
+        assert part in code, part

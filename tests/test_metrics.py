@@ -126,3 +126,32 @@ def test_predictions_on_ignored_pixels_count_if_asked_as_in_the_published_code()
             either = sum(((p == c) | (r == c)).sum() for p, r in zip(predictions, references))
             wanted.append(both / either)
         assert got["mean_iou"] == pytest.approx(np.mean(wanted))
+
+
+@pytest.mark.parametrize("label_map", [None, {3: 1, 4: 255}])
+@pytest.mark.parametrize("reduce_labels", [False, True])
+def test_it_takes_what_the_hubs_metric_takes(metric, label_map, reduce_labels):
+    rng = np.random.default_rng(1)
+    references = [rng.choice([0, 1, 2, 3, 4, 255], (9, 7)).astype(np.uint8) for _ in range(3)]
+    predictions = [rng.integers(0, 4, (9, 7)).astype(np.uint8) for _ in range(3)]
+    theirs = []
+    for reference in references:  # as `evaluate-metric/mean_iou` changes them
+        changed = reference.copy()
+        for old, new in (label_map or {}).items():
+            changed[changed == old] = new
+        if reduce_labels:
+            changed[changed == 0] = 255
+            changed = changed - 1
+            changed[changed == 254] = 255
+        theirs.append(changed)
+    how = dict(predictions=predictions, references=references, num_labels=6, ignore_index=255)
+    found = metric.compute(**how, label_map=label_map, reduce_labels=reduce_labels, nan_to_num=-1)
+    expected = np.nan_to_num(plain_iou(predictions, theirs, 6), nan=-1)
+    np.testing.assert_allclose(found["per_category_iou"], expected)
+    assert (found["per_category_iou"] == -1).any() and not np.isnan(found["mean_iou"])
+
+
+def test_where_nothing_is_labelled_nan_is_replaced_on_request(metric):
+    ignored = dict(predictions=[np.zeros((2, 2), int)], references=[np.full((2, 2), 255)], num_labels=2)
+    assert np.isnan(metric.compute(**ignored)["mean_iou"])
+    assert metric.compute(**ignored, nan_to_num=0)["mean_iou"] == 0

@@ -2,6 +2,7 @@
 """Measures fitted models on labelled images."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..datasets.labeled import LabeledImage, LabeledImages
+from ..datasets.unlabeled import evenly_spread
 from ..images.channels import InputChannels
 from ..images.formats.base import ArrayRaster, Raster
 from ..images.formats.pictures import PictureRaster
@@ -52,19 +54,22 @@ def evaluate_segmentation(
         batch_size (`int`, defaults to 8): Images that go through the model at once.
         absent_as_zero (`bool`, defaults to `False`): Count classes that are absent from the set as 0, not NaN.
         count_ignored (`bool`, defaults to `False`): Count predictions on ignored pixels against their class.
-        num_examples (`int`, defaults to 0): Examples to keep, for a figure.
+        num_examples (`int`, defaults to 0): Examples to keep, for a figure; chosen so that as many of them as possible
+            show each class, else evenly spread.
         show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
     Returns:
-        `(metrics, examples)`: a dict with `mean_iou` and `pixel_accuracy` (0 to 1), `per_class_iou` (class name to 0
-        to 1, or `None` for an absent class), `num_images` and `seconds_per_image` (segmentation alone, the first
-        batch left out as a warm-up where there are several); and a list of [`Example`].
+        `(metrics, examples)`: a dict with `mean_iou` and `pixel_accuracy` (0 to 1, or `None` if no pixel has a label),
+        `per_class_iou` (class name to 0 to 1, or `None` for an absent class), `num_images` and `seconds_per_image`
+        (segmentation alone, the first batch left out as a warm-up where there are several); and a list of
+        [`Example`], in the order of the dataset.
 
     Raises:
         UserError: An image or mask cannot be used.
     """
     metric = evaluate.load(MEAN_IOU)
-    examples, seconds, timed = [], 0.0, 0
+    examples: dict[int, Example] = {}
+    spread, seconds, timed = set(evenly_spread(len(dataset), num_examples)), 0.0, 0
     with tqdm(total=len(dataset), desc="Evaluating", unit="image", disable=not show_progress) as bar:
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
@@ -74,9 +79,11 @@ def evaluate_segmentation(
                 seconds += time.perf_counter() - began
                 timed += len(rows)
             metric.add_batch(predictions=[mask for mask, _ in found], references=[r.mask for r in rows])
-            for row, (prediction, uncertainty) in zip(rows, found):
-                if len(examples) < num_examples:
-                    examples.append(Example(row.picture, row.mask, prediction, uncertainty))
+            shown = rows if num_examples else ()
+            for i, row, (prediction, uncertainty) in zip(range(start, len(dataset)), shown, found):
+                examples[i] = Example(row.picture, row.mask, prediction, uncertainty)
+                if len(examples) > num_examples:
+                    del examples[_most_redundant(examples, dataset.ignore_index, spread)]
             bar.update(len(rows))
     result = metric.compute(
         num_labels=dataset.num_classes,
@@ -84,15 +91,29 @@ def evaluate_segmentation(
         absent_as_zero=absent_as_zero,
         count_ignored=count_ignored,
     )
-    iou = [None if np.isnan(x) else float(x) for x in result["per_category_iou"]]
     metrics = {
-        "mean_iou": result["mean_iou"],
-        "per_class_iou": dict(zip(pipe.label_names, iou)),
-        "pixel_accuracy": result["overall_accuracy"],
+        "mean_iou": _known(result["mean_iou"]),
+        "per_class_iou": dict(zip(pipe.label_names, map(_known, result["per_category_iou"]))),
+        "pixel_accuracy": _known(result["overall_accuracy"]),
         "num_images": len(dataset),
         "seconds_per_image": seconds / timed,
     }
-    return metrics, examples
+    return metrics, list(examples.values())
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _most_redundant(examples: dict[int, Example], ignore_index: int, spread: set[int]) -> int:
+    """The example whose rarest class most of them show; of equals the last that is not in `spread`."""
+    classes = {i: set(np.unique(e.reference).tolist()) - {ignore_index} for i, e in examples.items()}
+    counts = Counter(c for shown in classes.values() for c in shown)
+
+    def redundancy(i: int) -> tuple:
+        return min((counts[c] for c in classes[i]), default=len(examples) + 1), i not in spread, i
+
+    return max(examples, key=redundancy)
 
 
 def segment_rows(
@@ -132,7 +153,7 @@ def format_metrics(metrics: dict) -> str:
     lines = [f"{'class':<{width}}     IoU"]
     for name, iou in metrics["per_class_iou"].items():
         lines.append(f"{name:<{width}}  {'absent' if iou is None else f'{iou:6.4f}'}")
-    lines.append(f"{'mean IoU':<{width}}  {metrics['mean_iou']:6.4f}")
-    lines.append(f"{'pixel accuracy':<{width}}  {metrics['pixel_accuracy']:6.4f}")
+    for name, value in (("mean IoU", metrics["mean_iou"]), ("pixel accuracy", metrics["pixel_accuracy"])):
+        lines.append(f"{name:<{width}}  {'no label' if value is None else f'{value:6.4f}'}")
     lines.append(f"{metrics['num_images']} images, {metrics['seconds_per_image']:.3f} s an image")
     return "\n".join(lines)

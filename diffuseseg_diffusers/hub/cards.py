@@ -106,7 +106,7 @@ def eval_results(evaluations: Sequence[Mapping]) -> list[EvalResult] | None:
     for e in evaluations:
         data = e.get("dataset") or {"name": "labelled images"}
         values = [("mean_iou", "Mean IoU", e["mean_iou"]), ("accuracy", "Pixel accuracy", e["pixel_accuracy"])]
-        values += [("iou", f"IoU of {name}", iou) for name, iou in e["per_class_iou"].items() if iou is not None]
+        values += [("iou", f"IoU of {name}", iou) for name, iou in e["per_class_iou"].items()]
         results += [
             EvalResult(
                 task_type="image-segmentation",
@@ -119,6 +119,7 @@ def eval_results(evaluations: Sequence[Mapping]) -> list[EvalResult] | None:
                 metric_value=round(float(value), 4),
             )
             for kind, name, value in values
+            if value is not None
         ]
     return results or None
 

@@ -7,11 +7,13 @@ the run's own. Overwriting removes those files and nothing else; a folder with a
 
 import fnmatch
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -72,9 +74,24 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def to_json(content: object, indent: int | None = None) -> str:
-    """JSON that can be written as UTF-8; only names of files that are no text themselves (`\\udc…`) are escaped."""
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    """Strict JSON that can be written as UTF-8.
+
+    Numbers that are not finite become `null`, which JSON has in place of NaN; only names of files that are not text
+    (`\\udc…`) are escaped.
+    """
+    try:
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return to_json(_finite(content), indent)
     return json.dumps(content, indent=indent) if re.search("[\ud800-\udfff]", text) else text
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_json(path: str | os.PathLike, content: object) -> None:

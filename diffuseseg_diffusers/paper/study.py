@@ -162,6 +162,8 @@ class Study:
     def measure(self, dataset: LabeledImages) -> float:
         """Mean IoU (0 to 1) of the pipeline's head on images at their own size."""
         metrics, _ = evaluate_segmentation(self.pipe, dataset, self.batch_size, show_progress=False)
+        if metrics["mean_iou"] is None:
+            raise UserError("No pixel of the images to measure on has a label; give others.")
         return metrics["mean_iou"]
 
     def need_test(self) -> LabeledImages:

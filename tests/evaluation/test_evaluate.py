@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from diffuseseg_diffusers import ArrayRaster, LabeledImages, Tiling, evaluate_segmentation, segment_tiled
+from diffuseseg_diffusers.evaluation.evaluate import format_metrics
 from diffuseseg_diffusers.figures.pages import examples_page, samples_page
 
 from ..conftest import dataset_of, draw, drawn_dataset, make_pipeline
@@ -36,6 +37,27 @@ def test_absent_classes_are_none_and_left_out_of_the_mean_unless_they_count_as_z
     assert (metrics["per_class_iou"]["disc"] is None) == (not (prediction[mask != 255] == 1).any())
     zero, _ = evaluate_segmentation(pipe, dataset, absent_as_zero=True, show_progress=False)
     assert zero["per_class_iou"]["disc"] == 0.0 and zero["mean_iou"] <= metrics["mean_iou"]
+
+
+def test_where_no_pixel_has_a_label_there_is_no_number():
+    pipe = make_pipeline(head=True)
+    image, mask = draw((16, 16), 60)
+    dataset = LabeledImages(dataset_of([image], [np.full_like(mask, 255)]), num_classes=3)
+    metrics, _ = evaluate_segmentation(pipe, dataset, show_progress=False)
+    assert metrics["mean_iou"] is None and metrics["pixel_accuracy"] is None
+    assert "no label" in format_metrics(metrics)
+
+
+def test_examples_show_every_class_wherever_its_images_are():
+    pipe = make_pipeline(head=True)
+    pairs = [draw((16, 16), seed) for seed in range(9)]
+    for i, (_, mask) in enumerate(pairs):
+        if i != 5:
+            mask[mask == 1] = 0  # the disc is on one image alone
+    dataset = LabeledImages(dataset_of(*zip(*pairs)), num_classes=3)
+    _, examples = evaluate_segmentation(pipe, dataset, batch_size=2, num_examples=3, show_progress=False)
+    shown = [next(i for i, (_, mask) in enumerate(pairs) if np.array_equal(mask, e.reference)) for e in examples]
+    assert shown == [0, 3, 5]  # else evenly spread
 
 
 def picture(figure):

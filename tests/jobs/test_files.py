@@ -3,6 +3,7 @@
 
 import errno
 import fnmatch
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +73,12 @@ def test_json_is_read_as_it_was_written_whatever_it_holds(tmp_path_factory, text
     path = tmp_path_factory.getbasetemp() / "x.json"
     write_json(path, {"text": text})
     assert read_json(path) == {"text": text}
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(tmp_path):
+    write_json(tmp_path / "file.json", {"mean_iou": float("nan"), "rows": [(1.5, float("inf"))]})
+    strict = json.loads((tmp_path / "file.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert strict == {"mean_iou": None, "rows": [[1.5, None]]}
 
 
 def test_what_is_no_json_is_named(tmp_path):

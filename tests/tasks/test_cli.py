@@ -64,6 +64,24 @@ def test_overwrite_removes_nothing_while_an_input_is_wrong(drawn, command, tmp_p
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
 
 
+def test_help_and_mistyped_options_of_every_command_need_no_torch_and_show_its_own_usage():
+    code = """
+import sys
+from diffuseseg_diffusers.cli import main
+for command in sys.argv[1:]:
+    for word in ("--help", "--frobnicate"):
+        try:
+            main([command, word])
+        except SystemExit as end:
+            print(command, word, end.code, file=sys.stderr)
+assert not {"torch", "diffusers", "datasets", "transformers"} & set(sys.modules)
+"""
+    said = run("python", "-c", code, *TASKS).stderr
+    for command in TASKS:
+        usage = f"usage: diffuseseg {command} [OPTIONS]"
+        assert f"{command} --help 0\n{usage}" in said and f"{command} --frobnicate 2\n" in said, said
+
+
 def test_help_and_version_need_no_torch():
     code = "import sys; from diffuseseg_diffusers.cli import main\ntry: main([sys.argv[1]])\n"
     code += "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules, 'torch'"

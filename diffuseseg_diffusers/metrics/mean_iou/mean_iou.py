@@ -17,6 +17,10 @@ Args:
     references (list of arrays `[H, W]` of integers 0 to 255): True class ids; sizes may differ between images.
     num_labels (`int`): Number of classes.
     ignore_index (`int`, defaults to 255): Reference pixels of this value do not count.
+    nan_to_num (`float`, *optional*): Replaces NaN in the results.
+    label_map (`dict`, *optional*): Reference ids to replace, old to new.
+    reduce_labels (`bool`, defaults to `False`):
+        Reference 0 becomes 255, and all others one less, for datasets that do not count the background as a class.
     absent_as_zero (`bool`, defaults to `False`):
         A class that neither predictions nor references hold has no IoU: NaN, and left out of the mean. With `True` it
         counts as 0 in the mean, as in the published figures of Baranchuk et al. (ICLR 2022).
@@ -78,6 +82,9 @@ class MeanIoU(evaluate.Metric):
         references=None,
         num_labels=None,
         ignore_index=255,
+        nan_to_num=None,
+        label_map=None,
+        reduce_labels=False,
         absent_as_zero=False,
         count_ignored=False,
     ):
@@ -87,6 +94,11 @@ class MeanIoU(evaluate.Metric):
         if num_labels is None:
             raise ValueError("`compute` needs `num_labels`, the number of classes.")
         confusion, self._confusion = self._confusion, np.zeros_like(self._confusion)
+        for old, new in (label_map or {}).items():
+            row, confusion[old] = confusion[old].copy(), 0
+            confusion[new] += row
+        if reduce_labels:
+            confusion = np.concatenate([confusion[1:255], 0 * confusion[:1], confusion[:1] + confusion[255:]])
         kept = confusion.copy()
         if ignore_index is not None:
             kept[ignore_index] = 0
@@ -105,10 +117,13 @@ class MeanIoU(evaluate.Metric):
             iou = np.nan_to_num(iou, nan=0.0)
         if ignore_index is not None and ignore_index < num_labels:
             iou[ignore_index] = accuracy[ignore_index] = np.nan  # an ignored class is no class
-        return {
+        result = {
             "mean_iou": float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan"),
             "mean_accuracy": float(np.nanmean(accuracy)) if not np.isnan(accuracy).all() else float("nan"),
             "overall_accuracy": float(overall),
             "per_category_iou": iou,
             "per_category_accuracy": accuracy,
         }
+        if nan_to_num is not None:
+            result = {name: np.nan_to_num(value, nan=nan_to_num) for name, value in result.items()}
+        return result
