@@ -87,7 +87,7 @@ def run_script(config: type[Config], function: Callable[[Any], Any]) -> None:
 
 def _app(name: str, description: str | None, default: type[Config] | None = None, **more: Any) -> App:
     """A parser whose options are named as the fields are, with underscores."""
-    usual = Parameter(name_transform=lambda field: field, negative=())
+    usual = Parameter(name_transform=lambda field: field, negative=(), allow_repeating=True)  # the last one holds
     app = App(name=name, help=description, help_format="plaintext", default_parameter=usual, **more)
     if default is not None:
         app.default(_constructor(default))

@@ -109,3 +109,8 @@ def test_fields_of_the_class_itself_come_first_in_the_help():
 
 def test_a_value_of_several_words_may_begin_as_an_option_does():
     assert drawn("--source", "--red 1 --blue 2").source == Path("--red 1 --blue 2")
+
+
+def test_of_an_option_that_is_given_twice_the_last_holds():
+    given = drawn("--count", "3", "--colour", "red", "--quiet", "--number", "5", "--colour", "green", "--quiet")
+    assert (given.count, given.colour, given.quiet) == (5, "green", True)
