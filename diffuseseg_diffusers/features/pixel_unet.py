@@ -47,7 +47,7 @@ def decoder_taps(unet: UNet2DModel) -> list[Tap]:
     taps = []
     for block in range(num_decoder_blocks(unet)):
         level, layer = divmod(block, layers + 1)
-        upsampled = layer == layers and level < levels - 1
+        upsampled = layer == layers and level < levels - 1 and not _upsamples_first(unet)
         up_block, module = unet.up_blocks[level], f"up_blocks.{level}"
         if layer < layers:
             # `AttnSkipUpBlock2D` has a single attention, after its last residual layer.
@@ -56,6 +56,11 @@ def decoder_taps(unet: UNet2DModel) -> list[Tap]:
             module += f".{'attentions' if paired else 'resnets'}.{layer}"
         taps.append(Tap(block, module, channels[level], 2 ** (levels - 1 - level - upsampled)))
     return taps
+
+
+def _upsamples_first(unet: UNet2DModel) -> bool:
+    """Whether a level upsamples before its layers, as in DiffuseSeg's U-Net, and not behind them."""
+    return getattr(unet, "upsamples_first", False)
 
 
 def default_class_labels(unet: UNet2DModel, batch_size: int, device: torch.device | None = None) -> torch.Tensor | None:
@@ -239,7 +244,7 @@ def image_size(unet: UNet2DModel) -> tuple[int, int]:
 
 def check_image_size(unet: UNet2DModel, height: int, width: int) -> None:
     """Raises [`UserError`], naming the nearest size that works, if the U-Net cannot halve these often enough."""
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    multiple = 2 ** (len(unet.config.block_out_channels) - 1 + _upsamples_first(unet))
     if height % multiple or width % multiple:
         near = " × ".join(str(max(multiple, round(x / multiple) * multiple)) for x in (height, width))
         raise UserError(

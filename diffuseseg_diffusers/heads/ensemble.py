@@ -245,13 +245,27 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         return (head, info) if output_loading_info else head
 
     @classmethod
-    def stack_members(cls, members: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """State dict of an ensemble from the state dicts of its members, as the published code saves them."""
-        return {
-            name: torch.stack([member[name] for member in members])
-            for name in members[0]
-            if not name.endswith("num_batches_tracked")
-        }
+    def stack_members(cls, members: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        """State dict of an ensemble from what the published code saves of its members.
+
+        Args:
+            members (sequence of mapping): A state dict each, or a mapping with it under `model_state_dict`; with or
+                without the prefix `module.` of `nn.DataParallel`.
+
+        Raises:
+            UserError: The members differ in their tensors, or are other networks.
+        """
+        states: list[dict[str, torch.Tensor]] = []
+        for member in members:
+            state: Mapping = member.get("model_state_dict", member)
+            named = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+            states.append({name: t for name, t in named.items() if not name.endswith("num_batches_tracked")})
+        shapes = [{name: list(tensor.shape) for name, tensor in state.items()} for state in states]
+        odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0] or "layers.0.weight" not in shape), None)
+        if odd is not None:
+            found = ", ".join(shapes[odd])
+            raise UserError(f"Member {odd} is not a pixel classifier like the first, layers.0 to layers.6: {found}.")
+        return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """The members' logits for full feature vectors; the plain formula, used to fit the head.

@@ -119,7 +119,11 @@ def is_pixel_index(index: dict[str, Any]) -> bool:
         return (index.get(component) or [None])[-1]
 
     latent = kind("vae") or kind("vqvae")
-    return kind("unet") == "UNet2DModel" and not latent and not is_consistency(kind("scheduler") or "")
+    return (
+        kind("unet") in ("UNet2DModel", "DiffuseSegUNet2DModel")
+        and not latent
+        and not is_consistency(kind("scheduler") or "")
+    )
 
 
 def is_consistency(scheduler: str) -> bool:

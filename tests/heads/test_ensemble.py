@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from diffuseseg_diffusers import PixelClassifierEnsemble, image_uncertainty
 from diffuseseg_diffusers.heads import ensemble as module
 from diffuseseg_diffusers.heads import upsampling
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import make_head, make_pipeline, shared
 
@@ -116,6 +117,23 @@ def test_the_published_classifiers_are_reproduced():
     output = head.predict(maps, (24, 20))
     assert torch.equal(output.labels[0].long(), reference["mask"])
     torch.testing.assert_close(image_uncertainty(output.uncertainty), reference["uncertainty"], atol=1e-5, rtol=1e-5)
+
+
+def test_members_are_taken_as_the_published_code_saves_them():
+    """`torch.save({"model_state_dict": nn.DataParallel(classifier).state_dict()}, path)`."""
+    layers = [torch.nn.Linear(6, 128), torch.nn.ReLU(), torch.nn.BatchNorm1d(128), torch.nn.Linear(128, 32)]
+    layers += [torch.nn.ReLU(), torch.nn.BatchNorm1d(32), torch.nn.Linear(32, 3)]
+    classifier = torch.nn.Module()
+    classifier.layers = torch.nn.Sequential(*layers)
+    saved = {"model_state_dict": torch.nn.DataParallel(classifier).state_dict()}
+    assert "module.layers.0.weight" in saved["model_state_dict"]
+    stacked = PixelClassifierEnsemble.stack_members([saved, classifier.state_dict()])
+    head = PixelClassifierEnsemble(3, block_channels=[6], blocks=[0], timesteps=[50], num_members=2)
+    head.load_state_dict(stacked)
+    assert torch.equal(stacked["layers.3.weight"][0], layers[3].weight)
+    other = {name.replace("layers.0", "fc1"): tensor for name, tensor in classifier.state_dict().items()}
+    with pytest.raises(UserError, match="Member 1 is not a pixel classifier like the first.*fc1.weight"):
+        PixelClassifierEnsemble.stack_members([saved, other])
 
 
 def test_ties_go_to_the_smaller_class_as_in_torch_mode():
