@@ -26,7 +26,7 @@ class Level(nn.Module):
     Args:
         channels (sequence of `int`): Channels into the first layer, and out of each.
         temb_channels (`int`): Channels of the time embedding.
-        num_attentions (`int`): Number of attentions, aligned with the last layers.
+        num_attentions (`int`): Number of layers that an attention follows, from the first on.
         before, after (`nn.Module`, *optional*): Resampling.
     """
 
@@ -54,7 +54,7 @@ class Level(nn.Module):
                     bias=True,
                     upcast_softmax=True,
                 )
-                for width in channels[len(channels) - num_attentions :]
+                for width in channels[1 : num_attentions + 1]
             ]
         )
         self.before, self.after = before or nn.Identity(), after or nn.Identity()
@@ -63,11 +63,10 @@ class Level(nn.Module):
         x = self.before(x)
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
-        first = len(self.resnets) - len(self.attentions)
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
-            if i >= first:
-                x = self.attentions[i - first](x)
+            if i < len(self.attentions):
+                x = self.attentions[i](x)
         return self.after(x)
 
 

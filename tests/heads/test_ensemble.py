@@ -128,7 +128,7 @@ def test_members_are_taken_as_the_published_code_saves_them():
     saved = {"model_state_dict": torch.nn.DataParallel(classifier).state_dict()}
     assert "module.layers.0.weight" in saved["model_state_dict"]
     stacked = PixelClassifierEnsemble.stack_members([saved, classifier.state_dict()])
-    head = PixelClassifierEnsemble(3, block_channels=[6], blocks=[0], timesteps=[50], num_members=2)
+    head = PixelClassifierEnsemble(num_classes=3, block_channels=[6], blocks=[0], timesteps=[50], num_members=2)
     head.load_state_dict(stacked)
     assert torch.equal(stacked["layers.3.weight"][0], layers[3].weight)
     other = {name.replace("layers.0", "fc1"): tensor for name, tensor in classifier.state_dict().items()}

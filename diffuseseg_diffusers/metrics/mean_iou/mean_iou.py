@@ -89,10 +89,10 @@ class MeanIoU(evaluate.Metric):
         count_ignored=False,
     ):
         """Computes the metric over everything added, and starts anew."""
-        if predictions is not None:
-            self.add_batch(predictions=predictions, references=references)
         if num_labels is None:
             raise ValueError("`compute` needs `num_labels`, the number of classes.")
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
         confusion, self._confusion = self._confusion, np.zeros_like(self._confusion)
         for old, new in (label_map or {}).items():
             row, confusion[old] = confusion[old].copy(), 0
