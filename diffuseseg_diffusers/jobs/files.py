@@ -1,8 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Atomic files, and output folders that only their own run may replace.
 
-A run's folder holds a record, `.diffuseseg-run.json`: which command made it, with which settings, and which files are
-the run's own. Overwriting removes those files and nothing else; a folder with anything else in it is refused.
+A run's folder holds a record, `.diffuseseg-run.json`: which command made it, with which settings, from which contents,
+and which files are the run's own. Overwriting removes those files and nothing else; a folder with anything else in it
+is refused.
 """
 
 import fnmatch
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +20,15 @@ from typing import Any
 import psutil
 
 from .errors import UserError
+from .locks import is_lock, taken
 
 
 RECORD = ".diffuseseg-run.json"
 JOINED = " + "  # between names of models that are used together
 # What a process is writing has its number in the name; a kill leaves it behind.
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.partial")
-# Folders inside an output folder while new files take the place of old ones; see `_swap`.
-_NEW, _LEAVING, _ASIDE, _OBSOLETE = "new-output", "leaving-output", "replaced-output", "obsolete-output"
+# In an output folder that is there, what is to replace an earlier run's files; under this name once it is whole.
+_NEW = ".diffuseseg-new-output"
 
 
 def shown_name(model: str) -> str:
@@ -165,7 +168,7 @@ def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[object] 
     real = check_writable(folder, "--output_dir")
     if not real.exists():
         return
-    _restore(real)
+    _replace(real)
     found = list(_files(real))
     if found and not overwrite:
         raise UserError(f"{folder} exists and is kept; choose another --output_dir, or pass --overwrite.")
@@ -203,7 +206,7 @@ def clear_output_folder(folder: Path, inputs: Iterable[object] = ()) -> None:
     if folder.exists():
         _remove_run(folder)
         for abandoned in _abandoned(folder, _NEW):
-            _remove_tree(abandoned)
+            shutil.rmtree(abandoned)
 
 
 @contextmanager
@@ -211,7 +214,8 @@ def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[
     """Yields a temporary folder; what is in it becomes the content of `folder` once the block has ended well.
 
     A new folder appears under its name whole. In one that is there (it may be a mount, a link, or the working folder)
-    an earlier run's files stay until then, and come back if anything fails.
+    an earlier run's files stay until the new ones are whole; a process that is killed while it replaces them leaves
+    that to the next one.
 
     Args:
         folder (`Path`): What is to be made.
@@ -228,18 +232,23 @@ def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[
     real.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(real / _NEW) if real.exists() else _partial(real)
     for abandoned in (*_abandoned(real, _NEW), *_abandoned(real.parent, real.name)):
-        _remove_tree(abandoned)
+        shutil.rmtree(abandoned)
     partial.mkdir()
     try:
         yield partial
         write_record(partial, command, owns=[exact_pattern(path) for path in _files(partial)])
         check_output_folder(folder, overwrite, inputs, command)  # it may have changed while the block ran
         if real.exists():
-            _swap(real, partial)
+            partial.rename(real / _NEW)
+            try:
+                _replace(real)
+            except BaseException:  # a signal, or an error that may pass
+                _replace(real)
+                raise
         else:
             partial.rename(real)
     finally:
-        _remove_tree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_record(
@@ -251,10 +260,13 @@ def write_record(
         folder (`Path`): The run's; made if it is not there.
         command (`str`): Which command the run is of.
         owns (iterable of `str`): Files of the run, as patterns of paths below the folder (`fnmatch`; `*` also matches
-            `/`). In a folder below that has a record of its own, that record must list them too.
+            `/`) that do not begin with a wildcard. A folder below with another record must list them there too.
         settings (`dict`, *optional*): Options on which its results depend.
         reads (`dict`, *optional*): Contents of what it reads.
     """
+    owns = list(owns)
+    if wide := [pattern for pattern in owns if _is_wide(pattern)]:
+        raise ValueError(f"The patterns {wide} also match files that are not of the run.")
     found = {"command": command, "owns": sorted(owns), "settings": settings or {}, "reads": reads or {}}
     write_json(folder / RECORD, found)
 
@@ -296,19 +308,13 @@ def _final(path: str) -> str:
     return "/".join(partial["name"] if partial else part for part, partial in parts)
 
 
-def _is_ours(name: str) -> bool:
-    """Whether this names a temporary folder inside an output folder."""
-    partial = _PARTIAL.fullmatch(name)
-    return partial is not None and partial["name"] in (_NEW, _LEAVING, _ASIDE, _OBSOLETE)
-
-
-def _abandoned(folder: Path, *names: str) -> list[Path]:
-    """Temporary folders of these names in a folder whose process has ended, or is this one."""
+def _abandoned(folder: Path, name: str) -> list[Path]:
+    """Temporary folders of that name in a folder whose process has ended, or is this one."""
     found = []
     readable = folder.is_dir() and os.access(folder, os.R_OK)
     for path in folder.iterdir() if readable else ():
         partial = _PARTIAL.fullmatch(path.name)
-        if partial and partial["name"] in names and path.is_dir() and not path.is_symlink():
+        if partial and partial["name"] == name and path.is_dir() and not path.is_symlink():
             process = int(partial["process"])
             if process == os.getpid() or not psutil.pid_exists(process):
                 found.append(path)
@@ -316,10 +322,11 @@ def _abandoned(folder: Path, *names: str) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Paths below a folder of all that is no folder, but for the record; links are not followed."""
+    """Paths below a folder of all files and links but its record and locks; links are not followed."""
     for root, folders, files in os.walk(folder):
         if Path(root) == folder:
-            folders[:] = [name for name in folders if not _is_ours(name)]
+            folders[:] = [name for name in folders if _final(name) != _NEW]
+            files = [name for name in files if not is_lock(name)]
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
         for name in [*links, *files]:
             path = os.path.relpath(os.path.join(root, name), folder)
@@ -349,10 +356,15 @@ def _matcher(folder: Path, *more: str) -> Callable[[str], bool]:
 
 def _matching(patterns: Iterable[str]) -> Callable[[str], bool]:
     """Tells whether a path matches one of the patterns; most are exact, and those are looked up."""
-    patterns = list(patterns)
+    patterns = [pattern for pattern in patterns if not _is_wide(pattern)]
     exact = {pattern for pattern in patterns if not set(pattern) & set("*?[")}
     rest = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns if pattern not in exact) or "(?!)")
     return lambda path: path in exact or rest.match(path) is not None
+
+
+def _is_wide(pattern: str) -> bool:
+    """Whether a pattern begins with a wildcard, and so would match files that are not of a run."""
+    return re.match(r"[^*?\[]|\[[*?\[]\]", pattern) is None
 
 
 def _remove_run(folder: Path) -> None:
@@ -375,51 +387,26 @@ def _remove_files(folder: Path, paths: Iterable[str]) -> None:
             (folder / parent).rmdir()
 
 
-def _remove_tree(folder: Path) -> None:
-    """Removes a temporary folder of ours, if it is there; links are not followed."""
-    for root, folders, files in os.walk(folder, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(root, name))
-        for name in folders:
-            path = os.path.join(root, name)
-            os.unlink(path) if os.path.islink(path) else os.rmdir(path)
-    if folder.exists():
-        folder.rmdir()
+def _replace(folder: Path) -> None:
+    """Puts whole new files, if there are any, in the place of an earlier run's; can be cut off and called again.
 
+    The old record is the last old file to go and the new one the last to come, so that which step is next can be seen.
 
-def _swap(folder: Path, new: Path) -> None:
-    """Puts what is in `new` in the place of an earlier run's files in `folder`.
-
-    The old files leave for a folder beside them, whose name says how far this has come, so that [`_restore`] knows
-    what to do after a kill at any point: `_LEAVING` while they leave, `_ASIDE` while the new ones come in, `_OBSOLETE`
-    when all are there.
+    Raises:
+        UserError: A file that no run recorded is in the way, or another process does the same.
     """
-    leaving, aside, obsolete = (_partial(folder / name) for name in (_LEAVING, _ASIDE, _OBSOLETE))
-    names = {path.split("/")[0] for path in _files(folder)}
-    try:
-        leaving.mkdir()
-        for name in (*names, RECORD):
-            if os.path.lexists(folder / name):
-                (folder / name).rename(leaving / name)
-        leaving.rename(aside)
-        (new / RECORD).rename(folder / RECORD)  # the first, because it says what else is new
-        for path in list(new.iterdir()):
-            path.rename(folder / path.name)
-        aside.rename(obsolete)
-        _remove_tree(obsolete)
-    except BaseException:
-        _restore(folder)
-        raise
-
-
-def _restore(folder: Path) -> None:
-    """Ends what a killed or failed [`_swap`] began: whole new files stay, else the old ones come back."""
-    for obsolete in _abandoned(folder, _OBSOLETE):
-        _remove_tree(obsolete)
-    for aside in _abandoned(folder, _ASIDE):
-        _remove_run(folder)
-        aside.rename(_partial(folder / _LEAVING))
-    for leaving in _abandoned(folder, _LEAVING):
-        for path in list(leaving.iterdir()):
-            path.rename(folder / path.name)
-        leaving.rmdir()
+    whole = folder / _NEW
+    if not whole.is_dir():
+        return
+    with taken(folder / _NEW.removeprefix(".")) as mine:
+        if not mine:
+            raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
+        if (whole / RECORD).exists():
+            if (folder / RECORD).exists():
+                _remove_run(folder)
+            for path in sorted(whole.iterdir(), key=lambda path: path.name == RECORD):
+                if os.path.lexists(folder / path.name) and not (folder / path.name).is_dir():
+                    raise UserError(f"{folder / path.name} is in the way of a run's results; move it away.")
+                path.rename(folder / path.name)
+        if whole.is_dir():
+            whole.rmdir()

@@ -1,20 +1,32 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Folders that a process keeps others of DiffuseSeg out of."""
+"""Folders and parts of runs that a process keeps others of DiffuseSeg out of.
 
+A lock is a hidden file that is locked, not one that is there: what a killed process leaves locks nobody out. Who has a
+folder for itself holds one lock; processes that share a run hold one each.
+"""
+
+import atexit
 import os
+import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .errors import UserError
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+LOCK = ".diffuseseg.lock"  # of who has a folder for itself, or joins it this moment
+_SHARED = ".diffuseseg-{}.lock"  # of each process that shares a run
+_HELD: dict[Path, FileLock] = {}  # until this process ends
+_LOCKED: list[FileLock] = []  # of the folder that this process has locked
 
-_HELD: dict[tuple[int, int], int] = {}  # descriptors of folders that this process holds until it ends
-_LOCKED: list[int] = []  # descriptor of the folder that this process has locked
+
+def is_lock(name: str) -> bool:
+    """Whether a file of that name in an output folder is a lock."""
+    return name == LOCK or (name.startswith(_SHARED.split("{")[0]) and name.endswith(".lock"))
 
 
 def lock_folder(folder: Path) -> None:
@@ -29,7 +41,15 @@ def lock_folder(folder: Path) -> None:
 
 def try_lock_folder(folder: Path) -> bool:
     """Locks a folder as [`lock_folder`] does, if nobody else has; whether it did."""
-    return fcntl is None or _lock(folder, fcntl.LOCK_EX)  # Windows has no such locks
+    own = _own(folder)
+    lock = _take(folder / LOCK)
+    others = [path for path in folder.glob(_SHARED.format("*")) if path != own] if lock else []
+    if lock is None or not all(map(_is_free, others)):
+        _release(lock)
+        unlock_folder()
+        return False
+    _hold(lock)
+    return True
 
 
 def join_folder(folder: Path) -> None:
@@ -39,47 +59,81 @@ def join_folder(folder: Path) -> None:
         UserError: Another process has it for itself.
     """
     for _ in range(50):  # one that begins has it for itself for a moment
-        if fcntl is None or _lock(folder, fcntl.LOCK_SH):
+        lock = _take(folder / LOCK)
+        if lock is not None:
+            shared = _take(_own(folder))
+            if lock not in _LOCKED:
+                _release(lock)
+            _hold(shared)
             return
         time.sleep(0.1)
     raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
 
 
-def _lock(folder: Path, kind: int) -> bool:
-    """Locks a folder in place of what this process has locked; whether that was possible."""
-    number = os.stat(folder).st_ino
-    if not _LOCKED or os.fstat(_LOCKED[0]).st_ino != number:
-        unlock_folder()
-        _LOCKED.append(os.open(folder, os.O_RDONLY))
-    try:
-        fcntl.flock(_LOCKED[0], kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        unlock_folder()
-        return False
-    except OSError:  # a file system without locks
-        unlock_folder()
-    return True
-
-
 def hold_folder(folder: Path) -> bool:
     """Keeps other processes out of a folder until this one ends, whatever else it locks; whether nobody else has it."""
-    stat = os.stat(folder)
-    key = (stat.st_dev, stat.st_ino)
-    if fcntl is None or key in _HELD:
-        return True
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    except OSError:  # a file system without locks
-        pass
-    _HELD[key] = descriptor
-    return True
+    folder = folder.resolve()
+    lock = _HELD.get(folder) or _take(folder / LOCK, singleton=False)
+    if lock is not None:
+        _HELD[folder] = lock
+    return lock is not None
 
 
+@atexit.register
 def unlock_folder() -> None:
     """Lets other processes into the folder that this one has locked; the end of a process does so too."""
     while _LOCKED:
-        os.close(_LOCKED.pop())
+        _release(_LOCKED.pop())
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[bool]:
+    """Takes a part for this process until the block ends; yields whether it could.
+
+    Args:
+        path (`Path`): Of the part; a file beside it, which is gone afterwards, is locked.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _take(path.with_name(f".{path.name}.lock"), singleton=False)
+    try:
+        yield lock is not None
+    finally:
+        _release(lock)
+
+
+def _own(folder: Path) -> Path:
+    return folder / _SHARED.format(f"{platform.node()}-{os.getpid()}")
+
+
+def _hold(lock: FileLock | None) -> None:
+    """Holds this lock in place of what was held."""
+    before = [held for held in _LOCKED if held is not lock]
+    _LOCKED[:] = [lock] if lock else []
+    for held in before:
+        _release(held)
+
+
+def _take(path: Path, singleton: bool = True) -> FileLock | None:
+    """Locks a file, or has it locked already if `singleton`; `None` if another process has."""
+    lock = FileLock(path, thread_local=False, is_singleton=singleton)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    except NotImplementedError:  # a file system without locks
+        pass
+    return lock
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds this lock; what a killed process left of it is removed."""
+    lock = _take(path, singleton=False)
+    _release(lock)
+    return lock is not None
+
+
+def _release(lock: FileLock | None) -> None:
+    if lock is not None:
+        if os.name != "nt":  # where it is removed by its release, and cannot be before
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release(force=True)

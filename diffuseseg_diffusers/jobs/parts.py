@@ -7,16 +7,14 @@ and a run that is started again makes what is missing. Where a file system has n
 part, which costs time and nothing else.
 """
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .locks import fcntl
+from .locks import taken
 
 
 PARTS = ".parts"  # folder below an output folder for what is needed until the run is complete
@@ -70,32 +68,3 @@ def finish_parts(parts: Sequence[Part], bar: tqdm) -> None:
         waiting = left
         if waiting and not busy:  # others are at work on what is left
             time.sleep(POLL_SECONDS)
-
-
-@contextmanager
-def taken(path: Path) -> Iterator[bool]:
-    """Takes a part for this process until the block ends; yields whether it could.
-
-    Args:
-        path (`Path`): Of the part; a file beside it, which is gone afterwards, is locked.
-    """
-    if fcntl is None:  # Windows
-        yield True
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield True
-        finally:
-            lock.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)

@@ -197,45 +197,71 @@ def test_whatever_rename_fails_the_old_output_or_the_new_one_is_there_whole(erro
             outcomes.append(content(out))
             assert content(out) in (OLD, NEW) and read_record(out)["owns"] == sorted(content(out))
         monkeypatch.undo()
-        assert sorted(p.name for p in out.iterdir()) == sorted({*(k.split("/")[0] for k in outcomes[-1]), RECORD})
+        assert {p.name for p in out.iterdir()} == {*(k.split("/")[0] for k in outcomes[-1]), RECORD}
         if next(calls) <= failing:  # all of them succeeded
             break
-    assert OLD in outcomes and outcomes[-1] == NEW and len(outcomes) > 5
+    assert OLD in outcomes and outcomes[-1] == NEW and len(outcomes) > 4
 
 
-def test_a_kill_between_any_two_renames_is_mended_by_the_next_run(tmp_path):
-    """Runs in processes of their own that end without any clean-up before the n-th rename, as SIGKILL does."""
+def test_a_kill_at_any_step_is_mended_by_the_next_run(tmp_path):
+    """Runs in processes of their own that end without any clean-up before the n-th change, as SIGKILL does."""
     code = (
         "import os, sys; from pathlib import Path\n"
         "from diffuseseg_diffusers.jobs.files import output_folder\n"
-        "rename = Path.rename\n"
-        "for n in range(1, 12):\n"
+        "for n in range(1, 20):\n"
         "    if os.fork() == 0:\n"
         "        left = iter(range(1, n))\n"
-        "        Path.rename = lambda self, to: rename(self, to) if next(left, None) else os._exit(9)\n"
+        "        def counted(name):\n"
+        "            done = getattr(Path, name)\n"
+        "            step = lambda *a, **k: done(*a, **k) if next(left, None) else os._exit(9)\n"
+        "            setattr(Path, name, step)\n"
         "        with output_folder(Path(sys.argv[1], str(n)), True, 'test') as partial:\n"
         "            (partial / 'more').mkdir(); (partial / 'more' / 'y.txt').write_text('new y')\n"
         "            (partial / 'a.txt').write_text('new a')\n"
+        "            [counted(name) for name in ('rename', 'unlink', 'rmdir')]\n"
         "        os._exit(0)\n"
         "    os.wait()\n"
     )
     new = {"a.txt": "new a", "more/y.txt": "new y"}
-    for n in range(1, 12):
+    for n in range(1, 20):
         make(tmp_path / str(n), OLD)
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=ROOT, timeout=60)
     found = []
-    for n in range(1, 12):
+    for n in range(1, 20):
         out = tmp_path / str(n)
         with pytest.raises(UserError, match="exists and is kept"):
             check_output_folder(out, overwrite=False)
-        found.append(content(out))
-        found[-1] = {k: v for k, v in found[-1].items() if "new-output" not in k}  # is swept by the next that writes
-        assert found[-1] in (OLD, new), n
+        there = {k: v for k, v in content(out).items() if "new-output" not in k}  # is swept by the next that writes
+        assert there in (OLD, new) and read_record(out)["owns"] == sorted(there), n
+        found.append(there)
         make(out, NEW, True)
-        assert content(out) == NEW and sorted(p.name for p in out.iterdir()) == sorted(
-            ["a.txt", "more", "unet", RECORD]
-        )
-    assert found[0] == OLD and found[-1] == new
+        assert content(out) == NEW and {p.name for p in out.iterdir()} == {"a.txt", "more", "unet", RECORD}
+    assert found[0] == OLD and found[-1] == new and len({str(there) for there in found}) == 2
+
+
+def test_a_file_that_came_between_is_not_replaced(tmp_path):
+    out = tmp_path / "out"
+    make(out / ".diffuseseg-new-output", NEW)  # of a process that was killed while it replaced the old
+    put(out, {"a.txt": "mine"})
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="a.txt is in the way of a run's results; move it away"):
+            make(out, NEW, overwrite)
+    assert (out / "a.txt").read_text() == "mine"
+    (out / "a.txt").unlink()
+    with pytest.raises(UserError, match="exists and is kept"):
+        make(out, OLD)
+    assert content(out) == NEW
+
+
+def test_a_pattern_that_matches_everything_lists_nothing(tmp_path):
+    put(tmp_path, {"photo.jpg": "mine", "sub/photo.jpg": "mine"})
+    for pattern in ("*", "*.jpg", "?*", "[!x]*"):
+        with pytest.raises(ValueError, match="match files that are not of the run"):
+            write_record(tmp_path, "test", [pattern])
+        write_json(tmp_path / RECORD, {"command": "test", "owns": [pattern], "settings": {}})
+        with pytest.raises(UserError, match="no run of DiffuseSeg recorded"):
+            clear_output_folder(tmp_path)
+    assert content(tmp_path) == {"photo.jpg": "mine", "sub/photo.jpg": "mine"}
 
 
 def test_a_killed_run_is_swept_by_the_next_one_and_a_live_one_is_not(tmp_path):

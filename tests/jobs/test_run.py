@@ -14,6 +14,7 @@ from diffuseseg_diffusers.jobs.config import WritesFolder, option
 from diffuseseg_diffusers.jobs.contents import contents_of
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.jobs.files import RECORD, write_json
+from diffuseseg_diffusers.jobs.locks import unlock_folder
 from diffuseseg_diffusers.jobs.run import Results, adopt_run, check_run, fingerprint, may_resume, open_run
 
 
@@ -32,7 +33,9 @@ class DrawConfig(WritesFolder):
 
 
 def begin(folder, reads=None, command="draw", owns=OWNS, **changes) -> bool:
-    return open_run(DrawConfig(output_dir=folder, **changes), command, reads or {}, owns)
+    resumed = open_run(DrawConfig(output_dir=folder, **changes), command, reads or {}, owns)
+    unlock_folder()  # as at the end of a process
+    return resumed
 
 
 def test_the_same_identity_resumes_and_another_is_refused_with_what_differs(tmp_path):
@@ -115,12 +118,12 @@ def test_a_folder_that_is_not_the_runs_is_refused_before_the_work(tmp_path):
 def test_overwriting_a_run_begins_anew_and_never_costs_a_foreign_file(tmp_path):
     begin(tmp_path)
     (tmp_path / "result.json").write_text("{}")
-    assert begin(tmp_path, command="analyze", owns=["*.csv"], seed=5, overwrite=True) is False
+    assert begin(tmp_path, command="analyze", owns=["map*.csv"], seed=5, overwrite=True) is False
     assert [p.name for p in tmp_path.iterdir()] == [RECORD]
     (tmp_path / "result.json").write_text("mine now")
     for overwrite in (True, False):
         with pytest.raises(UserError, match="result.json|holds another run"):
-            begin(tmp_path, command="analyze", owns=["*.csv"], seed=6, overwrite=overwrite)
+            begin(tmp_path, command="analyze", owns=["map*.csv"], seed=6, overwrite=overwrite)
     assert (tmp_path / "result.json").read_text() == "mine now"
 
 
@@ -136,7 +139,7 @@ def test_a_folder_that_no_run_made_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="is kept"):
-            begin(tmp_path, owns=["*"], overwrite=overwrite)
+            begin(tmp_path, owns=["mine*"], overwrite=overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
