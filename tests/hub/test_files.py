@@ -142,7 +142,7 @@ def test_a_folder_that_is_nothing_of_ours_is_refused_before_the_first_request(hu
         Dataset.from_dict({"label": [1, 2]}).to_parquet(folder / "train.parquet")
     elif kind == "figures of a run":
         Image.new("RGB", (8, 8)).save(folder / "examples.png")
-        write_record(folder, "evaluate", ["*"])
+        write_record(folder, "evaluate", ["examples.png"])
     elif kind == "another pipeline":
         write_json(folder / "model_index.json", {"_class_name": "X", "text_encoder": ["transformers", "CLIPTextModel"]})
     with pytest.raises(UserError, match="no images that|no pipeline .*no dataset|with the parts text_encoder"):

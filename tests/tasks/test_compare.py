@@ -51,7 +51,7 @@ def test_what_cannot_be_compared_is_a_sentence(drawn, student, tmp_path):
 def test_a_model_is_never_overwritten_by_what_is_said_of_it(drawn, student, tmp_path):
     own = tmp_path / "own"
     shutil.copytree(student, own)
-    write_record(own, "train-student", ["*"])
+    write_record(own, "train-student", [p.relative_to(own).as_posix() for p in own.rglob("*") if p.is_file()])
     before = {p.name: p.read_bytes() for p in own.iterdir()}
     both = f"{drawn / 'model'} + {own}"
     for command in (("compare", own), ("evaluate", "--model", own), ("evaluate", "--model", both)):

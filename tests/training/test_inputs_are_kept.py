@@ -34,7 +34,7 @@ def dataset(model, tmp_path):
 
 
 def test_generating_over_a_model_that_generates_is_refused(model, tmp_path):
-    write_record(model, "fit", owns=["*"])
+    write_record(model, "fit", owns=[p.relative_to(model).as_posix() for p in model.rglob("*") if p.is_file()])
     before = content(model)
     said = run("diffuseseg", "generate", "--model", model, *GENERATE, "--output_dir", model, "--overwrite", expect=1)
     assert "which this run is to read; choose another --output_dir" in said.stderr
