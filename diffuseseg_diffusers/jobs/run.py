@@ -21,7 +21,7 @@ from .files import (
     write_record,
     write_text,
 )
-from .locks import join_folder, lock_folder, try_lock_folder
+from .locks import join_folder, lock_folder, try_lock_folder, unlock_folder
 
 
 if TYPE_CHECKING:
@@ -83,6 +83,24 @@ def _open(
     overwrite: bool,
     inputs: Iterable[object] = (),
     together: bool = False,
+) -> bool:
+    try:
+        return _begin(folder, command, settings, reads, owns, check, overwrite, inputs, together)
+    except BaseException:
+        unlock_folder()
+        raise
+
+
+def _begin(
+    folder: Path,
+    command: str,
+    settings: dict,
+    reads: dict,
+    owns: Iterable[str],
+    check: Callable[[dict], None],
+    overwrite: bool,
+    inputs: Iterable[object],
+    together: bool,
 ) -> bool:
     alone = True
     if together:
