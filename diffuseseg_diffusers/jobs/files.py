@@ -351,7 +351,13 @@ def _foreign(folder: Path, found: list[str]) -> list[str]:
 def _matcher(folder: Path, *more: str) -> Callable[[str], bool]:
     """Tells whether the record of a folder lists a path below it, or what the path is a temporary form of."""
     matches = _matching([*(read_record(folder) or {"owns": []})["owns"], *more])
-    return lambda path: matches(path) or matches(_final(path))
+    return lambda path: matches(path) or matches(_final(path)) or _is_left(path)
+
+
+def _is_left(path: str) -> bool:
+    """Whether a path below a folder is what a killed process left of a lock or of [`output_folder`]."""
+    parts = _final(path).split("/")
+    return _NEW in parts or is_lock(parts[-1])
 
 
 def _matching(patterns: Iterable[str]) -> Callable[[str], bool]:

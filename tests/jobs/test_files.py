@@ -156,8 +156,10 @@ def test_a_record_of_a_folder_below_protects_what_is_not_in_it(tmp_path):
         clear_output_folder(tmp_path)
     (tmp_path / "model" / "mine.txt").unlink()
     put(tmp_path, {"model/.a.txt.7.partial": "", ".model.7.partial/unet/half": ""})  # of killed processes
+    put(tmp_path, {"model/..diffuseseg-new-output.7.partial/half": "", "model/.diffuseseg-new-output.lock": ""})
     remove_partials(tmp_path)
-    assert content(tmp_path / "model") == NEW and [p.name for p in tmp_path.glob("*") if p.name != RECORD] == ["model"]
+    assert content(tmp_path / "model") == NEW | {".diffuseseg-new-output.lock": ""}
+    assert [p.name for p in tmp_path.glob("*") if p.name != RECORD] == ["model"]
     clear_output_folder(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
