@@ -2,11 +2,13 @@
 """What all cards share: templates, the user's own text, and facts in words."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import PIL.Image
 from huggingface_hub import CardData, DatasetCard, EvalResult, ModelCard
@@ -41,18 +43,23 @@ def render(
         own (card, *optional*): What the user wrote; its text stands at the top.
         **values: What else the template names.
     """
-    path = resources.files("diffuseseg_diffusers.hub_cards") / template
-    return kind.from_template(
-        data,
-        template_str=path.read_text(encoding="utf-8"),
-        repo_id=repo_id,
-        title=repo_id.split("/")[-1],
-        description=own.text.strip() if own else None,
-        install=INSTALL,
-        install_where=INSTALL_WHERE,
-        install_without_us=INSTALL_WITHOUT_US,
-        **values,
+    folder = resources.files("diffuseseg_diffusers.hub_cards")
+    loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
+    text = (
+        jinja2.Environment(loader=loader)
+        .get_template(template)
+        .render(
+            card_data=data.to_yaml(),
+            repo_id=repo_id,
+            title=repo_id.split("/")[-1],
+            description=own.text.strip() if own else None,
+            install=INSTALL,
+            install_where=INSTALL_WHERE,
+            install_without_us=INSTALL_WITHOUT_US,
+            **values,
+        )
     )
+    return kind(re.sub(r"\n{3,}", "\n\n", text))
 
 
 def own_card(folder: Path, kind: type[ModelCard] | type[DatasetCard]) -> ModelCard | DatasetCard | None:
@@ -93,6 +100,33 @@ def describe_machine(record: Mapping) -> str | None:
     """Hardware and number of processes of a run in words; `None` if they are not known."""
     parts = [record.get("hardware"), record.get("num_processes", 1) > 1 and f"{record['num_processes']} processes"]
     return ", ".join(p for p in parts if p) or None
+
+
+def with_validation(evaluations: Sequence[Mapping], fitting: Mapping) -> list[dict]:
+    """Evaluations, and what `fit` measured on images that it held out, if anything."""
+    held_out = [{**fitting["validation"], "is_validation": True}] if fitting.get("validation") else []
+    return [*map(dict, evaluations), *held_out]
+
+
+def fitting_facts(config: Mapping, fitting: Mapping) -> dict[str, str | None]:
+    """Rows of a card about a segmentation head; `None` where nothing is known.
+
+    Args:
+        config (mapping): Of the head.
+        fitting (mapping): Content of `head_training.json`, or nothing.
+    """
+    how = None
+    if "seconds" in fitting:
+        how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
+        how = f"{describe_duration(fitting['seconds'])}, {how}"
+    return {
+        "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
+        "segmentation head": f"{config['num_members']} members on blocks {', '.join(map(str, config['blocks']))} at "
+        f"timesteps {', '.join(map(str, config['timesteps']))}",
+        "class of a pixel": "the one that raises mean IoU most" if config.get("decisions") else None,
+        "fitting of the head": how,
+        "hardware for fitting": describe_machine(fitting),
+    }
 
 
 def datasets_on_hub(*datasets: Mapping | None) -> list[str] | None:

@@ -10,13 +10,12 @@ from ..images.image_processor import default_palette, unnamed_classes
 from .cards import (
     TAGS,
     datasets_on_hub,
-    describe_duration,
-    describe_images,
-    describe_machine,
     eval_results,
+    fitting_facts,
     hex_color,
     render,
     with_own,
+    with_validation,
 )
 
 
@@ -35,9 +34,7 @@ def head_card(
         fitting (mapping, *optional*): Content of `head_training.json`.
     """
     config, fitting = head.config, dict(fitting or {})
-    evaluations = [dict(e) for e in evaluations]
-    if fitting.get("validation"):
-        evaluations.append({**fitting["validation"], "is_validation": True})
+    evaluations = with_validation(evaluations, fitting)
     data = {
         "license": "unknown",
         "library_name": "diffusers",
@@ -56,15 +53,8 @@ def head_card(
         + (f", commit {config.base['revision']}" if config.base["revision"] else ""),
         "images are read at": f"{size} pixels",
         "prompt": "the null prompt" if config.prompt is None else config.prompt,
-        "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
-        "segmentation head": f"{config.num_members} members on blocks {', '.join(map(str, config.blocks))} at "
-        f"timesteps {', '.join(map(str, config.timesteps))}",
-        **({"class of a pixel": "the one that raises mean IoU most"} if config.decisions else {}),
-        "hardware for fitting": describe_machine(fitting),
+        **fitting_facts(config, fitting),
     }
-    if "seconds" in fitting:
-        how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
-        facts["fitting of the head"] = f"{describe_duration(fitting['seconds'])}, {how}"
     names = config.label_names or unnamed_classes(config.num_classes)
     palette = config.palette or default_palette(config.num_classes)
     return render(

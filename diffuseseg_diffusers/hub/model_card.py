@@ -24,9 +24,11 @@ from .cards import (
     describe_machine,
     eval_results,
     figure_image,
+    fitting_facts,
     hex_color,
     render,
     with_own,
+    with_validation,
 )
 
 
@@ -53,9 +55,7 @@ def model_card(
     """
     training, fitting = (dict((records or {}).get(name, {})) for name in RECORDS)
     head = None if pipe.segmentation_head is None else pipe.segmentation_head.config
-    evaluations = [dict(e) for e in evaluations]
-    if fitting.get("validation"):
-        evaluations.append({**fitting["validation"], "is_validation": True})
+    evaluations = with_validation(evaluations, fitting)
     height, width = image_size(pipe.unet)
     kind = "grey-scale images" if pipe.unet.config.in_channels == 1 else "colour images"
     used = [training.get("dataset"), fitting.get("dataset"), *(e.get("dataset") for e in evaluations)]
@@ -121,16 +121,5 @@ def _facts(pipe: DiffuseSegPipeline, training: Mapping, fitting: Mapping) -> Ite
     if fitting.get("model_on_hub"):
         rows["U-Net from"] = f"[{fitting['model_on_hub']}](https://huggingface.co/{fitting['model_on_hub']})"
     if head is not None:
-        config = head.config
-        rows["labelled images"] = describe_images(fitting.get("dataset"), fitting.get("num_images"))
-        rows["segmentation head"] = (
-            f"{config.num_members} members on decoder blocks {', '.join(map(str, config.blocks))} at timesteps "
-            f"{', '.join(map(str, config.timesteps))}"
-        )
-        if config.decisions:
-            rows["class of a pixel"] = "the one that raises mean IoU most"
-        if "seconds" in fitting:
-            how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
-            rows["fitting of the head"] = f"{describe_duration(fitting['seconds'])}, {how}"
-            rows["hardware for fitting"] = describe_machine(fitting)
+        rows |= fitting_facts(head.config, fitting)
     yield from ((name, value) for name, value in rows.items() if value)

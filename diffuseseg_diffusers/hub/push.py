@@ -6,7 +6,6 @@ All that goes up is made and checked before the repository is made, so that a re
 
 import argparse
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -246,7 +245,6 @@ def _make_card(
         card = student_card(folder, repo_id, license, own)
     else:
         card = dataset_card(upload.root, repo_id, upload.files, loaded, license, own)
-    card.text = re.sub(r"\n{3,}", "\n\n", card.text)
     return card
 
 

@@ -67,8 +67,8 @@ def student_card(folder: Path, repo_id: str, license: str | None = None, own: Mo
         is_unet=is_unet,
         labelled=dataset is not None or real is not None,
         distilled=unlabeled is not None,
-        classes=classes,
+        classes=[(name, None) for name in classes],
         synthetic=record["synthetic"],
-        evaluation=evaluation,
+        evaluations=[evaluation] if evaluation else [],
         facts=[(name, value) for name, value in facts.items() if value],
     )
