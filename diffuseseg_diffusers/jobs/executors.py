@@ -22,6 +22,7 @@ from .parts import PARTS
 
 
 EXECUTORS = ("local", "slurm", "ray")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 WORKER = "DIFFUSESEG_WORKER"  # set in processes that were started here, to their number
 LOGS = f"{PARTS}/logs"
 
@@ -149,14 +150,16 @@ class Worker:
 
 
 def _start(words: Sequence[str], rank: int, logs: Path) -> subprocess.Popen:
-    """A further process on this machine; where there are several GPUs, each has another."""
+    """A further process on this machine; where there are several GPUs, each sees another."""
     import torch
 
-    command = [sys.executable, "-m", "diffuseseg_diffusers", *words]
-    if torch.cuda.device_count() > 1 and "--device" not in words:
-        command += ["--device", f"cuda:{rank % torch.cuda.device_count()}"]
+    command, environment = [sys.executable, "-m", "diffuseseg_diffusers", *words], {**os.environ, WORKER: str(rank)}
+    count = torch.cuda.device_count()
+    if count > 1 and "--device" not in words:  # not by `--device`, which is part of the run's identity
+        visible = os.environ.get(VISIBLE, "").split(",") if os.environ.get(VISIBLE) else list(map(str, range(count)))
+        environment[VISIBLE] = visible[rank % count]
     with open(logs / f"worker-{rank}.log", "w", encoding="utf-8") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, WORKER: str(rank)})
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
 def load_executor(name: str) -> Any:
