@@ -1,7 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What of a folder goes to the Hub: for each kind of folder a list of what may, and nothing else.
+"""Selects the files of a folder to upload to the Hub: an allow-list for each kind of folder.
 
-Hidden files never go, nor links that lead out of the folder, nor paths of this machine in JSON files.
+Hidden files, links that lead out of the folder and local paths in JSON files are never uploaded.
 """
 
 import json
@@ -35,18 +35,18 @@ WEIGHTS = re.compile(
     r"|diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json"
 )
 LABEL_KEYS = ("id2label", "label2id", "label_names")  # names of classes may look like paths, as in Open Images
-DATASET_RUNS = ("generate",)  # commands that leave a dataset; the output of others is none, whatever images it holds
+DATASET_RUNS = ("generate",)  # commands whose output is a dataset
 
 
 @dataclass
 class Upload:
-    """What goes to the Hub.
+    """Files to upload.
 
     Args:
         kind (`str`): `"pipeline"`, `"head"`, `"student"`, `"dataset"` or `"space"`.
-        root (`Path`): The folder, or one with a dataset that was converted.
+        root (`Path`): The folder, or that of a converted dataset.
         files (`dict`): Path in the repository to a file or its content.
-        left_out (`list[str]`): Paths of the folder that do not go.
+        left_out (`list[str]`): Paths in the folder that are not uploaded.
     """
 
     kind: str
@@ -68,11 +68,11 @@ class Upload:
 
 
 def collect(folder: Path, scratch: Path) -> Upload:
-    """What of a folder goes to the Hub, without its card; asks the Hub nothing.
+    """The files of a folder to upload, without its card; needs no network.
 
     Args:
         folder (`Path`): See [`push_folder`].
-        scratch (`Path`): An empty folder, for datasets that are converted.
+        scratch (`Path`): An empty folder for datasets to convert.
 
     Raises:
         UserError: The folder holds nothing to push, something of it is missing, or a link leads out of it.
@@ -95,7 +95,7 @@ def collect(folder: Path, scratch: Path) -> Upload:
 
 
 def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
-    """What of a pipeline's folder goes to the Hub: weights, configs, the code for them, two images.
+    """The files of a pipeline to upload: weights, configs, the code for them, two images.
 
     Raises:
         UserError: It is a pipeline of another kind, or a part of it is missing, or only pickled.
@@ -129,12 +129,12 @@ def pipeline_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def is_head(folder: Path) -> bool:
-    """Whether a folder holds a head alone, whose base is somewhere else."""
+    """Whether a folder holds a head without its base."""
     return read_json(own_file(folder, INDEX)).get("_class_name") == ComposedDiffuseSegPipeline.__name__
 
 
 def head_files(folder: Path) -> dict[str, Path | bytes]:
-    """What of the folder of a head on somebody else's pipeline goes to the Hub: the head, and which base it is for.
+    """The files of a head without its base to upload: weights, config, and the name of the base.
 
     Raises:
         UserError: The base is not on the Hub, or a file is missing.
@@ -156,7 +156,7 @@ def head_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def student_files(folder: Path) -> dict[str, Path | bytes]:
-    """What of a student's folder goes to the Hub: weights and configs.
+    """The files of a student to upload: weights and configs.
 
     Raises:
         UserError: One of the files is missing.
@@ -170,7 +170,7 @@ def student_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def dataset_files(folder: Path, scratch: Path) -> tuple[Path, dict[str, Path | bytes], set[str]]:
-    """What of a dataset's folder goes to the Hub: the files that `datasets` reads, names of classes, our own record.
+    """The files of a dataset to upload: those that `datasets` reads, names of classes, the record of its generation.
 
     Args:
         folder (`Path`): See [`push_folder`].
@@ -255,9 +255,7 @@ def clean_json(path: Path) -> bytes:
 
 
 def without_local_paths(content: Any, key: str = "") -> Any:
-    """JSON without the places that things were loaded from, which are nobody's business.
-
-    Of a local path the last part stays, as [`describe_dataset`] has it; `_name_or_path` goes.
+    """Strips local paths from JSON: of each the last part stays, and `_name_or_path` goes.
 
     Args:
         content: What a JSON file holds.

@@ -1,7 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Pushes pipelines, students and datasets to the Hub: all of it in one commit, or nothing.
+"""Pushes pipelines, students and datasets to the Hub, each in one commit.
 
-All that goes up is made and checked before the repository is made, so that a refused push leaves none behind.
+Everything is prepared and checked before the repository is created, so that a refused push leaves none behind.
 """
 
 import argparse
@@ -36,19 +36,22 @@ logger = logging.get_logger(__name__)
 
 
 def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = None, **kwargs) -> str:
-    """Uploads a pipeline with its card in one commit; `pipe.push_to_hub` of diffusers does without the card.
+    """Uploads a pipeline with its card in one commit; `pipe.push_to_hub` of diffusers uploads no card.
 
     Args:
         pipe ([`DiffuseSegPipeline`]): With or without a head.
-        repo_id (`str`): Repository, `user/name`; made if it is not there.
+        repo_id (`str`): Repository, `user/name`; created if it does not exist.
         variant (`str`, *optional*): As in [`DiffuseSegPipeline.save_pretrained`].
         **kwargs: As in [`push_folder`].
 
     Returns:
-        `str`: The address of the commit.
+        `str`: Address of the commit.
 
     Raises:
-        UserError: The Hub does not take it; says why. The repository is then as it was.
+        UserError: The Hub refuses it; the repository is then unchanged.
+
+    Example:
+        >>> push_pipeline(pipe, "user/faces-diffuseseg", license="apache-2.0")
     """
     with tempfile.TemporaryDirectory() as folder:
         pipe.save_pretrained(folder, variant=variant)
@@ -68,34 +71,36 @@ def push_folder(
     pipe: DiffuseSegPipeline | None = None,
     analysis: str | os.PathLike | None = None,
 ) -> str:
-    """Uploads a folder with a pipeline, a head, a student or a dataset, and its card in one commit.
+    """Uploads a folder with a pipeline, a head, a student or a dataset, and its card, in one commit.
 
-    Of a pipeline's folder go its weights, its configs and the code for them; of a head on somebody else's pipeline the
-    head, and the name of that pipeline; of a student's, weights and configs; of a
-    dataset's, the files that `datasets` reads and the names of the classes. Hidden files, links that lead out of the
-    folder and paths of this machine do not. One line says what is left out. What a push that was cut off had uploaded
-    is not uploaded again.
+    A pipeline is uploaded with weights, configs and the code for them; a head on another pipeline with the name of
+    that pipeline; a student with weights and configs; a dataset with the files that `datasets` reads and the names of
+    the classes. Hidden files, links that lead out of the folder and local paths are left out, and one line lists what
+    is. An interrupted push resumes.
 
     Args:
         folder (`str` or path): Saved by [`DiffuseSegPipeline.save_pretrained`], `diffuseseg fit`, `train-ddpm` or
             `train-student`; or images that [`load_labeled_images`] or `datasets` reads; layouts that only the former
             knows go as Parquet.
-        repo_id (`str`): Repository, `user/name`; made if it is not there.
+        repo_id (`str`): Repository, `user/name`; created if it does not exist.
         commit_message (`str`, *optional*), create_pr (`bool`, defaults to `False`): As in `HfApi.create_commit`.
         private (`bool`, *optional*): Whether a new repository is private; the account's default if not given.
-        token (`str`, *optional*): The one that you logged in with if not given.
-        license (`str`, *optional*): The Hub's identifier of the licence; that of the folder's own README.md or
+        token (`str`, *optional*): Access token; that of `hf auth login` if not given.
+        license (`str`, *optional*): Identifier of the licence on the Hub; that of the folder's own README.md or
             "unknown" if not given.
-        evaluations (sequence of `dict`): Of a pipeline, metrics that `diffuseseg evaluate` wrote, for the card.
-        num_samples (`int`, defaults to 8): Of a pipeline, images to generate for the card, in 50 steps of DDIM.
-        pipe ([`DiffuseSegPipeline`], *optional*): What is in the folder, if it is loaded already.
-        analysis (`str` or path, *optional*): Of a pipeline, what `diffuseseg analyze` left; the card shows its figures.
+        evaluations (sequence of `dict`): Metrics of `diffuseseg evaluate`, for the card of a pipeline.
+        num_samples (`int`, defaults to 8): Images to generate for the card of a pipeline, in 50 steps of DDIM.
+        pipe ([`DiffuseSegPipeline`], *optional*): The pipeline in the folder, if it is loaded already.
+        analysis (`str` or path, *optional*): Output folder of `diffuseseg analyze`; the card shows its figures.
 
     Returns:
-        `str`: The address of the commit.
+        `str`: Address of the commit.
 
     Raises:
-        UserError: The folder holds nothing to push, or the Hub does not take it.
+        UserError: The folder holds nothing to push, or the Hub refuses it.
+
+    Example:
+        >>> push_folder("out/model", "user/faces-diffuseseg", license="apache-2.0")
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -125,21 +130,21 @@ def push_folder(
 
 
 def check_access(repo_id: str, token: str | None, create_pr: bool, what: str) -> str:
-    """Asks the Hub who the token belongs to, before the long work; makes no repository.
+    """Checks repository name and token against the Hub before the long work; creates no repository.
 
-    Of a token with single rights ("fine-grained"), only the push shows whether it has the right one.
+    The rights of a fine-grained token only show when it pushes.
 
     Args:
         repo_id (`str`): Repository, `user/name` or `name`.
-        token (`str`, *optional*): The one that you logged in with if not given.
-        create_pr (`bool`): Whether it is for a pull request, which may go to a repository of others.
-        what (`str`): What cannot be done, for the error.
+        token (`str`, *optional*): Access token; that of `hf auth login` if not given.
+        create_pr (`bool`): Whether it is for a pull request, which may go to any repository.
+        what (`str`): What fails, for the error.
 
     Returns:
-        `str`: The full name of the repository.
+        `str`: Full name of the repository.
 
     Raises:
-        UserError: The name is none, or the token does not work, may not write, or is not of the name's owner.
+        UserError: Invalid repository name; or the token is invalid, read-only or of another namespace.
     """
     try:
         validate_repo_id(repo_id)
@@ -163,9 +168,9 @@ def check_access(repo_id: str, token: str | None, create_pr: bool, what: str) ->
 
 @contextmanager
 def hub_refusals(what: str) -> Iterator[list[str]]:
-    """Turns what the Hub's client raises into a [`UserError`] that says what failed, why, and what to do.
+    """Converts errors of the Hub's client to [`UserError`]: what failed, why, and what to do.
 
-    Yields a list; sentences that the block puts into it follow the reason.
+    Yields a list, to which the block may add sentences that follow the reason.
     """
     more: list[str] = []
     try:
@@ -220,7 +225,7 @@ def finish_push(config: Any) -> None:
 
 
 def _load(upload: Upload) -> Any:
-    """What is in an upload, for its card: a pipeline, a head, a student, or the parts of a dataset."""
+    """Loads the content of an upload for its card: a pipeline, a head, a student, or the parts of a dataset."""
     if upload.kind in ("pipeline", "student"):
         return load_pipeline(os.fspath(upload.root), device="cpu", dtype="float32")
     if upload.kind == "head":
@@ -231,7 +236,7 @@ def _load(upload: Upload) -> Any:
 def _make_card(
     upload: Upload, folder: Path, loaded: Any, repo_id: str, license: str | None, evaluations: Sequence[Mapping]
 ) -> ModelCard | DatasetCard:
-    """The card of what [`_load`] loaded; that of a dataset adds a page of images to the upload."""
+    """The card for what [`_load`] returned; that of a dataset adds a page of images to the upload."""
     own = own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard)
     if upload.kind == "pipeline":
         found = [name for name in RECORDS if (folder / name).is_file()]
@@ -258,10 +263,10 @@ def commit_upload(
     create_pr: bool,
     more: list[str],
 ) -> str:
-    """Makes the repository if it is not there, and uploads all and its card in one commit; returns its address.
+    """Creates the repository if needed, and uploads everything in one commit; returns its address.
 
-    A repository that this made and that is still empty is removed if the Hub refuses the commit; not after an error
-    that passes, because the next push resumes there. `more` gets a sentence about it.
+    If the Hub refuses the commit, a repository that was created here and is empty is removed, except after temporary
+    errors, where the next push resumes. `more` gets a sentence about it.
     """
     _validate_card(api, repo_id, card, upload.repo_type)
     upload.files[CARD] = str(card).encode()
@@ -281,9 +286,9 @@ def commit_upload(
 
 
 def _validate_card(api: HfApi, repo_id: str, card: RepoCard, repo_type: str) -> None:
-    """Asks the Hub whether it takes the card, before anything is made there.
+    """Validates a card on the Hub before anything is created there.
 
-    `RepoCard.validate` of huggingface_hub 1 asks huggingface.co, whatever `HF_ENDPOINT` says.
+    `RepoCard.validate` of huggingface_hub 1 ignores `HF_ENDPOINT`.
     """
     body = {"repoType": repo_type, "content": str(card)}
     response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=body, headers={"Accept": "text/plain"})
@@ -293,7 +298,7 @@ def _validate_card(api: HfApi, repo_id: str, card: RepoCard, repo_type: str) -> 
 
 
 def _make_repository(api: HfApi, repo_id: str, repo_type: str, private: bool | None) -> bool:
-    """Whether the repository was made now, and was not there."""
+    """Creates the repository; returns whether it is new."""
     try:
         api.create_repo(
             repo_id, private=private, repo_type=repo_type, space_sdk="docker" if repo_type == "space" else None
