@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """The figures of the documentation come from the results of the benchmarks."""
 
+import argparse
 import json
 import re
 import sys
@@ -74,3 +75,28 @@ def test_values_in_sentences_are_written(monkeypatch):
     monkeypatch.setattr(tables, "read", lambda name: result)
     text = "It is <!-- value: any ours 2 percent -->0<!-- end --> %."
     assert tables.written(text) == "It is <!-- value: any ours 2 percent -->75.0<!-- end --> %."
+
+
+def test_a_benchmark_resumes_what_the_same_command_began(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    harness = pytest.importorskip("harness")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "machine", lambda: {"processor": "any", "threads": 1})
+    columns = {"side": ("", "text"), "seconds": ("s", "1")}
+
+    def result(command: str):
+        monkeypatch.setattr(sys, "argv", command.split())
+        return harness.Result("trial", columns, argparse.Namespace(seeds=[0]), "A trial.")
+
+    assert result("bench_any.py --rounds 2").cell("one", lambda: 1) == 1
+    assert result("bench_any.py --rounds 2").cell("one", lambda: 2) == 1
+    assert result("bench_any.py --rounds 3").cell("one", lambda: 2) == 2
+
+
+def test_sides_take_turns_and_ratios_are_of_the_same_round(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    harness = pytest.importorskip("harness")
+    order: list[str] = []
+    seconds = harness.in_turn({"ours": lambda: order.append("ours"), "theirs": lambda: order.append("theirs")}, 2)
+    assert order == ["ours", "theirs"] * 3 and {len(values) for values in seconds.values()} == {2}
+    assert harness.ratio({"slow": [4.0, 9.0, 6.0], "fast": [2.0, 3.0, 2.0]}, "slow", "fast") == 3.0
