@@ -7,11 +7,9 @@ Every row starts from the same noise. "Agreement" is of the two masks of an imag
 anew (as in the paper), and from the denoising steps. `ddpm-1000` is the sampler of the published pipeline.
 """
 
-import time
-
 import numpy as np
 import torch
-from harness import Result, Task, arguments
+from harness import Result, Task, arguments, now
 
 from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.factory.sampling import scheduler_for
@@ -51,9 +49,9 @@ def main() -> None:
         for start in range(0, args.num_samples, args.batch_size):
             for way in (False, True):
                 noise = [torch.Generator().manual_seed(i) for i in range(start, start + args.batch_size)]
-                began = time.perf_counter()
+                began = now()
                 output = pipe(args.batch_size, noise, steps, "np", masks_while_sampling=way)
-                seconds[way].append((time.perf_counter() - began) / args.batch_size)
+                seconds[way].append((now() - began) / args.batch_size)
                 masks[way].append(output.masks)
         agreement = float(np.mean(np.concatenate(masks[0]) == np.concatenate(masks[1])))
         return {"from_image": seconds[0], "while_sampling": seconds[1], "agreement": agreement}

@@ -14,13 +14,12 @@ import importlib
 import io
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import Result, Task, arguments, in_turn, ratio
+from harness import Result, Task, arguments, in_turn, now, ratio
 
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
@@ -131,9 +130,9 @@ class Published:
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    began = now()
     run()
-    return time.perf_counter() - began
+    return now() - began
 
 
 def main() -> None:

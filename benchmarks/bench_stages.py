@@ -9,7 +9,6 @@ machine reached in the same run, on a convolution or a matrix product; and the b
 """
 
 import io
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from harness import Machine, Result, Task, arguments, count
+from harness import Machine, Result, Task, arguments, count, now
 
 from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.heads.classes import Classes
@@ -114,16 +113,16 @@ def fit(result: Result, machine: Machine, pipe: Any, dataset: Any) -> None:
         table = extract_activations(extractor, dataset, show_progress=False, augmented_views=views, flip=True)
 
     stage = Stage(result, machine, f"fit on {len(dataset)} images, {n} with their views")
-    began = time.perf_counter()
+    began = now()
     extract()
-    seconds = time.perf_counter() - began
+    seconds = now() - began
     pixels = torch.zeros(4, extractor.in_channels, *extractor.size, device=pipe.device)
     stage.row("views and denoiser", seconds, n / 4 * count(lambda: extractor(pixels)) / machine.flops)
     classes = Classes(config.num_classes, config.label_names)
     one = count(lambda: fit_head(table, extractor, classes, replace(recipe, max_steps=1)))
-    began = time.perf_counter()
+    began = now()
     fit_head(table, extractor, classes, recipe)
-    stage.row(f"{recipe.max_steps} steps", time.perf_counter() - began, recipe.max_steps * one / machine.flops)
+    stage.row(f"{recipe.max_steps} steps", now() - began, recipe.max_steps * one / machine.flops)
     stage.end()
 
 
@@ -139,9 +138,9 @@ def generate(result: Result, machine: Machine, pipe: Any, n: int, steps: int) ->
             unet(x, 10)
 
     stage.part("denoiser, steps", denoise, n, steps * weight_bytes(unet))
-    began = time.perf_counter()
+    began = now()
     output = pipe(n, torch.Generator().manual_seed(0), steps)
-    whole = (time.perf_counter() - began) / n
+    whole = (now() - began) / n
     segmenting = machine.seconds(lambda: pipe.segment(output.images, batch_size=n)) / n
     stage.row("masks", segmenting, segmenting)
     rest = max(whole - stage.total, 1e-9)

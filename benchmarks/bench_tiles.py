@@ -9,11 +9,9 @@ and end than elsewhere (1: not to be seen). *Mismatch* is the share of pixels wh
 elsewhere.
 """
 
-import time
-
 import evaluate
 import numpy as np
-from harness import Result, Task, arguments
+from harness import Result, Task, arguments, now
 
 from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.images.formats.base import ArrayRaster
@@ -93,10 +91,10 @@ def main() -> None:
         return mean_iou(mosaic(masks, args.columns)[args.cut :, args.cut :], truth, classes)
 
     def measure(tiling: Tiling) -> dict[str, float]:
-        began, side = time.perf_counter(), tiling.tile
+        began, side = now(), tiling.tile
         raster = ArrayRaster(picture)
         found = segment_tiled(pipe, raster, tiling, batch_size=args.batch_size, return_probabilities=True)
-        seconds = (time.perf_counter() - began) / raster.height / raster.width * 1e6
+        seconds = (now() - began) / raster.height / raster.width * 1e6
         other = ArrayRaster(picture[:, side[0] // 3 :, side[1] // 3 :])
         moved = segment_tiled(pipe, other, tiling, batch_size=args.batch_size)
         return {

@@ -75,6 +75,7 @@ def caption(result: dict) -> str:
         words.append(f"{found['instructions']}{f' ({rates})' if rates else ''}")
     if (found.get("load") or 0) > (found.get("threads") or 1) / 2:
         words.append("with other work beside it")
+    words += [found["clock"]] if found.get("clock") else []
     words += [found[key] for key in ("dtype",) if found.get(key)]
     if found.get("torch"):
         words.append(f"PyTorch {found['torch'].split('+')[0]}")
