@@ -31,10 +31,9 @@ def main() -> None:
     )
     task = Task(args.task)
     pipe = task.pipe()
-    about = (
-        f"Mean IoU in %, mean over the seeds with its range, on {len(task.test)} test images; the U-Net has seen "
-        f"{args.unet_images:,} augmented images."
-    )
+    about = f"Mean IoU in %, mean over the seeds with its range, on {len(task.test)} test images."
+    if "unet" in args.methods:
+        about = f"{about[:-1]}; the U-Net has seen {args.unet_images:,} augmented images."
     columns = {"labels": ("labelled images", "int")} | {m: (METHODS[m], "percent") for m in args.methods}
     result = Result(args.name or f"labels-{args.task}", columns, args, about, pipe.unet.dtype)
     fitted: dict[tuple, Any] = {}

@@ -197,7 +197,7 @@ def main() -> None:
     segment(result, machine, pipe, images)
     fit(result, machine, pipe, task.train)
     generate(result, machine, pipe, args.batch_size, args.num_inference_steps)
-    train(result, machine, pipe, args.batch_size)
+    train(result, Machine(device, torch.float32, args.rounds), pipe, args.batch_size)  # in float32
     result.show()
 
 

@@ -129,7 +129,9 @@ def picture_labels(path: Path) -> None:
     label_curves(curves).savefig(path, metadata={"Source": digest("labels-faces64")})
 
 
-PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {}
+PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "docs/label_efficiency.png": ("labels-faces64", picture_labels)
+}
 
 
 def current(path: Path, name: str) -> bool:
