@@ -30,6 +30,7 @@ from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.jobs import command_line
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT, make_processor
+from diffuseseg_diffusers.tasks import TASKS, named
 
 from .conftest import ROOT, draw, make_pipeline
 
@@ -175,6 +176,12 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
+def shorten_recipes(monkeypatch):
+    for name, recipe in RECIPES.items():
+        fewer = replace(recipe, max_steps=20, augmented_images=min(recipe.augmented_images, 6))
+        monkeypatch.setitem(RECIPES, name, fewer)
+
+
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(b.language == "python" or b.mark.startswith("run") for b in blocks(page))],
@@ -185,9 +192,7 @@ def test_blocks_run_in_the_order_of_their_page(page, workplace, tmp_path, monkey
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    for name, recipe in RECIPES.items():
-        fewer = replace(recipe, max_steps=20, augmented_images=min(recipe.augmented_images, 6))
-        monkeypatch.setitem(RECIPES, name, fewer)
+    shorten_recipes(monkeypatch)
     names = {"__name__": "page"}
     for block in blocks(page):
         if block.mark.startswith("not run: "):
@@ -207,6 +212,18 @@ def test_blocks_run_in_the_order_of_their_page(page, workplace, tmp_path, monkey
                 assert not end.value.code, (command, capsys.readouterr().err)
         else:
             assert not block.mark, f"{page.name}:{block.line} has an unknown mark: {block.mark}"
+
+
+# The others need a checkpoint, a dataset of the paper, or the Hub.
+@pytest.mark.parametrize("name", ["analyze", "evaluate", "export-onnx", "fit", "generate", "segment"])
+def test_examples_of_tasks_run_as_they_stand(name, workplace, tmp_path, monkeypatch):
+    shutil.copytree(workplace, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shorten_recipes(monkeypatch)
+    lines = re.findall(r"^ *>>> (.*)$", named(TASKS[name][1]).__doc__, re.M)
+    assert lines
+    exec("\n".join(lines), {"__name__": "example"})
 
 
 def anchors(page: Path) -> set[str]:

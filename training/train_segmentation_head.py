@@ -50,7 +50,7 @@ def fit(config: FitConfig) -> Any:
 
     Example:
         >>> from diffuseseg_diffusers import FitConfig, fit
-        >>> pipe = fit(FitConfig(model="out/ddpm", dataset_name="DATA", output_dir="out/model"))
+        >>> pipe = fit(FitConfig(model="MODEL", dataset_name="DATA", output_dir="out/fitted"))
         >>> pipe.segment("photo.jpg").masks[0].save("mask.png")
     """
     # 1. Labelled images and the frozen model; all inputs are checked before the long work.

@@ -100,7 +100,8 @@ def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
 
     Example:
         >>> from diffuseseg_diffusers import AnalyzeConfig, analyze
-        >>> found = analyze(AnalyzeConfig(model="out/model", dataset_name="DATA", output_dir="out/analysis"))
+        >>> where = dict(dataset_name="DATA", output_dir="out/analysis")
+        >>> found = analyze(AnalyzeConfig(model="out/model", folds=3, **where))
         >>> found["blocks-timesteps"].rows[0]
     """
     from ..datasets.columns import dataset_contents
