@@ -54,7 +54,7 @@ def generate(config: GenerateConfig) -> dict | None:
 
     Example:
         >>> from diffuseseg_diffusers import GenerateConfig, generate
-        >>> generate(GenerateConfig(model="out/model", num_samples=100, output_dir="out/synthetic"))["num_kept"]
+        >>> generate(GenerateConfig(model="out/model", num_samples=20, output_dir="out/synthetic"))["num_kept"]
     """
     # 1. The model with its head and its sampler; all inputs are checked before the folder is touched.
     if config.executor != "local":

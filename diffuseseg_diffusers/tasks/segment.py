@@ -91,7 +91,7 @@ def segment(config: SegmentConfig) -> Path:
 
     Example:
         >>> from diffuseseg_diffusers import SegmentConfig, segment
-        >>> lines = segment(SegmentConfig(model="out/model", images=["photos"], output_dir="out/masks"))
+        >>> lines = segment(SegmentConfig(model="out/model", images=["photo.jpg"], output_dir="out/masks"))
     """
     from tqdm.auto import tqdm
 
