@@ -130,8 +130,8 @@ def test_every_option_of_every_configuration_is_explained_and_shared_ones_alike(
     for config, _ in TASKS.values():
         options = named(config).options()
         assert all(own.help for own in options.values()) and all(o.why or o.influence for o in options.values())
-        for name in helps:
-            helps[name] |= {options[name].help} if name in options else set()
+        for name in helps.keys() & options.keys() if "output_dir" in options else ():  # not of a single file
+            helps[name].add(options[name].help)
         if "model" in options and not options["model"].positional:
             assert "--pretrained_model_name_or_path" in options["model"].aliases
     assert all(len(found) == 1 for found in helps.values())
