@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs.config import Config, option
-from ..jobs.errors import UserError
+from ..jobs.errors import IncompleteError, UserError
 from ..tiling.options import Reading
 from .options import CachesDownloads, NamesModel, SharesWork, WritesFolder
 
@@ -87,7 +87,8 @@ def segment(config: SegmentConfig) -> Path:
         `segmentation.json` of a dataset. With Slurm it is there when the job has ended.
 
     Raises:
-        UserError: Model, images or folder cannot be used; or some images cannot be read: the others are segmented.
+        UserError: Model, images or folder cannot be used.
+        IncompleteError: Some images cannot be read; the others are segmented.
 
     Example:
         >>> from diffuseseg_diffusers import SegmentConfig, segment
@@ -181,7 +182,7 @@ def finish(config: SegmentConfig, complete: Path, number: int, is_collection: bo
     """Removes what is needed no more, and says what the run did.
 
     Raises:
-        UserError: Some images could not be read.
+        IncompleteError: Some images could not be read.
     """
     from shutil import rmtree
 
@@ -196,7 +197,9 @@ def finish(config: SegmentConfig, complete: Path, number: int, is_collection: bo
     number = read_json(complete)["rows"] + broken if is_collection else number
     print(f"{number - broken} of {number} images segmented; the masks are in {config.output_dir}.")
     if broken and not is_worker():
-        raise UserError(f"{broken} of {number} images cannot be read; {unreadable} lists them. The others are done.")
+        raise IncompleteError(
+            f"{broken} of {number} images cannot be read; {unreadable} lists them. The others are done."
+        )
 
 
 def load_dataset_of(config: SegmentConfig, images: list[str]) -> tuple[Any, str] | None:
