@@ -10,7 +10,7 @@ MARKED ?= not slow
 .PHONY: results test test-slow test-oldest lint docs notebook demo
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 -m '$(MARKED)'
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m '$(MARKED)'
 
 # What is slow and rarely breaks: processes that are killed, whole programs, each family of models as commands.
 test-slow:
@@ -18,7 +18,7 @@ test-slow:
 
 # The same tests with the oldest versions that pyproject.toml admits.
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
 
 lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
