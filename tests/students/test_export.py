@@ -14,6 +14,7 @@ from ..conftest import draw, make_unet
 from .test_networks import NAMES, write_config
 
 
+@pytest.mark.slow
 def test_the_onnx_file_gives_the_masks_that_pytorch_gives(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)

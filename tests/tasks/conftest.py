@@ -28,7 +28,6 @@ def drawn(tmp_path_factory):
     run(
         *("diffuseseg", "fit", "--model", folder / "ddpm", "--dataset_name", folder / "data"),
         *("--recipe", "fast", "--num_members", "3", "--output_dir", folder / "model"),
-        fresh=True,
     )
     return folder
 
