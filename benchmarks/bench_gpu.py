@@ -77,7 +77,7 @@ def random_head(pipe: DiffuseSegPipeline, size: int) -> PixelClassifierEnsemble:
     """A head of the default recipe with random weights, for six classes."""
     recipe = find_recipe("default")
     pipe.segmentation_head = None
-    probe = pipe.feature_extractor(timesteps=recipe.timesteps)
+    probe = pipe.features(timesteps=recipe.timesteps)
     blocks = probe.default_blocks(recipe.blocks)
     features = probe.choose(blocks).feature_info()
     return PixelClassifierEnsemble(

@@ -104,7 +104,7 @@ def segment(result: Result, machine: Machine, pipe: Any, images: list[PIL.Image.
 def fit(result: Result, machine: Machine, pipe: Any, dataset: Any) -> None:
     recipe = find_recipe("default")
     config = pipe.segmentation_head.config
-    extractor = pipe.feature_extractor(blocks=config.blocks, timesteps=config.timesteps)
+    extractor = pipe.features(blocks=config.blocks, timesteps=config.timesteps)
     views, n = recipe.num_views(len(dataset)), len(dataset) * (1 + recipe.num_views(len(dataset)))
     table: Any = None
 

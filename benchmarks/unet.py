@@ -15,7 +15,8 @@ from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.datasets.augmentation import IGNORED, augment
 from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, default_palette
-from diffuseseg_diffusers.pipelines.segmenter import SegmentedBatch, Segmenter
+from diffuseseg_diffusers.pipelines.outputs import SegmentedBatch
+from diffuseseg_diffusers.pipelines.segmenter import Segmenter
 from diffuseseg_diffusers.students.training import segmentation_loss
 
 

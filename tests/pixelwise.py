@@ -4,7 +4,8 @@
 import torch
 import torch.nn.functional as F
 
-from diffuseseg_diffusers.pipelines.segmenter import SegmentedBatch, Segmenter
+from diffuseseg_diffusers.pipelines.outputs import SegmentedBatch
+from diffuseseg_diffusers.pipelines.segmenter import Segmenter
 
 
 class PixelwiseSegmenter(Segmenter):

@@ -99,8 +99,8 @@ def test_tables_on_the_gpu_hold_what_those_in_memory_hold():
 
 def test_activations_stay_on_the_gpu_where_they_fit_and_are_those_of_the_cpu():
     dataset, pipe = drawn_dataset(), make_pipeline()
-    exact = extract_activations(pipe.feature_extractor(), dataset, show_progress=False).to(torch.device("cuda"))
-    found = extract_activations(pipe.to("cuda").feature_extractor(), dataset, show_progress=False)
+    exact = extract_activations(pipe.features(), dataset, show_progress=False).to(torch.device("cuda"))
+    found = extract_activations(pipe.to("cuda").features(), dataset, show_progress=False)
     assert found.device.type == "cuda" and torch.equal(found.labels, exact.labels)
     for a, b in zip(found.tables.values(), exact.tables.values()):
         torch.testing.assert_close(a, b, atol=2e-2, rtol=2e-2)
@@ -148,9 +148,9 @@ def test_foreign_features_in_half_precision_are_nearly_those_in_float32(name, dt
     pipe = AutoDiffuseSegPipeline.from_pipe(FAMILIES[name][0]())
     size = (16, 16) if name == "DiT" else (16, 24)
     images = torch.rand(2, 3, *size) * 2 - 1
-    exact = pipe.feature_extractor(size=size)(images).activations
+    exact = pipe.features(size=size)(images).activations
     pipe.to("cuda", dtype)
-    for expected, found in zip(exact, pipe.feature_extractor(size=size)(images).activations):
+    for expected, found in zip(exact, pipe.features(size=size)(images).activations):
         assert (found.cpu().float() - expected).norm() < 0.1 * expected.norm()
 
 

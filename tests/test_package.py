@@ -29,7 +29,7 @@ CARRIED = {
         "heads.upsampling",
         "heads.ensemble",
     ),
-    *("pipelines.identity", "pipelines.segmenter", "pipelines.saved_code", "pipelines.pixel"),
+    *("pipelines.identity", "pipelines.outputs", "pipelines.segmenter", "pipelines.saved_code", "pipelines.pixel"),
 }
 MODULES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 

@@ -64,7 +64,7 @@ def fit(config: FitConfig) -> Any:
     device, name = find_device(config.device or accelerator.device), config.model or config.backbone
     pipe = load_frozen(config, device, find_dtype(config.dtype, device, name))
     size = height_and_width(config.resolution)
-    tile = size or pipe.feature_extractor().size if config.tile else None
+    tile = size or pipe.features().size if config.tile else None
     dataset, validation = read_labels(config, dataset, validation, pipe.channels, tile)
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None
 

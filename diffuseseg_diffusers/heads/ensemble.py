@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
@@ -26,6 +26,8 @@ from .decisions import Decisions, winners
 from .upsampling import blend_of, columns_of, upsampled_rows
 
 
+logger = logging.get_logger(__name__)
+
 # What a saved head is made of. A change that this code cannot read gets the next number.
 FORMAT_VERSION = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
@@ -33,6 +35,17 @@ PIXEL_FORMAT = 2  # of heads without any of these, which older versions read
 # Bytes of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at most
 # this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
 STRIP_BYTES = {"cpu": 2**22, "cuda": 2**27}
+
+
+@dataclass
+class PixelClassifierLogits(BaseOutput):
+    """Output of [`PixelClassifierEnsemble.forward`].
+
+    Args:
+        logits (`torch.Tensor`): `[N, K, num_classes, H, W]`, of each member.
+    """
+
+    logits: torch.Tensor
 
 
 @dataclass
@@ -244,6 +257,25 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             raise UserError(f"{where} is corrupt: it has weights that are not finite.")
         return (head, info) if output_loading_info else head
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, safe_serialization: bool = True, variant: str | None = None, **kwargs
+    ) -> None:
+        """Saves the head as [`ModelMixin.save_pretrained`] does, in the safetensors format only.
+
+        Args:
+            save_directory (`str` or path): Folder; created if missing.
+            safe_serialization (`bool`, defaults to `True`): `False` is ignored with a warning: pickled heads are not
+                loaded.
+            variant (`str`, *optional*): Weights are saved as `diffusion_pytorch_model.<variant>.safetensors`.
+            **kwargs: As in [`ModelMixin.save_pretrained`].
+
+        Example:
+            >>> pipe.segmentation_head.save_pretrained("out/head")
+        """
+        if not safe_serialization:
+            logger.warning("The segmentation head is saved as safetensors: pickled heads are not loaded.")
+        super().save_pretrained(save_directory, safe_serialization=True, variant=variant, **kwargs)
+
     @classmethod
     def stack_members(cls, members: Sequence[Mapping]) -> dict[str, torch.Tensor]:
         """State dict of an ensemble from what the published code saves of its members.
@@ -278,15 +310,18 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         """
         return self.layers(features)
 
-    def forward(self, activations: Sequence[torch.Tensor], size: Sequence[int] | None = None) -> torch.Tensor:
+    def forward(
+        self, activations: Sequence[torch.Tensor], size: Sequence[int] | None = None, return_dict: bool = True
+    ) -> PixelClassifierLogits | tuple[torch.Tensor]:
         """The members' logits at any resolution, from activations at theirs; batch norms use their running statistics.
 
         Args:
             activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each, as [`Features.activations`].
             size (two `int`, *optional*): Output height and width; the config's `image_size` if not given.
+            return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
 
         Returns:
-            `torch.Tensor` of shape `[N, K, num_classes, H, W]`.
+            [`PixelClassifierLogits`], or the tuple `(logits,)`.
         """
         config, n, (height, width) = self.config, len(activations[0]), size or self.config.image_size
         strips = self._strips(activations[0], (height, width), config.num_members)
@@ -294,7 +329,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         logits = found[0][1].new_empty(n, config.num_members, config.num_classes, height, width)
         for (images, rows), strip in found:
             logits[images, :, :, rows] = strip
-        return logits
+        return PixelClassifierLogits(logits) if return_dict else (logits,)
 
     @apply_forward_hook
     @torch.no_grad()

@@ -32,7 +32,7 @@ def extract_activations(
     """Runs labelled images through a frozen model and keeps what training needs of them.
 
     Args:
-        extractor ([`FeatureExtractor`]): What to extract: `pipe.feature_extractor(blocks, timesteps)`.
+        extractor ([`FeatureExtractor`]): What to extract: `pipe.features(blocks, timesteps)`.
         dataset ([`LabeledImages`]): Of what to extract it.
         min_label_fraction (`float`): Classes with a smaller share of an image's area are ignored there.
         seed (`int`): Of fresh noise, if the extractor does not share one, and of augmentation.

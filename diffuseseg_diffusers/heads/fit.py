@@ -151,7 +151,7 @@ def recipe_extractor(
 
     Args:
         pipe, recipe, blocks, timesteps, up_blocks, noise_levels: As in [`fit_segmentation_head`].
-        **choice: `share_noise`, `noise_seed`, `size`, `prompt`, as in [`~HeadSegmenter.feature_extractor`].
+        **choice: `share_noise`, `noise_seed`, `size`, `prompt`, as in [`~HeadSegmenter.features`].
 
     Raises:
         UserError: Two of them exclude each other, or the model knows no noise.
@@ -161,7 +161,7 @@ def recipe_extractor(
         raise UserError("Give `blocks` or `up_blocks`, not both.")
     if timesteps is not None and noise_levels is not None:
         raise UserError("Give `timesteps` or `noise_levels`, not both.")
-    extractor = pipe.feature_extractor(**choice)
+    extractor = pipe.features(**choice)
     if noise_levels is not None:
         if extractor.schedule is None:
             raise UserError("This model sees no noise; leave `noise_levels` out.")

@@ -65,6 +65,7 @@ def student_card(folder: Path, repo_id: str, license: str | None = None, own: Mo
         own,
         model_type="U-Net" if is_unet else config["model_type"],
         is_unet=is_unet,
+        decisions=record.get("decisions"),
         labelled=dataset is not None or real is not None,
         distilled=unlabeled is not None,
         classes=[(name, None) for name in classes],

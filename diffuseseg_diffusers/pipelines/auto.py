@@ -1,26 +1,58 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""One entry for every model that gives features: names and folders, and pipelines that are loaded already."""
+"""The one loader: everything that segments, from a folder, a file or the Hub; runs no code of a repository."""
 
+import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 
 from ..features.families import find_family
 from ..features.pixel_unet import DecoderFeatureExtractor
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..jobs.errors import UserError
-from .composed import HEAD, ComposedDiffuseSegPipeline
+from ..jobs.files import read_json
+from ..jobs.hardware import default_dtype, find_device, find_dtype
+from ..jobs.hub_errors import explain_hub_error
+from ..jobs.install import missing_extra
+from .composed import HEAD, INDEX, WHERE, ComposedDiffuseSegPipeline
 from .pixel import DiffuseSegPipeline
-from .segmenter import HeadSegmenter
+from .segmenter import HeadSegmenter, Segmenter
+from .variants import load_variant
 
 
-WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision")  # arguments that say where files are
+logger = logging.get_logger(__name__)
+ONNX, CONFIG = ".onnx", "config.json"
+
+# Which class loads what, imported when needed: by `_class_name` in the index of a pipeline or in the config of a model
+# of diffusers, or by the end of the class in `architectures` of one of transformers. All pipelines of diffusers that
+# are not listed are composed with a head.
+COMPOSED, PIXEL, BACKBONE = "ComposedDiffuseSegPipeline", "DiffuseSegPipeline", "BackbonePipeline"
+KINDS = {
+    COMPOSED: "pipelines.composed:ComposedDiffuseSegPipeline",
+    PIXEL: "pipelines.pixel:DiffuseSegPipeline",
+    "DDPMPipeline": "pipelines.pixel:DiffuseSegPipeline",
+    "DDIMPipeline": "pipelines.pixel:DiffuseSegPipeline",
+    BACKBONE: "pipelines.backbone:BackbonePipeline",
+    "ForSemanticSegmentation": "students.student:StudentSegmenter",
+    "UNet2DModel": "students.unets:UNetStudent",
+    ONNX: "students.export:OnnxStudent",
+}
+# Where the share of pixels is recorded on which masks in lower precision agree with those in float32.
+AGREEMENT = {PIXEL: f"{HEAD}/{CONFIG}", BACKBONE: f"{HEAD}/{CONFIG}", "ForSemanticSegmentation": CONFIG}
+AGREEMENT["UNet2DModel"] = "student.json"
 
 
 class AutoDiffuseSegPipeline:
-    """Makes the pipeline with a segmentation head that suits a model; it is not made itself."""
+    """Factory for everything that segments; cannot be instantiated."""
 
     def __init__(self) -> None:
         raise TypeError(f"Use `{type(self).__name__}.from_pretrained` or `{type(self).__name__}.from_pipe`.")
@@ -30,43 +62,55 @@ class AutoDiffuseSegPipeline:
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         base_model: str | os.PathLike | None = None,
+        device: str | torch.device | None = None,
         **kwargs: Any,
-    ) -> HeadSegmenter:
-        """Loads any pipeline of diffusers whose denoiser is of a known family, or a head with the base that it names.
+    ) -> Any:
+        """Loads a pipeline, a head with its base, a vision backbone, a student or an ONNX file.
 
         Args:
-            pretrained_model_name_or_path (`str` or path): Hub name or folder: of a pipeline of diffusers, of a
-                [`DiffuseSegPipeline`], or of a head alone, as [`ComposedDiffuseSegPipeline.save_pretrained`] saves it.
+            pretrained_model_name_or_path (`str` or path): Folder or Hub name of a [`DiffuseSegPipeline`], of any
+                pipeline of diffusers whose denoiser is of a known family, of a head as
+                [`ComposedDiffuseSegPipeline.save_pretrained`] saves it, of a [`BackbonePipeline`], of a vision model of
+                transformers, or of a student; or the path of an ONNX file that `diffuseseg export-onnx` wrote.
             base_model (`str` or path, *optional*): Where the base of a head is, if not where the head says.
-            **kwargs: As in [`DiffusionPipeline.from_pretrained`], for the base too, but for `revision`: a head says
-                which of its base. Weights are read in the safetensors format alone, if not said otherwise.
+            device (`str` or `torch.device`, *optional*): Where to; the CPU if not given. ONNX files run on the CPU.
+            **kwargs: As in [`DiffusionPipeline.from_pretrained`]. `dtype` as a `torch.dtype` converts head and model,
+                as in diffusers; as a name, `"auto"`, `"bfloat16"`, …, it is the precision of the model alone, and the
+                head keeps float32. Where weights are only there as a variant, such as `fp16`, that is loaded, with a
+                warning.
 
         Returns:
-            [`DiffuseSegPipeline`] of U-Nets on pixels, [`ComposedDiffuseSegPipeline`] of all others.
+            [`Segmenter`]: [`DiffuseSegPipeline`] for U-Nets on pixels, [`ComposedDiffuseSegPipeline`] for all other
+            pipelines of diffusers, [`BackbonePipeline`], [`StudentSegmenter`], [`UNetStudent`] or [`OnnxStudent`].
 
         Raises:
-            UserError: The model is of no known family, or the base is not the one that the head was fitted on.
+            UserError: There is no such model, it is of an unknown kind, or the base is not the one that the head was
+                fitted on.
+
+        Example:
+            >>> pipe = AutoDiffuseSegPipeline.from_pretrained("out/model", device="cuda", dtype="auto")
+            >>> mask = pipe.segment("photo.jpg").masks[0]  # a palette image of class ids
         """
-        name, kwargs = os.fspath(pretrained_model_name_or_path), {"use_safetensors": True, **kwargs}
-        where = {k: kwargs[k] for k in WHERE if k in kwargs}
-        index = DiffusionPipeline.load_config(name, **where)
-        kind = index.get("_class_name")
-        if (kind[-1] if isinstance(kind, list) else kind) == ComposedDiffuseSegPipeline.__name__:
-            head = PixelClassifierEnsemble.from_pretrained(name, subfolder=HEAD, **where)
-            kwargs.pop("revision", None)
-            pipe = cls._load_base(name, index.get("base") or {}, base_model, kwargs)
-            pipe.segmentation_head = head.to(pipe.base._execution_device)
-            return pipe
-        if is_pixel_index(index):
-            kwargs.pop("use_safetensors")
-            return DiffuseSegPipeline.from_pretrained(name, trust_remote_code=False, **kwargs)
-        return cls._compose(name, kwargs)
+        name = os.fspath(pretrained_model_name_or_path)
+        kwargs.pop("trust_remote_code", None)
+        if base_model is not None:
+            kwargs["base_model"] = base_model
+        if name.endswith(ONNX):
+            kind = ONNX
+        else:
+            check_name(name)
+            with errors_explained(name):
+                kind = find_kind(name, **{k: kwargs[k] for k in WHERE if k in kwargs})
+        if base_model is not None and kind != COMPOSED:
+            raise UserError(f"{name} is not a head on another pipeline; leave --base_model out.")
+        with errors_explained(name):
+            return _load(name, kind, device, kwargs)
 
     @classmethod
     def from_pipe(
         cls, pipe: DiffusionPipeline, segmentation_head: PixelClassifierEnsemble | None = None
     ) -> HeadSegmenter:
-        """A pipeline that is loaded already, with a head; its models are shared, not copied.
+        """A pipeline in memory with a head; its models are shared, not copied.
 
         Args:
             pipe (`DiffusionPipeline`): Of a known family.
@@ -74,6 +118,9 @@ class AutoDiffuseSegPipeline:
 
         Raises:
             UserError: The pipeline is of no known family, or the head was fitted on another one.
+
+        Example:
+            >>> pipe = AutoDiffuseSegPipeline.from_pipe(StableDiffusionPipeline.from_pretrained("user/model"))
         """
         if isinstance(pipe, HeadSegmenter):
             if segmentation_head is not None:
@@ -86,30 +133,95 @@ class AutoDiffuseSegPipeline:
         name = pipe.config.get("_name_or_path")
         return ComposedDiffuseSegPipeline(pipe, segmentation_head, name or None)
 
-    @classmethod
-    def _compose(cls, name: str, kwargs: dict[str, Any]) -> ComposedDiffuseSegPipeline:
-        revision = None
-        if not os.path.isdir(name):
-            asked = kwargs.get("revision")
-            folder = Path(DiffusionPipeline.download(name, **kwargs))
-            revision = folder.name if folder.parent.name == "snapshots" else asked
-        pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=False, **kwargs)
-        return ComposedDiffuseSegPipeline(pipe, None, os.path.abspath(name) if os.path.isdir(name) else name, revision)
 
-    @classmethod
-    def _load_base(
-        cls, head: str, named: dict[str, Any], given: str | os.PathLike | None, kwargs: dict[str, Any]
-    ) -> ComposedDiffuseSegPipeline:
-        """The base of a head, from where it is given, or from where the head says."""
-        name = os.fspath(given) if given is not None else named.get("model")
-        if name is None:
-            raise UserError(
-                f"The head in {head} does not say where its base is, a {named['pipeline']}; give `base_model`."
-            )
-        if given is None and os.path.isabs(name) and not os.path.isdir(name):
-            raise UserError(f"The base of the head in {head} is not in {name} any more; give `base_model`.")
-        revision = {} if given is not None or named.get("revision") is None else {"revision": named["revision"]}
-        return cls._compose(name, {**kwargs, **revision})
+def _load(name: str, kind: str, device: str | torch.device | None, kwargs: dict[str, Any]) -> Segmenter:
+    """The model of a known kind, on a device, in the precision of that name."""
+    module, _, class_name = KINDS[kind].rpartition(":")
+    segmenter = getattr(importlib.import_module(f"..{module}", __package__), class_name)
+    asked = kwargs.get("dtype")
+    if kind == ONNX:
+        wanted = [str(device)] if device is not None and find_device(device).type != "cpu" else []
+        wanted += [str(asked)] if asked not in (None, "auto", "float32", torch.float32) else []
+        tell = logger.warning if wanted else logger.info
+        tell("%s: float32 on cpu (ONNX Runtime%s)", name, f", not {' and '.join(wanted)}" if wanted else "")
+        return segmenter(name)
+    place = find_device(device) if device is not None else torch.device("cpu")
+    if isinstance(asked, str):
+        share = {}
+        if asked == "auto" and default_dtype(place) != torch.float32:
+            share = _agreement(name, kind, kwargs)
+        precision = find_dtype(asked, place, name, share)
+        part = {COMPOSED: HEAD, BACKBONE: "backbone"}.get(kind, "unet")
+        parts = {part: torch.float32, "default": precision} if kind == COMPOSED else {part: precision}
+        is_pipeline = issubclass(segmenter, HeadSegmenter)
+        kwargs["dtype"] = {"default": torch.float32, **parts} if is_pipeline else precision
+    if segmenter is DiffuseSegPipeline:  # said in every call, so that no change of a default runs code; others do so
+        kwargs["trust_remote_code"] = False
+    if kind != COMPOSED:  # which looks for variants of head and base
+        loaded = load_variant(segmenter.from_pretrained, name, **kwargs)
+    else:
+        loaded = segmenter.from_pretrained(name, **kwargs)
+    if isinstance(loaded, DiffuseSegPipeline):
+        loaded.unet.to(memory_format=torch.channels_last)  # convolutions are up to a third faster
+    return loaded if device is None else loaded.to(place)
+
+
+def check_name(name: str) -> None:
+    """Raises [`UserError`] if a name is neither a folder nor a name that the Hub could have."""
+    if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        hint = ' Models that segment together are joined by " + ", with spaces.' if "+" in name else ""
+        raise UserError(f"There is no folder {name}.{hint}")
+
+
+@contextmanager
+def errors_explained(name: str) -> Iterator[None]:
+    """Turns what libraries raise where a model cannot be loaded into a [`UserError`] of one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ModuleNotFoundError as error:
+        raise missing_extra("train", error.name) from error
+    except Exception as error:
+        reason = None if os.path.isdir(name) else explain_hub_error(error)
+        if reason is not None:
+            message = f"There is no folder {name}, and the pipeline {name} cannot be loaded: {reason}."
+        # What the libraries say of broken files, and diffusers of classes that it does not have.
+        elif isinstance(error, (OSError, ValueError, SafetensorError, AttributeError)):
+            message = f"The pipeline {name} cannot be loaded: {error}"
+        else:
+            raise
+        raise UserError(message) from error
+
+
+def find_kind(name: str, **where: Any) -> str:
+    """The key in `KINDS` of what a folder or a repository holds.
+
+    Args:
+        name (`str`): Folder or Hub name.
+        **where: `revision`, `cache_dir`, … as in `hf_hub_download`.
+
+    Raises:
+        UserError: It is of an unknown kind.
+    """
+    index = _read(name, INDEX, where)
+    if index is not None and not isinstance(index, dict):
+        raise UserError(f"The {INDEX} of {name} holds no object of components; repair or replace it.")
+    if index is not None:
+        given = index.get("_class_name")
+        kind = given[-1] if isinstance(given, list) else given
+        if kind is not None and kind not in KINDS:
+            kind = PIXEL if is_pixel_index(index) else COMPOSED
+    else:
+        index = _read(name, CONFIG, where) or {}
+        given = next(iter(index.get("architectures") or []), index.get("_class_name"))
+        kind = next((key for key in KINDS if given and given.endswith(key)), None)
+        if kind is None and given and "model_type" in index and _read(name, "preprocessor_config.json", where):
+            kind = BACKBONE
+    if kind not in KINDS:
+        found = f"a {given}" if given else f"no pipeline: it has no {INDEX}"
+        raise UserError(f"{name} holds {found}; what can be loaded is {', '.join(KINDS)}.")
+    return kind
 
 
 def is_pixel_index(index: dict[str, Any]) -> bool:
@@ -127,5 +239,30 @@ def is_pixel_index(index: dict[str, Any]) -> bool:
 
 
 def is_consistency(scheduler: str) -> bool:
-    """Whether a scheduler of this name samples in a way of its own, which its pipeline knows."""
+    """Whether this is a consistency-model scheduler, which needs its own sampling loop."""
     return scheduler == "CMStochasticIterativeScheduler"
+
+
+def _agreement(name: str, kind: str, kwargs: dict[str, Any]) -> dict[str, float]:
+    """By precision, the share of pixels on which masks are those in float32, if the model records it."""
+    if kind not in AGREEMENT:  # DDPMs have no head; heads on other pipelines were not compared
+        return {}
+    try:
+        config = _read(name, AGREEMENT[kind], {k: kwargs[k] for k in WHERE if k in kwargs})
+    except LocalEntryNotFoundError:  # without a network: a model without a head, perhaps
+        return {}
+    found = config.get("agreement") if isinstance(config, dict) else None
+    found = found if isinstance(found, dict) else {}
+    return {dtype: share for dtype, share in found.items() if isinstance(share, float) and 0 <= share <= 1}
+
+
+def _read(name: str, file: str, where: dict[str, Any]) -> dict | None:
+    """A JSON file of a folder or a repository; `None` if it has no such file."""
+    if os.path.isdir(name):
+        return read_json(Path(name, file)) if Path(name, file).is_file() else None
+    try:
+        return read_json(hf_hub_download(name, file, **where))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the Hub was not asked
+            raise
+        return None

@@ -9,7 +9,8 @@ import torch
 from ..heads.decisions import Decisions, winners
 from ..images.channels import InputChannels
 from ..jobs.errors import UserError
-from .segmenter import SegmentedBatch, Segmenter
+from .outputs import SegmentedBatch
+from .segmenter import Segmenter
 
 
 class AveragedSegmenter(Segmenter):

@@ -7,22 +7,30 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoImageProcessor, AutoModel
 
 from ..features.base import Block, FeatureExtractor
 from ..features.families import find_family
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import explain_hub_error
+from .composed import INDEX, WHERE
 from .segmenter import HeadPipeline
 
 
 class BackbonePipeline(HeadPipeline, DiffusionPipeline):
-    """Segments images with a head on the features of a frozen model of any known family; it generates none.
+    """Segments images with a head on the features of a frozen vision model; does not generate.
 
     Args:
         backbone (`PreTrainedModel`): A vision model, see [`VisionFeatureExtractor`].
         image_processor: The backbone's.
         segmentation_head ([`PixelClassifierEnsemble`], *optional*): Fitted by [`fit_segmentation_head`].
+
+    Example:
+        >>> pipe = BackbonePipeline.from_pretrained("facebook/dinov2-small")
+        >>> pipe.segmentation_head = fit_segmentation_head(pipe, dataset)
+        >>> pipe.save_pretrained("out/dinov2")
     """
 
     _optional_components = ["segmentation_head"]
@@ -31,11 +39,51 @@ class BackbonePipeline(HeadPipeline, DiffusionPipeline):
         super().__init__()
         self.register_modules(backbone=backbone, image_processor=image_processor, segmentation_head=segmentation_head)
 
-    def feature_extractor(
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "BackbonePipeline":
+        """Loads a saved pipeline, or a vision model of transformers without a head; runs no code of a repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or path): Folder or Hub name, such as `facebook/vit-mae-base`.
+            **kwargs: As in [`DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            UserError: The vision model cannot be loaded; says why.
+
+        Example:
+            >>> pipe = BackbonePipeline.from_pretrained("facebook/vit-mae-base", dtype=torch.bfloat16)
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        kwargs = {"use_safetensors": True, **kwargs, "trust_remote_code": False}
+        where = {k: kwargs[k] for k in WHERE if k in kwargs}
+        if _is_pipeline(name, where):
+            return super().from_pretrained(name, **kwargs)
+        where["revision"] = where.get("revision") or "main"
+        dtype = kwargs.pop("dtype", torch.float32)
+        dtype = dtype.get("backbone", dtype.get("default")) if isinstance(dtype, dict) else dtype
+        try:
+            backbone = AutoModel.from_pretrained(name, dtype=dtype, **{**kwargs, **where})
+            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **where)
+        except (OSError, ValueError) as error:
+            reason = None if os.path.isdir(name) else explain_hub_error(error)
+            raise UserError(f"The backbone {name} cannot be loaded: {reason or error}") from error
+        return cls(backbone, processor)
+
+    def features(
         self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> FeatureExtractor:
         family = find_family(self.components)
         return family.of(self, blocks=blocks, timesteps=timesteps, device=self._execution_device, **choice)
+
+
+def _is_pipeline(name: str, where: dict[str, Any]) -> bool:
+    """Whether a folder or repository holds a pipeline of diffusers rather than one model."""
+    if os.path.isdir(name):
+        return os.path.isfile(os.path.join(name, INDEX))
+    try:
+        return os.path.isfile(hf_hub_download(name, INDEX, **where))
+    except (OSError, HfHubHTTPError):  # missing; or the next request says why the Hub does not answer
+        return False
 
 
 def load_backbone(
@@ -45,22 +93,9 @@ def load_backbone(
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> BackbonePipeline:
-    """A pipeline without a head, of a vision model of `transformers`; runs no code of the repository.
+    """[`BackbonePipeline.from_pretrained`] on a device.
 
-    Args:
-        name (`str`): Hub name or folder, such as `facebook/vit-mae-base`.
-        device, dtype: Where and in which precision it runs.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        cache_dir (`str`, *optional*): Where downloads are kept.
-
-    Raises:
-        UserError: It cannot be loaded; says why.
+    Example:
+        >>> pipe = load_backbone("facebook/vit-mae-base", device="cuda")
     """
-    where = dict(revision=revision or "main", cache_dir=cache_dir, trust_remote_code=False)
-    try:
-        backbone = AutoModel.from_pretrained(name, dtype=dtype, use_safetensors=True, **where)
-        processor = AutoImageProcessor.from_pretrained(name, **where)
-    except (OSError, ValueError) as error:
-        reason = None if os.path.isdir(name) else explain_hub_error(error)
-        raise UserError(f"The backbone {name} cannot be loaded: {reason or error}") from error
-    return BackbonePipeline(backbone.to(device), processor)
+    return BackbonePipeline.from_pretrained(name, dtype=dtype, revision=revision, cache_dir=cache_dir).to(device)

@@ -1,31 +1,36 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """A pipeline of diffusers as it is, with a segmentation head: images with masks, and masks of real images."""
 
+import functools
+import inspect
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers import __version__ as diffusers_version
-from diffusers.utils import logging
+from diffusers.utils import PushToHubMixin, logging
 
 from ..features.base import Block, FeatureExtractor
 from ..features.denoiser import DenoiserFeatureExtractor
 from ..features.families import find_family
 from ..heads.ensemble import FOREIGN_FORMAT, PixelClassifierEnsemble
-from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError
-from .segmenter import HOW_TO_FIT, DiffuseSegPipelineOutput, HeadSegmenter, check_output_type, predict_masks
+from .outputs import DiffuseSegPipelineOutput
+from .sampled import nearest_steps, sampled_activations
+from .segmenter import HOW_TO_FIT, HeadSegmenter, check_output_type, predict_masks
+from .variants import load_variant, only_variant
 
 
 logger = logging.get_logger(__name__)
 
 INDEX, HEAD = "model_index.json", "segmentation_head"
+WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision")  # arguments that say where files are
 # Of a fingerprint: numbers, weights of each tensor that are looked at, and how far two of the same weights may be apart
 # because they were loaded in another precision (bfloat16 against float32: about 0.001).
 SKETCH, SAMPLES, TOLERANCE = 16, 4096, 0.01
@@ -53,11 +58,35 @@ def weights_fingerprint(*models: torch.nn.Module) -> list[float]:
     return [round(x, 4) for x in (projected / values.double().norm()).tolist()]
 
 
-class ComposedDiffuseSegPipeline(HeadSegmenter):
+class _WithBaseSignature:
+    """Descriptor of a method whose signature is that of the base's method and the arguments that it adds."""
+
+    def __init__(self, method: Callable):
+        self.method, self.__doc__, self.__name__ = method, method.__doc__, method.__name__
+
+    def __get__(self, pipe: "ComposedDiffuseSegPipeline | None", owner: type | None = None) -> Callable:
+        if pipe is None:
+            return self.method
+        bound = functools.wraps(self.method)(functools.partial(self.method, pipe))
+        own = inspect.signature(self.method).parameters
+        of_base = dict(inspect.signature(type(pipe.base).__call__).parameters)
+        of_base.pop("self")
+        rest = [p for p in of_base.values() if p.kind is p.VAR_KEYWORD]
+        added = [
+            p.replace(kind=p.KEYWORD_ONLY)
+            for name, p in own.items()
+            if name not in (*of_base, "self", "args", "kwargs")
+        ]
+        given = [p for p in of_base.values() if p not in rest]
+        bound.__signature__ = inspect.Signature([*given, *added, *rest])  # type: ignore[attr-defined]
+        return bound
+
+
+class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
     """Any pipeline of diffusers whose denoiser is of a known family, with a segmentation head.
 
-    The pipeline is neither copied nor changed, and everything that it has is had here: components, `to`, `enable_*`,
-    `load_lora_weights`. [`AutoDiffuseSegPipeline`] makes these.
+    Delegates unknown attributes to the base pipeline, which is neither copied nor changed: components, `enable_*`,
+    `load_lora_weights`. What is saved and pushed is the head and the name of the base, not the base's weights.
 
     Args:
         base (`DiffusionPipeline`): As loaded by diffusers.
@@ -67,6 +96,11 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
 
     Raises:
         UserError: The pipeline is of no known family, or the head was fitted on another one.
+
+    Example:
+        >>> pipe = ComposedDiffuseSegPipeline(StableDiffusionPipeline.from_pretrained("user/model"))
+        >>> pipe.segmentation_head = fit_segmentation_head(pipe, dataset)
+        >>> mask = pipe.segment("photo.jpg").masks[0]
     """
 
     def __init__(
@@ -92,6 +126,10 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
     def components(self) -> dict[str, Any]:
         """Those of the base, and `segmentation_head`."""
         return {**self.base.components, HEAD: self.segmentation_head}
+
+    @property
+    def _optional_components(self) -> list[str]:
+        return [*self.base._optional_components, HEAD]
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -141,10 +179,11 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
         """As [`DiffusionPipeline.to`], head included."""
         self.base.to(*args, **kwargs)
         if self._head is not None:
-            self._head.to(self.base._execution_device)  # it computes in the precision of the activations
+            dtypes = [value for value in (*args, kwargs.get("dtype")) if isinstance(value, torch.dtype)]
+            self._head.to(self.base._execution_device, *dtypes)
         return self
 
-    def feature_extractor(
+    def features(
         self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> FeatureExtractor:
         device = self.base._execution_device
@@ -153,6 +192,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
     def release(self) -> None:
         self.base.maybe_free_model_hooks()
 
+    @_WithBaseSignature
     @torch.no_grad()
     def __call__(
         self,
@@ -162,52 +202,58 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
         masks_while_sampling: bool = False,
         **kwargs: Any,
     ) -> DiffuseSegPipelineOutput | tuple:
-        """Generates images as the base does, bit for bit, and masks if there is a segmentation head.
+        """Generates images exactly as the base does, and masks if there is a segmentation head.
 
         Args:
-            *args, **kwargs: Of the base pipeline.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+            *args, **kwargs: Of the base pipeline; `inspect.signature(pipe.__call__)` lists them.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`; `"latent"` returns the base's latents
+                as `images`, without masks.
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
             masks_while_sampling (`bool`, defaults to `False`):
-                Take the activations for the masks from the denoising steps whose noise level is nearest to the head's,
-                of the half with the prompt under guidance, instead of from the finished images, as in fitting.
+                Read the activations for the masks during the denoising steps whose noise levels are nearest to the
+                head's, from the conditional half under guidance, instead of from the finished images.
 
         Returns:
             [`DiffuseSegPipelineOutput`], or the tuple `(images, masks, uncertainty)`.
 
         Raises:
             UserError: An argument is out of range, or the head does not fit.
+
+        Example:
+            >>> output = pipe("a face", num_inference_steps=30, generator=torch.manual_seed(0))
+            >>> output.images[0].save("face.png")
+            >>> output.masks[0].save("face_mask.png")  # a palette image of class ids
         """
         # 0. Check the inputs before the long work.
-        check_output_type(output_type)
+        latent = output_type == "latent"
+        if not latent:
+            check_output_type(output_type)
         extractor = None if self._head is None else self.head_extractor()
         if extractor is None:
             logger.warning(f"This pipeline has no segmentation head and returns images without masks; {HOW_TO_FIT}.")
         if masks_while_sampling and not isinstance(extractor, DenoiserFeatureExtractor):
             raise UserError("Masks while sampling need a segmentation head on a denoiser of latents.")
+        if masks_while_sampling and latent:
+            raise UserError('`output_type="latent"` comes without masks; leave `masks_while_sampling` out.')
 
         # 1. Images, by the base; activations of some steps on the way, if masks are to come from those.
         tapping: Any = extractor
         taps: Any = nearest_steps(tapping) if masks_while_sampling else nullcontext({})
         with taps as steps:
-            images = self.base(*args, output_type="np", **kwargs).images  # [N,H,W,C]
+            images = self.base(*args, output_type="latent" if latent else "np", **kwargs).images  # [N,H,W,C]
+        if latent:
+            return DiffuseSegPipelineOutput(images=images) if return_dict else (images, None, None)
 
         # 2. Masks.
-        masks = uncertainty = None
-        if extractor is not None:
-            found: Any
-            if masks_while_sampling:
-                activations = sampled_activations(tapping, steps, images.shape)
-                found = predict_masks(self._head, activations, None, [images.shape[1:3]] * len(images))
-            else:
-                found = self.segment(list(images), generator=kwargs.get("generator"), output_type="pt")
-            masks, uncertainty = torch.stack(found.masks), torch.stack(found.uncertainty)  # [N,H,W] each
+        found: Any = None
+        if masks_while_sampling:
+            activations = sampled_activations(tapping, steps, images.shape)
+            found = predict_masks(self._head, activations, None, [images.shape[1:3]] * len(images))
+        elif extractor is not None:
+            found = self.segment(list(images), generator=kwargs.get("generator"), output_type="pt")
 
         # 3. Convert.
-        if masks is not None and output_type != "pt":
-            masks, uncertainty = masks.numpy(), uncertainty.numpy()
-            if output_type == "pil":
-                masks = [mask_to_pil(mask, self.palette) for mask in masks]
+        masks, uncertainty = self.stacked(found, output_type)
         if output_type == "pil":
             images = self.base.numpy_to_pil(images)
         elif output_type == "pt":
@@ -216,78 +262,140 @@ class ComposedDiffuseSegPipeline(HeadSegmenter):
             return images, masks, uncertainty
         return DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
 
-    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Saves the head, and which base it is for; of the base itself nothing.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the head and the name of its base, not the base's weights.
 
         Args:
-            save_directory (`str` or path): Folder; made if it is not there.
+            save_directory (`str` or path): Folder; created if missing.
+            safe_serialization, variant, max_shard_size: As in [`PixelClassifierEnsemble.save_pretrained`].
+            push_to_hub (`bool`, defaults to `False`): Whether to call `push_to_hub` too, with **kwargs, whose
+                `repo_id` defaults to the name of the folder.
 
         Raises:
             UserError: There is no head.
+
+        Example:
+            >>> pipe.save_pretrained("out/head")
+            >>> pipe = AutoDiffuseSegPipeline.from_pretrained("out/head")  # loads the base from where it was
         """
         if self._head is None:
             raise UserError(f"This pipeline has no segmentation head to save; {HOW_TO_FIT}.")
         folder = Path(save_directory)
-        self._head.save_pretrained(folder / HEAD)
-        index = {"_class_name": type(self).__name__, "_diffusers_version": diffusers_version}
+        size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+        self._head.save_pretrained(folder / HEAD, safe_serialization, variant, **size)
+        index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": diffusers_version}
+        index[HEAD] = [__package__.partition(".")[0], PixelClassifierEnsemble.__name__]
         index["base"] = {k: v for k, v in self._head.config.base.items() if k != "fingerprint"}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), variant=variant, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
+        """Uploads the head and the name of its base; the arguments are those of [`DiffusionPipeline.push_to_hub`].
+
+        Raises:
+            UserError: There is no head, or the base is not on the Hub.
+
+        Example:
+            >>> pipe.push_to_hub("user/faces-head")
+        """
+        base = self._head.config.base["model"] if self._head is not None else ""
+        if base is None or os.path.isabs(base):
+            raise UserError(
+                f"The base of this head is {base or 'not known'}, which nobody else can load; push the base to the "
+                f"Hub, and fit on it under its name there."
+            )
+        return super().push_to_hub(repo_id, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        base_model: str | os.PathLike | None = None,
+        **kwargs: Any,
+    ) -> "ComposedDiffuseSegPipeline":
+        """Loads a head and its base, or a base alone; runs no code of a repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or path): Folder or Hub name of a head as
+                [`~ComposedDiffuseSegPipeline.save_pretrained`] saves it, or of a pipeline of diffusers.
+            base_model (`str` or path, *optional*): Where the base of a head is, if not where the head says.
+            **kwargs: As in [`DiffusionPipeline.from_pretrained`], for head and base. `revision` is the head's, which
+                names that of its base; `dtype` may name `segmentation_head`; `variant` applies to whichever of the two
+                has it. Only safetensors are read unless `use_safetensors` says otherwise.
+
+        Raises:
+            UserError: The pipeline is of no known family, or the base is not the one that the head was fitted on.
+
+        Example:
+            >>> pipe = ComposedDiffuseSegPipeline.from_pretrained("user/faces-head", dtype=torch.float16)
+        """
+        name, kwargs = os.fspath(pretrained_model_name_or_path), {"use_safetensors": True, **kwargs}
+        where = {k: kwargs[k] for k in WHERE if k in kwargs}
+        index = DiffusionPipeline.load_config(name, **where)
+        if index.get("_class_name") != ComposedDiffuseSegPipeline.__name__:
+            if base_model is not None:
+                raise UserError(f"{name} is not a head on another pipeline; leave `base_model` out.")
+            return cls(*_load_base(name, kwargs))
+        kwargs.pop("revision", None)
+        dtype = kwargs.get("dtype")
+        if isinstance(dtype, dict):
+            dtype = dtype.get(HEAD, dtype.get("default"))
+            kwargs["dtype"] = {k: v for k, v in kwargs["dtype"].items() if k != HEAD}
+        given = {**where, "subfolder": HEAD, **({} if dtype is None else {"dtype": dtype})}
+        variant, refused = kwargs.pop("variant", None), 0
+        try:
+            head = load_variant(PixelClassifierEnsemble.from_pretrained, name, variant=variant, **given)
+        except UserError:
+            if variant is None:
+                raise
+            head, refused = load_variant(PixelClassifierEnsemble.from_pretrained, name, **given), 1
+        base, revision = _find_base(name, index.get("base") or {}, base_model)
+        kwargs |= {} if revision is None else {"revision": revision}
+        try:
+            pipe = cls(*_load_base(base, {**kwargs, "variant": variant}))
+        except ValueError as error:
+            if variant is None or refused or f"variant={variant}" not in str(error):
+                raise
+            pipe = cls(*_load_base(base, kwargs))
+        pipe.segmentation_head = head.to(pipe.base._execution_device)
+        return pipe
+
+
+def _find_base(head: str, named: dict[str, Any], given: str | os.PathLike | None) -> tuple[str, str | None]:
+    """Name and revision of the base of a head: where it is given, or where the head says."""
+    if given is not None:
+        return os.fspath(given), None
+    name = named.get("model")
+    if name is None:
+        raise UserError(
+            f"The head in {head} does not say where its base is, a {named.get('pipeline')}; give `base_model`."
+        )
+    if os.path.isabs(name) and not os.path.isdir(name):
+        raise UserError(f"The base of the head in {head} is not in {name} any more; give `base_model`.")
+    return name, named.get("revision")
+
+
+def _load_base(name: str, kwargs: dict[str, Any]) -> tuple[DiffusionPipeline, None, str, str | None]:
+    """A pipeline of diffusers, no head, and its name and revision for heads that are fitted on it."""
+    if os.path.isdir(name):
+        pipe = load_variant(DiffusionPipeline.from_pretrained, name, trust_remote_code=False, **kwargs)
+        return pipe, None, os.path.abspath(name), None
+    folder = Path(load_variant(DiffusionPipeline.download, name, **kwargs))
+    revision = folder.name if folder.parent.name == "snapshots" else kwargs.get("revision")
+    variant = kwargs.get("variant") or only_variant(folder, {})
+    pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=False, **{**kwargs, "variant": variant})
+    return pipe, None, name, revision
 
 
 def short(identity: dict) -> str:
     """The first numbers of a fingerprint, for people to compare."""
     return " ".join(f"{x:+.2f}" for x in identity["fingerprint"][:4])
-
-
-@contextmanager
-def nearest_steps(extractor: DenoiserFeatureExtractor) -> Iterator[dict[int, dict]]:
-    """Yields a dict that passes of the denoiser fill: for each timestep, what the taps saw at the nearest noise level.
-
-    Of two passes at one level the first counts, which under true guidance is the one with the prompt.
-    """
-    nearest: dict[int, dict] = {}
-    distances = dict.fromkeys(extractor.timesteps, math.inf)
-    wanted = {t: math.log(max(extractor.schedule.ratio(t), 1e-6)) for t in extractor.timesteps}
-
-    with extractor.reading(extractor.denoiser) as seen:
-
-        def keep(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            ratio = extractor.schedule.ratio(extractor.timestep_of(args, kwargs))
-            for t, level in wanted.items():
-                distance = abs(math.log(min(max(ratio, 1e-6), 1e6)) - level)
-                if distance < distances[t]:
-                    distances[t], nearest[t] = distance, dict(seen)
-
-        hook = extractor.denoiser.register_forward_hook(keep, with_kwargs=True)
-        try:
-            yield nearest
-        finally:
-            hook.remove()
-
-
-def sampled_activations(
-    extractor: DenoiserFeatureExtractor, steps: dict[int, dict], shape: Sequence[int]
-) -> list[torch.Tensor]:
-    """The activations of [`nearest_steps`] as a head takes them, `[N, channels, h, w]` each.
-
-    Args:
-        extractor ([`DenoiserFeatureExtractor`]), steps (`dict`): Of [`nearest_steps`].
-        shape (sequence of four `int`): Of the images, `[N, H, W, C]`.
-
-    Raises:
-        UserError: The passes were of another number of images than these, or of twice as many.
-    """
-    n, height, width = shape[:3]
-    grid = extractor.latent_grid(height, width)
-    activations = []
-    for t in extractor.timesteps:
-        for block in extractor.blocks:
-            maps = extractor.as_map(steps[t][block], grid)
-            if len(maps) not in (n, 2 * n):
-                raise UserError(
-                    f"The denoiser saw {len(maps)} images at once for {n}; masks while sampling know guidance by one "
-                    f"negative prompt, and none else."
-                )
-            first = len(maps) == n or extractor.conditional_first
-            activations.append(maps[:n] if first else maps[n:])
-    return activations

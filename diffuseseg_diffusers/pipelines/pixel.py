@@ -23,11 +23,12 @@ from ..heads.decisions import Decisions
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..heads.upsampling import Blend
 from ..images.channels import InputChannels
-from ..images.image_processor import DiffuseSegImageProcessor, mask_to_pil
+from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
+from .outputs import DiffuseSegPipelineOutput, SegmentationOutput
 from .saved_code import code_files
-from .segmenter import HOW_TO_FIT, DiffuseSegPipelineOutput, HeadPipeline, Segmenter, check_output_type, predict_masks
+from .segmenter import HOW_TO_FIT, HeadPipeline, Segmenter, check_output_type, predict_masks
 
 
 logger = logging.get_logger(__name__)
@@ -44,12 +45,18 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             `names` and `windows` of [`InputChannels`].
 
     Loading with this class runs no code of a repository, whatever it carries. A saved folder carries the code that it
-    needs, so `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it without this package.
+    needs, so any pipeline class of diffusers loads it with `from_pretrained(..., trust_remote_code=True)`, without this
+    package too.
+
+    Example:
+        >>> pipe = DiffuseSegPipeline.from_pretrained("user/faces-diffuseseg").to("cuda")
+        >>> pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        >>> output = pipe(batch_size=4, num_inference_steps=50)
     """
 
     model_cpu_offload_seq = "unet->segmentation_head"
     _optional_components = ["segmentation_head"]
-    _callback_tensor_inputs = ["sample"]
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
@@ -67,7 +74,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str | os.PathLike:
-        """As in diffusers; but weights in the safetensors format only, unless it is a plain DDPM from before there was.
+        """As in diffusers, but safetensors only, except for plain DDPMs that have none.
 
         Raises:
             UserError: The repository has a segmentation head, and not all its weights are in that format.
@@ -89,20 +96,24 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             return super().download(pretrained_model_name, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """Saves the pipeline, with the code that loads it where this package is not installed, and no local path.
+        """Saves the pipeline with the code that loads it without this package; strips local paths.
 
         Args:
-            save_directory (`str` or path): Folder; made if it is not there.
-            push_to_hub (`bool`, defaults to `False`): Whether to call `push_to_hub` as well.
+            save_directory (`str` or path): Folder; created if missing.
+            push_to_hub (`bool`, defaults to `False`): Whether to call `push_to_hub` too.
             **kwargs: As in [`DiffusionPipeline.save_pretrained`] and, with `push_to_hub=True`, `push_to_hub`, whose
-                `repo_id` is the name of the folder if not given.
+                `repo_id` defaults to the name of the folder.
+
+        Example:
+            >>> pipe.save_pretrained("out/model")
+            >>> pipe = DiffuseSegPipeline.from_pretrained("out/model")
         """
         hub = {k: kwargs.pop(k) for k in ("repo_id", "commit_message", "private", "create_pr", "token") if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         for config in folder.glob("*/*config.json"):
             content = json.loads(config.read_text(encoding="utf-8"))
-            if content.pop("_name_or_path", None) is not None:  # where it was loaded from is nobody's business
+            if content.pop("_name_or_path", None) is not None:  # strips local paths
                 config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
         for name, text in self.code_files(index).items():
@@ -123,15 +134,21 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         # Each after those that it needs.
         needed: tuple[Any, ...] = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place)
         needed += (FeatureExtractor, DecoderFeatureExtractor, base_weights, Decisions, Blend, PixelClassifierEnsemble)
-        modules = [one.__module__ for one in (*needed, describe_segmenter, Segmenter, code_files, DiffuseSegPipeline)]
+        needed += (describe_segmenter, SegmentationOutput, Segmenter, code_files, DiffuseSegPipeline)
+        modules = [one.__module__ for one in needed]
         return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the last or current call."""
+        return len(self.scheduler.timesteps)
 
     @property
     def denoiser(self) -> UNet2DModel:
         """The model whose activations are read."""
         return self.unet
 
-    def feature_extractor(
+    def features(
         self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> DecoderFeatureExtractor:
         device = self._execution_device
@@ -149,7 +166,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         class_labels: torch.Tensor | Sequence[int] | int | None = None,
         masks_while_sampling: bool = False,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> DiffuseSegPipelineOutput | tuple:
         """Generates images, and masks if there is a segmentation head; arguments stand as in [`DDPMPipeline`].
 
@@ -157,28 +174,35 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             batch_size (`int`, defaults to 1): Number of images.
             generator (`torch.Generator` or list of one per image, *optional*): Makes images and masks deterministic.
             num_inference_steps (`int`, defaults to 1000): Denoising steps; DDIM and DPM-Solver++ need fewer than DDPM.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`; `"latent"` returns the denoised sample
+                `[N, C, H, W]` as the scheduler leaves it, without masks.
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
             class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
                 Class of each image for a class-conditional U-Net; class 0 if not given. Features for the mask always
                 use the default class, as they did when the head was fitted.
             masks_while_sampling (`bool`, defaults to `False`):
-                Take the activations for the masks from the denoising steps nearest to the head's timesteps, which
-                costs no pass of the U-Net, instead of from the finished image, noised anew to each of them.
+                Read the activations for the masks during the denoising steps nearest to the head's timesteps, without
+                further passes of the U-Net, instead of from the finished image with fresh noise.
             callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipe, step, timestep, {"sample": ...})` after each step; may return a dict with a
-                changed `sample`.
-            callback_on_step_end_tensor_inputs (sequence of `str`): What the callback gets; `"sample"` is all there is.
+                Called as `callback(pipe, step, timestep, {"latents": ...})` after each step with the sample
+                `[N, C, H, W]`; may return a dict with changed `latents`.
+            callback_on_step_end_tensor_inputs (sequence of `str`): `"latents"`, or its name in 0.1, `"sample"`.
 
         Returns:
             [`DiffuseSegPipelineOutput`], or the tuple `(images, masks, uncertainty)`.
 
         Raises:
             UserError: An argument is out of range, or head and U-Net do not fit each other.
+
+        Example:
+            >>> output = pipe(batch_size=4, num_inference_steps=50, generator=torch.manual_seed(0))
+            >>> output.images[0].save("face.png")
+            >>> output.masks[0].save("face_mask.png")  # a palette image of class ids
         """
         # 0. Check the inputs before the long work.
-        check_output_type(output_type)
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+        if output_type != "latent":
+            check_output_type(output_type)
+        if unknown := set(callback_on_step_end_tensor_inputs) - {*self._callback_tensor_inputs, "sample"}:
             raise UserError(f"Callbacks get {self._callback_tensor_inputs}, but {sorted(unknown)} was asked for.")
         extractor = None if self.segmentation_head is None else self.head_extractor()
         if extractor is None:
@@ -191,23 +215,22 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         callback = callback_on_step_end and (callback_on_step_end, callback_on_step_end_tensor_inputs)
         sample, activations = self._denoise(batch_size, generator, class_labels, tapping, callback)  # [N,C,H,W]
 
+        if output_type == "latent":
+            self.maybe_free_model_hooks()
+            return DiffuseSegPipelineOutput(images=sample) if return_dict else (sample, None, None)
+
         # 2. Segment what was generated, as it will be stored: clipped to the range of images.
-        sample = sample.clamp(-1, 1)
-        masks = uncertainty = None
+        sample, found = sample.clamp(-1, 1), None
         if extractor is not None:
             sizes = [tuple(sample.shape[-2:])] * batch_size
             if activations:
                 found = predict_masks(self.segmentation_head, activations, None, sizes)
             else:
                 found = self.segment_batch(sample, sizes, generator=generator)
-            masks, uncertainty = torch.stack(found.masks), torch.stack(found.uncertainty)  # [N,H,W] each
 
         # 3. Convert.
         images = DiffuseSegImageProcessor(self.unet.config.in_channels).postprocess(sample, output_type)
-        if masks is not None and output_type != "pt":
-            masks, uncertainty = masks.numpy(), uncertainty.numpy()
-            if output_type == "pil":
-                masks = [mask_to_pil(mask, self.palette) for mask in masks]
+        masks, uncertainty = self.stacked(found, output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, masks, uncertainty
@@ -240,8 +263,8 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
                 prediction = prediction[:, :channels]
             sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample  # [N,C,H,W]
             if callback is not None:
-                given = {"sample": sample} if "sample" in callback[1] else {}
-                sample = (callback[0](self, i, int(t), given) or {}).get("sample", sample)
+                given = callback[0](self, i, int(t), dict.fromkeys(callback[1], sample)) or {}
+                sample = next((given[name] for name in callback[1] if name in given), sample)
         blocks = extractor.blocks if extractor is not None else ()
         return sample, [first_tensor(tapped[i][block]) for i in steps for block in blocks]
 

@@ -30,7 +30,7 @@ def code_files(index: dict, modules: Sequence[str], pipeline: str, head: str) ->
     """
     sources = dict.fromkeys(sys.modules[name].__file__ for name in modules)
     code = "\n\n".join(_stand_alone(Path(source).read_text(encoding="utf-8")) for source in sources)
-    index = {k: v for k, v in index.items() if k != "_name_or_path"}  # where it was loaded from is nobody's business
+    index = {k: v for k, v in index.items() if k != "_name_or_path"}  # strips local paths
     index["_class_name"] = [Path(PIPELINE_CODE).stem, pipeline]
     files = {PIPELINE_CODE: code}
     if (index.get("segmentation_head") or [None])[0] is not None:

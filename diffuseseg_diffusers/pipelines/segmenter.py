@@ -4,13 +4,9 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
-from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..features.base import Block, FeatureExtractor
@@ -20,56 +16,16 @@ from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil, unnamed_classes
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
+from .outputs import SegmentationOutput, SegmentedBatch
 
 
 HOW_TO_FIT = (
     "fit one with `pipe.segmentation_head = fit_segmentation_head(pipe, dataset)` or the command `diffuseseg fit`"
 )
 OUTPUT_TYPES = ("pil", "np", "pt")
-# Pixels of an image that comes alone, up to which it and its mirror image go through the model in one pass: that is
-# faster, for it is the number of operations that counts there, and the memory is that of a batch of two.
+# Largest single image, in pixels, that is batched with its mirror image: at small sizes the number of operations sets
+# the time, and the memory is that of a batch of two.
 SMALL = 2**16
-
-
-@dataclass
-class DiffuseSegPipelineOutput(BaseOutput):
-    """Output of a pipeline or a student.
-
-    Generated images all have one size, so arrays and tensors are stacked; images given to [`~Segmenter.segment`] may
-    differ in size, so every field is a list with one element an image.
-
-    Args:
-        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
-            PIL images of mode "L" or "RGB", arrays `[N, H, W, C]`, or tensors `[N, C, H, W]`, float32 in [0, 1].
-        masks (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
-            Class ids: PIL palette images of mode "P", or uint8 arrays or tensors `[N, H, W]`. `None` without a head.
-        uncertainty (`np.ndarray` or `torch.Tensor`, *optional*):
-            `[N, H, W]` float32 in nats: Jensen-Shannon divergence of the ensemble's members, of students the entropy
-            of their probabilities; arrays go with PIL images. [`image_uncertainty`] makes a score of it. `None`
-            without a head.
-        probabilities (`np.ndarray` or `torch.Tensor`, *optional*):
-            `[N, num_classes, H, W]` float32, if they were asked for; arrays go with PIL images.
-    """
-
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
-    masks: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
-    uncertainty: np.ndarray | torch.Tensor | list | None = None
-    probabilities: np.ndarray | torch.Tensor | list | None = None
-
-
-@dataclass
-class SegmentedBatch:
-    """What a model finds in a batch, on the CPU, a tensor for each image, whose sizes may differ.
-
-    Args:
-        masks (`list[torch.Tensor]`): `[H, W]` uint8 class ids.
-        uncertainty (`list[torch.Tensor]`, *optional*): `[H, W]` float32 in nats.
-        probabilities (`list[torch.Tensor]`, *optional*): `[num_classes, H, W]` float32.
-    """
-
-    masks: list[torch.Tensor]
-    uncertainty: list[torch.Tensor] | None = None
-    probabilities: list[torch.Tensor] | None = None
 
 
 class Segmenter(ABC):
@@ -168,7 +124,7 @@ class Segmenter(ABC):
         """Frees what the model holds on the device between calls, as CPU offload wants it."""
 
     def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
-        """Class labels as a tensor `[N]`, or `None`; models that know no classes of images refuse them."""
+        """Class labels as a tensor `[N]`, or `None`. Raises for unconditional models."""
         if class_labels is not None:
             raise UserError("`class_labels` were given, but the model is not class-conditional.")
         return None
@@ -184,7 +140,7 @@ class Segmenter(ABC):
         output_type: str = "pil",
         return_probabilities: bool = False,
         return_dict: bool = True,
-    ) -> DiffuseSegPipelineOutput | tuple:
+    ) -> SegmentationOutput | tuple:
         """Segments real images of any size and mode (paper, section 4).
 
         The model reads each image at its own size; the mask is computed at the size of the original.
@@ -194,9 +150,8 @@ class Segmenter(ABC):
                 A path, an address (`https://…`), a PIL image, array (`[H, W]`, `[H, W, C]`, `[N, H, W, C]`) or tensor
                 (`[H, W]`, `[C, H, W]`, `[N, C, H, W]`), uint8, uint16 or floating point in [0, 1], or of any type and
                 number of channels if the head says which values are black and white; or a list of these.
-            batch_size (`int`, defaults to 8): Images that go through the model at once, each at every timestep. One
-                that comes alone goes with its mirror image, if the head sees that and the model at most 256 × 256
-                pixels.
+            batch_size (`int`, defaults to 8): Images per forward pass, each at every timestep. A single small image is
+                batched with its mirror image if the head sees that.
             mask_size (two `int`, *optional*): Height and width of the masks; those of each image if not given.
             class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
                 For class-conditional U-Nets; class 0 if not given, as in the fitting of the head.
@@ -206,12 +161,15 @@ class Segmenter(ABC):
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
 
         Returns:
-            [`DiffuseSegPipelineOutput`] of lists, or the tuple `(images, masks, uncertainty)` of lists, with
-            `probabilities` as a fourth if they were asked for.
+            [`SegmentationOutput`], or the tuple `(images, masks, uncertainty)` of lists, followed by `probabilities`
+            with `return_probabilities=True`.
 
         Raises:
-            UserError: There is no head, it does not fit the model, an option is out of range, or an image cannot be
-                read.
+            UserError: The head is missing or does not fit, an option is out of range, or an image is unreadable.
+
+        Example:
+            >>> output = pipe.segment(["photo.jpg", "other.png"], output_type="np")
+            >>> [(mask.shape, mask.dtype) for mask in output.masks]  # the images' own sizes, uint8 class ids
         """
         # 0. Check the inputs.
         check_output_type(output_type)
@@ -241,7 +199,7 @@ class Segmenter(ABC):
         masks = _together([batch.masks for batch in found], output_type)
         if output_type == "pil":
             masks = [mask_to_pil(mask, self.palette) for mask in masks]
-        output = DiffuseSegPipelineOutput(
+        output = SegmentationOutput(
             images=[processor.convert(image, output_type) for image in loaded],
             masks=masks,
             uncertainty=_together([batch.uncertainty for batch in found], output_type),
@@ -261,7 +219,7 @@ class HeadSegmenter(Segmenter):
     maybe_free_model_hooks: Callable[[], None]  # of diffusers' pipelines
 
     @abstractmethod
-    def feature_extractor(
+    def features(
         self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> FeatureExtractor:
         """The frozen model as a source of features.
@@ -270,6 +228,10 @@ class HeadSegmenter(Segmenter):
             blocks (sequence of `int` or `str`, *optional*), timesteps (sequence of `int`, *optional*):
                 What to read; the family's default if not given.
             **choice: `share_noise`, `noise_seed`, `size`, `prompt`: see the family's extractor.
+
+        Example:
+            >>> features = pipe.features(blocks=[5, 6], timesteps=[50])(images)  # images: [N,C,H,W] in [-1, 1]
+            >>> [tuple(a.shape) for a in features.activations]
         """
 
     def head_extractor(self) -> FeatureExtractor:
@@ -281,7 +243,7 @@ class HeadSegmenter(Segmenter):
         if self.segmentation_head is None:
             raise UserError(f"This pipeline has no segmentation head; {HOW_TO_FIT}.")
         head = self.segmentation_head.config
-        extractor = self.feature_extractor(
+        extractor = self.features(
             head.blocks,
             head.timesteps,
             share_noise=head.share_noise,
@@ -372,6 +334,16 @@ class HeadSegmenter(Segmenter):
     def release(self) -> None:
         self.maybe_free_model_hooks()
 
+    def stacked(self, found: SegmentedBatch | None, output_type: str) -> tuple[Any, Any]:
+        """Masks and uncertainty of generated images, which have one size, in the type of the output."""
+        if found is None:
+            return None, None
+        masks, uncertainty = torch.stack(found.masks), torch.stack(found.uncertainty)  # [N,H,W] each
+        if output_type == "pt":
+            return masks, uncertainty
+        arrays = masks.numpy()
+        return [mask_to_pil(m, self.palette) for m in arrays] if output_type == "pil" else arrays, uncertainty.numpy()
+
 
 class HeadPipeline(HeadSegmenter):
     """A diffusers pipeline of which the head is a component.
@@ -402,6 +374,10 @@ class HeadPipeline(HeadSegmenter):
         if (index.get("segmentation_head") or [None])[0] is not None:
             index["segmentation_head"] = [PixelClassifierEnsemble.__module__, PixelClassifierEnsemble.__name__]
         return loaded
+
+    def feature_extractor(self, *args: Any, **kwargs: Any) -> FeatureExtractor:
+        """[`~HeadSegmenter.features`] under its name in version 0.1."""
+        return self.features(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any):
         super().__setattr__(name, value)

@@ -13,7 +13,7 @@ from ..jobs.files import read_json
 from ..pipelines.auto import is_pixel_index
 from .networks import DEFAULT_STUDENT, loading_errors, make_processor, make_student
 from .student import Student, StudentSegmenter
-from .unets import RECORD, UNetStudent, load_unet_student, new_unet, unet_from_denoiser
+from .unets import RECORD, UNetStudent, new_unet, unet_from_denoiser
 
 
 UNET = "unet"  # as a name: a new U-Net of about 2 million weights
@@ -55,7 +55,7 @@ def new_student(
     if os.path.isfile(os.path.join(name, "model_index.json")):
         student = unet_from_denoiser(_denoiser(name, from_scratch), label_names, palette=palette)
     elif os.path.isfile(os.path.join(name, RECORD)):
-        student = load_unet_student(name)
+        student = UNetStudent.from_pretrained(name)
         if student.label_names != list(label_names):
             raise UserError(
                 f"The student in {name} has the classes {', '.join(student.label_names)}, but the dataset has "

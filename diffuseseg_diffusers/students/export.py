@@ -15,7 +15,8 @@ from ..heads.decisions import winners
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file
 from ..jobs.install import missing_extra
-from ..pipelines.segmenter import SegmentedBatch, Segmenter
+from ..pipelines.outputs import SegmentedBatch
+from ..pipelines.segmenter import Segmenter
 from .student import Student, decisions_of, masks_of_logits
 
 

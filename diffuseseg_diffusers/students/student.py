@@ -15,7 +15,8 @@ from ..heads.decisions import Decisions, winners
 from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
 from ..pipelines.identity import digest
-from ..pipelines.segmenter import SegmentedBatch, Segmenter
+from ..pipelines.outputs import SegmentedBatch
+from ..pipelines.segmenter import Segmenter
 from .networks import loading_errors, make_processor
 
 
@@ -53,7 +54,12 @@ class Student(Segmenter):
 
     @abstractmethod
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Saves it so that its library and [`load_student`] load it."""
+        """Saves it so that its library and `from_pretrained` load it."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Moves the network to a device."""
+        self.model.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +131,43 @@ class StudentSegmenter(Student):
         network = self.model if model is None else model  # a compiled model has no truth value
         return network(pixels).logits  # [N,C,h,w]
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> "StudentSegmenter":
+        """Loads a student of `transformers`; runs no code of a repository.
+
+        Args:
+            name (`str` or path): Local folder or Hub name.
+            dtype (`torch.dtype`, defaults to `torch.float32`): Precision in which it runs.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub.
+            **kwargs: As in `PreTrainedModel.from_pretrained`, such as `cache_dir`.
+
+        Raises:
+            UserError: It cannot be loaded; says why.
+
+        Example:
+            >>> student = StudentSegmenter.from_pretrained("out/student")
+            >>> mask = student.segment("photo.jpg").masks[0]
+        """
+        name, options = os.fspath(name), {"use_safetensors": True, **kwargs, "trust_remote_code": False}
+        with loading_errors(name):
+            model, info = AutoModelForSemanticSegmentation.from_pretrained(
+                name, dtype=dtype, revision=revision or "main", output_loading_info=True, **options
+            )
+        if wrong := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise UserError(f"{name} is no whole student: its weights lack {wrong[0]}{more}, which its config names.")
+        processor = make_processor(name, revision=revision, cache_dir=kwargs.get("cache_dir"), required=True)
+        student = cls(model.eval(), processor, getattr(model.config, "palette", None))
+        student.decisions = decisions_of(getattr(model.config, "decisions", None), len(student.label_names), name)
+        student.agreement = getattr(model.config, "agreement", None) or {}
+        return student
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves model and image processor as `transformers` does; the config holds what else is known."""
         self.model.config.palette = self.palette
@@ -178,38 +221,3 @@ def masks_of_logits(
             found[2][i] = p[j].cpu() if return_probabilities else None
     masks, uncertainty, probabilities = found
     return SegmentedBatch(masks, uncertainty, probabilities if return_probabilities else None)
-
-
-def load_student(
-    name: str | os.PathLike,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-) -> StudentSegmenter:
-    """Loads a student of `transformers`; runs no code of a repository.
-
-    Args:
-        name (`str` or path): Local folder or Hub name.
-        device (`torch.device` or `str`, defaults to `"cpu"`), dtype (`torch.dtype`, defaults to `torch.float32`):
-            Where and in which precision it runs.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
-
-    Raises:
-        UserError: It cannot be loaded; says why.
-    """
-    name = os.fspath(name)
-    where = {"revision": revision or "main", "cache_dir": cache_dir}
-    with loading_errors(name):
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
-        )
-    if wrong := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UserError(f"{name} is no whole student: its weights lack {wrong[0]}{more}, which its config names.")
-    processor = make_processor(name, revision=revision, cache_dir=cache_dir, required=True)
-    student = StudentSegmenter(model.to(device).eval(), processor, getattr(model.config, "palette", None))
-    student.decisions = decisions_of(getattr(model.config, "decisions", None), len(student.label_names), name)
-    student.agreement = getattr(model.config, "agreement", None) or {}
-    return student

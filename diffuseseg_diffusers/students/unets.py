@@ -82,6 +82,51 @@ class UNetStudent(Student):
         network = self.model if model is None else model  # a compiled model has no truth value
         return network(pixels, self.timestep, class_labels=labels, return_dict=False)[0]
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> "UNetStudent":
+        """Loads a student that is a U-Net of diffusers.
+
+        Args:
+            name (`str` or path), dtype (`torch.dtype`), revision (`str`, *optional*): As in [`StudentSegmenter`].
+            **kwargs: As in [`ModelMixin.from_pretrained`], such as `cache_dir`.
+
+        Raises:
+            UserError: It cannot be loaded, or is a U-Net but no student; says why.
+
+        Example:
+            >>> student = UNetStudent.from_pretrained("out/student")
+        """
+        name = os.fspath(name)
+        where = {k: v for k, v in kwargs.items() if k in ("cache_dir", "force_download", "local_files_only", "token")}
+        where["revision"] = revision or "main"
+        with loading_errors(name):
+            if not os.path.isdir(name):
+                path = hf_hub_download(name, RECORD, **where)
+            elif not os.path.isfile(path := os.path.join(name, RECORD)):
+                raise UserError(f"{name} holds a U-Net but no {RECORD}: it is no student that train-student left.")
+            names, timestep, palette, decisions, agreement = _record(path)
+            options = {"use_safetensors": True, "output_loading_info": True, **kwargs, **where}
+            try:
+                model, info = UNet2DModel.from_pretrained(name, dtype=dtype, **options)
+            except (TypeError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:
+                raise UserError(
+                    f"{name} cannot be loaded: its config.json does not fit its weights ({error})."
+                ) from error
+        if info["missing_keys"]:
+            raise UserError(f"{name} is no whole student: its weights lack {sorted(info['missing_keys'])[0]}.")
+        if not _is_size(model.config.sample_size):
+            raise UserError(f"{name} cannot be loaded: its config.json says no `sample_size`, but height and width.")
+        student = cls(model.eval(), names, timestep, palette)
+        student.decisions = decisions_of(decisions, len(student.label_names), name)
+        student.agreement = agreement or {}
+        return student
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves the U-Net as diffusers does, and `student.json` beside it."""
         self.model.save_pretrained(folder)
@@ -156,44 +201,6 @@ def unet_from_denoiser(
     model.conv_out = nn.Conv2d(old.in_channels, len(label_names), old.kernel_size, padding=old.padding)
     model.register_to_config(out_channels=len(label_names))
     return UNetStudent(model, label_names, timestep, palette)
-
-
-def load_unet_student(
-    name: str | os.PathLike,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-) -> UNetStudent:
-    """Loads a student that is a U-Net of diffusers; the arguments are those of [`load_student`].
-
-    Raises:
-        UserError: It cannot be loaded, or is a U-Net but no student; says why.
-    """
-    name = os.fspath(name)
-    where = {"revision": revision or "main", "cache_dir": cache_dir}
-    with loading_errors(name):
-        if os.path.isdir(name):
-            path = os.path.join(name, RECORD)
-            if not os.path.isfile(path):
-                raise UserError(f"{name} holds a U-Net but no {RECORD}: it is no student that train-student left.")
-        else:
-            path = hf_hub_download(name, RECORD, **where)
-        given = _record(path)
-        try:
-            options = {"torch_dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-            model, info = UNet2DModel.from_pretrained(name, **options, **where)
-        except (TypeError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:
-            raise UserError(f"{name} cannot be loaded: its config.json does not fit its weights ({error}).") from error
-    if info["missing_keys"]:
-        raise UserError(f"{name} is no whole student: its weights lack {sorted(info['missing_keys'])[0]}.")
-    if not _is_size(model.config.sample_size):
-        raise UserError(f"{name} cannot be loaded: its config.json says no `sample_size`, but height and width.")
-    names, timestep, palette, decisions, agreement = given
-    student = UNetStudent(model.to(device).eval(), names, timestep, palette)
-    student.decisions = decisions_of(decisions, len(student.label_names), name)
-    student.agreement = agreement or {}
-    return student
 
 
 def _record(path: str) -> tuple[list[str], int, list[list[int]] | None, dict | None, dict | None]:

@@ -183,7 +183,7 @@ def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: i
     from ..jobs.files import output_folder
     from ..jobs.hardware import find_device
     from ..pipelines.pixel import DiffuseSegPipeline
-    from ..students.student import load_student
+    from ..students.student import StudentSegmenter
     from ..training import train_student
 
     own, labeler, student = spec.dataset_ddpm, folder / "labeler", folder / "student"
@@ -214,7 +214,7 @@ def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: i
     options |= {"seed": seed, "output_dir": student}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     train_student.main(parser.parse_args([*words, "--from_scratch", "--no_augmentation"]))
-    return load_student(student, device)
+    return StudentSegmenter.from_pretrained(student).to(device)
 
 
 def fitted_pipeline(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: int) -> Any:

@@ -77,7 +77,7 @@ def test_the_family_is_told_by_the_components_and_an_unknown_one_is_refused_by_n
     pipe = DiffuseSegPipeline(make_unet(), DDPMScheduler())
     assert families.find_family(pipe.components) is DecoderFeatureExtractor
     with pytest.raises(UserError, match=r"backbone \(Pyramid\).*one with unet \(UNet2DModel"):
-        BackbonePipeline(Pyramid(), None).feature_extractor()
+        BackbonePipeline(Pyramid(), None).features()
 
 
 def test_an_extractor_chooses_anew_of_the_same_model():

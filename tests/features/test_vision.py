@@ -55,7 +55,7 @@ def make(kind: str, seed: int = 0) -> BackbonePipeline:
 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_hidden_states_are_maps_that_follow_the_image(kind):
-    extractor = make(kind).feature_extractor()
+    extractor = make(kind).features()
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     features = extractor(images)
     for activation, info in zip(features.activations, extractor.feature_info(), strict=True):

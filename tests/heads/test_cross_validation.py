@@ -31,7 +31,7 @@ WHOLE = replace(QUICK, augmented_images=18, balance=0.5, flip=True, voting="soft
 
 
 def extracted(recipe, **choice) -> LabeledActivations:
-    extractor = make_pipeline().feature_extractor(range(6), [50, 150, 400])
+    extractor = make_pipeline().features(range(6), [50, 150, 400])
     return LabeledActivations.extract(extractor, drawn_dataset(6), recipe, show_progress=False, **choice)
 
 
@@ -60,9 +60,7 @@ def test_a_selection_holds_the_same_activations_and_an_image_gives_them_back(pla
     entries = entries_of(table, [5, 1], [400, 50])
     assert [(table.info[i].timestep, table.info[i].block) for i in entries] == [(400, 1), (400, 5), (50, 1), (50, 5)]
     chosen = table.select(entries)
-    direct = extract_activations(
-        make_pipeline().feature_extractor([1, 5], [400, 50]), drawn_dataset(6), show_progress=False
-    )
+    direct = extract_activations(make_pipeline().features([1, 5], [400, 50]), drawn_dataset(6), show_progress=False)
     for image in (0, 5):
         for a, b, c in zip(
             table.image(image, entries), chosen.image(image, range(4)), direct.image(image, range(4)), strict=True

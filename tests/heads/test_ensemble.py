@@ -56,7 +56,7 @@ def test_fused_logits_equal_upsample_concatenate_classify(size, resolutions, str
     head = make_head(make_pipeline())
     activations = random_activations(head, resolutions)
     with torch.no_grad():
-        fused, naive = head(activations, size), naive_logits(head, activations, size)
+        fused, naive = head(activations, size).logits, naive_logits(head, activations, size)
     assert fused.shape == naive.shape == (2, 4, 3, *size)
     assert (fused - naive).abs().max() <= 1e-4 * naive.abs().max()
 
@@ -78,7 +78,7 @@ def test_fused_logits_equal_the_plain_formula_at_any_size(height, width, h, w, s
         head = make_head(make_pipeline(), blocks=(1, 5), seed=seed)
         activations = random_activations(head, [(h, w), (height, width)], n=1, seed=seed)
         with torch.no_grad():
-            fused, naive = head(activations, (height, width)), naive_logits(head, activations, (height, width))
+            fused, naive = head(activations, (height, width)).logits, naive_logits(head, activations, (height, width))
         assert (fused - naive).abs().max() <= 1e-4 * naive.abs().max()
     finally:
         module.STRIP_BYTES, upsampling.NARROW = old
@@ -110,7 +110,7 @@ def test_the_published_classifiers_are_reproduced():
     head, reference = published_head()
     maps = [reference["features"].T.reshape(1, 48, 24, 20)]
     with torch.no_grad():
-        logits = head(maps, (24, 20))[0].flatten(2).transpose(1, 2)  # [K,P,C]
+        logits = head(maps, (24, 20)).logits[0].flatten(2).transpose(1, 2)  # [K,P,C]
         plain = head.classify(reference["features"].T.expand(5, -1, -1)).transpose(1, 2)
     torch.testing.assert_close(logits, reference["logits"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(plain, reference["logits"], atol=1e-5, rtol=1e-5)
@@ -139,7 +139,7 @@ def test_members_are_taken_as_the_published_code_saves_them():
 def test_ties_go_to_the_smaller_class_as_in_torch_mode():
     head = make_head(make_pipeline(), num_members=4)
     activations = random_activations(head, [(4, 4), (8, 8), (16, 16)], n=4)
-    votes = head(activations).argmax(2)  # [N,K,H,W]
+    votes = head(activations).logits.argmax(2)  # [N,K,H,W]
     counts = F.one_hot(votes, 3).sum(1).sort(dim=-1).values
     assert (counts[..., -1] == counts[..., -2]).any(), "there are ties to test"
     assert torch.equal(head.predict(activations).labels.long(), torch.mode(votes, dim=1).values)
@@ -202,7 +202,7 @@ def test_uncertainty_is_the_jensen_shannon_divergence_in_nats():
     head = make_head(make_pipeline())
     activations = random_activations(head, [(4, 4), (8, 8), (16, 16)])
     output = head.predict(activations, return_probabilities=True)
-    members = torch.distributions.Categorical(logits=head(activations).movedim(2, -1))
+    members = torch.distributions.Categorical(logits=head(activations).logits.movedim(2, -1))
     mean = members.probs.mean(1)
     expected = torch.distributions.Categorical(probs=mean).entropy() - members.entropy().mean(1)
     torch.testing.assert_close(output.uncertainty, expected, atol=1e-6, rtol=1e-4)

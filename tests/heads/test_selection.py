@@ -49,7 +49,7 @@ def test_selection_adds_what_helps_until_nothing_does_and_stays_within_the_budge
 
 
 def test_costs_are_those_of_the_activations():
-    extractor = make_pipeline().feature_extractor(range(6), [50, 150, 400])
+    extractor = make_pipeline().features(range(6), [50, 150, 400])
     table = extract_activations(extractor, drawn_dataset(1), show_progress=False)
     passes = time_passes(extractor, torch.zeros(1, 1, 16, 16), repeats=1)
     assert set(passes) == set(range(6)) and all(t > 0 for t in passes.values())

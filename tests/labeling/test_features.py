@@ -121,12 +121,12 @@ def test_features_on_components_that_cannot_be_read_are_extracted_again(open_ses
 
 
 def test_other_models_and_sizes_have_other_features(pipe):
-    extractor = pipe.feature_extractor()
+    extractor = pipe.features()
     keys = {
         model_key(pipe, extractor, (1.0,)),
         model_key(pipe, extractor, (1.5,)),
         model_key(pipe, extractor.choose(timesteps=[7]), (1.0,)),
-        model_key(pipe, pipe.feature_extractor(size=(8, 8)), (1.0,)),
+        model_key(pipe, pipe.features(size=(8, 8)), (1.0,)),
     }
     assert len(keys) == 4 and model_key(pipe, extractor, (1.0,)) in keys
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Pipelines of diffusers with a head: the base's own images, masks as of real images, heads that travel alone."""
 
+import inspect
 import json
 import math
 import shutil
@@ -10,6 +11,8 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from huggingface_hub import HfApi
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from diffuseseg_diffusers import (
     AutoDiffuseSegPipeline,
@@ -20,11 +23,11 @@ from diffuseseg_diffusers import (
 )
 from diffuseseg_diffusers.heads.selection import Budget, choose_features
 from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.pipelines.composed import nearest_steps, sampled_activations, weights_fingerprint
+from diffuseseg_diffusers.pipelines.composed import HEAD, nearest_steps, sampled_activations, weights_fingerprint
 from diffuseseg_diffusers.pipelines.loading import load_pipelines
 from diffuseseg_diffusers.students.unets import new_unet
 
-from ..conftest import QUICK, drawn_dataset, make_unet
+from ..conftest import QUICK, drawn_dataset, make_pipeline, make_unet
 from ..tiny_pipelines import FAMILIES, dit, flux, sd3, stable_diffusion
 
 
@@ -174,10 +177,81 @@ def test_a_head_travels_alone_and_fetches_its_base(make, tmp_path):
     assert found[f"{head} + {student}"].nbytes == found[head].nbytes + found[student].nbytes
     for names, message in (
         ([head, other, student], "--base_model can be of any of .*head, .*other"),
-        ([student], "no head"),
+        ([student], "not a head"),
     ):
         with pytest.raises(UserError, match=message):
             load_pipelines(names, **given)
+
+
+def test_the_call_shows_the_bases_signature_and_the_arguments_of_ours():
+    pipe = AutoDiffuseSegPipeline.from_pipe(stable_diffusion())
+    own = list(inspect.signature(pipe.__call__).parameters)
+    base = list(inspect.signature(pipe.base.__call__).parameters)
+    assert [name for name in own if name != "masks_while_sampling"] == base and "masks_while_sampling" in own
+    assert "Generates images exactly as the base does" in pipe.__call__.__doc__
+
+
+def test_the_bases_feature_extractor_is_its_component():
+    base = stable_diffusion()
+    pipe = AutoDiffuseSegPipeline.from_pipe(base)
+    processor = base.feature_extractor = CLIPImageProcessorPil()
+    assert pipe.feature_extractor is processor and pipe.components["feature_extractor"] is processor
+    assert pipe.features().taps and make_pipeline().feature_extractor().taps == make_pipeline().features().taps
+
+
+def test_moving_to_a_precision_moves_the_head_and_callbacks_and_latents_are_the_bases():
+    pipe = composed("Stable Diffusion")
+    seen = []
+
+    def callback(base, step, timestep, tensors):
+        seen.append(tensors["latents"].shape)
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    call = {**FAMILIES["Stable Diffusion"][1], "num_inference_steps": 2, "generator": seeded()}
+    output = pipe(**call, callback_on_step_end=callback, output_type="latent")
+    assert len(seen) == 2 and output.images.shape == seen[0] and not output.images.any() and output.masks is None
+    with pytest.raises(UserError, match="comes without masks"):
+        pipe(**call, output_type="latent", masks_while_sampling=True)
+    for given in ((torch.float16,), ("cpu", torch.float16)):
+        pipe.to(torch.float32).to(*given)
+        assert pipe.segmentation_head.dtype == pipe.unet.dtype == torch.float16
+    assert pipe.to(dtype=torch.float32).segmentation_head.dtype == torch.float32
+
+
+def test_a_push_is_of_the_head_and_loads_again_with_its_base(hub, tmp_path):
+    stable_diffusion().save_pretrained(tmp_path / "base")
+    HfApi().create_repo("alice/pushed-base")
+    HfApi().upload_folder(repo_id="alice/pushed-base", folder_path=tmp_path / "base")
+    images = drawn_dataset(3, channels=3)
+    for where in (tmp_path / "base", "alice/pushed-base"):
+        pipe = AutoDiffuseSegPipeline.from_pretrained(where)
+        fit = {"recipe": QUICK, "num_members": 2, "size": (16, 24)}
+        pipe.segmentation_head = fit_segmentation_head(pipe, images, **fit)
+        if where != "alice/pushed-base":
+            with pytest.raises(UserError, match="which nobody else can load; push the base"):
+                pipe.push_to_hub("alice/pushed-head")
+    pipe.push_to_hub("alice/pushed-head")
+    files = set(HfApi().list_repo_files("alice/pushed-head")) - {".gitattributes", "README.md"}
+    assert files == {"model_index.json", f"{HEAD}/config.json", f"{HEAD}/diffusion_pytorch_model.safetensors"}
+    expected = pipe.segment([images[0].image], output_type="np").masks[0]
+    for load in (AutoDiffuseSegPipeline.from_pretrained, ComposedDiffuseSegPipeline.from_pretrained):
+        again = load("alice/pushed-head", cache_dir=tmp_path / "cache")
+        assert np.array_equal(again.segment([images[0].image], output_type="np").masks[0], expected)
+
+
+def test_keywords_of_diffusers_are_taken_in_saving_and_loading(tmp_path, caplog):
+    stable_diffusion().save_pretrained(tmp_path / "base")
+    pipe = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "base")
+    fit = {"recipe": QUICK, "num_members": 2, "size": (16, 24)}
+    pipe.segmentation_head = fit_segmentation_head(pipe, drawn_dataset(3, channels=3), **fit)
+    pipe.save_pretrained(tmp_path / "head", safe_serialization=False, variant="fp16", max_shard_size="1GB")
+    assert "pickled heads are not loaded" in caplog.text
+    assert (tmp_path / "head" / HEAD / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    dtypes = {"unet": torch.bfloat16, "default": torch.float16}
+    again = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "head", variant="fp16", dtype=dtypes)
+    assert (again.segmentation_head.dtype, again.unet.dtype) == (torch.float16, torch.bfloat16)
+    with pytest.raises(UserError, match="variant=bf16"):
+        AutoDiffuseSegPipeline.from_pretrained(tmp_path / "base", variant="bf16")
 
 
 def test_a_head_on_another_base_is_refused_with_both_fingerprints(tmp_path):

@@ -22,7 +22,7 @@ SIZE = (16, 24)
 
 def random_head(pipe, seed: int = 1, **config) -> PixelClassifierEnsemble:
     """A head that was fitted on nothing: quick, and its masks show every change of the activations."""
-    extractor = pipe.feature_extractor(size=SIZE if pipe.components.get("vae") else None)
+    extractor = pipe.features(size=SIZE if pipe.components.get("vae") else None)
     torch.manual_seed(seed)
     head = PixelClassifierEnsemble(
         num_classes=4,

@@ -14,13 +14,20 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load, load_file, save, save_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from diffuseseg_diffusers import BackbonePipeline, DiffuseSegPipeline, PixelClassifierEnsemble, UserError
+from diffuseseg_diffusers import (
+    AutoDiffuseSegPipeline,
+    BackbonePipeline,
+    DiffuseSegPipeline,
+    PixelClassifierEnsemble,
+    UserError,
+)
 from diffuseseg_diffusers.heads.ensemble import FORMAT_VERSION
 from diffuseseg_diffusers.heads.fit import fit_segmentation_head
 from diffuseseg_diffusers.hub.push import push_pipeline
 from diffuseseg_diffusers.pipelines.loading import load_pipeline
+from diffuseseg_diffusers.students.export import OnnxStudent, export_onnx
 from diffuseseg_diffusers.students.student import StudentSegmenter
-from diffuseseg_diffusers.students.unets import UNetStudent, unet_from_denoiser
+from diffuseseg_diffusers.students.unets import UNetStudent, new_unet, unet_from_denoiser
 
 from ..conftest import QUICK, TOKENS, clean_environment, draw, drawn_dataset, make_head, make_pipeline, make_unet
 from ..hub.common import saved_student
@@ -234,30 +241,79 @@ def test_without_the_package_the_round_trip_is_exact(hub, tmp_path):
     assert hub.requests == []
 
 
-def test_one_function_loads_whatever_segments_from_a_folder_and_from_the_hub(hub, tmp_path):
+def test_one_loader_takes_whatever_segments_from_a_folder_and_from_the_hub(hub, tmp_path):
     made().save_pretrained(tmp_path / "ours")
     DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     torch.manual_seed(0)
     config = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     vision = ViTModel(ViTConfig(**config, image_size=16, patch_size=4)).eval()
-    backbone = BackbonePipeline(vision, ViTImageProcessor(size={"height": 16, "width": 16}))
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    backbone = BackbonePipeline(vision, processor)
     dataset = drawn_dataset(channels=3)
     backbone.segmentation_head = fit_segmentation_head(backbone, dataset, recipe=QUICK, num_members=2)
     backbone.save_pretrained(tmp_path / "backbone")
+    for part in (vision, processor):
+        part.save_pretrained(tmp_path / "vision")
     saved_student(tmp_path / "student")
     kinds = {"ours": DiffuseSegPipeline, "ddpm": DiffuseSegPipeline}
     unet_from_denoiser(make_unet(), ["sky", "disc", "bar"]).save_pretrained(tmp_path / "unet-student")
     kinds |= {"backbone": BackbonePipeline, "student": StudentSegmenter, "unet-student": UNetStudent}
+    kinds |= {"vision": BackbonePipeline}
     for name, kind in kinds.items():
         HfApi().create_repo(f"alice/kind-{name}")
         HfApi().upload_folder(repo_id=f"alice/kind-{name}", folder_path=tmp_path / name)
         masks = []
-        for where in (str(tmp_path / name), tmp_path / name, f"alice/kind-{name}"):
-            loaded = load_pipeline(where, device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
-            assert type(loaded) is kind
-            masks += [] if name == "ddpm" else [loaded.segment(picture(), output_type="np").masks[0]]
+        for one_loader in (load_pipeline, AutoDiffuseSegPipeline.from_pretrained):
+            for where in (str(tmp_path / name), tmp_path / name, f"alice/kind-{name}"):
+                loaded = one_loader(where, device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+                assert type(loaded) is kind
+                if name not in ("ddpm", "vision"):
+                    masks.append(loaded.segment(picture(), output_type="np").masks[0])
         assert all((mask == masks[0]).all() for mask in masks)
-    assert not (tmp_path / "home").exists() and len(list((tmp_path / "cache").glob("models--alice--kind-*"))) == 5
+    assert not (tmp_path / "home").exists() and len(list((tmp_path / "cache").glob("models--alice--kind-*"))) == 6
+    export_onnx(loaded_student := load_pipeline(tmp_path / "student", dtype="float32"), tmp_path / "student.onnx")
+    exported = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "student.onnx")
+    assert type(exported) is OnnxStudent and exported.label_names == loaded_student.label_names
+    half = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "backbone", dtype=torch.float16)
+    assert half.backbone.dtype == half.segmentation_head.dtype == torch.float16
+    named = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "backbone", dtype="float16")
+    assert (named.backbone.dtype, named.segmentation_head.dtype) == (torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize("one_loader", [load_pipeline, AutoDiffuseSegPipeline.from_pretrained])
+def test_the_only_variant_that_is_there_is_loaded_and_said(hub, tmp_path, caplog, one_loader):
+    pipe = made()
+    pipe.save_pretrained(tmp_path / "fp16", variant="fp16")
+    pipe.save_pretrained(tmp_path / "plain")
+    expected = outputs(one_loader(tmp_path / "plain", device="cpu", dtype="float32"))
+    new_unet(["sky", "disc"], (16, 16), 3).model.save_pretrained(tmp_path / "unet", variant="fp16")
+    (tmp_path / "unet" / "student.json").write_text('{"label_names": ["sky", "disc"], "timestep": 0, "palette": null}')
+    repo_id = f"alice/fp16-{one_loader.__name__}"
+    HfApi().create_repo(repo_id)
+    HfApi().upload_folder(repo_id=repo_id, folder_path=tmp_path / "fp16")
+    for name in (tmp_path / "fp16", repo_id):
+        caplog.clear()
+        loaded = one_loader(name, device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+        said = f"{name}: loading the variant fp16; weights without a variant are missing."
+        assert [m for m in caplog.messages if "variant" in m] == [said]
+        assert same(outputs(loaded), expected)
+    assert one_loader(tmp_path / "unet", device="cpu", dtype="float32").label_names == ["sky", "disc"]
+    with pytest.raises(UserError, match="variant=bf16"):  # what is named is what is loaded
+        AutoDiffuseSegPipeline.from_pretrained(tmp_path / "fp16", variant="bf16")
+    # Of two variants, none is chosen.
+    for variant in ("fp16", "bf16"):
+        pipe.save_pretrained(tmp_path / "two", variant=variant)
+    with pytest.raises(UserError, match="no weights in the safetensors format|cannot be loaded"):
+        one_loader(tmp_path / "two", device="cpu", dtype="float32")
+
+
+def test_ddpm_pipeline_of_diffusers_says_what_loads_a_folder_of_ours_and_does_so(tmp_path):
+    pipe = made()
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`trust_remote_code=True`"):
+        DDPMPipeline.from_pretrained(tmp_path)
+    loaded = DDPMPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(loaded).__name__ == "DiffuseSegPipeline" and same(outputs(loaded), outputs(pipe))
 
 
 def test_the_precision_is_float32_where_masks_in_the_faster_one_were_others(hub, tmp_path, fast_bfloat16, caplog):

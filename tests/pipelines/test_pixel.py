@@ -81,17 +81,22 @@ def test_class_conditional_unets_take_labels_or_use_class_zero():
         make_pipeline()(1, None, 2, class_labels=[0])
 
 
-def test_callbacks_see_every_step_and_may_change_the_sample():
-    pipe, seen = make_pipeline(head=True), []
+@pytest.mark.parametrize("name", ["latents", "sample"])  # the second as in 0.1
+def test_callbacks_see_every_step_and_may_change_the_latents(name):
+    pipe, seen = make_pipeline(), []
 
     def callback(pipe, step, timestep, tensors):
-        seen.append((step, timestep))
-        return {"sample": torch.zeros_like(tensors["sample"])} if step == 2 else {}
+        seen.append((step, timestep, list(tensors)))
+        return {name: torch.zeros_like(tensors[name])} if step == 2 else {}
 
-    output = pipe(1, seeded(), 3, callback_on_step_end=callback, output_type="pt")
-    assert seen == [(0, 666), (1, 333), (2, 0)] and output.images.eq(0.5).all()
-    with pytest.raises(ValueError, match="'latents'"):
-        pipe(1, None, 2, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["latents"])
+    given = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": [name]}
+    output = pipe(1, seeded(), 3, **given, output_type="pt")
+    assert [s[0] for s in seen] == [0, 1, 2] and {tuple(s[2]) for s in seen} == {(name,)} and pipe.num_timesteps == 3
+    assert (output.images == 0.5).all()
+    latents, masks, _ = pipe(1, seeded(), 3, **given, output_type="latent", return_dict=False)
+    assert (latents == 0).all() and masks is None
+    with pytest.raises(ValueError, match="Callbacks get"):
+        pipe(1, None, 2, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["prompt_embeds"])
 
 
 def test_without_a_head_it_generates_and_says_how_to_fit_one(caplog):
@@ -218,7 +223,7 @@ def test_a_head_that_does_not_fit_is_refused_with_both_numbers():
 
 def test_wrong_output_types_are_refused_before_the_work():
     pipe = make_pipeline(head=True)
-    for call in (lambda: pipe(1, None, 2, output_type="latent"), lambda: pipe.segment("none.png", output_type="jpg")):
+    for call in (lambda: pipe(1, None, 2, output_type="jpg"), lambda: pipe.segment("none.png", output_type="jpg")):
         with pytest.raises(ValueError, match='"pil", "np" or "pt"'):
             call()
 

@@ -7,7 +7,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.networks import make_processor, make_student
-from diffuseseg_diffusers.students.student import load_student
+from diffuseseg_diffusers.students.student import StudentSegmenter
 
 
 NAMES = ["sky", "disc", "bar"]
@@ -66,12 +66,12 @@ def test_pickled_weights_are_refused_in_a_sentence(tmp_path):
     student, folder = save_student(tmp_path)
     (folder / "model.safetensors").unlink()
     torch.save(student.state_dict(), folder / "pytorch_model.bin")
-    for load in (lambda: make_student(str(folder), NAMES), lambda: load_student(folder)):
+    for load in (lambda: make_student(str(folder), NAMES), lambda: StudentSegmenter.from_pretrained(folder)):
         with pytest.raises(UserError, match="cannot be loaded: it has no weights in the safetensors format"):
             load()
     (folder / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot be loaded: its weights are damaged .Error while deserializing header"):
-        load_student(folder)
+        StudentSegmenter.from_pretrained(folder)
 
 
 def test_code_of_a_repository_is_not_run(tmp_path):
@@ -83,7 +83,7 @@ def test_code_of_a_repository_is_not_run(tmp_path):
     for load in (
         lambda: make_student(str(tmp_path / "model"), NAMES),
         lambda: make_student(str(tmp_path / "model"), NAMES, from_scratch=True),
-        lambda: load_student(tmp_path / "model"),
+        lambda: StudentSegmenter.from_pretrained(tmp_path / "model"),
         lambda: make_processor(str(tmp_path / "model")),
     ):
         with pytest.raises(UserError, match="needs code of its own repository, which is not run") as raised:

@@ -11,7 +11,7 @@ from diffuseseg_diffusers import DiffuseSegPipeline, evaluate_segmentation
 from diffuseseg_diffusers.images.image_processor import default_palette
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.networks import make_processor, make_student
-from diffuseseg_diffusers.students.student import StudentSegmenter, load_student
+from diffuseseg_diffusers.students.student import StudentSegmenter
 
 from ..conftest import draw, drawn_dataset
 from .test_networks import NAMES, write_config
@@ -66,13 +66,13 @@ def test_segment_is_a_drop_in_replacement_for_that_of_the_pipeline(segmenter, im
 
 def test_a_saved_student_loads_with_its_processor_in_any_precision(segmenter, images, tmp_path):
     segmenter.save_pretrained(tmp_path / "student")
-    loaded = load_student(tmp_path / "student")
+    loaded = StudentSegmenter.from_pretrained(tmp_path / "student")
     assert loaded.image_size == (32, 32) and loaded.device.type == "cpu"
     for a, b in zip(loaded.segment(images, output_type="np").masks, segmenter.segment(images, output_type="np").masks):
         assert np.array_equal(a, b)
-    assert load_student(tmp_path / "student", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    assert StudentSegmenter.from_pretrained(tmp_path / "student", dtype=torch.bfloat16).model.dtype == torch.bfloat16
     with pytest.raises(UserError, match="nowhere cannot be loaded"):
-        load_student(tmp_path / "nowhere")
+        StudentSegmenter.from_pretrained(tmp_path / "nowhere")
 
 
 def test_a_processor_without_a_fixed_size_is_refused(segmenter):
@@ -84,12 +84,12 @@ def test_a_processor_without_a_fixed_size_is_refused(segmenter):
 def test_a_damaged_folder_is_refused_and_colours_are_kept(segmenter, tmp_path):
     colors = [[i, 2 * i, 3 * i] for i in range(len(segmenter.label_names))]
     StudentSegmenter(segmenter.model, segmenter.processor, colors).save_pretrained(tmp_path)
-    assert load_student(tmp_path).palette == colors
+    assert StudentSegmenter.from_pretrained(tmp_path).palette == colors
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"depths": [d + 1 for d in config["depths"]]}))
     with pytest.raises(UserError, match="its weights lack"):
-        load_student(tmp_path)
+        StudentSegmenter.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(UserError, match="restore its preprocessor_config.json"):
-        load_student(tmp_path)
+        StudentSegmenter.from_pretrained(tmp_path)

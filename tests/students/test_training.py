@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from diffuseseg_diffusers.datasets.augmentation import IGNORED
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.networks import make_processor, make_student
-from diffuseseg_diffusers.students.student import StudentSegmenter, load_student
+from diffuseseg_diffusers.students.student import StudentSegmenter
 from diffuseseg_diffusers.students.targets import SoftTargets, soft_targets
 from diffuseseg_diffusers.students.training import (
     BEST,
@@ -93,7 +93,7 @@ def test_checkpoints_bring_weights_and_the_best_student_back_and_a_full_disk_cos
     run.save_checkpoint(tmp_path, {"epoch": 2}, is_best=False)
     (folder,) = checkpoints(tmp_path)
     assert folder.name == "checkpoint-000002"
-    kept = load_student(folder / BEST).model.state_dict()
+    kept = StudentSegmenter.from_pretrained(folder / BEST).model.state_dict()
     assert all(torch.equal(kept[name], x) for name, x in best.items())
     run.run_epoch(2)
     monkeypatch.setattr(shutil, "copytree", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))

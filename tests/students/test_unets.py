@@ -12,7 +12,7 @@ from diffuseseg_diffusers.students.choosing import check_reads, new_student, stu
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
 from diffuseseg_diffusers.students.student import StudentSegmenter
 from diffuseseg_diffusers.students.training import parameter_groups
-from diffuseseg_diffusers.students.unets import UNetStudent, load_unet_student, new_unet, unet_from_denoiser
+from diffuseseg_diffusers.students.unets import UNetStudent, new_unet, unet_from_denoiser
 
 from ..conftest import draw, make_unet
 from .test_networks import NAMES, write_config
@@ -55,12 +55,12 @@ def test_a_saved_u_net_is_one_of_diffusers_and_loads_as_a_student(tmp_path):
     assert UNet2DModel.from_pretrained(tmp_path / "student").config.out_channels == 3
     image = draw((20, 30), 1)[0]
     expected = student.segment(image, output_type="np")
-    for load in (load_unet_student, lambda name: load_pipeline(name, device="cpu", dtype="float32")):
+    for load in (UNetStudent.from_pretrained, lambda name: load_pipeline(name, device="cpu", dtype="float32")):
         loaded = load(tmp_path / "student")
         found = loaded.segment(image, output_type="np")
         assert type(loaded) is UNetStudent and loaded.label_names == NAMES and loaded.palette == palette
         assert loaded.timestep == 7 and np.array_equal(found.masks[0], expected.masks[0])
-    assert load_unet_student(tmp_path / "student", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    assert UNetStudent.from_pretrained(tmp_path / "student", dtype=torch.bfloat16).model.dtype == torch.bfloat16
 
 
 def test_a_u_net_that_is_no_student_or_a_broken_one_is_a_sentence(tmp_path):
@@ -143,7 +143,7 @@ def test_a_record_that_says_something_else_is_a_sentence(tmp_path, changed):
     record = json.loads((tmp_path / "student.json").read_text())
     (tmp_path / "student.json").write_text(json.dumps(changed and record | changed))
     with pytest.raises(UserError, match="is no record of a student: it lacks"):
-        load_unet_student(tmp_path)
+        UNetStudent.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_config_that_does_not_fit_is_a_sentence(tmp_path, changed):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changed))
     with pytest.raises(UserError, match="cannot be loaded|is no whole student"):
-        load_unet_student(tmp_path)
+        UNetStudent.from_pretrained(tmp_path)
 
 
 def test_a_student_that_is_trained_on_keeps_its_colours(tmp_path):

@@ -1,0 +1,64 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What pipelines and students return."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.utils import BaseOutput
+
+
+@dataclass
+class DiffuseSegPipelineOutput(BaseOutput):
+    """Generated images with their masks.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            PIL images of mode "L" or "RGB", arrays `[N, H, W, C]`, or tensors `[N, C, H, W]`, float32 in [0, 1].
+        masks (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`, *optional*):
+            Class ids: PIL palette images of mode "P", or uint8 arrays or tensors `[N, H, W]`. `None` without a head.
+        uncertainty (`np.ndarray` or `torch.Tensor`, *optional*):
+            `[N, H, W]` float32 in nats, as in [`SegmentationOutput`]; arrays go with PIL images. `None` without a head.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    masks: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
+    uncertainty: np.ndarray | torch.Tensor | None = None
+
+
+@dataclass
+class SegmentationOutput(BaseOutput):
+    """Segmented images. They may differ in size, so every field is a list with one element per image.
+
+    Args:
+        images (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            PIL images of mode "L" or "RGB", arrays `[H, W, C]`, or tensors `[C, H, W]`, float32 in [0, 1].
+        masks (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            Class ids: PIL palette images of mode "P", or uint8 arrays or tensors `[H, W]`.
+        uncertainty (`list` of `np.ndarray` or `torch.Tensor`, *optional*):
+            `[H, W]` float32 in nats: Jensen-Shannon divergence of the ensemble's members, or the entropy of a student's
+            probabilities; arrays go with PIL images. [`image_uncertainty`] reduces it to a score per image.
+        probabilities (`list` of `np.ndarray` or `torch.Tensor`, *optional*):
+            `[num_classes, H, W]` float32 if requested; arrays go with PIL images.
+    """
+
+    images: list
+    masks: list
+    uncertainty: list | None = None
+    probabilities: list | None = None
+
+
+@dataclass
+class SegmentedBatch:
+    """What a model finds in a batch, on the CPU, a tensor for each image, whose sizes may differ.
+
+    Args:
+        masks (`list[torch.Tensor]`): `[H, W]` uint8 class ids.
+        uncertainty (`list[torch.Tensor]`, *optional*): `[H, W]` float32 in nats.
+        probabilities (`list[torch.Tensor]`, *optional*): `[num_classes, H, W]` float32.
+    """
+
+    masks: list[torch.Tensor]
+    uncertainty: list[torch.Tensor] | None = None
+    probabilities: list[torch.Tensor] | None = None
