@@ -16,9 +16,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from harness import Result, Task, arguments, in_own_process, own_point, peak_gib
 
 from diffuseseg_diffusers import DecoderFeatureExtractor, PixelClassifierEnsemble, fit_segmentation_head
+from diffuseseg_diffusers.heads.optimize import fit_members
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.heads.table import ActivationTable
-from diffuseseg_diffusers.heads.training import fit_members
 
 
 def measure(recipe: str | None = None, side: int = 0, images: int = 50, steps: int = 0) -> dict[str, float]:

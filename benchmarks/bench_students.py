@@ -12,6 +12,7 @@ networks see `--images` images with the same augmentation. `--speed` times head 
 random weights.
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from harness import SHIFTS, Result, Shifted, Task, arguments, in_turn, ratio
 from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
-from diffuseseg_diffusers.students.choosing import RATES, new_student
+from diffuseseg_diffusers.students.choosing import new_student
+from diffuseseg_diffusers.students.setup import StudentData, make_optimizer, make_trainer
 from diffuseseg_diffusers.students.targets import SoftTargets, compute_targets
-from diffuseseg_diffusers.students.training import StudentTraining, TrainingOptions
+from diffuseseg_diffusers.tasks.train_student import TrainStudentConfig
+from diffuseseg_diffusers.training.train_student import train
 
 
 ARMS = ["head", "scratch", "distilled", "generated", "finetuned"]
@@ -105,20 +108,20 @@ def student(task: Task, args: Any, own: LabeledImages, arm: str, seed: int) -> A
     """A student after its training."""
     set_seed(seed)
     model, kind = new(task, arm)
-    options = TrainingOptions(
-        num_epochs=EPOCHS,
-        images_per_epoch=args.images // EPOCHS,
-        batch_size=8,
-        learning_rate=RATES[kind],
-        unlabeled_fraction=0.5,
-        labels_last=0.25,
-        num_workers=0,
-        seed=seed,
-    )
     unlabeled = SoftTargets(soft(task, args, own, arm).paths) if arm in ("distilled", "generated") else None
-    training = StudentTraining(Accelerator(cpu=not torch.cuda.is_available()), model, own, None, options, unlabeled)
-    for epoch in range(EPOCHS):
-        training.run_epoch(epoch)
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainStudentConfig(
+            train_dataset_name=str(task.data),
+            num_epochs=EPOCHS,
+            images_per_epoch=args.images // EPOCHS,
+            train_batch_size=8,
+            dataloader_num_workers=0,
+            seed=seed,
+            output_dir=folder,
+        )
+        data, accelerator = StudentData(own, None, None, None, None), Accelerator(cpu=not torch.cuda.is_available())
+        with make_trainer(config, accelerator, model, make_optimizer(config, model, kind), data, unlabeled) as trainer:
+            train(config, trainer, model, data)
     return model
 
 

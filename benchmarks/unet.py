@@ -17,7 +17,7 @@ from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, default_palette
 from diffuseseg_diffusers.pipelines.outputs import SegmentedBatch
 from diffuseseg_diffusers.pipelines.segmenter import Segmenter
-from diffuseseg_diffusers.students.training import segmentation_loss
+from diffuseseg_diffusers.students.objective import segmentation_loss
 
 
 def convolutions(channels: int, width: int) -> torch.nn.Sequential:

@@ -19,12 +19,9 @@ from .tasks import TASKS, named, run_task
 # Commands that have no configuration yet: what each does, and the module with its `add_arguments` and `main`.
 COMMANDS = {
     "demo": ("Show the whole idea on drawn faces.", ".tasks.demo"),
-    "train-ddpm": ("Train a diffusion model on unlabelled images.", ".training.train_ddpm"),
     "taps": ("List what can be read of a model.", ".tasks.taps"),
-    "train-autoencoder": ("Train an autoencoder for latent diffusion.", ".training.train_autoencoder"),
     "app": ("Label pictures in the browser.", ".tasks.app"),
     "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
-    "train-student": ("Train a fast network on images and masks.", ".training.train_student"),
 }
 _OF_TRAIN = ("datasets", "evaluate", "matplotlib", "pyarrow", "transformers")  # what the extra `train` brings
 

@@ -8,9 +8,9 @@ import torch
 from diffuseseg_diffusers import AutoDiffuseSegPipeline, fit_segmentation_head
 from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.heads.extraction import extract_activations
+from diffuseseg_diffusers.heads.optimize import fit_members
 from diffuseseg_diffusers.heads.recipes import RECIPES, Recipe
 from diffuseseg_diffusers.heads.table import ActivationTable
-from diffuseseg_diffusers.heads.training import fit_members
 
 from .conftest import QUICK, draw, drawn_dataset, make_head, make_pipeline
 from .tiny_pipelines import FAMILIES

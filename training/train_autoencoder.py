@@ -1,145 +1,127 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains an autoencoder for latent diffusion on unlabelled images: `diffuseseg train-autoencoder`.
 
-    accelerate launch training/train_autoencoder.py --dataset_name DATA --resolution 64 --output_dir OUT
+    accelerate launch training/train_autoencoder.py --train_data_dir DATA --resolution 64 --max_train_steps 20000 \\
+        --output_dir OUT
 
 The same command line resumes a run that was cut off. `train-ddpm --vae OUT` trains a denoiser on its latents.
 """
 
-import argparse
-import signal
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+import torch.nn.functional as F
 
-from diffuseseg_diffusers.arguments import (
-    add_cache_argument,
-    add_output_arguments,
-    check_at_least_one,
-    inputs_of,
-    run_script,
+from diffuseseg_diffusers.datasets.unlabeled import count_channels
+from diffuseseg_diffusers.diffusion.autoencoder import (
+    Reconstruction,
+    draw_reconstructions,
+    latent_scale,
+    make_autoencoder,
+    reconstruction_errors,
 )
-from diffuseseg_diffusers.datasets.unlabeled import count_channels, load_unlabeled
-from diffuseseg_diffusers.diffusion.arguments import (
-    add_image_arguments,
-    add_run_arguments,
-    add_training_arguments,
-    check_training_arguments,
-)
-from diffuseseg_diffusers.diffusion.autoencoder import AutoencoderTraining, make_autoencoder
-from diffuseseg_diffusers.diffusion.checkpoints import save_pipeline
-from diffuseseg_diffusers.diffusion.log import summary
+from diffuseseg_diffusers.diffusion.objective import draw_step, to_model_range
 from diffuseseg_diffusers.diffusion.run import (
     SUMMARY,
+    averaged_copy,
+    begin,
     describe_end,
-    find_checkpoint,
-    is_complete,
-    open_output,
-    run_settings,
+    make_trainer,
+    open_folder,
+    summary,
 )
-from diffuseseg_diffusers.diffusion.setup import make_batches
-from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.jobs.files import check_output_folder, write_json
-from diffuseseg_diffusers.jobs.hardware import default_device, report_processes
-from diffuseseg_diffusers.jobs.run import may_resume
+from diffuseseg_diffusers.diffusion.setup import TrainingImages, load_images, make_images
+from diffuseseg_diffusers.jobs.command_line import run_script
+from diffuseseg_diffusers.jobs.files import read_json, write_json
+from diffuseseg_diffusers.jobs.seeds import mixed_seed
+from diffuseseg_diffusers.tasks.train_autoencoder import TrainAutoencoderConfig
+from diffuseseg_diffusers.trainer.checkpoints import save_pipeline
+from diffuseseg_diffusers.trainer.loop import Trainer
 
 
 COMMAND = "train-autoencoder"
-SETTINGS = ("latent_channels", "downsample", "base_channels", "kl_weight")
-DOWNSAMPLE = (2, 4, 8)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_image_arguments(parser)
-    group = parser.add_argument_group("model")
-    group.add_argument("--latent_channels", type=int, default=4, help="Channels of the latents (default: 4).")
-    group.add_argument(
-        "--downsample",
-        type=int,
-        choices=DOWNSAMPLE,
-        default=4,
-        help="Pixels of the image for one of the latents, along each axis (default: 4).",
-    )
-    group.add_argument("--base_channels", type=int, default=32, help="Width of the finest level (default: 32).")
-    group.add_argument(
-        "--kl_weight", type=float, default=1e-6, help="Weight of the latents' divergence from a normal (default: 1e-6)."
-    )
-    add_training_arguments(parser)
-    add_output_arguments(parser, "the autoencoder, checkpoints and reconstructions")
-    add_run_arguments(parser)
-    add_cache_argument(parser)
+def train_autoencoder(config: TrainAutoencoderConfig) -> dict[str, Any]:
+    """Trains an autoencoder on unlabelled images, or resumes its training.
+
+    Args:
+        config ([`TrainAutoencoderConfig`]): On what, what, how and where.
+
+    Returns:
+        `dict`: What `training_state.json` in the output folder holds. The folder is an `AutoencoderKL` of diffusers.
+
+    Raises:
+        UserError: The images, the model or the folder cannot be used.
+        NotFiniteError: The loss is not finite; the last checkpoint is kept.
+        StoppedError: SIGTERM or Ctrl-C ended the run; the step is saved, and the same call resumes.
+
+    Example:
+        >>> from diffuseseg_diffusers import TrainAutoencoderConfig, train_autoencoder
+        >>> config = TrainAutoencoderConfig(train_data_dir="my/images", max_train_steps=20_000, output_dir="out/vae")
+        >>> train_autoencoder(config)["reconstruction"]
+    """
+    # 1. The images, still encoded, and the model.
+    accelerator = begin(config, COMMAND)
+    dataset, column = load_images(config)
+    channels = config.channels or count_channels(dataset, column)
+    torch.manual_seed(config.seed)
+    vae = make_autoencoder(config.size, channels, config.latent_channels, config.downsample, config.base_channels)
+    images = make_images(config, dataset, column, (channels, *config.size))
+
+    # 2. Training, from where it was cut off, and what it leaves behind.
+    trainer = make_trainer(config, accelerator, vae, images, around=Reconstruction(vae))
+    if open_folder(config, COMMAND, trainer, dataset, column):  # complete
+        trainer.end()
+        return read_json(config.output_dir / SUMMARY)
+    with trainer:
+        train(config, trainer, images)
+        averaged = look(config, trainer, images, measuring=True, drawing=True)
+        measured = reconstruction_errors(averaged, images.validation) if len(images.validation) else None
+        found = summary(config, trainer) | {"reconstruction": measured}
+        if accelerator.is_main_process:
+            averaged.register_to_config(scaling_factor=latent_scale(averaged, images.batches.images))
+            save_pipeline(config.output_dir, averaged)
+            write_json(config.output_dir / SUMMARY, found)  # last: the run is complete
+            print(describe_end(config, trainer))
+            if measured:
+                error, psnr = measured["absolute_error"], measured["psnr"]
+                print(f"Held-out images: mean absolute error {error:.4f} of 1, PSNR {psnr:.1f} dB.")
+    return found
 
 
-def main(args: argparse.Namespace) -> int:
-    # 1. What the run may write to.
-    check_training_arguments(args)
-    check_at_least_one(args, "latent_channels", "base_channels")
-    if args.input_channels or args.intensity_window or args.intensity_percentiles:
-        raise UserError("Autoencoders take pictures of eight bits; leave channels and intensities out.")
-    if args.streaming:
-        raise UserError("The scale of latents is measured on images at hand; leave --streaming out.")
-    if args.overwrite or not may_resume(args.output_dir, COMMAND):
-        check_output_folder(args.output_dir, args.overwrite)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        cpu=default_device().type == "cpu",
-        log_with=args.report_to,
-        project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(args.output_dir / "logs")),
-    )
-    report_processes(accelerator)
+def train(config: TrainAutoencoderConfig, trainer: Trainer, images: TrainingImages) -> None:
+    """The training loop (Rombach et al., section 3.1, without perceptual and adversarial losses)."""
+    accelerator, model, device = trainer.accelerator, trainer.model, trainer.accelerator.device
+    batch_size, process = config.train_batch_size, accelerator.process_index
+    drawn = (batch_size * accelerator.num_processes, slice(batch_size * process, batch_size * (process + 1)))
+    for pixels, position in trainer.batches():
+        with accelerator.accumulate(model):
+            _, _, flips = draw_step(config.seed, position, *drawn, (1, 1, 1), 1, device)
+            clean = to_model_range(pixels, device, flips if config.random_flip else None)  # [B,C,H,W] in [-1, 1]
+            restored, divergence = model(clean, mixed_seed(config.seed, position, process, 6))
+            loss = F.l1_loss(restored.float(), clean) + config.kl_weight * divergence.float()
+            accelerator.backward(loss)
+            trainer.step(loss)
+        measuring, drawing = trainer.due(config.validation_steps), trainer.due(config.sample_steps)
+        if measuring or drawing:
+            look(config, trainer, images, measuring, drawing)
+    trainer.check_stopped()
 
-    # 2. Images and the model.
-    where = {"cache_dir": args.cache_dir, "revision": args.dataset_revision} if args.dataset_name else {}
-    dataset, column = load_unlabeled(
-        args.dataset_name, args.dataset_config_name, args.split, args.train_data_dir, args.image_column, **where
-    )
-    resolution = args.resolution or [64]
-    size = (resolution[0], resolution[-1])
-    if any(side % args.downsample for side in size):
-        raise UserError(f"--resolution must be a multiple of --downsample {args.downsample}, got {resolution}.")
-    channels = args.channels or count_channels(dataset, column)
-    torch.manual_seed(args.seed)
-    vae = make_autoencoder(size, channels, args.latent_channels, args.downsample, args.base_channels)
-    training = AutoencoderTraining(args, accelerator, vae, *make_batches(args, dataset, column, (channels, *size)))
-    accelerator.print(training.describe())
 
-    # 3. Where the run was cut off.
-    checkpoint = find_checkpoint(args)
-    if checkpoint:
-        training.resume(checkpoint)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        open_output(args, COMMAND, run_settings(args, SETTINGS), inputs_of(args))
-    accelerator.wait_for_everyone()
-
-    # 4. Training, and what is left behind.
-    if is_complete(args, training):
-        accelerator.print(f"The run in {args.output_dir} is complete, {training.state['step']} steps.")
-        training.end()
-        return 0
-    training.begin()
-    stopped = training.run()
-    if stopped:
-        name, step = signal.Signals(stopped).name, training.state["step"]
-        accelerator.print(f"Stopped by {name}: step {step} is saved; the same command line resumes.")
-        training.end()
-        return 128 + stopped
-    averaged = training.look(measuring=True, drawing=args.num_samples > 0)
-    if accelerator.is_main_process:
-        averaged.register_to_config(scaling_factor=training.scaling_factor(averaged))
-        save_pipeline(args.output_dir, averaged)
-        said = summary(args, accelerator, training.state, training.batches, training.unet, training.log)
-        measured = training.errors(averaged, training.validation) if len(training.validation) else None
-        write_json(args.output_dir / SUMMARY, {**said, "reconstruction": measured})
-        print(describe_end(args, training))
-        if measured:
-            error, psnr = measured["absolute_error"], measured["psnr"]
-            print(f"Of held-out images: mean absolute error {error:.4f} of 1, PSNR {psnr:.1f} dB.")
-    training.end()
-    return 0
+def look(
+    config: TrainAutoencoderConfig, trainer: Trainer, images: TrainingImages, measuring: bool, drawing: bool
+) -> Any:
+    """Measures and draws with the weights that would be saved, and returns their model."""
+    step, averaged = trainer.state["step"], averaged_copy(trainer.bare, trainer.ema)
+    if measuring and len(images.validation):
+        found = reconstruction_errors(averaged, images.validation)
+        trainer.log.write(step, **{f"validation_{name}": value for name, value in found.items()})
+    held_out = images.validation if len(images.validation) else images.train_sample
+    if drawing and config.num_samples and trainer.accelerator.is_main_process and len(held_out):
+        trainer.log.draw(step, draw_reconstructions(averaged, held_out[: config.num_samples]))
+    return averaged
 
 
 if __name__ == "__main__":
-    run_script(__doc__, add_arguments, main)
+    run_script(TrainAutoencoderConfig, train_autoencoder)

@@ -1,207 +1,149 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Trains a diffusion model on unlabelled images: `diffuseseg train-ddpm`.
 
-    accelerate launch training/train_ddpm.py --dataset_name DATA --resolution 64 --use_ema --output_dir OUT
+    accelerate launch training/train_ddpm.py --train_data_dir DATA --resolution 64 --use_ema --max_train_steps 100000 \\
+        --output_dir OUT
 
 `--train_batch_size` is per process: an optimisation step sees `train_batch_size × processes ×
 gradient_accumulation_steps` images. The same command line resumes a run that was cut off.
 """
 
-import argparse
-import signal
-from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 
-from diffuseseg_diffusers.arguments import add_cache_argument, add_output_arguments, inputs_of, run_script
-from diffuseseg_diffusers.datasets.arguments import read_channels
-from diffuseseg_diffusers.datasets.crops import Pictures
-from diffuseseg_diffusers.datasets.unlabeled import count_channels, load_unlabeled
-from diffuseseg_diffusers.diffusion.arguments import (
-    add_image_arguments,
-    add_run_arguments,
-    add_training_arguments,
-    check_training_arguments,
+from diffuseseg_diffusers.diffusion.objective import (
+    denoising_loss,
+    draw_step,
+    measure_losses,
+    null_condition,
+    sample_images,
+    to_model_range,
 )
-from diffuseseg_diffusers.diffusion.checkpoints import save_pipeline
-from diffuseseg_diffusers.diffusion.latents import as_latents, as_pipeline, load_autoencoder
-from diffuseseg_diffusers.diffusion.log import summary
 from diffuseseg_diffusers.diffusion.run import (
     SUMMARY,
+    averaged_copy,
+    begin,
     describe_end,
-    find_checkpoint,
-    is_complete,
-    open_output,
-    run_settings,
+    make_trainer,
+    open_folder,
+    summary,
 )
-from diffuseseg_diffusers.diffusion.setup import make_batches, make_model
-from diffuseseg_diffusers.diffusion.training import DenoiserTraining
-from diffuseseg_diffusers.diffusion.transformers import DENOISERS
-from diffuseseg_diffusers.diffusion.unets import BETA_SCHEDULES, PREDICTION_TYPES
-from diffuseseg_diffusers.features.latents import latent_stride
-from diffuseseg_diffusers.features.pixel_unet import image_size
+from diffuseseg_diffusers.diffusion.setup import (
+    Denoiser,
+    TrainingImages,
+    load_images,
+    make_denoiser,
+    make_denoiser_images,
+)
 from diffuseseg_diffusers.figures.curves import training_curves
-from diffuseseg_diffusers.hub.push import add_hub_arguments, finish_push, prepare_push
-from diffuseseg_diffusers.images.channels import InputChannels
-from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.jobs.files import atomic_file, check_output_folder, write_json
-from diffuseseg_diffusers.jobs.hardware import default_device, report_processes
-from diffuseseg_diffusers.jobs.run import may_resume
-from diffuseseg_diffusers.pipelines.loading import load_pipeline
+from diffuseseg_diffusers.hub.push import finish_push, prepare_push
+from diffuseseg_diffusers.jobs.command_line import run_script
+from diffuseseg_diffusers.jobs.files import atomic_file, read_json, write_json
+from diffuseseg_diffusers.jobs.seeds import mixed_seed
+from diffuseseg_diffusers.tasks.train_ddpm import TrainDDPMConfig
+from diffuseseg_diffusers.trainer.checkpoints import save_pipeline
+from diffuseseg_diffusers.trainer.loop import Trainer
 
 
 COMMAND = "train-ddpm"
-# Options on which the weights depend, beside those of every training.
-SETTINGS = ("pretrained", "dropout", "beta_schedule", "prediction_type", "snr_gamma", "vae", "denoiser")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_image_arguments(parser)
-    add_denoiser_arguments(parser)
-    add_objective_arguments(parser)
-    add_training_arguments(parser)
-    add_output_arguments(parser, "the pipeline, checkpoints and samples")
-    add_run_arguments(parser)
-    add_cache_argument(parser)
-    add_hub_arguments(parser)
+def train_ddpm(config: TrainDDPMConfig) -> dict[str, Any]:
+    """Trains a diffusion model on unlabelled images, or resumes its training.
 
+    Args:
+        config ([`TrainDDPMConfig`]): On what, what, how and where.
 
-def add_denoiser_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which denoiser."""
-    group = parser.add_argument_group("model")
-    group.add_argument("--vae", help="Autoencoder whose latents are denoised: a local folder or a name on the Hub.")
-    group.add_argument(
-        "--denoiser",
-        choices=DENOISERS,
-        default="unet",
-        help="Kind of model: a U-Net, or a transformer (DiT) on square latents (default: unet).",
-    )
-    model = group.add_mutually_exclusive_group()
-    model.add_argument(
-        "--model_config", help="Arguments of the model: JSON, YAML, or a folder or Hub name with a U-Net."
-    )
-    model.add_argument(
-        *("--pretrained", "--pretrained_model_name_or_path"),
-        help="Pipeline to start from: a local folder or a name on the Hub.",
-    )
-    model.add_argument("--base_channels", type=int, help="Width of the preset for the resolution.")
-    group.add_argument("--dropout", type=float, default=0.0, help="Dropout rate in the residual layers (default: 0).")
+    Returns:
+        `dict`: What `training_state.json` in the output folder holds. The folder is a pipeline of diffusers.
 
+    Raises:
+        UserError: The images, the model or the folder cannot be used.
+        NotFiniteError: The loss is not finite; the last checkpoint is kept.
+        StoppedError: SIGTERM or Ctrl-C ended the run; the step is saved, and the same call resumes.
 
-def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
-    """What it learns."""
-    group = parser.add_argument_group("objective")
-    group.add_argument("--beta_schedule", choices=list(BETA_SCHEDULES), help="Noise schedule (default: linear).")
-    group.add_argument(
-        "--prediction_type", choices=PREDICTION_TYPES, help="Quantity that the U-Net predicts (default: epsilon)."
-    )
-    group.add_argument("--snr_gamma", type=float, help="γ of Min-SNR weighting; 5 is usual (default: no weighting).")
-
-
-def main(args: argparse.Namespace) -> int:
-    # 1. What the run may write to.
-    check_training_arguments(args)
-    if args.pretrained and (args.beta_schedule or args.prediction_type):
-        raise UserError("--pretrained brings its own noise schedule and prediction type; leave the options out.")
-    if args.pretrained and args.vae:
-        raise UserError("Training of latent models begins anew; leave --pretrained out.")
-    if args.overwrite or not may_resume(args.output_dir, COMMAND):
-        check_output_folder(args.output_dir, args.overwrite)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        cpu=default_device().type == "cpu",
-        log_with=args.report_to,
-        project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(args.output_dir / "logs")),
-    )
-    report_processes(accelerator)
+    Example:
+        >>> from diffuseseg_diffusers import TrainDDPMConfig, train_ddpm
+        >>> config = TrainDDPMConfig(train_data_dir="my/images", max_train_steps=100_000, output_dir="out/ddpm")
+        >>> train_ddpm(config)["denoising_loss"]
+    """
+    # 1. The images, still encoded, and the model, whose config says at what size and with how many channels.
+    accelerator = begin(config, COMMAND)
     if accelerator.is_main_process:
-        prepare_push(args)
+        prepare_push(config)
+    dataset, column = load_images(config)
+    denoiser = make_denoiser(config, dataset, column, accelerator.device)
+    images = make_denoiser_images(config, dataset, column, denoiser)
 
-    # 2. Images, still encoded, and the model; its config then says at what size and with how many channels.
-    dataset, column = load_unlabeled(
-        args.dataset_name,
-        args.dataset_config_name,
-        args.split,
-        args.train_data_dir,
-        args.image_column,
-        args.streaming,
-        **({"cache_dir": args.cache_dir, "revision": args.dataset_revision} if args.dataset_name else {}),
-    )
-    pretrained = None
-    if args.pretrained:
-        pretrained = load_pipeline(args.pretrained, device="cpu", dtype="float32", cache_dir=args.cache_dir)
-    vae = load_autoencoder(args.vae, args.cache_dir).to(accelerator.device) if args.vae else None
-    chosen = channels_of(args, dataset, column, pretrained)
-    torch.manual_seed(args.seed)
-    count = len(chosen.names) if chosen.names else None
-    unet, scheduler = make_model(args, pretrained, vae, lambda: count or count_channels(dataset, column))
-    shape = (unet.config.in_channels, *image_size(unet))
-    if vae is None:
-        images = make_batches(args, dataset, column, shape, chosen)
-    else:  # the config is of latents
-        size = tuple(side * latent_stride(vae) for side in shape[1:])
-        images = make_batches(args, dataset, column, (vae.config.in_channels, *size))
-        images = as_latents(vae, *images, mirrored=args.random_flip)
-    training = DenoiserTraining(args, accelerator, unet, scheduler, *images, vae=vae)
-    accelerator.print(training.describe())
-
-    # 3. Where the run was cut off. All inputs are valid now, so --overwrite costs nothing that is still needed.
-    checkpoint = find_checkpoint(args)
-    if checkpoint:
-        training.resume(checkpoint)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        open_output(args, COMMAND, run_settings(args, SETTINGS), inputs_of(args))
-    accelerator.wait_for_everyone()
-
-    # 4. Training, and what is left behind.
-    if is_complete(args, training):
-        accelerator.print(
-            f"The run in {args.output_dir} is complete, {training.state['step']} steps; more of them need a higher "
-            f"--max_train_steps or --max_train_minutes."
-        )
+    # 2. Training, from where it was cut off, and what it leaves behind.
+    trainer = make_trainer(config, accelerator, denoiser.model, images)
+    if open_folder(config, COMMAND, trainer, dataset, column):  # complete
+        trainer.end()
+        found = read_json(config.output_dir / SUMMARY)
     else:
-        training.begin()
-        stopped = training.run()
-        if stopped:
-            name, step = signal.Signals(stopped).name, training.state["step"]
-            accelerator.print(f"Stopped by {name}: step {step} is saved; the same command line resumes.")
-            training.end()
-            return 128 + stopped
-        leave_behind(args, training, chosen)
-    training.end()
+        with trainer:
+            train(config, trainer, denoiser, images)
+            averaged = look(config, trainer, denoiser, images, measuring=True, drawing=True)
+            found = summary(config, trainer)
+            if accelerator.is_main_process:
+                save_pipeline(config.output_dir, denoiser.pipeline(averaged))
+                with atomic_file(config.output_dir / "training_curves.png") as partial:
+                    training_curves(trainer.log.entries).savefig(partial, format="png")
+                write_json(config.output_dir / SUMMARY, found)  # last: the run is complete
+                print(describe_end(config, trainer))
     if accelerator.is_main_process:
-        finish_push(args)
-    return 0
+        finish_push(config)
+    return found
 
 
-def channels_of(args: argparse.Namespace, dataset: Any, column: str, pretrained: Any) -> InputChannels:
-    """Which channels of the pictures are trained on, and between which values."""
-    known = InputChannels() if pretrained is None else pretrained.channels
-    if args.streaming:
-        return known
-    chosen = read_channels(args, partial(Pictures, dataset, column, args.axes, args.slice_axis), known)
-    if args.vae and chosen.config is not None:
-        raise UserError("Autoencoders take pictures of eight bits; leave channels and intensities out, or --vae.")
-    return chosen
+def train(config: TrainDDPMConfig, trainer: Trainer, denoiser: Denoiser, images: TrainingImages) -> None:
+    """The training loop (Ho et al., algorithm 1). What is random about a batch depends on the seed and its place in the
+    stream of images alone."""
+    accelerator, scheduler, model = trainer.accelerator, denoiser.scheduler, trainer.model
+    batch_size, device = config.train_batch_size, accelerator.device
+    first = batch_size * accelerator.process_index
+    drawn = (batch_size * accelerator.num_processes, slice(first, first + batch_size), images.shape)  # all, and mine
+    mirrored = config.random_flip and denoiser.vae is None  # latents come mirrored
+    for pixels, position in trainer.batches():
+        with accelerator.accumulate(model):
+            steps = scheduler.config.num_train_timesteps
+            noise, timesteps, flips = draw_step(config.seed, position, *drawn, steps, device)
+            clean = to_model_range(pixels, device, flips if mirrored else None)  # [B,C,H,W] in [-1, 1], or latents
+            torch.manual_seed(mixed_seed(config.seed, position, accelerator.process_index, 3))  # of dropout
+            noisy = scheduler.add_noise(clean, noise, timesteps)
+            condition = null_condition(denoiser.model.config, timesteps)
+            prediction = model(noisy, timesteps, **condition, return_dict=False)[0].float()
+            loss = denoising_loss(scheduler, prediction, clean, noise, timesteps, config.snr_gamma)
+            accelerator.backward(loss)
+            trainer.step(loss)
+        measuring, drawing = trainer.due(config.validation_steps), trainer.due(config.sample_steps)
+        if measuring or drawing:
+            look(config, trainer, denoiser, images, measuring, drawing)
+    trainer.check_stopped()
 
 
-def leave_behind(args: argparse.Namespace, training: DenoiserTraining, channels: InputChannels) -> None:
-    """The pipeline, the curves and, last, the summary, which says that the run is complete."""
-    accelerator, state, batches = training.accelerator, training.state, training.batches
-    averaged = training.look(measuring=True, drawing=args.num_samples > 0)
-    if not accelerator.is_main_process:
-        return
-    save_pipeline(args.output_dir, as_pipeline(averaged, training.scheduler, training.vae, channels))
-    with atomic_file(args.output_dir / "training_curves.png") as partial:
-        training_curves(training.log.entries).savefig(partial, format="png")
-    write_json(args.output_dir / SUMMARY, summary(args, accelerator, state, batches, training.unet, training.log))
-    print(describe_end(args, training))
+def look(
+    config: TrainDDPMConfig,
+    trainer: Trainer,
+    denoiser: Denoiser,
+    images: TrainingImages,
+    measuring: bool,
+    drawing: bool,
+) -> Any:
+    """Measures and draws with the weights that would be saved, and returns their model."""
+    accelerator, scheduler, step = trainer.accelerator, denoiser.scheduler, trainer.state["step"]
+    averaged = averaged_copy(denoiser.model, trainer.ema)
+    if measuring:
+        seen = {"validation": images.validation, "train_sample": images.train_sample}
+        found = measure_losses(accelerator, averaged, scheduler, seen, config.train_batch_size, config.seed)
+        trainer.log.write(step, **found)
+    if drawing and config.num_samples and accelerator.is_main_process:
+        with accelerator.autocast():
+            how = (config.num_samples, config.num_inference_steps, config.seed, denoiser.vae)
+            trainer.log.draw(step, sample_images(averaged, scheduler, *how))
+    return averaged
 
 
 if __name__ == "__main__":
-    run_script(__doc__, add_arguments, main)
+    run_script(TrainDDPMConfig, train_ddpm)

@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Datasets by name, their columns, and the images in a cell."""
 
-import hashlib
 import io
 import logging
 import os
@@ -22,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
-SEEN = 65536  # bytes at either end of a file that its fingerprint is of
 
 
 def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Dataset | IterableDataset:
@@ -108,33 +106,6 @@ def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
         return open_image(path), path
     where = f"{path} ({where})" if path else where
     return decode_image(io.BytesIO(data), f"The image in {where}"), where
-
-
-def contents_fingerprint(dataset: Dataset, *columns: str) -> str:
-    """Fingerprint of images and masks in their order: 16 hexadecimal digits of a SHA-256 over
-    names, sizes in bytes, and the first and the last 64 KiB of all.
-
-    Args:
-        dataset (`datasets.Dataset`), columns (`str`): Cells that are not decoded yet, paths, or lists of numbers.
-    """
-    digest = hashlib.sha256()
-    for row in dataset.select_columns(list(columns)):
-        for cell in (row[column] for column in columns):
-            path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
-            name = os.path.basename(path) if isinstance(path, str) else ""
-            if data is None and isinstance(path, str) and os.path.isfile(path):
-                size = os.path.getsize(path)
-                with open(path, "rb") as file:
-                    data = file.read(SEEN)
-                    file.seek(max(len(data), size - SEEN))
-                    data += file.read(SEEN)
-            else:
-                data = data if isinstance(data, bytes) else repr(cell).encode(errors="replace")
-                size = len(data)
-                data = data[:SEEN] + data[max(SEEN, size - SEEN) :]
-            digest.update(f"{name} {size} ".encode(errors="replace"))
-            digest.update(data)
-    return digest.hexdigest()[:16]
 
 
 def dataset_contents(dataset: Dataset | IterableDataset, *columns: str | None) -> dict[str, str]:

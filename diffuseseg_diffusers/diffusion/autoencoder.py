@@ -6,20 +6,16 @@ perceptual and adversarial losses, which need networks of their own.
 """
 
 import math
-import time
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
 from ..features.latents import latents_of
-from ..jobs.seeds import mixed_seed
-from .objective import averaged_unet, draw_step, to_model_range
-from .training import Training
+from .objective import to_model_range
 
 
 MEASURED = 2048  # training images that the scale of the latents is measured on
@@ -66,55 +62,47 @@ class Reconstruction(nn.Module):
         return restored, posterior.kl().mean() / images[0].numel()
 
 
-class AutoencoderTraining(Training):
-    """An [`AutoencoderKL`] in training; the arguments are those of [`Training`]."""
+@torch.no_grad()
+def reconstruction_errors(vae: AutoencoderKL, pixels: torch.Tensor) -> dict[str, float]:
+    """Errors of reconstructions.
 
-    def whole(self) -> nn.Module:
-        return Reconstruction(self.unet)
+    Args:
+        vae (`AutoencoderKL`): On the device that computes.
+        pixels (`torch.Tensor`): `[N, C, H, W]` uint8.
 
-    def loss(self, pixels: torch.Tensor, position: int, rows: slice) -> torch.Tensor:
-        args, device = self.args, self.accelerator.device
-        _, _, flips = draw_step(args.seed, position, self.images_per_pass, rows, (1, 1, 1), 1, device)
-        images = to_model_range(pixels, device, flips if args.random_flip else None)
-        seed = mixed_seed(args.seed, position, self.accelerator.process_index, 6)
-        restored, divergence = self.model(images, seed)
-        return F.l1_loss(restored.float(), images) + args.kl_weight * divergence.float()
+    Returns:
+        `dict`: `absolute_error`, the mean in [0, 1], and `psnr`, the peak signal-to-noise ratio in dB.
+    """
+    absolute, squared = [], []
+    for batch in pixels.split(64):
+        images = to_model_range(batch, vae.device)
+        difference = (vae.decode(latents_of(vae.encode(images))).sample.clamp(-1, 1) - images) / 2
+        absolute.append(difference.abs().mean((1, 2, 3)))
+        squared.append(difference.square().mean((1, 2, 3)))
+    psnr = -10 * torch.cat(squared).clamp(min=1e-10).log10()
+    return {"absolute_error": torch.cat(absolute).mean().item(), "psnr": psnr.mean().item()}
 
-    @torch.no_grad()
-    def look(self, measuring: bool, drawing: bool) -> AutoencoderKL:
-        step = self.state["step"]
-        averaged: Any = averaged_unet(self.unet, self.ema)
-        if measuring:
-            found = {n: self.errors(averaged, x) for n, x in (("validation", self.validation),) if len(x)}
-            self.log.write(step, **{f"{n}_{k}": v for n, errors in found.items() for k, v in errors.items()})
-        held_out = self.validation if len(self.validation) else self.train_sample
-        if drawing and self.accelerator.is_main_process and len(held_out):
-            images = to_model_range(held_out[: self.args.num_samples], averaged.device)
-            restored = averaged.decode(latents_of(averaged.encode(images))).sample
-            pairs = torch.stack([images, restored.clamp(-1, 1)], dim=1).flatten(0, 1)  # each before its own
-            self.log.draw(step, [to_pil(x) for x in pairs])
-        self.window_began = (step, time.perf_counter())
-        return averaged
 
-    def errors(self, vae: AutoencoderKL, pixels: torch.Tensor) -> dict[str, float]:
-        """Mean absolute error of reconstructions, in [0, 1], and peak signal-to-noise ratio in dB."""
-        absolute, squared = [], []
-        for batch in pixels.split(64):
-            images = to_model_range(batch, vae.device)
-            difference = (vae.decode(latents_of(vae.encode(images))).sample.clamp(-1, 1) - images) / 2
-            absolute.append(difference.abs().mean((1, 2, 3)))
-            squared.append(difference.square().mean((1, 2, 3)))
-        psnr = -10 * torch.cat(squared).clamp(min=1e-10).log10()
-        return {"absolute_error": torch.cat(absolute).mean().item(), "psnr": psnr.mean().item()}
+@torch.no_grad()
+def draw_reconstructions(vae: AutoencoderKL, pixels: torch.Tensor) -> list[PIL.Image.Image]:
+    """Images `[N, C, H, W]` uint8, each followed by its reconstruction."""
+    images = to_model_range(pixels, vae.device)
+    restored = vae.decode(latents_of(vae.encode(images))).sample
+    return [to_pil(x) for x in torch.stack([images, restored.clamp(-1, 1)], dim=1).flatten(0, 1)]
 
-    @torch.no_grad()
-    def scaling_factor(self, vae: AutoencoderKL) -> float:
-        """What makes the standard deviation of latents 1 (Rombach et al., appendix G)."""
-        images: Any = self.batches.images
-        if not torch.is_tensor(images):
-            images = torch.stack([images[i][0] for i in range(min(len(images), MEASURED))])
-        found = [latents_of(vae.encode(to_model_range(b, vae.device))) for b in images[:MEASURED].split(64)]
-        return 1 / torch.cat(found).std().item()
+
+@torch.no_grad()
+def latent_scale(vae: AutoencoderKL, images: Any) -> float:
+    """The factor that makes the standard deviation of latents 1 (Rombach et al., appendix G).
+
+    Args:
+        vae (`AutoencoderKL`): On the device that computes.
+        images (`torch.Tensor` or [`UnlabeledImages`]): `[N, C, H, W]` uint8, or images to decode.
+    """
+    if not torch.is_tensor(images):
+        images = torch.stack([images[i][0] for i in range(min(len(images), MEASURED))])
+    found = [latents_of(vae.encode(to_model_range(b, vae.device))) for b in images[:MEASURED].split(64)]
+    return 1 / torch.cat(found).std().item()
 
 
 def to_pil(image: torch.Tensor) -> PIL.Image.Image:

@@ -14,7 +14,6 @@ from ..images.channels import InputChannels
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import explain_hub_error
 from ..pipelines.pixel import DiffuseSegPipeline
-from .batches import ShuffledBatches, StreamedBatches
 from .objective import to_model_range
 
 
@@ -85,20 +84,6 @@ def encode_images(vae: AutoencoderKL, images: Any, mirrored: bool = False) -> to
 def decode(images: Any, rows: range) -> torch.Tensor:
     """Some images of an [`UnlabeledImages`], decoded."""
     return torch.stack([images[i][0] for i in rows])
-
-
-def as_latents(
-    vae: AutoencoderKL,
-    batches: ShuffledBatches | StreamedBatches,
-    validation: torch.Tensor,
-    train_sample: torch.Tensor,
-    mirrored: bool,
-) -> tuple[ShuffledBatches, torch.Tensor, torch.Tensor]:
-    """What [`make_batches`] made, with the latents of images in their place."""
-    if isinstance(batches, StreamedBatches):
-        raise UserError("Latents are encoded before training; --streaming and --vae exclude each other.")
-    batches.images = encode_images(vae, batches.images, mirrored)
-    return batches, encode_images(vae, validation), encode_images(vae, train_sample)
 
 
 def as_pipeline(

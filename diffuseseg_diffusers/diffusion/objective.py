@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
-from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.training_utils import compute_snr
 from tqdm.auto import tqdm
 
 from ..features.pixel_unet import image_size
@@ -73,29 +74,26 @@ def to_model_range(pixels: torch.Tensor, device: torch.device, flips: torch.Tens
 
 
 def denoising_loss(
-    unet: torch.nn.Module,
     scheduler: DDPMScheduler,
+    prediction: torch.Tensor,
     images: torch.Tensor,
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     snr_gamma: float | None = None,
-    condition: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of what the scheduler's `prediction_type` says the U-Net predicts (Ho et al., eq. 14).
+    """Mean squared error of a prediction of what the scheduler's `prediction_type` states (Ho et al., eq. 14).
 
     Args:
-        images, noise (`torch.Tensor`): `[N, C, H, W]`, images in [-1, 1].
+        scheduler (`DDPMScheduler`): Added the noise.
+        prediction, images, noise (`torch.Tensor`): `[N, C, H, W]`, images in [-1, 1].
         timesteps (`torch.Tensor`): `[N]`.
         snr_gamma (`float`, *optional*):
             Min-SNR weighting with this γ (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy",
             2023, section 3.4).
-        condition (`dict`, *optional*): See [`null_condition`].
 
     Returns:
         Scalar float32.
     """
-    noisy = scheduler.add_noise(images, noise, timesteps)
-    output = unet(noisy, timesteps, **(condition or {}), return_dict=False)[0].float()
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         target = noise
@@ -104,8 +102,8 @@ def denoising_loss(
     else:
         target = scheduler.get_velocity(images, noise, timesteps)
     if snr_gamma is None:
-        return F.mse_loss(output, target)
-    return (min_snr_weights(scheduler, timesteps, snr_gamma) * (output - target).square().mean((1, 2, 3))).mean()
+        return F.mse_loss(prediction, target)
+    return (min_snr_weights(scheduler, timesteps, snr_gamma) * (prediction - target).square().mean((1, 2, 3))).mean()
 
 
 def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -175,13 +173,31 @@ def denoising_losses(
     return torch.cat(errors).mean(0)
 
 
-def averaged_unet(unet: UNet2DModel, ema: EMAModel | None) -> UNet2DModel:
-    """A copy to look at and to save: the averaged weights if there are any, else those of the last step."""
-    copy = type(unet).from_config(unet.config).to(unet.device, memory_format=torch.channels_last)
-    copy.load_state_dict(unet.state_dict())
-    if ema is not None:
-        ema.copy_to(copy.parameters())
-    return copy.eval().requires_grad_(False)
+def measure_losses(
+    accelerator: Accelerator,
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    images: Mapping[str, torch.Tensor],
+    batch_size: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Denoising losses by range of timesteps, over the images of all processes.
+
+    Args:
+        images (mapping of `str` to `torch.Tensor`): `[N, C, H, W]` of this process by name; names without any image
+            are left out.
+        accelerator, unet, scheduler, batch_size, seed: See [`denoising_losses`].
+    """
+    losses = {}
+    for name, pixels in images.items():
+        with accelerator.autocast():
+            own = mixed_seed(seed, accelerator.process_index, 5)
+            mine = denoising_losses(unet, scheduler, pixels, batch_size, own)  # [10]
+        weighted = torch.cat([mine.nan_to_num() * len(pixels), torch.tensor([len(pixels)])]).float()
+        *sums, count = accelerator.reduce(weighted.to(accelerator.device), "sum").tolist()
+        if count:
+            losses[name] = [s / count for s in sums]
+    return losses
 
 
 def sample_images(

@@ -1,68 +1,199 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The folder of a training run: where it resumes, and what it leaves behind."""
+"""A training run on unlabelled images: its processes, its trainer, its folder, and what it reports."""
 
-import argparse
-import os
-from collections.abc import Iterable
-from pathlib import Path
+import json
+from typing import Any
 
-from ..jobs.files import read_json, write_record
-from ..jobs.run import may_resume, open_run
-from .arguments import LATEST
-from .checkpoints import OWN_FILES, checkpoints, remove_leftovers
-from .training import Training
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from datasets import Dataset, IterableDataset
+from diffusers import ModelMixin
+from diffusers.training_utils import EMAModel
+
+from ..datasets.columns import dataset_contents, describe_dataset
+from ..jobs.contents import contents_of
+from ..jobs.files import read_json
+from ..jobs.hardware import default_device, hardware, report_processes
+from ..jobs.run import adopt_run, check_run, may_resume, open_run
+from ..trainer.checkpoints import CHECKPOINT_FILES, LATEST, NEW_PIPELINE_FILES, find_checkpoint, remove_leftovers
+from ..trainer.log import LOG_FILE, check_trackers
+from ..trainer.loop import Trainer
+from ..trainer.schedule import Plan, learning_rate_schedule
+from .setup import TrainingImages
 
 
 SUMMARY = "training_state.json"
-# Options on which the weights of every training depend; the others (how long, how often, where, on what hardware) may
-# differ on resuming.
-SETTINGS = (
-    *("dataset_name", "train_data_dir", "dataset_config_name", "dataset_revision", "split", "image_column"),
-    *("streaming", "shuffle_buffer_size", "resize_mode", "random_flip", "num_validation_images", "crop"),
-    *("input_channels", "intensity_window", "intensity_percentiles", "scale", "pixel_size", "axes", "slice_axis"),
-    *("train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
-    *("adam_weight_decay", "max_grad_norm", "use_ema", "ema_max_decay", "ema_power", "seed"),
+SIX = "[0-9]" * 6
+OWN_FILES = (
+    *(*CHECKPOINT_FILES, *NEW_PIPELINE_FILES),
+    *(f"samples/step-{SIX}.png", f"samples/step-[1-9]{SIX}.png", "logs/train_ddpm/*", "logs/wandb/*"),
+    *(LOG_FILE, SUMMARY, "training_curves.png"),
 )
 
 
-def run_settings(args: argparse.Namespace, names: tuple[str, ...]) -> dict:
-    """What must be the same for a run to be resumed; what checkpoints hold, the model's config and the number of
-    images, is compared with them."""
-    given = {name: value for name, value in vars(args).items() if name in (*SETTINGS, *names)}
-    local = {n: os.path.abspath(v) for n, v in given.items() if isinstance(v, str) and os.path.isdir(v)}
-    return {**given, **local}
+def begin(config: Any, command: str) -> Accelerator:
+    """Checks the output folder and the trackers, and sets up the processes.
+
+    Args:
+        config (`Config`): With the fields of `tasks.train_options` and `tasks.options.WritesFolder`.
+        command (`str`): Name of its command.
+    """
+    check_run(config, command)
+    check_trackers(config.report_to)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        cpu=default_device().type == "cpu",
+        log_with=list(config.report_to) if config.report_to else None,
+        project_config=ProjectConfiguration(str(config.output_dir), logging_dir=str(config.output_dir / "logs")),
+    )
+    report_processes(accelerator)
+    return accelerator
 
 
-def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    """The checkpoint to resume from, if there is one."""
-    if args.resume_from_checkpoint != LATEST:
-        return Path(args.resume_from_checkpoint)
-    found = checkpoints(args.output_dir)
-    return found[-1] if found and not args.overwrite else None
+def make_trainer(
+    config: Any,
+    accelerator: Accelerator,
+    model: Any,
+    images: TrainingImages,
+    around: torch.nn.Module | None = None,
+) -> Trainer:
+    """The model with AdamW, averaged weights if they are asked for, and the schedule of a configuration.
+
+    Args:
+        config (`Config`): As in [`begin`].
+        accelerator (`Accelerator`): From [`begin`].
+        model (`ModelMixin`): What is trained, in place.
+        images ([`TrainingImages`]): What it is trained on.
+        around (`torch.nn.Module`, *optional*): A module around the model that is called in its place.
+    """
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    model.to(accelerator.device, memory_format=torch.channels_last)
+    torch.set_float32_matmul_precision("high")
+    ema = None
+    if config.use_ema:
+        ema = EMAModel(
+            model.parameters(),
+            decay=config.ema_max_decay,
+            use_ema_warmup=True,
+            power=config.ema_power,
+            foreach=True,
+            model_cls=type(model),
+            model_config=model.config,
+        )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.adam_weight_decay, fused=True
+    )
+    if config.compile:
+        model.compile()
+    plan = Plan(
+        max_steps=config.max_train_steps,
+        max_minutes=config.max_train_minutes,
+        max_grad_norm=config.max_grad_norm,
+        checkpointing_steps=config.checkpointing_steps,
+        total_limit=config.checkpoints_total_limit,
+        events=(config.validation_steps, config.sample_steps),
+    )
+    rate = learning_rate_schedule(optimizer, config.lr_scheduler, config.learning_rate, config.lr_warmup_steps, plan)
+    given = (accelerator, config.output_dir, model, optimizer, images.batches, rate, plan)
+    accelerator.print(describe(config, accelerator, model, images))
+    return Trainer(*given, ema=ema, around=around, settings={n: getattr(config, n) for n in config.options()})
 
 
-def open_output(args: argparse.Namespace, command: str, settings: dict, inputs: Iterable[object]) -> None:
-    """Begins the run's folder, or resumes in it; on the main process alone."""
-    named = args.resume_from_checkpoint != LATEST
-    if named and not args.overwrite and may_resume(args.output_dir, command):
-        write_record(args.output_dir, command, OWN_FILES, settings)  # the run that is there takes the settings of now
-    open_run(args.output_dir, command, settings, OWN_FILES, args.overwrite, inputs)
-    remove_leftovers(args.output_dir)
+def open_folder(config: Any, command: str, trainer: Trainer, dataset: Dataset | IterableDataset, column: str) -> bool:
+    """Resumes a run at its checkpoint, or begins one; returns whether it is complete.
+
+    All inputs are known to be valid by now, so that --overwrite costs nothing that is still needed.
+
+    Args:
+        config (`Config`), command (`str`): As in [`begin`].
+        trainer ([`Trainer`]): Is brought to where the run was cut off.
+        dataset, column: From [`load_images`].
+    """
+    accelerator, folder = trainer.accelerator, config.output_dir
+    checkpoint = find_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
+    if checkpoint:
+        trainer.resume(checkpoint)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        reads: dict[str, Any] = {}
+        for name, own in config.options().items():
+            value = getattr(config, name)
+            if own.reads and value is not None:
+                data = name in ("dataset_name", "train_data_dir")
+                reads[name] = dataset_contents(dataset, column) if data else contents_of([value])[value]
+        named = config.resume_from_checkpoint != LATEST
+        if named and not config.overwrite and may_resume(folder, command):
+            adopt_run(config, command, reads, OWN_FILES)  # the run that is there takes the settings of now
+        open_run(config, command, reads, OWN_FILES)
+        remove_leftovers(folder)
+    accelerator.wait_for_everyone()
+    path = folder / SUMMARY
+    complete = trainer.finished and path.is_file() and read_json(path).get("step") == trainer.state["step"]
+    if complete:
+        accelerator.print(
+            f"The run in {folder} is complete, {trainer.state['step']} steps; more of them need a higher "
+            f"--max_train_steps or --max_train_minutes."
+        )
+    return complete
 
 
-def is_complete(args: argparse.Namespace, training: Training) -> bool:
-    """Whether the steps or minutes that were asked for are over, and all that is left behind is there."""
-    path = args.output_dir / SUMMARY
-    return training.finished and path.is_file() and read_json(path).get("step") == training.state["step"]
+def averaged_copy(model: ModelMixin, ema: EMAModel | None) -> Any:
+    """A copy to measure and to save: the averaged weights if there are any, else those of the last step."""
+    copy = type(model).from_config(model.config).to(model.device, memory_format=torch.channels_last)
+    copy.load_state_dict(model.state_dict())
+    if ema is not None:
+        ema.copy_to(copy.parameters())
+    return copy.eval().requires_grad_(False)
 
 
-def describe_end(args: argparse.Namespace, training: Training) -> str:
+def describe(config: Any, accelerator: Accelerator, model: Any, images: TrainingImages) -> str:
+    """What is trained on what, in a sentence."""
+    device = accelerator.device
+    return (
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters; images of "
+        f"{' × '.join(map(str, images.shape))}, {images.describe()}, {len(images.validation)} held out by "
+        f"this process; {config.train_batch_size} × {accelerator.num_processes} × "
+        f"{config.gradient_accumulation_steps} images a step (batch × processes × accumulation); {device.type}"
+        + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+        + f"; mixed precision: {accelerator.mixed_precision}."
+    )
+
+
+def summary(config: Any, trainer: Trainer) -> dict[str, Any]:
+    """What `training_state.json` says: what was trained, on what, for how long, with which result."""
+    accelerator, state, entries = trainer.accelerator, trainer.state, trainer.log.entries
+    position = trainer.stream.position
+    trained = [e for e in entries if "loss" in e]
+    measured = [e for e in entries if "validation" in e]
+    return {
+        **{k: round(v, 2) if isinstance(v, float) else v for k, v in state.items()},
+        "images_seen": position,
+        "images_per_second": round(position / state["seconds"], 2) if state["seconds"] else None,
+        "parameters": sum(p.numel() for p in trainer.bare.parameters()),
+        "loss": trained[-1]["loss"] if trained else None,
+        "denoising_loss": {k: measured[-1][k] for k in ("validation", "train_sample")} if measured else None,
+        "dataset": describe_dataset(
+            config.dataset_name or config.train_data_dir, config.dataset_config_name, config.split
+        ),
+        "device": str(accelerator.device),
+        "hardware": hardware(accelerator.device),
+        "num_processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "arguments": json.loads(json.dumps({n: getattr(config, n) for n in config.options()}, default=str)),
+    }
+
+
+def describe_end(config: Any, trainer: Trainer) -> str:
     """What a run did, in a sentence, and one on what it could not read."""
-    state, batches = training.state, training.batches
+    state = trainer.state
     waited = state["seconds_waiting_for_data"] / state["seconds"] if state["seconds"] else 0
     said = (
-        f"{state['step']} steps, {batches.position} images in {state['seconds'] / 60:.1f} minutes, "
-        f"{waited:.1%} of it waiting for data; the result is in {args.output_dir}."
+        f"{state['step']} steps, {trainer.stream.position} images in {state['seconds'] / 60:.1f} minutes, "
+        f"{waited:.1%} of it waiting for data; the result is in {config.output_dir}."
     )
     if state["unreadable"]:
         said += f"\n{state['unreadable']} times an image could not be read and was skipped."

@@ -1,185 +1,279 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What the arguments of `train_ddpm` make: the model, the batches, the learning rate."""
+"""The model and the images of a training on unlabelled images, from its configuration."""
 
-import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
-from diffusers.optimization import get_scheduler
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
 
-from ..datasets.crops import Pictures, RandomCrops
-from ..datasets.unlabeled import UnlabeledImages
+from ..datasets.crops import Pictures, RandomCrops, read_channels
+from ..datasets.unlabeled import UnlabeledImages, count_channels, load_unlabeled
+from ..features.latents import latent_stride
+from ..features.pixel_unet import image_size
 from ..images.channels import InputChannels
 from ..jobs.errors import UserError
 from ..jobs.seeds import mixed_seed, mixed_seed_32
+from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
-from .batches import ShuffledBatches, StreamedBatches
-from .latents import latent_shape
+from ..trainer.batches import ShuffledBatches, StreamedBatches
+from .latents import as_pipeline, encode_images, latent_shape, load_autoencoder
 from .transformers import make_transformer, transformer_config
 from .unets import BETA_SCHEDULES, check_trainable, make_unet, preset_config, read_model_config
 
 
-SCHEDULE_STEPS = 1_000_000  # resolution of the learning-rate schedule when it runs on time
 VALIDATION_IMAGES = 128
 
 
-def make_model(
-    args: argparse.Namespace,
-    pretrained: object | None,
-    vae: AutoencoderKL | None,
-    count_channels: Callable[[], int],
-) -> tuple[UNet2DModel | DiTTransformer2DModel, DDPMScheduler]:
-    """The denoiser, fresh or pretrained, whose config says size and channels of what it denoises, and its scheduler.
+@dataclass
+class Denoiser:
+    """A denoiser before its training, and what belongs to it.
 
     Args:
-        args (`argparse.Namespace`): The arguments of `train_ddpm`.
+        model (`UNet2DModel` or `DiTTransformer2DModel`): The denoiser, on the CPU.
+        scheduler (`DDPMScheduler`): Its noise schedule.
+        vae (`AutoencoderKL`, *optional*): Decodes what it denoises, on the device that computes.
+        channels ([`InputChannels`]): Which channels of the images it sees.
+    """
+
+    model: Any
+    scheduler: DDPMScheduler
+    vae: AutoencoderKL | None
+    channels: InputChannels
+
+    def pipeline(self, model: Any) -> DiffusionPipeline:
+        """The pipeline with a trained model."""
+        return as_pipeline(model, self.scheduler, self.vae, self.channels)
+
+
+def make_denoiser(config: Any, dataset: Dataset | IterableDataset, column: str, device: torch.device) -> Denoiser:
+    """The denoiser of a configuration, and what belongs to it.
+
+    Args:
+        config ([`TrainDDPMConfig`]): Says which.
+        dataset, column: From [`load_images`]; channels and intensities are looked up there.
+        device (`torch.device`): Where latents are encoded.
+    """
+    pretrained: Any = None
+    if config.pretrained:
+        pretrained = load_pipeline(config.pretrained, device="cpu", dtype="float32", cache_dir=config.cache_dir)
+    vae = load_autoencoder(config.vae, config.cache_dir).to(device) if config.vae else None
+    channels = InputChannels() if pretrained is None else pretrained.channels
+    if not config.streaming:
+        pictures = partial(Pictures, dataset, column, config.axes, config.slice_axis)
+        channels = read_channels(config, pictures, channels)
+    torch.manual_seed(config.seed)
+    count = len(channels.names) if channels.names else None
+    model, scheduler = make_model(config, pretrained, vae, lambda: count or count_channels(dataset, column))
+    return Denoiser(model, scheduler, vae, channels)
+
+
+def make_denoiser_images(
+    config: Any, dataset: Dataset | IterableDataset, column: str, denoiser: Denoiser
+) -> "TrainingImages":
+    """The images that a denoiser is trained on, or their latents; see [`make_images`]."""
+    vae, size = denoiser.vae, image_size(denoiser.model)
+    if vae is None:
+        return make_images(config, dataset, column, (denoiser.model.config.in_channels, *size), denoiser.channels)
+    stride = latent_stride(vae)
+    images = make_images(config, dataset, column, (vae.config.in_channels, stride * size[0], stride * size[1]))
+    return encode_training_images(vae, images, config.random_flip)
+
+
+def make_model(
+    config: Any, pretrained: object | None, vae: AutoencoderKL | None, count_channels: Callable[[], int]
+) -> tuple[UNet2DModel | DiTTransformer2DModel, DDPMScheduler]:
+    """The denoiser, fresh or pretrained, whose config states size and channels of its input, and its noise schedule.
+
+    Args:
+        config ([`TrainDDPMConfig`]): Says which.
         pretrained ([`DiffuseSegPipeline`], *optional*): What `--pretrained` names.
         vae (`AutoencoderKL`, *optional*): What `--vae` names.
-        count_channels (`Callable`): Says how many channels the images have, where nothing else does.
+        count_channels (`Callable`): Channels of the images, called where nothing else states them.
 
     Raises:
         UserError: The pipeline has no U-Net for such images, or the config makes none.
     """
-    size = tuple(args.resolution * 2 if len(args.resolution) == 1 else args.resolution) if args.resolution else None
+    sides = config.resolution
+    size = (sides[0], sides[-1]) if sides else None
     if pretrained is not None:
-        if not isinstance(pretrained, DiffuseSegPipeline):
-            raise UserError(f"{args.pretrained} has no U-Net on pixels, which is what is trained here.")
-        unet, scheduler = pretrained.unet, DDPMScheduler.from_config(pretrained.scheduler.config)
-        if args.channels not in (None, unet.config.in_channels):
-            raise UserError(f"{args.pretrained} has {unet.config.in_channels} channels, not {args.channels}.")
-        if size:
-            unet.register_to_config(sample_size=size[0] if size[0] == size[1] else list(size))
-        check_trainable(unet)
-        for module in unet.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = args.dropout
-        return unet, scheduler
+        return _pretrained_model(config, pretrained, size)
     scheduler = DDPMScheduler(
-        beta_schedule=BETA_SCHEDULES[args.beta_schedule or "linear"],
-        prediction_type=args.prediction_type or "epsilon",
+        beta_schedule=BETA_SCHEDULES[config.beta_schedule or "linear"],
+        prediction_type=config.prediction_type or "epsilon",
         clip_sample=vae is None,  # images have a range, latents have none
     )
     if vae is not None:
         size = size or (64, 64)
         shape = latent_shape(vae, size)
         try:
-            return make_latent_denoiser(args, shape), scheduler
+            return _latent_model(config, shape), scheduler
         except UserError as error:
             images, latents = (" × ".join(map(str, s)) for s in (size, shape[1:]))
             raise UserError(f"Images of {images} have latents of {latents}, and: {error}") from error
-    if args.denoiser != "unet":
+    if config.denoiser != "unet":
         raise UserError("A transformer denoises latents; give --vae, which `train-autoencoder` makes.")
-    if args.model_config:
-        config = read_model_config(args.model_config)
-        size = size or config.get("sample_size") or 64
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        channels = args.channels or config.get("in_channels") or count_channels()
-        config |= {"in_channels": channels, "out_channels": channels}
+    if config.model_config:
+        given = read_model_config(config.model_config)
+        own = size or given.get("sample_size") or 64
+        size = (own, own) if isinstance(own, int) else (own[0], own[1])
+        channels = config.channels or given.get("in_channels") or count_channels()
+        given |= {"in_channels": channels, "out_channels": channels}
     else:
         size = size or (64, 64)
-        config = preset_config(size, args.channels or count_channels(), args.base_channels)
-    config |= {"sample_size": size[0] if size[0] == size[1] else list(size), "dropout": args.dropout}
-    return make_unet(config), scheduler
+        given = preset_config(size, config.channels or count_channels(), config.base_channels)
+    return make_unet({**given, "sample_size": _side_or_sides(size), "dropout": config.dropout}), scheduler
 
 
-def make_latent_denoiser(args: argparse.Namespace, shape: tuple[int, int, int]) -> UNet2DModel | DiTTransformer2DModel:
-    """A denoiser of latents `[C, h, w]` with fresh weights, by `--denoiser`, `--model_config` and `--base_channels`."""
-    channels, *size = shape
-    given = read_model_config(args.model_config) if args.model_config else {}
-    if "num_layers" in given and args.denoiser == "unet":
-        raise UserError(f"{args.model_config} holds the arguments of a transformer; add --denoiser dit.")
-    if args.denoiser == "dit":
-        return make_transformer({**transformer_config((size[0], size[1]), args.base_channels), **given}, shape)
-    config = given or preset_config((size[0], size[1]), channels, args.base_channels)
-    config |= {"in_channels": channels, "out_channels": channels, "dropout": args.dropout}
-    return make_unet({**config, "sample_size": size[0] if size[0] == size[1] else size})
+def _pretrained_model(
+    config: Any, pretrained: object, size: tuple[int, int] | None
+) -> tuple[UNet2DModel, DDPMScheduler]:
+    if not isinstance(pretrained, DiffuseSegPipeline):
+        raise UserError(f"{config.pretrained} has no U-Net on pixels, which is what is trained here.")
+    unet, scheduler = pretrained.unet, DDPMScheduler.from_config(pretrained.scheduler.config)
+    if config.channels not in (None, unet.config.in_channels):
+        raise UserError(f"{config.pretrained} has {unet.config.in_channels} channels, not {config.channels}.")
+    if size:
+        unet.register_to_config(sample_size=_side_or_sides(size))
+    check_trainable(unet)
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = config.dropout
+    return unet, scheduler
 
 
-def make_batches(
-    args: argparse.Namespace,
+def _latent_model(config: Any, shape: tuple[int, int, int]) -> UNet2DModel | DiTTransformer2DModel:
+    """A denoiser of latents `[C, h, w]` with fresh weights."""
+    channels, size = shape[0], (shape[1], shape[2])
+    given = read_model_config(config.model_config) if config.model_config else {}
+    if "num_layers" in given and config.denoiser == "unet":
+        raise UserError(f"{config.model_config} holds the arguments of a transformer; add --denoiser dit.")
+    if config.denoiser == "dit":
+        return make_transformer({**transformer_config(size, config.base_channels), **given}, shape)
+    given = given or preset_config(size, channels, config.base_channels)
+    given |= {"in_channels": channels, "out_channels": channels, "dropout": config.dropout}
+    return make_unet({**given, "sample_size": _side_or_sides(size)})
+
+
+def _side_or_sides(size: tuple[int, int]) -> int | list[int]:
+    """A size as configs of diffusers hold it."""
+    return size[0] if size[0] == size[1] else list(size)
+
+
+@dataclass
+class TrainingImages:
+    """Images of a training, decoded or latents of such.
+
+    Args:
+        batches ([`ShuffledBatches`] or [`StreamedBatches`]): To train on.
+        validation (`torch.Tensor`), train_sample (`torch.Tensor`): `[N, C, H, W]` uint8, or latents in float32: the
+            share of this process of the images that are held out, and of as many training images.
+        shape (three `int`): Channels, height and width of what the model sees.
+    """
+
+    batches: ShuffledBatches | StreamedBatches
+    validation: torch.Tensor
+    train_sample: torch.Tensor
+    shape: tuple[int, int, int]
+
+    def describe(self) -> str:
+        """How many images there are and where they are decoded, in a clause."""
+        if isinstance(self.batches, StreamedBatches):
+            return "streamed"
+        images = self.batches.images
+        if isinstance(images, RandomCrops):
+            return f"{len(images)} crops an epoch, of {len(images.pictures)} pictures"
+        where = "in memory" if torch.is_tensor(images) else f"decoded by {self.batches.num_workers} workers"
+        return f"{len(images)} to train on, {where}"
+
+
+def load_images(config: Any) -> tuple[Dataset | IterableDataset, str]:
+    """The dataset of unlabelled images that a configuration names, not decoded, and its column of images."""
+    where = {"cache_dir": config.cache_dir, "revision": config.dataset_revision} if config.dataset_name else {}
+    return load_unlabeled(
+        *(config.dataset_name, config.dataset_config_name, config.split, config.train_data_dir),
+        *(config.image_column, config.streaming),
+        **where,
+    )
+
+
+def make_images(
+    config: Any,
     dataset: Dataset | IterableDataset,
     column: str,
     shape: tuple[int, int, int],
-    input_channels: InputChannels | None = None,
-) -> tuple[ShuffledBatches | StreamedBatches, torch.Tensor, torch.Tensor]:
-    """Training batches; and of the validation images, and of as many training images, the share of this process."""
-    state = PartialState()
-    channels, size = shape[0], shape[1:]
-    options = dict(resize_mode=args.resize_mode, skip_unreadable=args.skip_unreadable)
-    wanted = args.num_validation_images
-    if args.streaming:
+    channels: InputChannels | None = None,
+) -> TrainingImages:
+    """Training batches, and images to measure on.
+
+    Args:
+        config (`Config`): With the fields of `tasks.train_options`.
+        dataset, column: From [`load_images`].
+        shape (three `int`): Channels, height and width that images are decoded to.
+        channels ([`InputChannels`], *optional*): Which channels of the images are read.
+    """
+    state, size = PartialState(), (shape[1], shape[2])
+    options: dict[str, Any] = dict(resize_mode=config.resize_mode, skip_unreadable=config.skip_unreadable)
+    wanted = config.num_validation_images
+    pixels: Any
+    if config.streaming:
         first = list(dataset.take(2 * (VALIDATION_IMAGES if wanted is None else wanted)))
-        looked_at = UnlabeledImages(Dataset.from_list(first), column, size, channels, **options)
         held_out = len(first) // 2
-        batches = StreamedBatches(
-            dataset,
-            column,
-            size,
-            channels,
-            args.train_batch_size,
-            args.seed,
+        batches: ShuffledBatches | StreamedBatches = StreamedBatches(
+            *(dataset, column, size, shape[0], config.train_batch_size, config.seed),
             held_out=[cells[column] for cells in first[:held_out]],
-            buffer_size=args.shuffle_buffer_size,
-            num_threads=args.dataloader_num_workers,
+            buffer_size=config.shuffle_buffer_size,
+            num_threads=config.dataloader_num_workers,
             **options,
         )
-        pixels, order = looked_at, torch.arange(len(first))
+        pixels = UnlabeledImages(Dataset.from_list(first), column, size, shape[0], **options)
+        order = torch.arange(len(first))
     else:
-        chosen = input_channels or InputChannels()
+        chosen = channels or InputChannels()
         images: UnlabeledImages | RandomCrops
-        if args.crop:
-            pictures = Pictures(dataset, column, args.axes, args.slice_axis)
-            where = (args.scale, args.pixel_size, args.skip_unreadable)
-            images = RandomCrops(pictures, size, channels, chosen, mixed_seed_32(args.seed, 5), *where)
+        if config.crop:
+            pictures = Pictures(dataset, column, config.axes, config.slice_axis)
+            where = (config.scale, config.pixel_size, config.skip_unreadable)
+            images = RandomCrops(pictures, size, shape[0], chosen, mixed_seed_32(config.seed, 5), *where)
         else:
-            images = UnlabeledImages(dataset, column, size, channels, **options, input_channels=chosen)
-        in_memory = images.fits_in_memory(args.image_cache_gb)
+            images = UnlabeledImages(dataset, column, size, shape[0], **options, input_channels=chosen)
+        in_memory = images.fits_in_memory(config.image_cache_gb)
         pixels, unreadable = images.load() if in_memory else (images, 0)
         held_out = min(VALIDATION_IMAGES, len(pixels) // 10) if wanted is None else wanted
         if held_out >= len(pixels):
             raise UserError(f"Of {len(pixels)} images, {held_out} cannot be held out (--num_validation_images).")
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(mixed_seed(args.seed, 4)))
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(mixed_seed(config.seed, 4)))
         rest = order[held_out:]
         batches = ShuffledBatches(
             pixels[rest] if in_memory else pixels.select(rest.tolist()),
-            args.train_batch_size,
-            args.seed,
-            num_workers=args.dataloader_num_workers,
+            *(config.train_batch_size, config.seed, config.dataloader_num_workers),
         )
         batches.unreadable = unreadable
     mine = slice(state.process_index, None, state.num_processes)
 
     def decoded(rows: torch.Tensor) -> torch.Tensor:
-        if isinstance(pixels, torch.Tensor):
+        if torch.is_tensor(pixels):
             return pixels[rows]
         items = [pixels[i][0] for i in rows.tolist()]
         return torch.stack(items) if items else torch.zeros(0, *shape, dtype=torch.uint8)
 
-    return batches, decoded(order[:held_out][mine]), decoded(order[held_out : 2 * held_out][mine])
+    looked_at = (decoded(order[:held_out][mine]), decoded(order[held_out : 2 * held_out][mine]))
+    return TrainingImages(batches, *looked_at, shape)
 
 
-def describe_batches(batches: ShuffledBatches | StreamedBatches) -> str:
-    """How many images there are and where they are decoded, in a clause."""
-    if isinstance(batches, StreamedBatches):
-        return "streamed"
-    if isinstance(batches.images, RandomCrops):
-        return f"{len(batches.images)} crops an epoch, of {len(batches.images.pictures)} pictures"
-    where = "in memory" if isinstance(batches.images, torch.Tensor) else f"decoded by {batches.num_workers} workers"
-    return f"{len(batches.images)} to train on, {where}"
+def encode_training_images(vae: AutoencoderKL, images: TrainingImages, mirrored: bool) -> TrainingImages:
+    """The same with the latents of images in their place; the order of training stays.
 
-
-def learning_rate_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer) -> Callable[[int, float], float]:
-    """Learning rate at a step and second: warm-up by steps, then the schedule over the run's steps or minutes."""
-    scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=SCHEDULE_STEPS)
-    factor = scheduler.lr_lambdas[0]
-
-    def rate(step: int, seconds: float) -> float:
-        by_steps = step / args.max_train_steps if args.max_train_steps else 0
-        by_time = seconds / 60 / args.max_train_minutes if args.max_train_minutes else 0
-        warm_up = min(1.0, (step + 1) / args.lr_warmup_steps) if args.lr_warmup_steps else 1.0
-        return args.learning_rate * warm_up * factor(int(min(1.0, max(by_steps, by_time)) * SCHEDULE_STEPS))
-
-    return rate
+    Args:
+        vae (`AutoencoderKL`), mirrored (`bool`): See [`encode_images`].
+        images ([`TrainingImages`]): Not streamed.
+    """
+    batches = images.batches
+    batches.images = encode_images(vae, batches.images, mirrored)
+    validation, train_sample = encode_images(vae, images.validation), encode_images(vae, images.train_sample)
+    channels, height, width = batches.images.shape[1:]
+    return TrainingImages(batches, validation, train_sample, (channels, height, width))

@@ -21,9 +21,9 @@ from ..metrics import MEAN_IOU
 from .classes import Classes
 from .ensemble import PixelClassifierEnsemble
 from .extraction import extract_activations
+from .optimize import fit_members
 from .recipes import Recipe
 from .table import ActivationTable
-from .training import fit_members
 
 
 @dataclass

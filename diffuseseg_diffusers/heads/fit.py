@@ -22,10 +22,10 @@ from ..jobs.errors import UserError
 from .classes import Classes
 from .ensemble import FORMAT_VERSION, PixelClassifierEnsemble
 from .extraction import extract_activations, labeled_examples
+from .optimize import fit_members
 from .recipes import Recipe, find_recipe
 from .sparse import pseudo_labels, with_strokes
 from .table import ActivationTable
-from .training import fit_members
 
 
 logger = logging.get_logger(__name__)

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Soft targets: what a teacher thinks of images without labels, computed once and kept compactly.
+"""Soft targets: a teacher's class probabilities for images without labels, computed once and kept compactly.
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015). Of every pixel the likeliest classes
 are kept, a byte for each class and a byte for its share, whatever the number of classes; the file also keeps the image
@@ -7,7 +7,6 @@ at the student's size, so that training decodes nothing.
 """
 
 import bisect
-import hashlib
 import json
 import os
 import tempfile
@@ -28,12 +27,9 @@ from ..datasets.columns import decode_cell
 from ..datasets.unlabeled import to_pixels
 from ..images.image_processor import to_eight_bit
 from ..jobs.errors import UserError
-from ..jobs.files import atomic_file, read_json, write_json
-from ..jobs.hardware import short_name
+from ..jobs.files import atomic_file, check_writable, read_json, write_json
 from ..jobs.parts import Part, finish_parts
-from ..jobs.run import fingerprint
 from ..jobs.seeds import mixed_seed
-from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.segmenter import Segmenter
 
 
@@ -42,6 +38,7 @@ TARGETS = "targets"  # folder below an output folder
 CLASSES_KEPT = 4  # of a pixel, the likeliest
 IMAGES_IN_A_FILE = 64  # what a kill can cost, and the step of the progress bar
 TARGETS_FILE = "targets-[0-9]*-of-[0-9]*.safetensors"  # pattern of their names
+IN_TARGETS = (TARGETS_FILE, f".{TARGETS_FILE}.lock")  # the second of a process that was killed
 
 
 ANEW = "remove it, and it is computed anew"
@@ -127,26 +124,6 @@ class SoftTargets(Dataset):
         return image, targets
 
 
-def teacher_fingerprint(name: str, teacher: Segmenter) -> str:
-    """Tells one teacher from another of that name, and one precision from another.
-
-    Args:
-        name (`str`): Of the teacher, as [`load_pipeline`] takes it.
-        teacher ([`Segmenter`]): What that loaded.
-    """
-    if isinstance(teacher, AveragedSegmenter):
-        return " ".join(teacher_fingerprint(*part) for part in zip(teacher.names, teacher.models))
-    if os.path.isfile(name):  # an ONNX file
-        return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
-    networks = teacher.networks()
-    own = [networks[key] for key in sorted(networks)]
-    dtypes = sorted({short_name(p.dtype) for network in own for p in network.parameters()})
-    processor = getattr(teacher, "processor", None)  # of students: how they read images is no weight
-    read = f"{getattr(teacher, 'timestep', '')}{processor.to_json_string() if processor is not None else ''}"
-    parts = [fingerprint(*own), *dtypes, *([hashlib.sha256(read.encode()).hexdigest()[:8]] if read else [])]
-    return " ".join(parts)
-
-
 def claim_targets(folder: Path, settings: dict) -> None:
     """Begins a folder of targets that several runs use, or checks that it is of the same teacher and images.
 
@@ -157,7 +134,7 @@ def claim_targets(folder: Path, settings: dict) -> None:
     Raises:
         UserError: The folder holds targets of something else, or other files.
     """
-    path = folder / SETTINGS
+    path = check_writable(folder, "--targets_dir") / SETTINGS
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
             if not path.is_file():  # another run may have begun it this moment
@@ -222,7 +199,7 @@ def compute_targets(
         rows = range(i * IMAGES_IN_A_FILE, min((i + 1) * IMAGES_IN_A_FILE, count))
         make = partial(_make_part, teacher, dataset, column, path, rows, size, in_channels, batch_size)
         parts.append(Part(path, make, len(rows)))
-    with tqdm(total=count, desc="Asking the teacher", unit="image", disable=not show_progress) as bar:
+    with tqdm(total=count, desc="Computing soft targets", unit="image", disable=not show_progress) as bar:
         finish_parts(parts, bar)
     found = SoftTargets([part.path for part in parts])
     for part, start, end in zip(parts, found.starts, found.starts[1:]):

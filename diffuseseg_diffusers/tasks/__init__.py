@@ -18,6 +18,12 @@ TASKS = {
     "benchmark": ("tasks.benchmark:BenchmarkConfig", "tasks.benchmark:benchmark"),
     "generate": ("tasks.generate:GenerateConfig", "training.generate_dataset:generate"),
     "fit": ("tasks.fit:FitConfig", "training.train_segmentation_head:fit"),
+    "train-ddpm": ("tasks.train_ddpm:TrainDDPMConfig", "training.train_ddpm:train_ddpm"),
+    "train-autoencoder": (
+        "tasks.train_autoencoder:TrainAutoencoderConfig",
+        "training.train_autoencoder:train_autoencoder",
+    ),
+    "train-student": ("tasks.train_student:TrainStudentConfig", "training.train_student:train_student"),
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
     "segment": ("tasks.segment:SegmentConfig", "tasks.segment:segment"),
 }

@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Runs a benchmark of Baranchuk et al. (ICLR 2022) and prints its result beside the paper's: `diffuseseg benchmark`."""
 
-import argparse
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..jobs.errors import UserError
 from . import run_task
 from .generate import GenerateConfig
 from .options import DTYPES, RECIPES, WritesFolder
+from .train_student import TrainStudentConfig
 
 
 if TYPE_CHECKING:
@@ -184,7 +184,6 @@ def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: i
     from ..jobs.hardware import find_device
     from ..pipelines.pixel import DiffuseSegPipeline
     from ..students.student import StudentSegmenter
-    from ..training import train_student
 
     own, labeler, student = spec.dataset_ddpm, folder / "labeler", folder / "student"
     if not labeler.is_dir():
@@ -207,13 +206,19 @@ def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: i
             output_dir=folder / "synthetic",
         )
     )
-    parser = argparse.ArgumentParser()
-    train_student.add_arguments(parser)
-    options = {"train_dataset_name": folder / "synthetic", "model": own["student"], "num_epochs": own["num_epochs"]}
-    options |= {"train_batch_size": own["train_batch_size"], "learning_rate": own["learning_rate"]}
-    options |= {"seed": seed, "output_dir": student}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    train_student.main(parser.parse_args([*words, "--from_scratch", "--no_augmentation"]))
+    run_task(
+        TrainStudentConfig(
+            train_dataset_name=str(folder / "synthetic"),
+            model=own["student"],
+            from_scratch=True,
+            no_augmentation=True,
+            num_epochs=own["num_epochs"],
+            train_batch_size=own["train_batch_size"],
+            learning_rate=own["learning_rate"],
+            seed=seed,
+            output_dir=student,
+        )
+    )
     return StudentSegmenter.from_pretrained(student).to(device)
 
 

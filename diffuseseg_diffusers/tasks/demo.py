@@ -18,11 +18,13 @@ from ..datasets.labeled import LabeledImages
 from ..evaluation.evaluate import evaluate_segmentation, format_metrics
 from ..figures.pages import contact_sheet
 from ..heads.fit import fit_segmentation_head
+from ..jobs.command_line import config_line, parse
 from ..jobs.files import check_output_folder, output_folder, write_json
 from ..jobs.hardware import default_device, default_dtype
 from ..jobs.run import may_resume, open_run
 from ..pipelines.loading import load_pipeline
-from ..training import train_ddpm
+from . import run_task
+from .train_ddpm import TrainDDPMConfig
 
 
 COMMAND = "demo"
@@ -68,9 +70,8 @@ def main(args: argparse.Namespace) -> int | None:
         check_output_folder(args.output_dir, args.overwrite)
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite", "command")}
     open_run(args.output_dir, COMMAND, settings, own_files(args), args.overwrite)
-    status = train(args) if args.train else None
-    if status:
-        return status
+    if args.train:
+        train(args)
     model = str(args.output_dir / "ddpm") if args.train else SHIPPED_MODEL
 
     # 2. Fitting, measuring and generating, each with its time.
@@ -121,14 +122,12 @@ def write(folder: Path, pipe: Any, labeled: LabeledImages, examples: list, gener
     contact_sheet(shown, examples, generated, pipe.label_names, pipe.palette).savefig(folder / SHEET)
 
 
-def train(args: argparse.Namespace) -> int | None:
-    """Trains the diffusion model on drawn faces; returns a status if it was stopped, and resumes then."""
+def train(args: argparse.Namespace) -> None:
+    """Trains the diffusion model on drawn faces, or resumes its training."""
     data, output_dir = args.output_dir / "drawn-faces", args.output_dir / "ddpm"
     if not data.exists():
         with output_folder(data, overwrite=False, command=COMMAND) as partial:
             write_drawn_faces(partial, args.num_faces)
-    parser = argparse.ArgumentParser()
-    train_ddpm.add_arguments(parser)
     given = train_arguments(data, output_dir, args.train_minutes)
     given += ["--num_samples", str(args.num_generated), "--num_inference_steps", str(args.num_inference_steps)]
-    return train_ddpm.main(parser.parse_args(given))
+    run_task(parse(config_line("train-ddpm", TrainDDPMConfig), given))

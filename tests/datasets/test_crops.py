@@ -11,9 +11,9 @@ from PIL import Image
 
 from diffuseseg_diffusers import LabeledImages, load_labeled_images
 from diffuseseg_diffusers.datasets.crops import LabeledTiles, Pictures, RandomCrops, measure_windows
-from diffuseseg_diffusers.diffusion.batches import ShuffledBatches
 from diffuseseg_diffusers.images.channels import InputChannels
 from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.trainer.batches import ShuffledBatches
 
 from ..images.formats.pictures import geotiff, ome_tiff, values
 

@@ -4,7 +4,6 @@
 Used by tests/training/test_train_ddpm.py.
 """
 
-import argparse
 import sys
 from itertools import islice
 from pathlib import Path
@@ -15,10 +14,12 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
 from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
-from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
 from diffuseseg_diffusers.diffusion.objective import denoising_loss, draw_step, to_model_range
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
-from diffuseseg_diffusers.training import train_ddpm
+from diffuseseg_diffusers.jobs.command_line import config_line, parse
+from diffuseseg_diffusers.tasks.train_ddpm import TrainDDPMConfig
+from diffuseseg_diffusers.trainer.batches import ShuffledBatches, StreamedBatches
+from diffuseseg_diffusers.training.train_ddpm import train_ddpm
 
 
 def observe(folder: Path) -> dict:
@@ -35,7 +36,9 @@ def observe(folder: Path) -> dict:
     rows = slice(first, first + batch_size)
     noise, timesteps, flips = draw_step(0, 0, 8, rows, (1, 16, 16), 1000, accelerator.device)
     images = to_model_range(next(iter(batches)), accelerator.device, flips)
-    accelerator.backward(denoising_loss(model, DDPMScheduler(), images, noise, timesteps))
+    scheduler = DDPMScheduler()
+    prediction = model(scheduler.add_noise(images, noise, timesteps), timesteps).sample
+    accelerator.backward(denoising_loss(scheduler, prediction, images, noise, timesteps))
     gradient = torch.cat([p.grad.flatten() for p in unet.parameters()])
 
     stream, column = load_unlabeled(str(folder / "parquet"), streaming=True)
@@ -51,6 +54,4 @@ if __name__ == "__main__":
     datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
     observed = observe(Path(data))
     torch.save(observed, f"{out}_{observed['process']}.pt")
-    parser = argparse.ArgumentParser()
-    train_ddpm.add_arguments(parser)
-    sys.exit(train_ddpm.main(parser.parse_args(arguments)))
+    train_ddpm(parse(config_line("train_ddpm.py", TrainDDPMConfig), arguments))

@@ -10,8 +10,8 @@ from diffuseseg_diffusers import load_pipeline
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.students.choosing import check_reads, new_student, student_size
 from diffuseseg_diffusers.students.networks import DEFAULT_STUDENT
+from diffuseseg_diffusers.students.objective import parameter_groups
 from diffuseseg_diffusers.students.student import StudentSegmenter
-from diffuseseg_diffusers.students.training import parameter_groups
 from diffuseseg_diffusers.students.unets import UNetStudent, new_unet, unet_from_denoiser
 
 from ..conftest import draw, make_unet

@@ -1,11 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """`train-ddpm`, as a user types it, and its promises about runs that are cut off or shared out."""
 
-import argparse
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +27,11 @@ from safetensors.torch import load_file
 
 from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
 from diffuseseg_diffusers.diffusion.objective import denoising_losses
+from diffuseseg_diffusers.jobs.command_line import config_line, parse
 from diffuseseg_diffusers.jobs.errors import NotFiniteError, UserError
 from diffuseseg_diffusers.jobs.locks import unlock_folder
-from training import train_ddpm
+from diffuseseg_diffusers.tasks.train_ddpm import TrainDDPMConfig
+from diffuseseg_diffusers.training.train_ddpm import train_ddpm
 
 from ..conftest import ROOT, draw, run
 from ..diffusion.two_processes import observe
@@ -79,11 +81,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arguments(drawn: Path, out: Path, *more, steps=6) -> list[str]:
-    given = ["--train_data_dir", drawn / "images"] if "--dataset_name" not in more else []
+    given = ["--train_data_dir", drawn / "images"] if not {"--dataset_name", "--train_data_dir"} & set(more) else []
     if not {"--model_config", "--pretrained", "--pretrained_model_name_or_path", "--base_channels"} & set(more):
         given += ["--model_config", drawn / "tiny.json"]
     given += ["--max_train_steps", steps] if steps else []
-    given += ["--train_batch_size", 4, "--num_samples", 0, "--mixed_precision", "no", "--output_dir", out]
+    for name, value in {"--train_batch_size": 4, "--num_samples": 0, "--mixed_precision": "no"}.items():
+        given += [name, value] if name not in more else []
+    given += ["--output_dir", out]
     return [str(x) for x in [*given, *more]]
 
 
@@ -96,11 +100,11 @@ def reset_accelerate() -> None:
 def train(drawn: Path, out: Path, *more, steps=6) -> dict:
     """Trains in this process; returns what `training_state.json` says."""
     reset_accelerate()
-    parser = argparse.ArgumentParser()
-    train_ddpm.add_arguments(parser)
-    assert not train_ddpm.main(parser.parse_args(arguments(drawn, out, *more, steps=steps)))
+    words = arguments(drawn, out, *more, steps=steps)
+    found = train_ddpm(parse(config_line("train_ddpm.py", TrainDDPMConfig), words))
     unlock_folder()  # as the end of a process
-    return json.loads((out / "training_state.json").read_text())
+    assert found == json.loads((out / "training_state.json").read_text())
+    return found
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -415,7 +419,7 @@ def test_other_settings_than_the_run_s_are_refused_by_name(drawn, tmp_path):
     (tmp_path / "wide.json").write_text(json.dumps({**TINY, "block_out_channels": [8, 24]}))
     wide = ("--model_config", str(tmp_path / "wide.json"))
     different = [
-        (r"seed 0 \(now 1\)", "--use_ema", "--seed", "1"),
+        (r"--seed 0 \(now 1\)", "--use_ema", "--seed", "1"),
         (r"learning_rate 0\.0002 \(now 0\.001\)", "--use_ema", "--learning_rate", "1e-3"),
         (r"36 training images, and now there are 38", "--use_ema", "--num_validation_images", "2"),
         (r"another model: block_out_channels is \[8, 16\] there and \[8, 24\] here", "--use_ema", *wide),
@@ -433,6 +437,61 @@ def test_other_settings_than_the_run_s_are_refused_by_name(drawn, tmp_path):
     assert train(drawn, out, *named[:-2], steps=6)["step"] == 6  # they are the run's from then on
     with pytest.raises(UserError, match=r"learning_rate 0\.001 \(now 0\.0002\)"):
         train(drawn, out, "--use_ema")
+
+
+def test_a_run_is_not_resumed_over_a_replaced_image(drawn, tmp_path):
+    shutil.copytree(drawn / "images", tmp_path / "data")
+    data = ("--train_data_dir", str(tmp_path / "data"))
+    train(drawn, tmp_path / "run", *data, steps=2)
+    picture = tmp_path / "data" / "04.png"
+    kept = picture.read_bytes()
+    Image.fromarray(draw((20, 24), 99)[0]).save(picture)
+    with pytest.raises(UserError, match=r"the contents of --train_data_dir differ \(row \d+ 04\.png\)"):
+        train(drawn, tmp_path / "run", *data, steps=4)
+    picture.write_bytes(kept)
+    assert train(drawn, tmp_path / "run", *data, steps=4)["step"] == 4
+
+
+def test_checkpoints_of_another_version_are_refused(drawn, tmp_path):
+    train(drawn, tmp_path / "run", steps=2)
+    state = tmp_path / "run" / "checkpoint-000002" / "run.json"
+    state.write_text(state.read_text().replace('"model"', '"unet"'))  # as 0.1.0 wrote it
+    with pytest.raises(UserError, match="is no checkpoint, or one of another version of DiffuseSeg"):
+        train(drawn, tmp_path / "run", steps=4)
+
+
+WANDB = """
+import pathlib
+
+class Run:
+    update = log = finish = lambda *args, **kwargs: None
+
+config = Run()
+
+def init(project, dir=".", **kwargs):  # offline, the real one writes below `dir`
+    path = pathlib.Path(dir, "wandb", "offline-run-1")
+    path.mkdir(parents=True)
+    (path / "run.wandb").touch()
+    return Run()
+"""
+
+
+def test_weights_and_biases_writes_below_the_output_folder(drawn, tmp_path):
+    """A stand-in for the client, which is not among what the tests install."""
+    (tmp_path / "packages" / "wandb").mkdir(parents=True)
+    (tmp_path / "packages" / "wandb" / "__init__.py").write_text(WANDB)
+    (tmp_path / "packages" / "wandb-1.dist-info").mkdir()
+    (tmp_path / "packages" / "wandb-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: wandb\nVersion: 1\n"
+    )
+    (tmp_path / "here").mkdir()
+    script = (sys.executable, str(ROOT / "training" / "train_ddpm.py"))
+    given = arguments(drawn, tmp_path / "run", "--report_to", "wandb", "--num_validation_images", "0", steps=2)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path / "packages")}
+    subprocess.run([*script, *given], cwd=tmp_path / "here", env=environment, check=True, timeout=120)
+    assert not list((tmp_path / "here").iterdir())
+    assert (tmp_path / "run" / "logs" / "wandb" / "offline-run-1" / "run.wandb").is_file()
+    train(drawn, tmp_path / "run", "--overwrite", steps=2)  # they are the run's own files
 
 
 def test_overwrite_removes_the_run_s_own_files_alone_and_only_after_all_inputs_are_valid(drawn, tmp_path):

@@ -19,6 +19,8 @@ from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
 from diffuseseg_diffusers.jobs.errors import NotFiniteError
 from diffuseseg_diffusers.jobs.files import write_record
+from diffuseseg_diffusers.students import report
+from diffuseseg_diffusers.trainer.loop import Trainer
 from diffuseseg_diffusers.training import train_student
 
 from ..conftest import QUICK, dataset_of, draw, make_pipeline, run
@@ -74,6 +76,7 @@ def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         *weights,
         "student_training.json",
+        "train_log.jsonl",
         ".diffuseseg-run.json",
     }
     image, mask = draw((32, 32), 21)
@@ -96,7 +99,7 @@ def test_a_student_learns_and_transformers_loads_the_folder(hub, drawn, tmp_path
 
 def test_a_stopped_run_resumes_and_ends_with_the_same_weights(drawn, tmp_path, monkeypatch, capsys):
     train(drawn, tmp_path / "whole", "--num_epochs", "3")
-    real = train_student.evaluate_segmentation
+    real = report.evaluate_segmentation
     calls = []
 
     def stop(*args, **kwargs):  # in the second epoch, before its checkpoint
@@ -106,13 +109,13 @@ def test_a_stopped_run_resumes_and_ends_with_the_same_weights(drawn, tmp_path, m
         return real(*args, **kwargs)
 
     stopped = (drawn, tmp_path / "stopped", "--num_epochs", "3", "--resume_from_checkpoint", "latest")
-    monkeypatch.setattr(train_student, "evaluate_segmentation", stop)
+    monkeypatch.setattr(report, "evaluate_segmentation", stop)
     train(*stopped, expect=130)
     monkeypatch.undo()
     train(*stopped, "--seed", "1", expect=1)
-    assert "holds another run: seed 0 (now 1)" in capsys.readouterr().err
+    assert "holds another run: --seed 0 (now 1)" in capsys.readouterr().err
     train(*stopped)
-    assert "Resuming after epoch 1." in capsys.readouterr().out
+    assert "checkpoint-000004." in capsys.readouterr().out
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert report_of(tmp_path / "whole")["epochs"] == report_of(tmp_path / "stopped")["epochs"]
@@ -142,7 +145,9 @@ def test_what_cannot_be_trained_is_a_sentence(drawn, tmp_path, capsys):
     train(drawn, tmp_path / "full", expect=1)
     assert "exists and is kept" in capsys.readouterr().err
     train(drawn, tmp_path / "diverged", "--learning_rate", "1e30", "--num_epochs", "3", expect=1)
-    assert "The loss is nan in epoch" in capsys.readouterr().err and issubclass(NotFiniteError, FloatingPointError)
+    assert "is not finite; there is no checkpoint yet" in capsys.readouterr().err and issubclass(
+        NotFiniteError, FloatingPointError
+    )
 
 
 @pytest.fixture
@@ -188,7 +193,7 @@ def test_a_teacher_teaches_a_u_net_from_pictures_without_labels(hub, drawn, taug
     assert report["teacher"] == "teacher" and report["validation_mean_iou"] is None and report["num_images"] == 20
     weights = {"config.json", "diffusion_pytorch_model.safetensors", "student.json"}
     left = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert left == {*weights, "student_training.json", ".diffuseseg-run.json"}
+    assert left == {*weights, "student_training.json", "train_log.jsonl", ".diffuseseg-run.json"}
     files = hub.files("models", "alice/distilled")
     assert set(files) - {".gitattributes"} == weights | {"README.md"}
     card = files["README.md"].decode()
@@ -223,7 +228,7 @@ def test_a_distillation_that_was_killed_resumes_bit_for_bit_and_asks_the_teacher
     process.stdout.close()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "targets").glob("*.safetensors")}
     resumed = run("diffuseseg", *distill(drawn, taught, tmp_path / "killed", *short))
-    assert "Resuming after epoch" in resumed.stdout
+    assert "Resuming from" in resumed.stdout
     run("diffuseseg", *distill(drawn, taught, tmp_path / "whole", *short))
     name = "diffusion_pytorch_model.safetensors"
     a, b = (load_file(tmp_path / folder / name) for folder in ("killed", "whole"))
@@ -231,7 +236,7 @@ def test_a_distillation_that_was_killed_resumes_bit_for_bit_and_asks_the_teacher
     assert before and {p: p.stat().st_mtime_ns for p in before} == before  # two runs, asked once
     other = distill(drawn, taught, tmp_path / "other", *short, "--max_unlabeled", "5")
     said = run("diffuseseg", *other, expect=1).stderr
-    assert "other images: max_unlabeled None (now 5), unlabeled_images 24 (now 5)" in said
+    assert "other images: max_unlabeled None (now 5), unlabeled_images 24 (now 5), unlabeled_contents " in said
     assert not (tmp_path / "other").exists()
 
 
@@ -285,17 +290,17 @@ def test_other_images_or_fewer_options_are_another_run(drawn, taught, tmp_path, 
     stopped = ("--num_epochs", "2", "--images_per_epoch", "16")
     targets = ("--targets_dir", tmp_path / "targets")
     words = distill(drawn, taught, tmp_path / "out", *stopped, *targets, "--layer_decay", "0.5")
-    real = train_student.StudentTraining.save_checkpoint
+    real = Trainer.save
 
-    def stop(self, folder, state, is_best):
-        if state["epoch"] == 2:
+    def stop(self, write):
+        if len(self.state["epochs"]) == 2:
             raise KeyboardInterrupt
-        real(self, folder, state, is_best)
+        real(self, write)
 
-    monkeypatch.setattr(train_student.StudentTraining, "save_checkpoint", stop)
+    monkeypatch.setattr(Trainer, "save", stop)
     run("diffuseseg", *words, expect=130)
     monkeypatch.undo()
-    notes = tmp_path / "out" / "checkpoint-000001" / "notes.txt"
+    notes = tmp_path / "out" / "checkpoint-000002" / "notes.txt"
     notes.write_text("mine")
     assert "layer_decay 0.5 (now 1.0)" in run("diffuseseg", *words[:-2], expect=1).stderr
     alone = [x for x in words if x not in ("--teacher", str(taught[0]), "--unlabeled_dataset_name", str(taught[1]))]
@@ -306,7 +311,7 @@ def test_other_images_or_fewer_options_are_another_run(drawn, taught, tmp_path, 
     pictures = sorted(taught[1].glob("*.png"))
     kept = pictures[0].read_bytes()
     Image.fromarray(255 - np.asarray(Image.open(pictures[0]))).save(pictures[0])
-    assert "unlabeled_contents" in run("diffuseseg", *words, expect=1).stderr
+    assert "other images: unlabeled_contents" in run("diffuseseg", *words, expect=1).stderr
     pictures[0].write_bytes(kept)
     run("diffuseseg", *words)
     assert notes.read_text() == "mine" and not (notes.parent / "run.json").exists()

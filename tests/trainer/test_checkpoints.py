@@ -7,16 +7,15 @@ from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file
 
-from diffuseseg_diffusers.diffusion import checkpoints
-from diffuseseg_diffusers.diffusion.batches import ShuffledBatches
-from diffuseseg_diffusers.diffusion.checkpoints import (
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.trainer import checkpoints
+from diffuseseg_diffusers.trainer.batches import ShuffledBatches
+from diffuseseg_diffusers.trainer.checkpoints import (
     load_checkpoint,
-    read_log,
     remove_leftovers,
     save_checkpoint,
     save_pipeline,
 )
-from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import make_unet
 
@@ -42,14 +41,14 @@ def test_the_newest_checkpoints_stay_and_folders_of_others_too(tmp_path, acceler
     (tmp_path / "checkpoint-000001" / "mine.txt").write_text("mine")
     (tmp_path / "checkpoint-best").mkdir()
     for step in (2, 3, 4, 4):
-        save_checkpoint(accelerator, tmp_path, {"step": step}, unet, None, batches(), limit=2)
+        save_checkpoint(accelerator, tmp_path, {"step": step}, unet, None, batches().state_dict(), limit=2)
     assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-000003", "checkpoint-000004"]
     assert (tmp_path / "checkpoint-000001" / "mine.txt").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir())[-1] == "checkpoint-best"
 
 
 def test_what_does_not_fit_a_checkpoint_is_named(tmp_path, accelerator):
-    path = save_checkpoint(accelerator, tmp_path, {"step": 1}, make_unet(), None, batches())
+    path = save_checkpoint(accelerator, tmp_path, {"step": 1}, make_unet(), None, batches().state_dict())
     for unet, data, sentence in (
         (
             make_unet(block_out_channels=(8, 16, 32)),
@@ -63,7 +62,7 @@ def test_what_does_not_fit_a_checkpoint_is_named(tmp_path, accelerator):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("{}")
     for folder in ("other", "nowhere"):
-        with pytest.raises(UserError, match="is no checkpoint of train-ddpm"):
+        with pytest.raises(UserError, match="is no checkpoint, or one of another version"):
             load_checkpoint(accelerator, tmp_path / folder, make_unet(), None, batches())
     assert load_checkpoint(accelerator, path, make_unet(), None, batches())["step"] == 1
 
@@ -73,13 +72,13 @@ def test_a_save_that_fails_leaves_the_last_good_one_and_says_so(tmp_path, accele
         raise RuntimeError("no space left")
 
     unet, scheduler = make_unet(), DDPMScheduler()
-    save_checkpoint(accelerator, tmp_path, {"step": 1}, unet, None, batches())
+    save_checkpoint(accelerator, tmp_path, {"step": 1}, unet, None, batches().state_dict())
     save_pipeline(tmp_path, DDPMPipeline(unet, scheduler))
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(checkpoints, "flush_to_disk", full)
     monkeypatch.setattr(accelerator, "save_state", full)
     with pytest.raises(UserError, match="checkpoint of step 2 cannot be saved.*no space left.*checkpoint-000001"):
-        save_checkpoint(accelerator, tmp_path, {"step": 2}, unet, None, batches())
+        save_checkpoint(accelerator, tmp_path, {"step": 2}, unet, None, batches().state_dict())
     with pytest.raises(UserError, match="pipeline cannot be saved.*no space left"):
         save_pipeline(tmp_path, DDPMPipeline(unet, scheduler))
     assert sorted(tmp_path.rglob("*")) == before
@@ -124,26 +123,19 @@ def test_a_pipeline_is_not_lost_when_its_replacement_is_cut_off_anywhere(cut_aft
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model_index.json", "scheduler", "unet"]
 
 
-def test_logs_end_at_the_checkpoint_and_at_half_a_line(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n')
-    assert [e["step"] for e in read_log(path, 20)] == [10, 20]
-    path.write_text('{"step": 10}\n{"st')
-    assert [e["step"] for e in read_log(path, 20)] == [10]
-    assert read_log(tmp_path / "none", 5) == []
-
-
 def test_what_somebody_put_into_a_checkpoint_stays(tmp_path, accelerator):
     unet = make_unet()
     for step in (1, 2):
-        save_checkpoint(accelerator, tmp_path, {"step": step}, unet, None, batches(), limit=1)
+        save_checkpoint(accelerator, tmp_path, {"step": step}, unet, None, batches().state_dict(), limit=1)
         if step == 1:
             (tmp_path / "checkpoint-000001" / "notes.txt").write_text("mine")
     assert [p.name for p in (tmp_path / "checkpoint-000001").iterdir()] == ["notes.txt"]
     for name in ("notes.txt", "unet_ema/notes.txt"):
         (tmp_path / "checkpoint-000002" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "checkpoint-000002" / name).write_text("mine")
-    save_checkpoint(accelerator, tmp_path, {"step": 2}, unet, None, batches(), limit=1)  # the same step again
+    save_checkpoint(
+        accelerator, tmp_path, {"step": 2}, unet, None, batches().state_dict(), limit=1
+    )  # the same step again
     for name in ("notes.txt", "unet_ema/notes.txt"):
         assert (tmp_path / "checkpoint-000002" / name).read_text() == "mine"
     assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-000002"]

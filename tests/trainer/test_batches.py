@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
-from diffuseseg_diffusers.diffusion.batches import ShuffledBatches, StreamedBatches
+from diffuseseg_diffusers.trainer.batches import ShuffledBatches, StreamedBatches
 
 from ..conftest import draw
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.features.base import FeatureInfo
 from diffuseseg_diffusers.features.pixel_unet import DecoderFeatureExtractor
-from diffuseseg_diffusers.heads import training
+from diffuseseg_diffusers.heads import optimize
 from diffuseseg_diffusers.heads.extraction import extract_activations
+from diffuseseg_diffusers.heads.optimize import EarlyStopping, _MemberTraining, fit_members
 from diffuseseg_diffusers.heads.recipes import Recipe
 from diffuseseg_diffusers.heads.table import ActivationTable
-from diffuseseg_diffusers.heads.training import EarlyStopping, _MemberTraining, fit_members
 
 from ..conftest import QUICK, drawn_dataset, make_head, make_pipeline
 
@@ -135,7 +135,7 @@ def test_members_that_stop_keep_their_weights_while_the_others_train_on(monkeypa
 
     together = make_head(pipe)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "EarlyStopping", Given)
+        patch.setattr(optimize, "EarlyStopping", Given)
         fit_members(together, labelled_table(pipe), recipe, seed=5, show_progress=False)
     for member, steps in ((0, None), (1, 6), (3, 10)):
         alone = make_head(pipe)

@@ -1,17 +1,23 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints of a training run, its pipeline and its log."""
+"""Checkpoints of a training run: `Accelerator.save_state` into folders that appear whole or not at all.
+
+Accelerate's own naming and limit are not used: it writes under the final name and removes folders with all that is in
+them.
+"""
 
 import fnmatch
 import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.training_utils import EMAModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
@@ -19,59 +25,71 @@ from safetensors.torch import load_file
 
 from ..jobs.errors import UserError
 from ..jobs.files import flush_to_disk, read_json, remove_matching, write_json
-from .batches import ShuffledBatches, StreamedBatches
 
 
 STATE_FILE = "run.json"
-# What a run writes, as patterns for its record.
+BEST = "best"  # in a checkpoint: the model as it was measured to be best
+EMA = "unet_ema"
 SIX = "[0-9]" * 6  # digits of a step in names; from a million on there are more
 MODEL_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+# What a run writes, as patterns for its record.
 IN_CHECKPOINTS = (
     *("model*.safetensors", "model.safetensors.index.json", "optimizer*.bin", "scheduler*.bin", "scaler.pt"),
-    *("sampler*.bin", "random_states_[0-9]*.pkl", "data_[0-9]*.json", STATE_FILE),
-    *(f"unet_ema/{name}" for name in MODEL_FILES),
+    *("sampler*.bin", "random_states_[0-9]*.pkl", "data_[0-9]*.json", STATE_FILE, f"{BEST}/*"),
+    *(f"{EMA}/{name}" for name in MODEL_FILES),
+)
+CHECKPOINT_FILES = (
+    *(f"{folder}/{n}" for folder in (f"checkpoint-{SIX}", f"checkpoint-[1-9]{SIX}") for n in IN_CHECKPOINTS),
+    *(f".checkpoint-{SIX}{more}.partial/*" for more in ("", "[0-9]")),
 )
 PIPELINE_FILES = (
     *(f"{part}/{name}" for part in ("unet", "transformer", "vqvae", "vae") for name in MODEL_FILES),
     *("scheduler/scheduler_config.json", "model_index.json", *MODEL_FILES),
 )
-OWN_FILES = (
-    *(f"{folder}/{n}" for folder in (f"checkpoint-{SIX}", f"checkpoint-[1-9]{SIX}") for n in IN_CHECKPOINTS),
-    *(f".checkpoint-{SIX}{more}.partial/*" for more in ("", "[0-9]")),
-    *(".pipeline.partial/*", ".pipeline.old/*", *PIPELINE_FILES),
-    *(f"samples/step-{SIX}.png", f"samples/step-[1-9]{SIX}.png", "logs/train_ddpm/*"),
-    *("train_log.jsonl", "training_state.json", "training_curves.png"),
-)
+NEW_PIPELINE_FILES = (".pipeline.partial/*", ".pipeline.old/*", *PIPELINE_FILES)
+LATEST = "latest"
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, the newest last; folders of that name that hold something else are none."""
+    """Complete checkpoints of a run, the newest last; folders of that name that hold something else are left out."""
     named = [p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted((p for p in named if (p / STATE_FILE).is_file()), key=_step)
+    return sorted((p for p in named if (p / STATE_FILE).is_file()), key=lambda p: int(p.name.split("-")[1]))
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
+def find_checkpoint(output_dir: Path, named: str | None, overwrite: bool) -> Path | None:
+    """The checkpoint to resume from, if there is one.
+
+    Args:
+        output_dir (`Path`): The run's folder.
+        named (`str`, *optional*): Folder of a checkpoint, or `"latest"` for the newest.
+        overwrite (`bool`): Whether the run in the folder is replaced.
+    """
+    if named not in (None, LATEST):
+        return Path(named)
+    found = checkpoints(output_dir)
+    return found[-1] if found and not overwrite else None
 
 
 def save_checkpoint(
     accelerator: Accelerator,
     output_dir: Path,
-    run: dict,
-    unet: UNet2DModel,
+    run: Mapping[str, Any],
+    model: torch.nn.Module,
     ema: EMAModel | None,
-    batches: "ShuffledBatches | StreamedBatches",
-    limit: int | None = None,
+    data: Mapping[str, Any],
+    limit: int = 0,
+    write: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Writes a checkpoint that takes its name only once all of it is on the disk, then drops the oldest.
+    """Writes a checkpoint that takes its name only once all of it is on the disk, then removes the oldest.
 
     Args:
         accelerator (`Accelerator`): Of this process; all processes save together.
         output_dir (`Path`): The run's folder.
-        run (`dict`): For `run.json`; its `step` names the folder.
-        unet ([`UNet2DModel`]), ema (`EMAModel`, *optional*): What is trained, and its average.
-        batches ([`ShuffledBatches`] or [`StreamedBatches`]): Where the run stands in its images.
-        limit (`int`, *optional*): How many checkpoints are kept.
+        run (mapping): For `run.json`; its `step` names the folder.
+        model (`torch.nn.Module`), ema (`EMAModel`, *optional*): What is trained, and its average.
+        data (mapping): Where this process stands in its batches.
+        limit (`int`, defaults to 0): Number of checkpoints to keep; 0: all.
+        write (`Callable`, *optional*): Writes more into the folder, on the main process.
 
     Raises:
         UserError: It cannot be written, as on a full disk; those before are still there.
@@ -84,11 +102,13 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     with _cleared_on_failure(partial, accelerator.is_main_process, f"The checkpoint of step {run['step']}"):
         accelerator.save_state(str(partial))
-        write_json(partial / f"data_{accelerator.process_index}.json", batches.state_dict())
+        write_json(partial / f"data_{accelerator.process_index}.json", data)
         if accelerator.is_main_process:
             if ema is not None:
-                ema.save_pretrained(partial / "unet_ema")
-            write_json(partial / STATE_FILE, {**run, "unet": _comparable(unet)})
+                ema.save_pretrained(partial / EMA)
+            if write is not None:
+                write(partial)
+            write_json(partial / STATE_FILE, {**run, "model": describe_model(model)})
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         flush_to_disk(partial)
@@ -96,22 +116,70 @@ def save_checkpoint(
             _keep_foreign(folder, partial, IN_CHECKPOINTS)
             _remove(folder)
         partial.rename(folder)
-        for old in checkpoints(output_dir)[: -limit if limit else 0]:
-            remove_matching(old, IN_CHECKPOINTS)
+        if limit:
+            remove_checkpoints(output_dir, keep=limit)
     accelerator.wait_for_everyone()
     return folder
 
 
-@contextmanager
-def _cleared_on_failure(partial: Path, mine: bool, what: str) -> Iterator[None]:
-    """Removes what could not be written in full, and says so."""
+def load_checkpoint(
+    accelerator: Accelerator, folder: Path, model: torch.nn.Module, ema: EMAModel | None, batches: Any
+) -> dict[str, Any]:
+    """Brings a run back to where a checkpoint was made.
+
+    Args:
+        accelerator, model, ema: As in [`save_checkpoint`].
+        folder (`Path`): The checkpoint.
+        batches: Gets the position by its `load_state_dict`.
+
+    Returns:
+        `dict`: What was given for `run.json`.
+
+    Raises:
+        UserError: The folder is no checkpoint, one of another version, model or dataset, damaged, or made without EMA
+            when there is one; what differs is named.
+    """
+    run = read_json(folder / STATE_FILE) if (folder / STATE_FILE).is_file() else {}
+    if "model" not in run:
+        raise UserError(
+            f"{folder} is no checkpoint, or one of another version of DiffuseSeg: a {STATE_FILE} that describes the "
+            f"model was expected. Choose another --output_dir, or pass --overwrite."
+        )
+    there, now = run.pop("model"), describe_model(model)
+    different = [f"{k} is {there.get(k)} there and {now.get(k)} here" for k in now if there.get(k) != now[k]]
+    if different:
+        raise UserError(f"The checkpoint {folder} is of another model: {'; '.join(different)}.")
+    if (ema is not None) != (folder / EMA).is_dir():
+        raise UserError(f"The checkpoint {folder} was made {'without' if ema else 'with'} --use_ema; do the same here.")
+    mine = folder / f"data_{accelerator.process_index}.json"
+    # Images in any order are shared out by position alone, so a process that was not there can read another's state.
+    batches.load_state_dict(read_json(mine if mine.is_file() else folder / "data_0.json"))
     try:
-        yield
-    # PyTorch and safetensors have their own classes of error for a full disk.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if mine:
-            _remove(partial)
-        raise UserError(f"{what} cannot be saved ({error}); {last_good(partial.parent)}.") from error
+        accelerator.load_state(str(folder))
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, ValueError, SafetensorError, EOFError, pickle.UnpicklingError) as error:
+        others = [path.name for path in checkpoints(folder.parent) if path != folder]
+        instead = f"--resume_from_checkpoint {folder.parent / others[-1]}" if others else "--overwrite"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"The checkpoint {folder} cannot be read ({reason}); resume with {instead}.") from error
+    accelerator.step = 0
+    if ema is not None:
+        # `EMAModel.from_pretrained` warns of what it wrote into the config itself.
+        saved = load_file(folder / EMA / SAFETENSORS_WEIGHTS_NAME)
+        for average, (name, _) in zip(ema.shadow_params, model.named_parameters()):
+            average.copy_(saved[name])  # in place, to stay on the device and in channels-last order
+        config = read_json(folder / EMA / "config.json")
+        ema.load_state_dict({k: config[k] for k in ema.state_dict() if k in config})
+    return run
+
+
+def describe_model(model: torch.nn.Module) -> dict[str, Any]:
+    """What of a model's config its weights and images depend on, as JSON holds it."""
+    config: Any = getattr(model, "config", {})
+    if not isinstance(config, Mapping):  # of transformers, which changes some values when it saves
+        return {"model_type": getattr(config, "model_type", type(model).__name__)}
+    return json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_") and k != "dropout"}))
 
 
 def last_good(output_dir: Path) -> str:
@@ -120,69 +188,18 @@ def last_good(output_dir: Path) -> str:
     return f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
 
 
+def remove_checkpoints(output_dir: Path, keep: int = 0) -> None:
+    """Removes the files of all but the newest checkpoints of a run."""
+    found = checkpoints(output_dir)
+    for old in found[: max(0, len(found) - keep)]:
+        remove_matching(old, IN_CHECKPOINTS)
+
+
 def remove_leftovers(output_dir: Path) -> None:
     """Removes what processes that were killed while saving left in the folder of a run."""
     for path in output_dir.glob(".checkpoint-*.partial"):
         if re.fullmatch(r"\.checkpoint-\d+\.partial", path.name):
             _remove(path)
-
-
-def load_checkpoint(
-    accelerator: Accelerator,
-    folder: Path,
-    unet: UNet2DModel,
-    ema: EMAModel | None,
-    batches: "ShuffledBatches | StreamedBatches",
-) -> dict:
-    """Brings a run back to where a checkpoint was made.
-
-    Args:
-        accelerator, unet, ema, batches: As in [`save_checkpoint`].
-        folder (`Path`): The checkpoint.
-
-    Returns:
-        `dict`: What `run.json` says.
-
-    Raises:
-        UserError: The folder is no checkpoint, or one of another model or dataset, or made without EMA when there is
-            one (what differs is named).
-    """
-    run = read_json(folder / STATE_FILE) if (folder / STATE_FILE).is_file() else {}
-    if "unet" not in run:
-        raise UserError(f"{folder} is no checkpoint of train-ddpm: it needs a {STATE_FILE} that names its U-Net.")
-    now = _comparable(unet)
-    different = [
-        f"{k} is {run['unet'].get(k)} there and {now.get(k)} here" for k in now if run["unet"].get(k) != now[k]
-    ]
-    if different:
-        raise UserError(f"The checkpoint {folder} is of another model: {'; '.join(different)}.")
-    if (ema is not None) != (folder / "unet_ema").is_dir():
-        raise UserError(f"The checkpoint {folder} was made {'without' if ema else 'with'} --use_ema; do the same here.")
-    mine = folder / f"data_{accelerator.process_index}.json"
-    # Images in any order are shared out by position alone, so a process that was not there can read another's state.
-    batches.load_state_dict(read_json(mine if mine.is_file() else folder / "data_0.json"))
-    try:
-        accelerator.load_state(str(folder))
-    except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError) as error:
-        others = [path.name for path in checkpoints(folder.parent) if path != folder]
-        instead = f"--resume_from_checkpoint {folder.parent / others[-1]}" if others else "--overwrite"
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The checkpoint {folder} cannot be read ({reason}); resume with {instead}.") from error
-    accelerator.step = 0
-    if ema is not None:
-        # `EMAModel.from_pretrained` warns of what it wrote into the config itself.
-        saved = load_file(folder / "unet_ema" / SAFETENSORS_WEIGHTS_NAME)
-        for average, (name, _) in zip(ema.shadow_params, unet.named_parameters()):
-            average.copy_(saved[name])  # in place, to stay on the device and in channels-last order
-        config = read_json(folder / "unet_ema" / "config.json")
-        ema.load_state_dict({k: config[k] for k in ema.state_dict() if k in config})
-    return run
-
-
-def _comparable(unet: UNet2DModel) -> dict:
-    """What of a U-Net's config its weights and images depend on, as JSON holds it."""
-    config = {k: v for k, v in unet.config.items() if not k.startswith("_") and k != "dropout"}
-    return json.loads(json.dumps(config))
 
 
 def save_pipeline(output_dir: Path, made: DiffusionPipeline | ModelMixin) -> None:
@@ -215,6 +232,20 @@ def save_pipeline(output_dir: Path, made: DiffusionPipeline | ModelMixin) -> Non
     _remove(old)
 
 
+@contextmanager
+def _cleared_on_failure(partial: Path, mine: bool, what: str) -> Iterator[None]:
+    """Removes what could not be written in full, and says so."""
+    try:
+        yield
+    # PyTorch and safetensors have their own classes of error for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if mine:
+            _remove(partial)
+        raise UserError(
+            f"{what} cannot be saved ({error}); {last_good(partial.parent)}. The same command line resumes."
+        ) from error
+
+
 def _keep_foreign(old: Path, new: Path, patterns: Sequence[str], below: str = "") -> None:
     """Moves what somebody put among the files of a folder to the one that takes its place.
 
@@ -237,19 +268,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def read_log(path: Path, up_to_step: int) -> list[dict]:
-    """Lines of a run's log up to a step; what a run that was cut off wrote after its checkpoint is left out."""
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # cut off while writing
-            break
-        if entry["step"] > up_to_step:
-            break
-        entries.append(entry)
-    return entries

@@ -1,0 +1,130 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What a training leaves behind: the best student, its decisions, its measurements and how it was made."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from accelerate import Accelerator
+
+from ..datasets.columns import describe_dataset
+from ..datasets.unlabeled import evenly_spread
+from ..evaluation.agreement import IMAGES as COMPARED
+from ..evaluation.agreement import agreement_line, measure_agreement
+from ..evaluation.decision_fitting import IMAGES as DECIDING
+from ..evaluation.decision_fitting import fit_decisions
+from ..evaluation.evaluate import evaluate_segmentation, format_metrics
+from ..jobs.files import atomic_file, shown_name
+from ..jobs.hardware import default_dtype, hardware
+from ..pipelines.loading import load_pipeline
+from ..trainer.checkpoints import BEST, checkpoints
+from ..trainer.loop import Trainer
+from .setup import StudentData
+from .student import Student
+from .targets import SoftTargets
+
+
+GENERATED = {"seed", "uncertainty"}  # columns of what `diffuseseg generate` makes
+
+
+def describe_training(
+    config: Any, student: Student, data: StudentData, state: dict, start: str, num_unlabeled: int
+) -> dict[str, Any]:
+    """How a student was made, for its report and card.
+
+    Args:
+        config ([`TrainStudentConfig`]): How it was asked for.
+        student ([`Student`]), data ([`StudentData`]): What was trained on what.
+        state (`dict`): Of the trainer.
+        start (`str`): Where its weights are from, empty for fresh ones.
+        num_unlabeled (`int`): Number of images with soft targets.
+    """
+    on_hub = start if start and not os.path.isdir(start) else None
+
+    def describe(part: str, there: object) -> dict | None:
+        name, config_name, split = config.part(part)
+        return describe_dataset(name, config_name, split) if there else None
+
+    return {
+        "start": (on_hub or os.path.basename(os.path.abspath(start))) if start else "random",
+        "model_on_hub": on_hub,
+        "parameters": sum(p.numel() for p in student.model.parameters()),
+        "train_dataset": describe("train", data.train),
+        "num_images": len(data.train or ()),
+        "synthetic": data.train is not None and GENERATED <= set(data.train.dataset.column_names),
+        "teacher": shown_name(config.teacher) if config.teacher else None,
+        "unlabeled_dataset": describe("unlabeled", config.teacher),
+        "num_unlabeled_images": num_unlabeled,
+        "real_dataset": describe("real", data.real),
+        "num_real_images": len(data.real or ()),
+        "seconds": round(state["seconds"], 2),
+        "validation_mean_iou": state["best"] if state["best"] >= 0 else None,
+        "epochs": state["epochs"],
+    }
+
+
+def keep_epoch(trainer: Trainer, student: Student, data: StudentData, loss: float) -> None:
+    """Measures the student after an epoch, and saves it; without held-out images the last weights are the best."""
+    state, measured = trainer.state, {"epoch": trainer.stream.epoch, "loss": loss}
+    for name, images in (("validation", data.validation), ("eval", data.evaluation)):
+        if images is not None:
+            measured[name] = evaluate_segmentation(student, images, show_progress=False)[0]["mean_iou"]
+    found = measured.get("validation", state["best"])
+    is_best = data.validation is None or found > state["best"]
+    state |= {"best": max(state["best"], found), "epochs": [*state["epochs"], measured]}
+    before = checkpoints(trainer.folder)
+
+    def write(folder: Path) -> None:
+        student.save_pretrained(folder / BEST) if is_best else shutil.copytree(before[-1] / BEST, folder / BEST)
+
+    trainer.save(write)
+    said = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in measured.items())
+    trainer.accelerator.print("  ".join(said))
+
+
+def finish_student(
+    folder: Path, best: Path, accelerator: Accelerator, data: StudentData, unlabeled: SoftTargets | None
+) -> dict[str, Any]:
+    """Copies the best weights into the run's folder, adds decisions fitted on images whose labels they did not learn
+    from, and measures them.
+
+    Args:
+        folder (`Path`): Of the run.
+        best (`Path`): Folder of the student.
+        accelerator (`Accelerator`): Says where to compute.
+        data ([`StudentData`]): Images to measure on.
+        unlabeled ([`SoftTargets`], *optional*): Images without labels.
+
+    Returns:
+        `dict`: What was measured, for the report.
+    """
+    for path in best.iterdir():
+        with atomic_file(folder / path.name) as partial:
+            shutil.copyfile(path, partial)
+    student: Any = load_pipeline(str(folder), device=accelerator.device, dtype="float32")
+    found: dict[str, Any] = {"hardware": hardware(accelerator.device), "num_processes": accelerator.num_processes}
+    if unseen := unlabeled or data.validation:
+        images = some_images(unseen, DECIDING)
+        student.decisions = fit_decisions(student, images, min(len(unseen), DECIDING))
+        found["decisions"] = None if student.decisions is None else student.decisions.config
+    if data.evaluation is not None:
+        found["evaluation"], _ = evaluate_segmentation(student, data.evaluation)
+        print(format_metrics(found["evaluation"]))
+    student.save_pretrained(folder)
+    if (dtype := default_dtype(accelerator.device)) != torch.float32:
+        reduced = load_pipeline(str(folder), device=accelerator.device, dtype=dtype)
+        seen = some_images(data.evaluation or data.validation or unlabeled or data.train or data.real, COMPARED)
+        student.agreement = found["agreement"] = measure_agreement(reduced, lambda: student, seen)
+        student.save_pretrained(folder)
+        print(agreement_line(student.agreement))
+    return found
+
+
+def some_images(data: Any, number: int) -> Iterator[PIL.Image.Image]:
+    """Some images of [`LabeledImages`] or [`SoftTargets`], evenly spread."""
+    for row in map(data.__getitem__, evenly_spread(len(data), number)):
+        yield row[0] if isinstance(row, tuple) else row.image

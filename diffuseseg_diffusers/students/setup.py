@@ -1,0 +1,218 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What a training of a student reads: images, teacher and network, from its configuration."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset
+from diffusers.optimization import get_scheduler
+
+from ..datasets.columns import dataset_contents
+from ..datasets.labeled import LabeledImages, load_labeled_images
+from ..datasets.unlabeled import count_channels, evenly_spread, load_unlabeled
+from ..images.image_processor import unnamed_classes
+from ..jobs.contents import contents_of
+from ..jobs.errors import UserError
+from ..pipelines.identity import digest
+from ..pipelines.loading import load_pipeline
+from ..pipelines.segmenter import Segmenter
+from ..trainer.loop import Trainer
+from ..trainer.schedule import Plan
+from .batches import EpochBatches, Mix
+from .choosing import RATES, UNET, check_reads, new_student, student_size
+from .objective import parameter_groups
+from .student import Student
+from .targets import SoftTargets
+
+
+@dataclass
+class StudentData:
+    """Images that a student learns from and is measured on; `None` where there are none.
+
+    Args:
+        train, real, validation, evaluation ([`LabeledImages`], *optional*): Images with masks; `validation` was held
+            out of `train`.
+        unlabeled (`tuple[Dataset, str]`, *optional*): Images without masks, and their column.
+    """
+
+    train: LabeledImages | None
+    real: LabeledImages | None
+    validation: LabeledImages | None
+    evaluation: LabeledImages | None
+    unlabeled: tuple[Dataset, str] | None
+
+    def mix(self, config: Any) -> Mix:
+        """Which images an epoch shows."""
+        parts = (self.train, self.real, self.unlabeled[0] if self.unlabeled else None)
+        count = sum(len(part) for part in parts if part is not None)
+        return Mix(
+            num_epochs=config.num_epochs,
+            images_per_epoch=config.images_per_epoch or max(1000, count),
+            real_fraction=config.real_fraction,
+            unlabeled_fraction=config.unlabeled_fraction,
+            labels_last=config.labels_last,
+        )
+
+
+def load_teacher(config: Any, device: torch.device) -> Segmenter | None:
+    """The teacher of a configuration, if it names one.
+
+    Raises:
+        UserError: It has no head, or reads other images than students do.
+    """
+    if not config.teacher:
+        return None
+    where = None if os.path.isfile(config.teacher) else device  # ONNX files have their own devices
+    teacher = load_pipeline(config.teacher, device=where, cache_dir=config.cache_dir)
+    teacher.check_can_segment()
+    if teacher.channels.config is not None or teacher.in_channels not in (1, 3):
+        raise UserError(
+            f"{config.teacher} reads chosen channels; students take pictures of 1 or 3 channels of eight bits."
+        )
+    return teacher
+
+
+def load_student_data(config: Any, teacher: Segmenter | None) -> StudentData:
+    """The datasets of a configuration, with the classes of the teacher if there is one, or of the first dataset.
+
+    Args:
+        config ([`TrainStudentConfig`]): Names them.
+        teacher ([`Segmenter`], *optional*): From [`load_teacher`].
+
+    Raises:
+        UserError: A dataset cannot be loaded, or has other classes.
+    """
+
+    def load(part: str, first: LabeledImages | None = None) -> LabeledImages | None:
+        name, config_name, split = config.part(part)
+        if name is None:
+            return None
+        given: dict = {"cache_dir": config.cache_dir}
+        if teacher is not None:
+            given |= {"ignore_index": teacher.ignore_index, "classes": teacher.label_names}
+        elif first is not None:
+            given["classes"] = first.label_names or unnamed_classes(first.num_classes)
+        return load_labeled_images(name, config_name, split, **given)
+
+    train, validation = load("train"), None
+    if train is not None and config.held_out > 0:
+        train, validation = train.split(config.held_out, config.seed)
+    real = load("real", train)
+    evaluation = load("eval", train or real)
+    unlabeled = None
+    if teacher is not None:
+        dataset, column = load_unlabeled(*config.part("unlabeled"), cache_dir=config.cache_dir)
+        if config.max_unlabeled is not None and config.max_unlabeled < len(dataset):
+            dataset = dataset.select(evenly_spread(len(dataset), config.max_unlabeled))
+        unlabeled = dataset, column
+    return StudentData(train, real, validation, evaluation, unlabeled)
+
+
+def make_segmenter(config: Any, labeled: LabeledImages | None, teacher: Segmenter | None) -> tuple[Student, str, str]:
+    """The student before its training, its kind (a key of `RATES`), and where its weights are from, empty for fresh
+    ones. It has the resolution of the configuration, its own, or that of the images.
+
+    Args:
+        config ([`TrainStudentConfig`]): Names the network.
+        labeled ([`LabeledImages`], *optional*): What it learns from.
+        teacher ([`Segmenter`], *optional*): States size, channels and classes where nothing is labelled.
+    """
+    sides = config.resolution
+    asked_for = (sides[0], sides[-1]) if sides else None
+    if labeled is not None:
+        first = labeled[0].image
+        if not isinstance(first, PIL.Image.Image):
+            raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {labeled[0].name} is none.")
+        images, grey = first.size[::-1], count_channels(labeled.dataset, labeled.image_column) == 1
+        names = labeled.label_names or unnamed_classes(labeled.num_classes)
+    elif teacher is not None:
+        images, grey, names = teacher.image_size, teacher.in_channels == 1, teacher.label_names
+    else:
+        raise UserError("There is nothing to learn from: give images with masks, or a teacher.")
+    set_seed(config.seed)
+    size = asked_for or student_size(config.model, images)
+    if size != images and not asked_for:
+        print(f"The student reads images at {size[0]} x {size[1]}; the first one has {images[0]} x {images[1]} pixels.")
+    palette = teacher.palette if teacher else None
+    given = (config.model, names, size, 1 if grey else 3, palette, config.from_scratch, config.cache_dir)
+    student, kind = new_student(*given)
+    check_reads(student)
+    fresh = "" if config.from_scratch or config.model in (None, UNET) else config.model
+    return student, kind, getattr(student.model, "name_or_path", fresh)
+
+
+def make_optimizer(config: Any, student: Student, kind: str) -> torch.optim.Optimizer:
+    """AdamW with the learning rates of a configuration for a kind of network, a key of `RATES`."""
+    rate = config.learning_rate or RATES[kind]
+    groups = parameter_groups(student.model, config.layer_decay)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay)
+
+
+def make_trainer(
+    config: Any,
+    accelerator: Accelerator,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    data: StudentData,
+    unlabeled: SoftTargets | None,
+) -> Trainer:
+    """The trainer of a student: the learning rate warms up over a twentieth of the steps and falls as a cosine.
+
+    Args:
+        config ([`TrainStudentConfig`]): How it is trained.
+        accelerator (`Accelerator`): Of this process.
+        student ([`Student`]), optimizer: From [`make_segmenter`] and [`make_optimizer`].
+        data ([`StudentData`]), unlabeled ([`SoftTargets`], *optional*): What it learns from.
+    """
+    stream = EpochBatches(
+        *(data.train, data.real, unlabeled, data.mix(config), student.image_size, student.in_channels),
+        *(config.train_batch_size, config.seed, config.dataloader_num_workers),
+    )
+    total, highest = stream.steps * config.num_epochs, optimizer.param_groups[0]["lr"]
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=total // 20, num_training_steps=total)
+    factor = schedule.lr_lambdas[0]  # a function of the step alone
+    plan = Plan(max_steps=total, max_grad_norm=config.max_grad_norm, total_limit=1, events=(stream.steps,))
+    given = (accelerator, config.output_dir, student.model, optimizer, stream)
+    trainer = Trainer(*given, lambda step, _: highest * factor(step), plan)
+    trainer.state |= {"best": -1.0, "epochs": []}
+    return trainer
+
+
+def teacher_contents(config: Any, teacher: Segmenter) -> dict[str, Any]:
+    """Everything that a teacher's probabilities depend on, beside the images."""
+    if os.path.isfile(config.teacher):
+        return {"file": contents_of([config.teacher])[config.teacher]}
+    return dict(teacher.identity())
+
+
+def targets_settings(config: Any, data: StudentData, teacher: Segmenter, student: Student) -> dict[str, Any]:
+    """Everything that soft targets depend on, for [`claim_targets`]."""
+    names = ("teacher", "unlabeled_dataset_name", "unlabeled_dataset_config_name", "unlabeled_split", "max_unlabeled")
+    settings = {name: getattr(config, name) for name in names}
+    if data.unlabeled is not None:
+        settings |= {
+            "unlabeled_images": len(data.unlabeled[0]),
+            "unlabeled_contents": digest(dataset_contents(*data.unlabeled)),
+        }
+    settings["teacher_contents"] = digest(teacher_contents(config, teacher))
+    return settings | {"image_size": list(student.image_size), "in_channels": student.in_channels}
+
+
+def student_contents(config: Any, data: StudentData, teacher: Segmenter | None) -> dict[str, Any]:
+    """Contents of all that a student's training reads, for [`open_run`]."""
+    found: dict[str, Any] = {}
+    for part, images in (("train", data.train), ("real", data.real), ("eval", data.evaluation)):
+        if images is not None:
+            found[f"{part}_dataset_name"] = dataset_contents(images.dataset, images.image_column, images.mask_column)
+    if data.unlabeled is not None:
+        found["unlabeled_dataset_name"] = dataset_contents(*data.unlabeled)
+    if teacher is not None:
+        found["teacher"] = teacher_contents(config, teacher)
+    if config.model:
+        found["model"] = contents_of([config.model])[config.model]
+    return found

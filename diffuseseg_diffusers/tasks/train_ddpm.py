@@ -1,0 +1,58 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Options of `diffuseseg train-ddpm`; the training is `training/train_ddpm.py`."""
+
+from dataclasses import dataclass
+
+from ..jobs.config import option
+from ..jobs.errors import UserError
+from .options import CachesDownloads, PushesModel, WritesFolder, exclusive
+from .train_options import KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
+
+
+DENOISERS = ("unet", "dit")
+BETA_SCHEDULES = ("linear", "cosine")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDDPMConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDownloads, PushesModel, WritesFolder):
+    """Train a diffusion model on unlabelled images."""
+
+    title = "model"
+
+    vae: str | None = option(
+        None, "Autoencoder whose latents are denoised: a local folder or a name on the Hub.", reads=True
+    )
+    denoiser: str = option("unet", "Kind of model: a U-Net, or a transformer on square latents.", choices=DENOISERS)
+    model_config: str | None = option(
+        None, "Arguments of the model: JSON, YAML, or a folder or Hub name with a U-Net.", reads=True
+    )
+    pretrained: str | None = option(
+        None,
+        "Pipeline to start from: a local folder or a name on the Hub.",
+        aliases=("--pretrained_model_name_or_path",),
+        reads=True,
+    )
+    base_channels: int | None = option(None, "Width of the preset for the resolution.")
+    dropout: float = option(0.0, "Dropout rate in the residual layers.")
+    beta_schedule: str | None = option(
+        None, "Noise schedule (default: linear).", choices=BETA_SCHEDULES, group="objective"
+    )
+    prediction_type: str | None = option(
+        None, "Quantity that the model predicts (default: epsilon).", choices=PREDICTION_TYPES, group="objective"
+    )
+    snr_gamma: float | None = option(
+        None, "γ of Min-SNR weighting; 5 is usual (default: no weighting).", group="objective"
+    )
+
+    def check(self) -> None:
+        super().check()
+        exclusive(self, "model_config", "pretrained", "base_channels")
+        if self.pretrained and (self.beta_schedule or self.prediction_type):
+            raise UserError("--pretrained brings its own noise schedule and prediction type; leave the options out.")
+        if self.pretrained and self.vae:
+            raise UserError("Training of latent models begins anew; leave --pretrained out.")
+        if self.vae and (self.input_channels or self.intensity_window or self.intensity_percentiles):
+            raise UserError("Autoencoders take pictures of eight bits; leave channels and intensities out, or --vae.")
+        if self.vae and self.streaming:
+            raise UserError("Latents are encoded before training; --streaming and --vae exclude each other.")

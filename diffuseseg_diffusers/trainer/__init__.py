@@ -1,0 +1,2 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The training loop: optimizer steps, averaged weights, checkpoints, log and stop signals."""
