@@ -4,10 +4,8 @@
 import argparse
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 
-from .jobs.command import run_command
 from .jobs.errors import UserError
 from .jobs.hardware import DTYPES
 
@@ -81,11 +79,6 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> argparse
     return group
 
 
-def block_name(text: str) -> int | str:
-    """A block as typed: its number, or the name of a module."""
-    return int(text) if text.isdecimal() else text
-
-
 def height_and_width(given: list[int] | None) -> tuple[int, int] | None:
     """What `--resolution` means: one side of squares, or height and width.
 
@@ -129,24 +122,6 @@ def inputs_of(args: argparse.Namespace) -> list[object]:
         if name not in written:
             found += value if isinstance(value, (list, tuple)) else [value]
     return found
-
-
-def run_script(description: str | None, add_arguments: Callable, main: Callable) -> None:
-    """Runs a script of `training/` with the arguments of the command line; ends the process.
-
-    Args:
-        description (`str`): Of the script.
-        add_arguments (`Callable`), main (`Callable`): Its own.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    args = parser.parse_args()
-
-    def checked() -> int | None:
-        check_numbers(args)
-        return main(args)
-
-    run_command(checked)
 
 
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:

@@ -4,7 +4,6 @@
 Everything is prepared and checked before the repository is created, so that a refused push leaves none behind.
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,19 +183,6 @@ def hub_refusals(what: str) -> Iterator[list[str]]:
         if reason is None:
             raise
         raise UserError(" ".join([f"{what}: {reason}.", *more])) from error
-
-
-def add_hub_arguments(parser: argparse.ArgumentParser, repo_type: str = "model") -> None:
-    """`--push_to_hub` and what goes with it, for the training scripts."""
-    group = parser.add_argument_group("Hub")
-    group.add_argument("--push_to_hub", action="store_true", help=f"Upload the {repo_type} at the end, with its card.")
-    group.add_argument(
-        f"--hub_{repo_type}_id",
-        dest="hub_id",
-        help="Name of the repository on the Hub, user/name (default: the name of the output folder).",
-    )
-    group.add_argument("--hub_private_repo", action="store_true", help="Make a new repository private.")
-    group.add_argument("--license", help="Identifier of the licence on the Hub (default: unknown).")
 
 
 def prepare_push(config: Any) -> None:

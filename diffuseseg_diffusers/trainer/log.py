@@ -14,7 +14,7 @@ from accelerate.tracking import get_available_trackers
 from diffusers.utils import make_image_grid
 
 from ..jobs.errors import UserError
-from ..jobs.files import write_text
+from ..jobs.files import to_json, write_text
 
 
 LOG_FILE = "train_log.jsonl"
@@ -36,7 +36,7 @@ class TrainingLog:
         self.path, self.samples = folder / LOG_FILE, folder / "samples"
         self.entries = read_log(self.path, step)
         if accelerator.is_main_process:
-            write_text(self.path, "".join(json.dumps(e) + "\n" for e in self.entries))
+            write_text(self.path, "".join(to_json(e) + "\n" for e in self.entries))
         if self.tracked:
             config = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in settings.items()}
             (folder / "logs").mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ class TrainingLog:
         self.entries.append({"step": step, **values})
         if self.accelerator.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(self.entries[-1]) + "\n")
+                file.write(to_json(self.entries[-1]) + "\n")
         if self.tracked:
             flat = {}
             for name, value in values.items():
