@@ -19,8 +19,8 @@ def main() -> None:
     head = fit_segmentation_head(pipes["float32"], task.train, seed=args.seeds[0])
     columns = {
         "dtype": ("precision", "text"),
-        "same": ("pixels as in float32, %", "percent"),
-        "mean_iou": ("mean IoU, %", "percent"),
+        "same": ("pixels as in float32, %", "percent2"),
+        "mean_iou": ("mean IoU, %", "percent2"),
         "seconds": ("ms an image", "ms"),
         "times": ("", "times"),
     }

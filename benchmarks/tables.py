@@ -27,9 +27,11 @@ VALUE = re.compile(r"<!-- value: (?P<name>\S+) (?P<key>\S+) (?P<row>.+?) (?P<for
 
 
 def shown(value: Any, kind: str) -> str:
-    """A value of a table: `text`, `int`, `percent` (of a fraction), `ms` (of seconds), `times`, or a number of digits.
+    """A value of a table as text.
 
-    Of several values, `percent` and digits behind the point show the mean with the range, `ms` and `times` the median.
+    Kinds are `text`, `int`, `percent` (of a fraction; `percent2` with two digits), `ms` (of seconds), `times`, or the
+    number of digits behind the point. Of several values, `percent` and digits show the mean with the range, `ms` and
+    `times` the median.
     """
     if value is None:
         return ""
@@ -41,7 +43,7 @@ def shown(value: Any, kind: str) -> str:
         return _digits(1000 * (statistics.median(value) if isinstance(value, list) else value))
     if kind == "times":
         return f"{statistics.median(value) if isinstance(value, list) else value:.2f}×"
-    factor, decimals = (100, 1) if kind == "percent" else (1, int(kind))
+    factor, decimals = (100, int(kind[7:] or 1)) if kind.startswith("percent") else (1, int(kind))
     values = [factor * v for v in (value if isinstance(value, list) else [value])]
     mean = f"{statistics.mean(values):,.{decimals}f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):,.{decimals}f} to {max(values):,.{decimals}f})"
