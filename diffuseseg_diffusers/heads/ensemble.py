@@ -260,18 +260,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, safe_serialization: bool = True, variant: str | None = None, **kwargs
     ) -> None:
-        """Saves the head as [`ModelMixin.save_pretrained`] does, in the safetensors format only.
-
-        Args:
-            save_directory (`str` or path): Folder; created if missing.
-            safe_serialization (`bool`, defaults to `True`): `False` is ignored with a warning: pickled heads are not
-                loaded.
-            variant (`str`, *optional*): Weights are saved as `diffusion_pytorch_model.<variant>.safetensors`.
-            **kwargs: As in [`ModelMixin.save_pretrained`].
-
-        Example:
-            >>> pipe.segmentation_head.save_pretrained("out/head")
-        """
+        """Saves the head as [`ModelMixin.save_pretrained`] does, always as safetensors; pickled heads are refused."""
         if not safe_serialization:
             logger.warning("The segmentation head is saved as safetensors: pickled heads are not loaded.")
         super().save_pretrained(save_directory, safe_serialization=True, variant=variant, **kwargs)
