@@ -78,7 +78,7 @@ def test_masks_while_sampling_read_the_activations_of_the_steps_nearest_to_the_h
     seen = {}
 
     def watch(pipe, i, t, given):
-        seen[t] = given["sample"]
+        seen[t] = given["latents"]
         return {}
 
     passes = []
