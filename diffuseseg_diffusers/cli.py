@@ -18,10 +18,6 @@ from .tasks import TASKS, named, run_task
 
 # Commands that have no configuration yet: what each does, and the module with its `add_arguments` and `main`.
 COMMANDS = {
-    "demo": ("Show the whole idea on drawn faces.", ".tasks.demo"),
-    "taps": ("List what can be read of a model.", ".tasks.taps"),
-    "app": ("Label pictures in the browser.", ".tasks.app"),
-    "compare": ("Compare fitted models, students and ONNX files.", ".tasks.compare"),
 }
 _OF_TRAIN = ("datasets", "evaluate", "matplotlib", "pyarrow", "transformers")  # what the extra `train` brings
 

@@ -25,6 +25,10 @@ TASKS = {
     ),
     "train-student": ("tasks.train_student:TrainStudentConfig", "training.train_student:train_student"),
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
+    "demo": ("tasks.demo:DemoConfig", "tasks.demo:demo"),
+    "taps": ("tasks.taps:TapsConfig", "tasks.taps:taps"),
+    "app": ("tasks.app:AppConfig", "tasks.app:app"),
+    "compare": ("tasks.compare:CompareConfig", "tasks.compare:compare"),
     "segment": ("tasks.segment:SegmentConfig", "tasks.segment:segment"),
 }
 

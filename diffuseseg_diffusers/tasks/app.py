@@ -1,82 +1,79 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Labels pictures in the browser: `diffuseseg app`."""
+"""Labels images in the browser: `diffuseseg app`."""
 
-import argparse
 import ipaddress
-import secrets
 import socket
 import sys
-import webbrowser
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..arguments import add_cache_argument, add_model_arguments, folder_path
-from ..hub.push import push_folder
-from ..images.image_processor import limit_pixels
+from ..jobs.config import option
 from ..jobs.errors import UserError
-from ..jobs.files import output_folder
-from ..jobs.install import missing_extra
-from ..pipelines.loading import load_pipeline, save_fitted
+from .options import CachesDownloads, NamesModel
 
 
 LOCAL = "127.0.0.1"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    add_cache_argument(parser)
-    group = parser.add_argument_group("pictures")
-    group.add_argument(
-        "--images", type=folder_path, required=True, metavar="FOLDER", help="Folder with the pictures to label."
-    )
-    group.add_argument(
-        "--classes",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="Classes of a new session (default: added on the page).",
-    )
-    group.add_argument(
-        "--session",
-        type=folder_path,
-        metavar="FOLDER",
-        help="Folder of the session: strokes, features, results. The same folder is the same session again (default: "
-        "the folder of the pictures with -labels at its end).",
-    )
-    group.add_argument("--recipe", default="default", help="Recipe of the head (default: default).")
-    group.add_argument("--max_pixels", type=int, help="Limit of pixels of an image file that is decoded.")
-    server = parser.add_argument_group("server")
-    server.add_argument(
-        "--host",
-        default=LOCAL,
-        help="Address to listen at; 0.0.0.0 lets other machines in, unencrypted (default: 127.0.0.1).",
-    )
-    server.add_argument("--port", type=int, default=0, help="Port to listen at; 0: a free one (default: 0).")
-    server.add_argument(
-        "--no_token",
-        action="store_true",
-        help="No token in the address: whoever reaches it may label; for a page behind a login.",
-    )
-    server.add_argument("--open", action="store_true", help="Opening of the page in the browser.")
-    space = parser.add_argument_group("Space")
-    space.add_argument(
-        "--push_space",
-        metavar="REPO",
-        help="Upload to a Space on the Hub, user/name, that runs the same page on these pictures; nothing runs here.",
-    )
-    space.add_argument(
-        "--public", action="store_true", help="Publicity of a new Space: all its pictures can be seen by everyone."
-    )
+@dataclass(frozen=True, kw_only=True)
+class AppConfig(NamesModel, CachesDownloads):
+    """Label images in the browser."""
 
+    title = "images"
 
-def main(args: argparse.Namespace) -> None:
-    if args.push_space:
+    images: Path = option(help="Folder with the images to label.", reads=True)
+    classes: tuple[str, ...] = option((), "Classes of a new session (default: added on the page).")
+    session: Path | None = option(
+        None,
+        "Folder of the session: strokes, features, results. The same folder resumes it (default: the folder of the "
+        "images with -labels at its end).",
+    )
+    recipe: str = option("default", "Recipe of the head.")
+    max_pixels: int | None = option(None, "Limit of pixels of images that are decoded whole.", minimum=1)
+    host: str = option(LOCAL, "Address to listen at; 0.0.0.0 lets other machines in, unencrypted.", group="server")
+    port: int = option(0, "Port to listen at; 0: a free one.", group="server", maximum=65535)
+    no_token: bool = option(
+        False,
+        "Serve without a token in the address: whoever reaches it may label; for a page behind a login.",
+        group="server",
+    )
+    open: bool = option(False, "Open the page in the browser.", group="server")
+    push_space: str | None = option(
+        None,
+        "Upload to a Space on the Hub, user/name, that runs the same page on these images; nothing runs here.",
+        group="Space",
+    )
+    public: bool = option(False, "Make a new Space public: everyone can see all its images.", group="Space")
+
+    def check(self) -> None:
+        super().check()
         alone = {"session": None, "max_pixels": None, "device": None, "port": 0, "no_token": False, "open": False}
-        if unread := [name for name, default in alone.items() if getattr(args, name) != default]:
+        unread = [name for name, default in alone.items() if getattr(self, name) != default]
+        if self.push_space and unread:
             raise UserError(f"--{unread[0]} is not for a Space, whose page begins without strokes; leave it out.")
-        push_space(args)
+        if self.public and not self.push_space:
+            raise UserError("--public is for a Space; give its name with --push_space.")
+
+
+def app(config: AppConfig) -> None:
+    """Serves the page on which images are labelled, until it is interrupted; or uploads a Space that does.
+
+    Args:
+        config ([`AppConfig`]): Which images and model, and where the page is served.
+
+    Raises:
+        UserError: Model, images, session or address cannot be used.
+
+    Example:
+        >>> from diffuseseg_diffusers.tasks.app import AppConfig, app
+        >>> app(AppConfig(model="google/ddpm-cat-256", images="photos", open=True))
+    """
+    from ..jobs.install import missing_extra
+
+    if config.push_space:
+        push_space(config)
         return
-    if args.public:
-        raise UserError("--public is for a Space; give its name with --push_space.")
     try:
         import uvicorn
 
@@ -84,34 +81,33 @@ def main(args: argparse.Namespace) -> None:
         from ..labeling.session import LabelSession
     except ModuleNotFoundError as error:
         raise missing_extra("app", error.name) from error
+    import secrets
+    import webbrowser
+
+    from ..images.image_processor import limit_pixels
+    from ..pipelines.loading import load_pipeline
+
     # 1. The inputs, then the session.
-    limit_pixels(args.max_pixels)
-    if not args.images.is_dir():
-        raise UserError(f"There is no folder {args.images}.")
-    if not 0 <= args.port <= 65535:
-        raise UserError(f"--port is 0 to 65535, got {args.port}.")
-    images = args.images.resolve()
-    if not images.name and not args.session:
+    limit_pixels(config.max_pixels)
+    if not config.images.is_dir():
+        raise UserError(f"There is no folder {config.images}.")
+    images = config.images.resolve()
+    if not images.name and not config.session:
         raise UserError("A session beside the root of the disk is not possible; give a folder for it with --session.")
-    folder = args.session or images.with_name(f"{images.name}-labels")
-    pipe = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
-    session = LabelSession(pipe, args.images, folder, args.classes, args.recipe)
+    folder = config.session or images.with_name(f"{images.name}-labels")
+    pipe = load_pipeline(
+        config.model, config.revision, config.device, config.dtype, config.cache_dir, config.base_model
+    )
+    session = LabelSession(pipe, config.images, folder, config.classes, config.recipe)
     for note in session.notes:
         print(note, file=sys.stderr)
     strokes = len(session.journal.active())
     print(f"{len(session.pictures)} pictures, {strokes} strokes; the session is in {folder}.")
 
     # 2. The page.
-    def save(target: Path) -> None:
-        with output_folder(target, overwrite=True, command="fit") as partial:
-            save_fitted(pipe, partial, args.model, args.revision, args.cache_dir)
-
-    def push(target: Path, repo_id: str, token: str, private: bool) -> str:
-        return push_folder(target, repo_id, private=private, token=token)
-
-    token = None if args.no_token else secrets.token_urlsafe(24)
-    api = create_app(session, token, save, push)
-    listener = listen(args.host, args.port)
+    token = None if config.no_token else secrets.token_urlsafe(24)
+    api = create_app(session, token, *savers(config, pipe))
+    listener = listen(config.host, config.port)
     bound, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(bound).is_loopback:
         print(f"Other machines can reach this page at port {port}; what passes is not encrypted.", file=sys.stderr)
@@ -121,10 +117,26 @@ def main(args: argparse.Namespace) -> None:
         print("There is no token: whoever reaches this page may label.", file=sys.stderr)
     print(f"Label at {address}\nCtrl-C ends it; nothing is lost.", flush=True)
     api.state.app.start()
-    if args.open:
+    if config.open:
         webbrowser.open(address)
-    config = uvicorn.Config(api, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[listener])
+    served = uvicorn.Config(api, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(served).run(sockets=[listener])
+
+
+def savers(config: AppConfig, pipe: Any) -> tuple[Any, Any]:
+    """Functions that save the fitted pipeline to a folder, and push a folder to the Hub."""
+    from ..hub.push import push_folder
+    from ..jobs.files import output_folder
+    from ..pipelines.loading import save_fitted
+
+    def save(target: Path) -> None:
+        with output_folder(target, overwrite=True, command="fit") as partial:
+            save_fitted(pipe, partial, config.model, config.revision, config.cache_dir)
+
+    def push(target: Path, repo_id: str, token: str, private: bool) -> str:
+        return push_folder(target, repo_id, private=private, token=token)
+
+    return save, push
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -142,17 +154,25 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UserError(
             f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port or --host."
-        ) from (error)
+        ) from error
     return listener
 
 
-def push_space(args: argparse.Namespace) -> None:
+def push_space(config: AppConfig) -> None:
     """Uploads the Space."""
     from ..hub.space import push_labeling_space
 
-    given = dict(classes=args.classes, recipe=args.recipe, private=not args.public)
-    given |= dict(revision=args.revision, base_model=args.base_model)
-    url = push_labeling_space(args.push_space, args.model, args.images, **given)
+    assert config.push_space is not None
+    url = push_labeling_space(
+        config.push_space,
+        config.model,
+        config.images,
+        classes=config.classes,
+        recipe=config.recipe,
+        private=not config.public,
+        revision=config.revision,
+        base_model=config.base_model,
+    )
     print(f"Pushed: {url}")
-    if args.public:
-        print("The Space is public: everyone can see its pictures.", file=sys.stderr)
+    if config.public:
+        print("The Space is public: everyone can see its images.", file=sys.stderr)

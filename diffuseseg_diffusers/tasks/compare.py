@@ -1,62 +1,84 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Compares fitted models, students and ONNX files on labelled images: `diffuseseg compare`."""
 
-import argparse
 import os
+from dataclasses import dataclass
 
-from ..arguments import add_cache_argument, add_model_options, add_output_arguments, check_at_least_one, inputs_of
-from ..datasets.arguments import add_data_arguments
-from ..datasets.columns import describe_dataset
-from ..datasets.labeled import load_data
-from ..evaluation.comparison import compare_models, format_comparison
-from ..figures.curves import accuracy_over_speed
+from ..jobs.config import option
 from ..jobs.errors import UserError
-from ..jobs.files import check_output_folder, output_folder, shown_name, write_json
-from ..jobs.hardware import find_device, hardware
-from ..pipelines.loading import load_pipelines
+from .options import CachesDownloads, ReadsLabels, RunsModel, WritesFolder
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("models")
-    group.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help="Fitted models, students and ONNX files: local folders, files or names on the Hub; the others are "
-        "compared with the first.",
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(RunsModel, ReadsLabels, CachesDownloads, WritesFolder):
+    """Compare fitted models, students and ONNX files."""
+
+    models: tuple[str, ...] = option(
+        (),
+        "Fitted models, students and ONNX files: local folders, files or names on the Hub; compared with the first.",
+        positional=True,
+        reads=True,
     )
-    add_model_options(group)
-    add_data_arguments(parser, split="test")
-    add_cache_argument(parser)
-    parser.add_argument("--batch_size", type=int, default=8, help="Number of images in a pass (default: 8).")
-    add_output_arguments(parser, "comparison.json and comparison.png")
+    batch_size: int = option(8, "Images per forward pass.", minimum=1)
+
+    def check(self) -> None:
+        super().check()
+        if not self.models:
+            raise UserError("Give models to compare: local folders, files or names on the Hub.")
+        real = [os.path.realpath(name) if os.path.exists(name) else name for name in self.models]
+        if twice := next((name for name, path in zip(self.models, real) if real.count(path) > 1), None):
+            raise UserError(f"{twice} is given twice; give every model once.")
 
 
-def main(args: argparse.Namespace) -> None:
-    check_at_least_one(args, "batch_size")
-    check_output_folder(args.output_dir, args.overwrite, inputs_of(args), "compare")
-    real = [os.path.realpath(name) if os.path.exists(name) else name for name in args.models]
-    if twice := next((name for name, path in zip(args.models, real) if real.count(path) > 1), None):
-        raise UserError(f"{twice} is given twice; give every model once.")
-    where = (args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
-    models = load_pipelines(args.models, *where)
+def compare(config: CompareConfig) -> dict:
+    """Measures models side by side on the same labelled images; writes `comparison.json` and `comparison.png`.
+
+    Args:
+        config ([`CompareConfig`]): Which models, on what, and where to write.
+
+    Returns:
+        `dict`: What `comparison.json` holds; `models` is the list of [`compare_models`], and `hardware` what ran it.
+
+    Raises:
+        UserError: Models, data or folder cannot be used, or the models have different classes or channels.
+
+    Example:
+        >>> from diffuseseg_diffusers import CompareConfig, compare
+        >>> found = compare(CompareConfig(models=["out/model", "out/student"], dataset_name="DATA", output_dir="out/c"))
+        >>> [model["mean_iou"] for model in found["models"]]
+    """
+    from ..datasets.columns import describe_dataset
+    from ..datasets.labeled import load_data
+    from ..evaluation.comparison import compare_models, format_comparison
+    from ..figures.curves import accuracy_over_speed
+    from ..jobs.files import check_output_folder, output_folder, shown_name, write_json
+    from ..jobs.hardware import find_device, hardware
+    from ..pipelines.loading import load_pipelines
+
+    check_output_folder(config.output_dir, config.overwrite, config.inputs(), "compare")
+    where = (config.revision, config.device, config.dtype, config.cache_dir, config.base_model)
+    models = load_pipelines(config.models, *where)
     for model in models.values():
         model.check_can_segment()
-    first = models[args.models[0]]
+    first = models[config.models[0]]
     for name, model in models.items():
         if model.channels.config != first.channels.config:
-            raise UserError(f"{name} reads other channels of an image than {args.models[0]}; compare those alike.")
-    dataset = load_data(args, ignore_index=first.ignore_index, classes=first.label_names, channels=first.channels)
-    results = compare_models(models, dataset, args.batch_size)
+            raise UserError(f"{name} reads other channels of an image than {config.models[0]}; compare those alike.")
+    dataset = load_data(config, ignore_index=first.ignore_index, classes=first.label_names, channels=first.channels)
+    results = compare_models(models, dataset, config.batch_size)
     report = {
-        "dataset": describe_dataset(args.dataset_name, args.dataset_config_name, args.split),
+        "dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split),
         "num_images": len(dataset),
-        "batch_size": args.batch_size,
-        "hardware": hardware(find_device(args.device)),
+        "batch_size": config.batch_size,
+        "hardware": hardware(find_device(config.device)),
         "models": results,
     }
-    with output_folder(args.output_dir, args.overwrite, "compare", inputs_of(args)) as folder:
+    with output_folder(config.output_dir, config.overwrite, "compare", config.inputs()) as folder:
         write_json(folder / "comparison.json", report)
         accuracy_over_speed([r | {"model": shown_name(r["model"])} for r in results]).savefig(folder / "comparison.png")
     print(format_comparison(results))
-    print(f"{len(dataset)} images in batches of {args.batch_size}, {report['hardware']}. Written to {args.output_dir}.")
+    print(
+        f"{len(dataset)} images in batches of {config.batch_size}, {report['hardware']}. Written to "
+        f"{config.output_dir}."
+    )
+    return report

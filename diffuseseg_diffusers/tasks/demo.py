@@ -4,26 +4,14 @@
 A small diffusion model comes with the package; with `--train` it is trained first, by the same command that made it.
 """
 
-import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import DDIMScheduler
-
-from ..arguments import add_output_arguments, check_at_least_one
-from ..datasets.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, drawn_faces, write_drawn_faces
-from ..datasets.labeled import LabeledImages
-from ..evaluation.evaluate import evaluate_segmentation, format_metrics
-from ..figures.pages import contact_sheet
-from ..heads.fit import fit_segmentation_head
-from ..jobs.command_line import config_line, parse
-from ..jobs.files import check_output_folder, output_folder, write_json
-from ..jobs.hardware import default_device, default_dtype
-from ..jobs.run import may_resume, open_run
-from ..pipelines.loading import load_pipeline
+from ..jobs.config import option
 from . import run_task
+from .options import WritesFolder
 from .train_ddpm import TrainDDPMConfig
 
 
@@ -32,47 +20,61 @@ METRICS = "metrics.json"  # written last
 SHEET = "contact_sheet.png"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train", action="store_true", help="Training of the diffusion model first.")
-    parser.add_argument("--train_minutes", type=float, default=56, help="Minutes of that training (default: 56).")
-    parser.add_argument(
-        "--num_faces", type=int, help="Number of unlabelled faces to train on, 1 to 8000 (default: 8000)."
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(WritesFolder):
+    """Show the whole idea on drawn faces."""
+
+    train: bool = option(False, "Train the diffusion model first.")
+    train_minutes: float = option(56, "Minutes of that training.")
+    num_faces: int | None = option(
+        None, "Number of unlabelled faces to train on, 1 to 8000 (default: 8000).", minimum=1, maximum=8000
     )
-    parser.add_argument(
-        "--num_labeled", type=int, default=5, help="Number of labelled images to fit on, 1 to 20 (default: 5)."
-    )
-    parser.add_argument(
-        "--num_test", type=int, default=100, help="Number of images to measure on, 1 to 100 (default: 100)."
-    )
-    parser.add_argument("--num_generated", type=int, default=16, help="Number of images to generate (default: 16).")
-    parser.add_argument("--num_inference_steps", type=int, default=50, help="Number of DDIM steps (default: 50).")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of fitting and generating (default: 0).")
-    add_output_arguments(parser, "the contact sheet, figures and the model")
+    num_labeled: int = option(5, "Number of labelled images to fit on.", minimum=1, maximum=20)
+    num_test: int = option(100, "Number of images to measure on.", minimum=1, maximum=100)
+    num_generated: int = option(16, "Number of images to generate.", minimum=1)
+    num_inference_steps: int = option(50, "Number of DDIM steps.", minimum=1)
+    seed: int = option(0, "Seed of fitting and generating.")
 
 
-def train_arguments(data: Path, output_dir: Path, minutes: float) -> list[str]:
-    """Arguments of `train-ddpm` that made the shipped model, in bfloat16 where that is fast."""
-    precision = "bf16" if default_dtype(default_device()) == torch.bfloat16 else "no"
-    return [
-        *("--dataset_name", str(data), "--dataset_config_name", "unlabeled"),
-        *("--model_config", SHIPPED_MODEL, "--random_flip", "--train_batch_size", "16"),
-        *("--learning_rate", "4e-4", "--lr_scheduler", "cosine", "--max_train_minutes", str(minutes)),
-        *("--use_ema", "--mixed_precision", precision, "--seed", "0", "--output_dir", str(output_dir)),
-    ]
+def demo(config: DemoConfig) -> dict:
+    """Fits a head on a few drawn faces, measures it on others, and generates images with masks.
 
+    Args:
+        config ([`DemoConfig`]): How many of each, and where to write.
 
-def main(args: argparse.Namespace) -> int | None:
+    Returns:
+        `dict`: What `metrics.json` holds: mean IoU and more, and the seconds of each stage.
+
+    Raises:
+        UserError: The folder cannot be used.
+
+    Example:
+        >>> from diffuseseg_diffusers.tasks.demo import DemoConfig, demo
+        >>> metrics = demo(DemoConfig(output_dir="out/demo"))
+    """
+    import torch
+    from diffusers import DDIMScheduler
+
+    from ..datasets.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, drawn_faces
+    from ..datasets.labeled import LabeledImages
+    from ..evaluation.evaluate import evaluate_segmentation, format_metrics
+    from ..heads.fit import fit_segmentation_head
+    from ..jobs.contents import contents_of
+    from ..jobs.files import check_output_folder, write_json
+    from ..jobs.hardware import default_device
+    from ..jobs.run import check_run, open_run
+    from ..pipelines.loading import load_pipeline
+
     # 1. The inputs, and only then the folder.
-    check_at_least_one(args, "num_faces", "num_generated", "num_inference_steps")
-    labeled = LabeledImages(drawn_faces("train", args.num_labeled), label_names=LABEL_NAMES)
-    unseen = LabeledImages(drawn_faces("test", args.num_test), label_names=LABEL_NAMES)
-    if not may_resume(args.output_dir, COMMAND) or (args.output_dir / METRICS).exists():
-        check_output_folder(args.output_dir, args.overwrite)
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "overwrite", "command")}
-    open_run(args.output_dir, COMMAND, settings, own_files(args), args.overwrite)
-    if args.train:
-        train(args)
-    model = str(args.output_dir / "ddpm") if args.train else SHIPPED_MODEL
+    labeled = LabeledImages(drawn_faces("train", config.num_labeled), label_names=LABEL_NAMES)
+    unseen = LabeledImages(drawn_faces("test", config.num_test), label_names=LABEL_NAMES)
+    check_run(config, COMMAND)
+    if (config.output_dir / METRICS).exists():
+        check_output_folder(config.output_dir, config.overwrite)
+    open_run(config, COMMAND, {"model": contents_of([SHIPPED_MODEL])[SHIPPED_MODEL]}, own_files(config))
+    if config.train:
+        train(config)
+    model = str(config.output_dir / "ddpm") if config.train else SHIPPED_MODEL
 
     # 2. Fitting, measuring and generating, each with its time.
     seconds, began = {}, time.perf_counter()
@@ -84,34 +86,38 @@ def main(args: argparse.Namespace) -> int | None:
 
     pipe: Any = load_pipeline(model, device=default_device())
     lap("load")
-    pipe.segmentation_head = fit_segmentation_head(pipe, labeled, seed=args.seed)
+    pipe.segmentation_head = fit_segmentation_head(pipe, labeled, seed=config.seed)
     lap("fit")
-    metrics, examples = evaluate_segmentation(pipe, unseen, num_examples=args.num_generated)
+    metrics, examples = evaluate_segmentation(pipe, unseen, num_examples=config.num_generated)
     lap("evaluate")
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    generator = torch.Generator().manual_seed(args.seed)
-    generated = pipe(args.num_generated, generator, args.num_inference_steps)
+    generator = torch.Generator().manual_seed(config.seed)
+    generated = pipe(config.num_generated, generator, config.num_inference_steps)
     lap("generate")
 
     # 3. What is left behind.
-    write(args.output_dir, pipe, labeled, examples, list(zip(generated.images, generated.masks)))
-    write_json(args.output_dir / METRICS, {**metrics, "seconds": seconds})
+    write(config.output_dir, pipe, labeled, examples, list(zip(generated.images, generated.masks)))
+    metrics = {**metrics, "seconds": seconds}
+    write_json(config.output_dir / METRICS, metrics)
     print(format_metrics(metrics))
     print(f"Fitted on {len(labeled)} labelled images. Seconds: {', '.join(f'{k} {v}' for k, v in seconds.items())}.")
-    print(f"Contact sheet: {args.output_dir / SHEET}")
-    print(f"Images with masks: {args.output_dir / 'generated'}")
-    print(f"Pipeline, for `diffuseseg segment`: {args.output_dir / 'model'}")
-    return None
+    print(f"Contact sheet: {config.output_dir / SHEET}")
+    print(f"Images with masks: {config.output_dir / 'generated'}")
+    print(f"Pipeline, for `diffuseseg segment`: {config.output_dir / 'model'}")
+    return metrics
 
 
-def own_files(args: argparse.Namespace) -> list[str]:
+def own_files(config: DemoConfig) -> list[str]:
     """What the record lists; the folders of data, training and model have records of their own."""
-    generated = [f"generated/{i:02d}{kind}.png" for i in range(args.num_generated) for kind in ("", "_mask")]
+    generated = [f"generated/{i:02d}{kind}.png" for i in range(config.num_generated) for kind in ("", "_mask")]
     return ["drawn-faces/*", "ddpm/*", "model/*", *generated, SHEET, METRICS]
 
 
-def write(folder: Path, pipe: Any, labeled: LabeledImages, examples: list, generated: list[tuple]) -> None:
+def write(folder: Path, pipe: Any, labeled: Any, examples: list, generated: list[tuple]) -> None:
     """Writes the pipeline, the generated images with their masks, and the contact sheet of all."""
+    from ..figures.pages import contact_sheet
+    from ..jobs.files import output_folder
+
     with output_folder(folder / "model", overwrite=True, command=COMMAND) as partial:
         pipe.save_pretrained(partial)
     (folder / "generated").mkdir(exist_ok=True)
@@ -122,12 +128,32 @@ def write(folder: Path, pipe: Any, labeled: LabeledImages, examples: list, gener
     contact_sheet(shown, examples, generated, pipe.label_names, pipe.palette).savefig(folder / SHEET)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Trains the diffusion model on drawn faces, or resumes its training."""
-    data, output_dir = args.output_dir / "drawn-faces", args.output_dir / "ddpm"
+def train(config: DemoConfig) -> None:
+    """Trains the diffusion model on drawn faces as the shipped one was, or resumes its training."""
+    import torch
+
+    from ..datasets.drawn_faces import SHIPPED_MODEL, write_drawn_faces
+    from ..jobs.files import output_folder
+    from ..jobs.hardware import default_device, default_dtype
+
+    data = config.output_dir / "drawn-faces"
     if not data.exists():
         with output_folder(data, overwrite=False, command=COMMAND) as partial:
-            write_drawn_faces(partial, args.num_faces)
-    given = train_arguments(data, output_dir, args.train_minutes)
-    given += ["--num_samples", str(args.num_generated), "--num_inference_steps", str(args.num_inference_steps)]
-    run_task(parse(config_line("train-ddpm", TrainDDPMConfig), given))
+            write_drawn_faces(partial, config.num_faces)
+    training = TrainDDPMConfig(
+        dataset_name=str(data),
+        dataset_config_name="unlabeled",
+        model_config=SHIPPED_MODEL,
+        random_flip=True,
+        train_batch_size=16,
+        learning_rate=4e-4,
+        lr_scheduler="cosine",
+        max_train_minutes=config.train_minutes,
+        use_ema=True,
+        mixed_precision="bf16" if default_dtype(default_device()) == torch.bfloat16 else "no",
+        seed=0,
+        num_samples=config.num_generated,
+        num_inference_steps=config.num_inference_steps,
+        output_dir=config.output_dir / "ddpm",
+    )
+    run_task(training)

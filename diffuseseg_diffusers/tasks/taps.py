@@ -1,38 +1,64 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Lists what can be read of a model: `diffuseseg taps`."""
 
-import argparse
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..arguments import add_cache_argument, add_model_options, height_and_width
-from ..features.base import FeatureExtractor
-from ..heads.fit import recipe_extractor
+from ..jobs.config import option
 from ..jobs.errors import UserError
-from ..pipelines.loading import load_pipeline
-from ..pipelines.segmenter import HeadSegmenter
+from .options import CachesDownloads, RunsModel, height_and_width
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="Pipeline: a local folder or a name on the Hub.")
-    parser.add_argument(
-        "--resolution",
-        type=int,
-        nargs="+",
-        help="Side, or height and width, in pixels at which images are read (default: the model's own).",
+if TYPE_CHECKING:
+    from ..features.base import FeatureExtractor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TapsConfig(RunsModel, CachesDownloads):
+    """List what can be read of a model."""
+
+    model: str = option(help="Pipeline: a local folder or a name on the Hub.", positional=True, reads=True)
+    resolution: tuple[int, ...] | None = option(
+        None,
+        "Side, or height and width, in pixels at which images are read (default: the model's own).",
+        minimum=1,
     )
-    add_model_options(parser.add_argument_group("model"))
-    add_cache_argument(parser)
+
+    def check(self) -> None:
+        super().check()
+        height_and_width(self.resolution)
 
 
-def main(args: argparse.Namespace) -> None:
-    size = height_and_width(args.resolution)
-    pipe: Any = load_pipeline(args.model, args.revision, args.device, args.dtype, args.cache_dir, args.base_model)
+def taps(config: TapsConfig) -> str:
+    """Lists the taps of a model: number, module, channels, resolution, stride, share of a pass, bytes an image.
+
+    Args:
+        config ([`TapsConfig`]): Which model, and the size of its images.
+
+    Returns:
+        `str`: The table, which is printed too.
+
+    Raises:
+        UserError: The model cannot be loaded, is a student, or cannot read images of this size.
+
+    Example:
+        >>> from diffuseseg_diffusers.tasks.taps import TapsConfig, taps
+        >>> table = taps(TapsConfig(model="google/ddpm-cat-256"))
+    """
+    from ..heads.fit import recipe_extractor
+    from ..pipelines.loading import load_pipeline
+    from ..pipelines.segmenter import HeadSegmenter
+
+    where = (config.revision, config.device, config.dtype, config.cache_dir, config.base_model)
+    pipe: Any = load_pipeline(config.model, *where)
     if not isinstance(pipe, HeadSegmenter):
-        raise UserError(f"{args.model} is a student, which has no features; give the model that it learnt from.")
-    print(describe_taps(recipe_extractor(pipe, size=size)))
+        raise UserError(f"{config.model} is a student, which has no features; give the model that it learnt from.")
+    table = describe_taps(recipe_extractor(pipe, size=height_and_width(config.resolution)))
+    print(table)
+    return table
 
 
-def describe_taps(extractor: FeatureExtractor) -> str:
+def describe_taps(extractor: "FeatureExtractor") -> str:
     """The table of an extractor's taps: number, module, channels, resolution, stride, share of a pass, bytes an image.
 
     Args:
