@@ -38,10 +38,11 @@ def test_the_demo_shows_the_whole_idea(tmp_path):
     assert Image.open(tmp_path / "demo" / "generated" / "00_mask.png").mode == "P"
     pipe = DiffuseSegPipeline.from_pretrained(tmp_path / "demo" / "model")
     assert pipe.segmentation_head.config.num_classes == 8 and pipe.label_names[6] == "glasses"
-    again = ("diffuseseg", "demo", "--output_dir", tmp_path / "demo", "--num_test", "16", "--num_generated", "4")
-    assert "exists and is kept" in run(*again, "--num_inference_steps", "10", expect=1).stderr
+    again = ("diffuseseg", "demo", "--output_dir", tmp_path / "demo", "--num_generated", "4")
+    more = ("--num_test", "16", "--num_inference_steps", "10")
+    assert "exists and is kept" in run(*again, *more, expect=1).stderr
     (tmp_path / "demo" / "metrics.json").unlink()  # cut off before the end
-    assert "num_test 16 (now 3)" in run(*again, "--num_test", "3", expect=1).stderr
+    assert "--num_test 16 (now 3)" in run(*again, "--num_test", "3", expect=1).stderr
     (tmp_path / "demo" / "model" / "mine.txt").write_text("mine")
     assert "model/mine.txt" in run(*again, "--overwrite", expect=1).stderr
 
