@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 
 from ..evaluation.evaluate import Example
-from ..images.image_processor import overlay, to_eight_bit
+from ..images.image_processor import overlay, paints_first_class, to_eight_bit
 from .curves import PALETTE
 
 
@@ -56,6 +56,8 @@ def examples_page(
             ]
         )
     top = max((m.max() for m in maps), default=None)
+    if not paints_first_class(palette):
+        label_names, palette = [f"{label_names[0]} (unpainted)", *label_names[1:]], [(255, 255, 255), *palette[1:]]
     return _page(columns, titles[: len(columns[0])], label_names, palette, top)
 
 

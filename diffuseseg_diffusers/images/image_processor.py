@@ -162,10 +162,17 @@ def mask_to_pil(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> PIL.Image
     return image
 
 
+def paints_first_class(palette: Sequence[Sequence[int]]) -> bool:
+    """Whether overlays paint class 0: they leave it unpainted if it is black."""
+    return len(palette) > 0 and any(palette[0])
+
+
 def overlay(
     image: PIL.Image.Image, mask: np.ndarray, palette: Sequence[Sequence[int]], alpha: float = 0.5
 ) -> PIL.Image.Image:
-    """The image with its classes washed over it in their colours, class borders drawn in full.
+    """The image with its classes blended over it in their colours, their outlines opaque.
+
+    A first class that is black, the background as a rule, is left unpainted: it would hide dark images.
 
     Args:
         image (`PIL.Image.Image`): Image of size `W` × `H`.
@@ -179,11 +186,15 @@ def overlay(
     pixels = np.asarray(to_eight_bit(image).convert("RGB"), dtype=np.float32)
     colors = np.zeros((256, 3), np.float32)
     colors[: len(palette)] = palette
-    opacity = np.where(np.arange(256) < len(palette), alpha, 0.0)[mask]  # [H,W]
+    painted = np.arange(256) < len(palette)
+    painted[0] = paints_first_class(palette)
+    shown = painted[mask]  # [H,W]
     border = np.zeros(mask.shape, bool)
-    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
-    border[1:] |= mask[1:] != mask[:-1]
-    opacity[border & (mask < len(palette))] = 1.0
+    for here, before in (((slice(None), slice(1, None)), (slice(None), slice(-1))), (slice(1, None), slice(-1))):
+        differ = mask[here] != mask[before]
+        border[here] |= differ
+        border[before] |= differ & ~shown[here]  # outlines lie in what is painted
+    opacity = np.where(border, 1.0, alpha) * shown
     blended = pixels + (colors[mask] - pixels) * opacity[..., None]
     return PIL.Image.fromarray(blended.round().astype(np.uint8))
 

@@ -90,7 +90,6 @@ def test_examples_show_errors_and_the_share_that_is_right():
     assert len(figure.axes) == 10
     assert row_titles(figure) == ["image", "reference", "prediction", "errors", "uncertainty"]
     assert [axis.get_title() for axis in figure.axes[4:6]] == ["100.0% right", "66.7% right"]
-    assert_names_the_classes(figure)
     shown = panels(figure)
     assert np.array_equal(shown[3], np.asarray(overlay(other, reference, COLORS, alpha=0.6)))
     errors = (shown[7] == ERROR_COLOR).all(-1)
@@ -99,6 +98,13 @@ def test_examples_show_errors_and_the_share_that_is_right():
         assert np.array_equal(np.asarray(axis.images[0].get_array()), examples[i].uncertainty)
         assert axis.images[0].get_clim() == pytest.approx((0, 0.7))  # one scale for all
     rendered(figure)
+
+
+def test_the_legend_says_that_a_black_first_class_is_left_unpainted():
+    ((image, mask),) = drawn(1)
+    assert COLORS[0] == [0, 0, 0]
+    legend = legend_of(examples_page([Example(image, mask, mask, None)], NAMES, COLORS))
+    assert list(legend) == [f"{NAMES[0]} (unpainted)", *NAMES[1:]] and legend[f"{NAMES[0]} (unpainted)"] == (1, 1, 1)
 
 
 def test_examples_of_students_have_no_row_of_uncertainty():

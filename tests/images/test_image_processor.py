@@ -166,6 +166,20 @@ def test_overlays_colour_classes_and_leave_ignored_pixels():
     assert result[0, 0].tolist() == [150, 50, 50] and result[3, 3].tolist() == [100, 100, 100]
 
 
+def test_overlays_leave_a_black_first_class_unpainted_and_outline_the_others_within():
+    """Was: black over half of the image, so that dark photographs could not be seen."""
+    image = Image.fromarray(np.full((7, 7), 30, np.uint8))
+    mask = np.zeros((7, 7), np.uint8)
+    mask[1:6, 1:6] = 1
+    result = np.asarray(overlay(image, mask, [[0, 0, 0], [230, 158, 0]], alpha=0.5))
+    assert (result[mask == 0] == 30).all()
+    inside = np.zeros((7, 7), bool)
+    inside[2:5, 2:5] = True
+    assert (result[inside] == [130, 94, 15]).all() and (result[(mask == 1) & ~inside] == [230, 158, 0]).all()
+    painted = np.asarray(overlay(image, mask, [[0, 0, 90], [230, 158, 0]], alpha=0.5))
+    assert painted[0, 0].tolist() == [15, 15, 60]
+
+
 @pytest.mark.parametrize("suffix", ["tiff", "gif", "webp", "png"])
 def test_of_several_pages_the_first_is_read_and_one_line_says_so(suffix, caplog, tmp_path):
     """Point 8 of what was found: the others were dropped without a word."""

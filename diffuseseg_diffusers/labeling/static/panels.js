@@ -112,7 +112,10 @@ export class PictureList {
     if (!row.mask) return;
     const { height, width, ids, colors } = row.mask;
     const data = new ImageData(width, height);
-    ids.forEach((id, i) => data.data.set([...(colors.get(id) ?? [0, 0, 0]), 130], 4 * i));
+    ids.forEach((id, i) => {
+      const color = colors.get(id) ?? [0, 0, 0];
+      data.data.set([...color, color.some(Boolean) ? 130 : 0], 4 * i); // black would hide dark pictures
+    });
     const small = new OffscreenCanvas(width, height);
     small.getContext("2d").putImageData(data, 0, 0);
     context.imageSmoothingEnabled = false;

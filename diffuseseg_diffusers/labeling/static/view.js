@@ -72,7 +72,10 @@ export class View {
     const data = new ImageData(this.width, this.height);
     const pixels = new Uint32Array(data.data.buffer);
     const table = new Uint32Array(256);
-    for (const [id, [r, g, b]] of this.colors) table[id] = 0xff000000 | (b << 16) | (g << 8) | r;
+    for (const [id, [r, g, b]] of this.colors) {
+      const hides = name === "mask" && !(r || g || b); // black would hide dark pictures
+      table[id] = hides ? 0 : 0xff000000 | (b << 16) | (g << 8) | r;
+    }
     if (ids) for (let i = 0; i < pixels.length; i++) pixels[i] = table[ids[i]];
     this.layers[name].getContext("2d").putImageData(data, 0, 0);
   }
