@@ -142,7 +142,7 @@ def segment_rows(
             found[i] = own.labels, own.uncertainty
     rest = [i for i in range(len(rows)) if i not in found]
     if rest:
-        output = pipe.segment([rows[i].image for i in rest], batch_size=batch_size, output_type="np")
+        output = pipe.segment([rows[i].image for i in rest], batch_size, output_type="np", return_images=False)
         found |= dict(zip(rest, zip(output.masks, output.uncertainty or [None] * len(rest))))
     return [found[i] for i in range(len(rows))]
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Several models as one: the mean of their probabilities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -85,9 +86,12 @@ class AveragedSegmenter(Segmenter):
         for model in self.models:
             model.check_can_segment()
 
-    def release(self) -> None:
-        for model in self.models:
-            model.release()
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        with ExitStack() as models:
+            for model in self.models:
+                models.enter_context(model.prepared())
+            yield
 
     def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
         return [model.check_class_labels(class_labels, batch_size) for model in self.models][0]

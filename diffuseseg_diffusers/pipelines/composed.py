@@ -21,9 +21,9 @@ from ..features.denoiser import DenoiserFeatureExtractor
 from ..features.families import find_family
 from ..heads.ensemble import FOREIGN_FORMAT, PixelClassifierEnsemble
 from ..jobs.errors import UserError
-from .outputs import DiffuseSegPipelineOutput
+from .outputs import DiffuseSegPipelineOutput, check_output_type
 from .sampled import nearest_steps, sampled_activations
-from .segmenter import HOW_TO_FIT, HeadSegmenter, check_output_type, predict_masks
+from .segmenter import HOW_TO_FIT, HeadSegmenter, predict_masks
 from .variants import load_variant, only_variant
 
 
@@ -250,7 +250,8 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             activations = sampled_activations(tapping, steps, images.shape)
             found = predict_masks(self._head, activations, None, [images.shape[1:3]] * len(images))
         elif extractor is not None:
-            found = self.segment(list(images), generator=kwargs.get("generator"), output_type="pt")
+            given = {"generator": kwargs.get("generator"), "output_type": "pt", "return_images": False}
+            found = self.segment(list(images), **given)
 
         # 3. Convert.
         masks, uncertainty = self.stacked(found, output_type)

@@ -8,6 +8,11 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from ..jobs.errors import UserError
+
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
 
 @dataclass
 class DiffuseSegPipelineOutput(BaseOutput):
@@ -33,7 +38,8 @@ class SegmentationOutput(BaseOutput):
 
     Args:
         images (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            PIL images of mode "L" or "RGB", arrays `[H, W, C]`, or tensors `[C, H, W]`, float32 in [0, 1].
+            PIL images of mode "L" or "RGB", arrays `[H, W, C]`, or tensors `[C, H, W]`, float32 in [0, 1]; `None` with
+            `return_images=False`.
         masks (`list` of `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
             Class ids: PIL palette images of mode "P", or uint8 arrays or tensors `[H, W]`.
         uncertainty (`list` of `np.ndarray` or `torch.Tensor`, *optional*):
@@ -43,7 +49,7 @@ class SegmentationOutput(BaseOutput):
             `[num_classes, H, W]` float32 if requested; arrays go with PIL images.
     """
 
-    images: list
+    images: list | None
     masks: list
     uncertainty: list | None = None
     probabilities: list | None = None
@@ -62,3 +68,17 @@ class SegmentedBatch:
     masks: list[torch.Tensor]
     uncertainty: list[torch.Tensor] | None = None
     probabilities: list[torch.Tensor] | None = None
+
+
+def check_output_type(output_type: str) -> None:
+    """Raises [`UserError`] unless it is one of `OUTPUT_TYPES`."""
+    if output_type not in OUTPUT_TYPES:
+        raise UserError(f'`output_type` is "pil", "np" or "pt", got {output_type!r}.')
+
+
+def together(batches: list, output_type: str) -> list | None:
+    """The tensors of all batches in one list, as arrays unless tensors were asked for; `None` if there are none."""
+    if any(batch is None for batch in batches):
+        return None
+    tensors = [tensor for batch in batches for tensor in batch]
+    return tensors if output_type == "pt" else [tensor.numpy() for tensor in tensors]

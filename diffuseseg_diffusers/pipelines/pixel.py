@@ -26,9 +26,9 @@ from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
-from .outputs import DiffuseSegPipelineOutput, SegmentationOutput
+from .outputs import DiffuseSegPipelineOutput, SegmentationOutput, check_output_type
 from .saved_code import code_files
-from .segmenter import HOW_TO_FIT, HeadPipeline, Segmenter, check_output_type, predict_masks
+from .segmenter import HOW_TO_FIT, HeadPipeline, Segmenter, predict_masks
 
 
 logger = logging.get_logger(__name__)

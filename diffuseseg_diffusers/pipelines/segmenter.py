@@ -3,7 +3,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +17,12 @@ from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil, unnamed_classes
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
-from .outputs import SegmentationOutput, SegmentedBatch
+from .outputs import SegmentationOutput, SegmentedBatch, check_output_type, together
 
 
 HOW_TO_FIT = (
     "fit one with `pipe.segmentation_head = fit_segmentation_head(pipe, dataset)` or the command `diffuseseg fit`"
 )
-OUTPUT_TYPES = ("pil", "np", "pt")
 # Largest single image, in pixels, that is batched with its mirror image: at small sizes the number of operations sets
 # the time, and the memory is that of a batch of two.
 SMALL = 2**16
@@ -123,6 +123,21 @@ class Segmenter(ABC):
     def release(self) -> None:  # noqa: B027
         """Frees what the model holds on the device between calls, as CPU offload wants it."""
 
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Checks that the model can segment; batches within the block share what no image changes.
+
+        The model must not be changed within the block. What it holds on the device is freed at the end.
+
+        Raises:
+            UserError: See [`~Segmenter.check_can_segment`].
+        """
+        self.check_can_segment()
+        try:
+            yield
+        finally:
+            self.release()
+
     def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
         """Class labels as a tensor `[N]`, or `None`. Raises for unconditional models."""
         if class_labels is not None:
@@ -140,6 +155,7 @@ class Segmenter(ABC):
         output_type: str = "pil",
         return_probabilities: bool = False,
         return_dict: bool = True,
+        return_images: bool = True,
     ) -> SegmentationOutput | tuple:
         """Segments real images of any size and mode (paper, section 4).
 
@@ -159,6 +175,7 @@ class Segmenter(ABC):
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_probabilities (`bool`, defaults to `False`): Whether to return the probabilities of the classes.
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
+            return_images (`bool`, defaults to `True`): Whether to return the images too, as `output_type` says.
 
         Returns:
             [`SegmentationOutput`], or the tuple `(images, masks, uncertainty)` of lists, followed by `probabilities`
@@ -175,35 +192,35 @@ class Segmenter(ABC):
         check_output_type(output_type)
         if batch_size < 1:
             raise UserError(f"`batch_size` must be at least 1, got {batch_size}.")
-        self.check_can_segment()
-        processor = DiffuseSegImageProcessor(self.in_channels, self.channels)
-        loaded = processor.load(images)
-        labels = self.check_class_labels(class_labels, len(loaded))
-        if isinstance(generator, (list, tuple)) and len(generator) != len(loaded):
-            raise UserError(f"{len(generator)} generators were given for {len(loaded)} images.")
+        with self.prepared():
+            processor = DiffuseSegImageProcessor(self.in_channels, self.channels)
+            loaded = processor.load(images)
+            labels = self.check_class_labels(class_labels, len(loaded))
+            if isinstance(generator, (list, tuple)) and len(generator) != len(loaded):
+                raise UserError(f"{len(generator)} generators were given for {len(loaded)} images.")
 
-        # 1. Features and masks, batch by batch.
-        found = []
-        for start in range(0, len(loaded), batch_size):
-            own = slice(start, start + batch_size)
-            sizes = [(mask_size[0], mask_size[1])] * len(loaded[own]) if mask_size else processor.sizes(loaded[own])
-            pixels = processor.preprocess(loaded[own], *self.image_size)  # [N,C,H,W]
-            noise = generator[own] if isinstance(generator, (list, tuple)) else generator
-            found.append(
-                self.segment_batch(pixels, sizes, None if labels is None else labels[own], noise, return_probabilities)
-            )
-
-        self.release()
+            # 1. Features and masks, batch by batch.
+            found = []
+            for start in range(0, len(loaded), batch_size):
+                own = slice(start, start + batch_size)
+                sizes = [(mask_size[0], mask_size[1])] * len(loaded[own]) if mask_size else processor.sizes(loaded[own])
+                pixels = processor.preprocess(loaded[own], *self.image_size)  # [N,C,H,W]
+                noise = generator[own] if isinstance(generator, (list, tuple)) else generator
+                found.append(
+                    self.segment_batch(
+                        pixels, sizes, None if labels is None else labels[own], noise, return_probabilities
+                    )
+                )
 
         # 2. Convert.
-        masks = _together([batch.masks for batch in found], output_type)
+        masks = together([batch.masks for batch in found], output_type)
         if output_type == "pil":
             masks = [mask_to_pil(mask, self.palette) for mask in masks]
         output = SegmentationOutput(
-            images=[processor.convert(image, output_type) for image in loaded],
+            images=[processor.convert(image, output_type) for image in loaded] if return_images else None,
             masks=masks,
-            uncertainty=_together([batch.uncertainty for batch in found], output_type),
-            probabilities=_together([batch.probabilities for batch in found], output_type),
+            uncertainty=together([batch.uncertainty for batch in found], output_type),
+            probabilities=together([batch.probabilities for batch in found], output_type),
         )
         if return_dict:
             return output
@@ -217,6 +234,7 @@ class HeadSegmenter(Segmenter):
     segmentation_head: PixelClassifierEnsemble | None
     config: Any
     maybe_free_model_hooks: Callable[[], None]  # of diffusers' pipelines
+    _extractor: FeatureExtractor | None = None  # within `prepared`
 
     @abstractmethod
     def features(
@@ -266,6 +284,18 @@ class HeadSegmenter(Segmenter):
 
     def check_can_segment(self) -> None:
         self.head_extractor()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        if self._extractor is not None:  # of an outer block
+            yield
+            return
+        self._extractor = self.head_extractor()
+        try:
+            yield
+        finally:
+            self._extractor = None
+            self.release()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -318,7 +348,7 @@ class HeadSegmenter(Segmenter):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
-        extractor, head = self.head_extractor(), self.segmentation_head
+        extractor, head = self._extractor or self.head_extractor(), self.segmentation_head
         mirrored = None
         if head.config.flip and len(pixels) == 1 and pixels[0, 0].numel() <= SMALL:
             labels = None if class_labels is None else torch.cat([class_labels, class_labels])
@@ -418,17 +448,3 @@ def predict_masks(
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of the weights and statistics of a module."""
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
-def check_output_type(output_type: str) -> None:
-    """Raises [`UserError`] unless it is one of `OUTPUT_TYPES`."""
-    if output_type not in OUTPUT_TYPES:
-        raise UserError(f'`output_type` is "pil", "np" or "pt", got {output_type!r}.')
-
-
-def _together(batches: list, output_type: str) -> list | None:
-    """The tensors of all batches in one list, as arrays unless tensors were asked for; `None` if there are none."""
-    if any(batch is None for batch in batches):
-        return None
-    tensors = [tensor for batch in batches for tensor in batch]
-    return tensors if output_type == "pt" else [tensor.numpy() for tensor in tensors]

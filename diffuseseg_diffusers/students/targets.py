@@ -234,7 +234,7 @@ def _make_part(
             batch.append(image)
         # Heads that were fitted with fresh noise get that of the row, whoever makes the file.
         noise = [torch.Generator().manual_seed(mixed_seed(0, row)) for row in rows[start : start + batch_size]]
-        given = dict(mask_size=size, generator=noise, output_type="pt", return_probabilities=True)
+        given = dict(mask_size=size, generator=noise, output_type="pt", return_probabilities=True, return_images=False)
         found = teacher.segment(batch, batch_size, **given)
         targets.append(soft_targets(torch.stack(found.probabilities)))
     with atomic_file(path) as partial_path:

@@ -124,7 +124,8 @@ def segment(config: SegmentConfig) -> Path:
 
     # 3. Part after part, together with other processes.
     def work() -> None:
-        with tqdm(total=total, desc="Segmenting", unit="shard" if config.streaming else "image") as bar:
+        unit = "shard" if config.streaming else "image"
+        with tqdm(total=total, desc="Segmenting", unit=unit) as bar, pipe.prepared():
             finish_parts(run.parts(), bar)
 
     words = [COMMAND, *replace(config, overwrite=False).arguments()]

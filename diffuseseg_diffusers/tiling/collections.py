@@ -42,6 +42,11 @@ COLLECTION_FILES = (f"{DATA}/train-*.parquet", f"{PARTS}/*", SUMMARY, UNREADABLE
 class CollectionRun:
     """A run over the images of a dataset: which parts it has, and how each is made.
 
+    Columns of the Parquet files: `index`, the row of the image in the dataset, from 0; of a streamed dataset the row
+    in its shard, whose number is in `shard`; `path`, the image's file or address; `image`, with `copy_images`; `mask`,
+    class ids as PNG; `height` and `width` of the mask; `class_fractions`, the share of its pixels of each class;
+    `uncertainty`, the score of [`image_uncertainty`] in nats.
+
     Args:
         pipe ([`Segmenter`]): The model.
         dataset (`datasets.Dataset` or `datasets.IterableDataset`), column (`str`): Images, not decoded, as from
@@ -68,7 +73,8 @@ class CollectionRun:
         self.rows_per_file, self.copy_images, self.described = rows_per_file, copy_images, dict(described or {})
         self.features = Features(
             {
-                "index": Value("string"),
+                **({} if isinstance(dataset, Dataset) else {"shard": Value("int32")}),
+                "index": Value("int64"),
                 "path": Value("string"),
                 **({"image": Image()} if copy_images else {}),
                 "mask": Image(),
@@ -105,8 +111,7 @@ class CollectionRun:
         return self.folder / PARTS / f"{file.stem}.jsonl"
 
     def _make_file(self, path: Path, rows: range) -> None:
-        cells = ((str(i), self.dataset[i][self.column]) for i in rows)
-        self._write(path, list(cells))
+        self._write(path, [({"index": i}, self.dataset[i][self.column]) for i in rows])
 
     def _make_shard(self, path: Path, shard: int) -> None:
         """All files of a shard of a stream; those that are there are passed over, their rows are only read."""
@@ -116,40 +121,45 @@ class CollectionRun:
         while chunk := list(islice(rows, self.rows_per_file)):
             file = self._file(f"{shard:05d}-{number:07d}")
             if not file.exists():
-                first = number * self.rows_per_file
-                self._write(file, [(f"{shard}/{first + i}", row[self.column]) for i, row in enumerate(chunk)])
+                places = ({"shard": shard, "index": number * self.rows_per_file + i} for i in range(len(chunk)))
+                self._write(file, [(place, row[self.column]) for place, row in zip(places, chunk)])
             number += 1
         write_text(path, f"{number}\n")
 
-    def _write(self, path: Path, cells: Sequence[tuple[str, Any]]) -> None:
+    def _write(self, path: Path, cells: Sequence[tuple[dict, Any]]) -> None:
+        """Writes a Parquet file, and beside the parts the rows that could not be read, if any."""
         found: list[dict] = []
         broken: list[dict] = []
         for chunk in _chunks(cells, self.reading.batch_size):
             batch = []
-            for index, cell in chunk:
+            for place, cell in chunk:
                 try:
-                    batch.append((index, cell, self._opened(cell, f"row {index}")))
+                    batch.append((place, cell, self._opened(cell, _where(place))))
                 except UserError as error:
-                    broken.append(self._say(index, cell, error))
+                    broken.append(self._say(place, cell, error))
             for own in (batch,) if len(batch) < 2 else self._together(batch):
-                try:
-                    found += self._segment(own)
-                except UserError as error:
-                    if len(own) == 1:
-                        broken.append(self._say(own[0][0], own[0][1], error))
-                        continue
-                    for one in own:
-                        try:
-                            found += self._segment([one])
-                        except UserError as alone:
-                            broken.append(self._say(one[0], one[1], alone))
-        order = {index: i for i, (index, _) in enumerate(cells)}
-        found.sort(key=lambda row: order[row["index"]])
-        broken.sort(key=lambda row: order[row["index"]])
-        write_text(self._errors(path), "".join(to_json(line) + "\n" for line in broken))
+                found += self._segmented(own, broken)
+        found.sort(key=lambda row: row["index"])
+        broken.sort(key=lambda row: row["index"])
+        if broken:
+            write_text(self._errors(path), "".join(to_json(line) + "\n" for line in broken))
+        else:
+            self._errors(path).unlink(missing_ok=True)
         table = pa.Table.from_pylist(found, schema=self.features.arrow_schema)
         with atomic_file(path) as partial_file:
             pq.write_table(table, partial_file)
+
+    def _segmented(self, batch: Sequence[tuple[dict, Any, Any]], broken: list[dict]) -> list[dict]:
+        """Rows of some images; one by one where one of them cannot be segmented, which goes to `broken`."""
+        if not batch:
+            return []
+        try:
+            return self._segment(batch)
+        except UserError as error:
+            if len(batch) == 1:
+                broken.append(self._say(batch[0][0], batch[0][1], error))
+                return []
+        return [row for one in batch for row in self._segmented([one], broken)]
 
     def _opened(self, cell: Any, where: str) -> PIL.Image.Image | Raster:
         """An image that the model sees whole, or what is cut into tiles or has other channels."""
@@ -168,10 +178,8 @@ class CollectionRun:
             yield whole
         yield from ([one] for one in batch if isinstance(one[2], Raster))
 
-    def _segment(self, batch: Sequence[tuple[str, Any, Any]]) -> list[dict]:
-        """Rows of some images."""
-        if not batch:
-            return []
+    def _segment(self, batch: Sequence[tuple[dict, Any, Any]]) -> list[dict]:
+        """Rows of images that go through the model at once."""
         reading, first = self.reading, batch[0][2]
         if isinstance(first, Raster):
             channels, tiling = channels_of(self.pipe, reading), tiling_of(self.pipe, reading, first)
@@ -187,25 +195,27 @@ class CollectionRun:
             masks, uncertainty = [found.labels], [found.uncertainty]
         else:
             images = [image for _, _, image in batch]
-            output = self.pipe.segment(images, reading.batch_size, reading.mask_size, output_type="np")
+            output = self.pipe.segment(
+                images, reading.batch_size, reading.mask_size, output_type="np", return_images=False
+            )
             masks, uncertainty = output.masks, output.uncertainty or [None] * len(batch)
         return [self._row(*one, mask, doubt) for one, mask, doubt in zip(batch, masks, uncertainty)]
 
-    def _row(self, index: str, cell: Any, image: Any, mask: np.ndarray, uncertainty: np.ndarray | None) -> dict:
+    def _row(self, place: dict, cell: Any, image: Any, mask: np.ndarray, uncertainty: np.ndarray | None) -> dict:
         stored = io.BytesIO()
         mask_to_pil(mask, self.pipe.palette).save(stored, "png")
         counts = np.bincount(mask.ravel(), minlength=256)[: len(self.pipe.label_names)]
         score = None if uncertainty is None else image_uncertainty(torch.from_numpy(uncertainty)).item()
-        row = {"index": index, "path": _path(cell), "mask": {"bytes": stored.getvalue(), "path": None}}
+        row = {**place, "path": _path(cell), "mask": {"bytes": stored.getvalue(), "path": None}}
         row |= {"height": mask.shape[0], "width": mask.shape[1], "uncertainty": score}
         row["class_fractions"] = (counts / max(1, counts.sum())).tolist()
         if self.copy_images:
             row["image"] = {"bytes": _bytes(cell, image), "path": None}
         return row
 
-    def _say(self, index: str, cell: Any, error: object) -> dict:
+    def _say(self, place: dict, cell: Any, error: object) -> dict:
         tqdm.write(f"error: {error}")
-        return {"index": index, "path": _path(cell), "error": str(error)}
+        return {**place, "path": _path(cell), "error": str(error)}
 
     def _summarise(self, path: Path) -> None:
         files = sorted((self.folder / DATA).glob("train-*.parquet"))
@@ -222,7 +232,12 @@ class CollectionRun:
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line] if path.is_file() else []
 
 
-def _chunks(cells: Sequence[tuple[str, Any]], size: int) -> Iterator[Sequence[tuple[str, Any]]]:
+def _where(place: dict) -> str:
+    """The name of a row in messages."""
+    return f"row {place['index']}" + (f" of shard {place['shard']}" if "shard" in place else "")
+
+
+def _chunks(cells: Sequence[tuple[dict, Any]], size: int) -> Iterator[Sequence[tuple[dict, Any]]]:
     for start in range(0, len(cells), size):
         yield cells[start : start + size]
 

@@ -26,7 +26,7 @@ from ..images.channels import InputChannels
 from ..images.formats.base import Raster, Window
 from ..images.formats.opening import is_raster, lacks_tiff, open_raster
 from ..images.formats.pictures import PictureRaster
-from ..images.image_processor import DiffuseSegImageProcessor, mask_to_pil, open_image, overlay
+from ..images.image_processor import mask_to_pil, open_image, overlay
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file, exact_pattern, naming, to_json, write_text
 from ..jobs.parts import PARTS, Part
@@ -196,11 +196,7 @@ class FileRun:
                     lines.append(self._tile_picture(i, image, tiling))
             except UserError as error:  # the others shall not wait for this one
                 lines.append(self._say_unreadable(i, error))
-        for part in (batch,) if self._readable(batch) else [[one] for one in batch]:
-            try:
-                lines += segment_pictures(self, part)
-            except UserError as error:
-                lines.append(self._say_unreadable(part[0][0], error))
+        lines += self._segmented(batch)
         lines.sort(key=lambda line: line["number"])
         write_text(path, "".join(to_json(line) + "\n" for line in lines))
 
@@ -218,13 +214,16 @@ class FileRun:
         found = segment_tiled(self.pipe, raster, tiling, 0, channels, reading.batch_size, reading.max_memory)
         return self._write_picture(i, image, found.labels, found.uncertainty) | _describe_tiling(tiling)
 
-    def _readable(self, batch: Sequence[tuple[int, PIL.Image.Image]]) -> bool:
-        """Whether the values of all images are in range, so that the batch can go through the model at once."""
+    def _segmented(self, batch: Sequence[tuple[int, PIL.Image.Image]]) -> list[dict]:
+        """Lines of images that go through the model at once; each alone if values of one are out of range."""
+        if not batch:
+            return []
         try:
-            DiffuseSegImageProcessor(self.pipe.in_channels, self.pipe.channels).load([image for _, image in batch])
-        except UserError:
-            return False
-        return bool(batch)
+            return segment_pictures(self, batch)
+        except UserError as error:
+            if len(batch) == 1:
+                return [self._say_unreadable(batch[0][0], error)]
+        return [line for one in batch for line in self._segmented([one])]
 
     def _say_unreadable(self, i: int, error: object) -> dict:
         text = str(error) if self.images[i] in str(error) else f"{self.images[i]}: {error}"
@@ -282,7 +281,6 @@ class FileRun:
             else:
                 size = self.reading.batch_size
                 found = segment_block(self.pipe, raster, plane, block, one.tiling, channels, size)
-                self.pipe.release()
         except UserError as error:
             write_text(line, to_json(self._say_unreadable(one.number, error)) + "\n")
             return
@@ -339,10 +337,8 @@ class FileRun:
 
 def segment_pictures(run: FileRun, batch: Sequence[tuple[int, PIL.Image.Image]]) -> list[dict]:
     """Segments pictures that the model sees whole, and writes mask and overlay of each; returns their lines."""
-    if not batch:
-        return []
-    reading = run.reading
-    output = run.pipe.segment([image for _, image in batch], reading.batch_size, reading.mask_size, output_type="np")
+    images, reading = [image for _, image in batch], run.reading
+    output = run.pipe.segment(images, reading.batch_size, reading.mask_size, output_type="np", return_images=False)
     uncertainty = output.uncertainty or [None] * len(batch)
     return [
         run._write_picture(i, image, mask, doubt) for (i, image), mask, doubt in zip(batch, output.masks, uncertainty)

@@ -397,21 +397,20 @@ def segment_tiled(
     Raises:
         UserError: The picture is broken, or does not fit the model.
     """
-    pipe.check_can_segment()
     channels = channels or pipe.channels
     labels = np.empty(image.size, np.uint8)
     uncertainty: np.ndarray | None = np.empty(image.size, np.float32)
     probabilities = np.empty((len(pipe.label_names), *image.size), np.float32) if return_probabilities else None
-    for block in plan_blocks(pipe, image, tiling, max_memory):
-        found = segment_block(pipe, image, plane, block, tiling, channels, batch_size, return_probabilities)
-        labels[block.slices] = found.labels
-        if found.uncertainty is None:
-            uncertainty = None
-        elif uncertainty is not None:
-            uncertainty[block.slices] = found.uncertainty
-        if probabilities is not None:
-            probabilities[(slice(None), *block.slices)] = found.probabilities
-    pipe.release()
+    with pipe.prepared():
+        for block in plan_blocks(pipe, image, tiling, max_memory):
+            found = segment_block(pipe, image, plane, block, tiling, channels, batch_size, return_probabilities)
+            labels[block.slices] = found.labels
+            if found.uncertainty is None:
+                uncertainty = None
+            elif uncertainty is not None:
+                uncertainty[block.slices] = found.uncertainty
+            if probabilities is not None:
+                probabilities[(slice(None), *block.slices)] = found.probabilities
     return BlockResult(labels, uncertainty, probabilities)
 
 

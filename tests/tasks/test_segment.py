@@ -2,18 +2,24 @@
 
 import json
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffuseseg_diffusers import UserError
+from diffuseseg_diffusers.images import image_processor
+from diffuseseg_diffusers.images.formats import pictures
+from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.pipelines.loading import load_pipeline
+from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 from diffuseseg_diffusers.tasks.segment import SegmentConfig, list_images, segment
 from diffuseseg_diffusers.tiling import files as inference_files
 from diffuseseg_diffusers.tiling.files import free_names, stem
 
-from ..conftest import draw, run
+from ..conftest import draw, make_pipeline, run
 from ..http_server import served
 
 
@@ -227,3 +233,36 @@ def test_python_gets_the_list_of_results_and_what_could_not_be_read(drawn, tmp_p
     with pytest.raises(UserError, match="1 of 5 images cannot be read; .*unreadable.jsonl lists them"):
         segment(SegmentConfig(**given, output_dir=tmp_path / "other"))
     assert len(list((tmp_path / "other").glob("*_mask.png"))) == 4
+
+
+def test_a_photo_is_decoded_once_and_needs_one_extractor(tmp_path, monkeypatch):
+    """Was: four extractors for a photo, its pixels converted three times, and turned photos decoded twice."""
+    make_pipeline(head=True, in_channels=3, out_channels=3).save_pretrained(tmp_path / "model")
+    turned = Image.Exif()
+    turned[274] = 6
+    for i in range(6):
+        Image.fromarray(draw((24, 30), i, 3)[0]).save(tmp_path / f"{i}.jpg", exif=turned)
+    calls = Counter()
+
+    def count(owner, name):
+        made = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **given: calls.update([name]) or made(*args, **given))
+
+    for owner, name in (
+        (HeadSegmenter, "head_extractor"),
+        (DiffuseSegImageProcessor, "load"),
+        (DiffuseSegImageProcessor, "convert"),
+        (image_processor, "decode_image"),
+        (Path, "replace"),
+    ):
+        count(owner, name)
+    monkeypatch.setattr(pictures, "decode_image", image_processor.decode_image)
+    given = dict(model=tmp_path / "model", images=[tmp_path / f"{i}.jpg" for i in range(6)])
+    segment(SegmentConfig(**given, output_dir=tmp_path / "whole"))
+    assert calls["head_extractor"] == 3  # of the pipeline, of its check, and of all images
+    assert calls["load"] == 1 and not calls["convert"]
+    calls.clear()
+    segment(SegmentConfig(**given, tile=True, output_dir=tmp_path / "tiles"))
+    assert calls["head_extractor"] == 3 and calls["decode_image"] == 6
+    lines = [json.loads(line) for line in (tmp_path / "tiles" / "segments.jsonl").read_text().splitlines()]
+    assert [(line["height"], line["width"]) for line in lines] == [(30, 24)] * 6

@@ -48,10 +48,10 @@ class PictureRaster(Raster):
             return True
         try:
             with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
-                usual = image.mode in _NAMES and image.getexif().get(_ORIENTATION, 1) == 1
-                (self.width, self.height), self.channels = image.size, _NAMES.get(image.mode, ())
-                self.dtype = np.dtype(np.uint8)
-                return usual
+                lies = image.getexif().get(_ORIENTATION, 1) >= 5  # is turned by 90° when it is decoded
+                self.width, self.height = image.size[::-1] if lies else image.size
+                self.channels, self.dtype = _NAMES.get(image.mode, ()), np.dtype(np.uint8)
+                return image.mode in _NAMES
         except Exception:  # what is wrong with it, decoding says
             return False
         finally:
