@@ -90,7 +90,8 @@ def dataset_card(
         palette = default_palette(len(names))
         ids = [np.where(m < len(names), m, 0).astype(np.uint8) for m in labeled.masks[:NUM_SHOWN]]
         masks = [mask_to_pil(mask, palette) for mask in ids]
-        files[samples] = png(figure_image(samples_page(labeled.shown, masks, names, palette)))
+        if labeled.shown:  # masks alone have no page
+            files[samples] = png(figure_image(samples_page(labeled.shown, masks, names, palette)))
     elif shown := next((part.shown for part in parts if part.shown), None):
         images = [to_eight_bit(image).convert("RGB").resize(shown[0].size) for image in shown]
         files[samples] = png(make_image_grid(images, rows=1, cols=len(images)))

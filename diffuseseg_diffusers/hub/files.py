@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetsError
 from ..datasets.columns import describe_dataset
 from ..datasets.parquet import as_parquet
 from ..images.image_files import find_images
+from ..images.image_processor import is_address
 from ..jobs.errors import UserError
 from ..jobs.files import RECORD, read_json, read_record
 from ..pipelines.composed import HEAD, ComposedDiffuseSegPipeline
@@ -35,7 +36,7 @@ WEIGHTS = re.compile(
     r"|diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json"
 )
 LABEL_KEYS = ("id2label", "label2id", "label_names")  # names of classes may look like paths, as in Open Images
-DATASET_RUNS = ("generate",)  # commands whose output is a dataset
+DATASET_RUNS = {"generate": GENERATION, "segment": "segmentation.json"}  # whose output is a dataset, with this file
 
 
 @dataclass
@@ -184,7 +185,7 @@ def dataset_files(folder: Path, scratch: Path) -> tuple[Path, dict[str, Path | b
         UserError: The folder holds no dataset, or a link leads out of it.
     """
     run = read_record(folder)
-    if run is not None and run["command"] not in DATASET_RUNS:
+    if run is not None and not (folder / DATASET_RUNS.get(run["command"], "no file")).is_file():
         raise UserError(
             f"The folder {folder} holds what `diffuseseg {run['command']}` left, and no pipeline ({INDEX}), no student "
             f"({STUDENT_RECORD}) and no dataset."
@@ -196,6 +197,8 @@ def dataset_files(folder: Path, scratch: Path) -> tuple[Path, dict[str, Path | b
     else:
         used = set()
         files = {own_name(folder, path): path for path in data_files(folder)}
+        if run is not None and run["command"] == "segment":
+            files = {own_name(folder, path): without_folders(path, scratch) for path in data_files(folder)}
     if not files:
         raise UserError(
             f"The folder {folder} holds no pipeline ({INDEX}), no student ({STUDENT_RECORD}) and no dataset."
@@ -206,6 +209,21 @@ def dataset_files(folder: Path, scratch: Path) -> tuple[Path, dict[str, Path | b
         files[GENERATION] = clean_json(folder / GENERATION)
         files |= {name: folder / name for name in ("uncertainty.png",) if _is_own(folder, name)}
     return (scratch if converted else folder), files, used
+
+
+def without_folders(path: Path, scratch: Path) -> Path:
+    """A Parquet file whose column `path` holds no folders of this machine: the file itself, or a copy in `scratch`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    paths = table["path"].to_pylist()
+    names = [name if name is None or is_address(name) else without_local_paths(name) for name in paths]
+    if names == paths:
+        return path
+    at = table.schema.get_field_index("path")
+    pq.write_table(table.set_column(at, table.schema.field(at), [pa.array(names, pa.string())]), scratch / path.name)
+    return scratch / path.name
 
 
 def data_files(folder: Path) -> list[Path]:

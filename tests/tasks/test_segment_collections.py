@@ -83,7 +83,30 @@ def test_a_stream_gives_the_same_masks_shard_by_shard(drawn, collection, tmp_pat
     assert len(names) == 3 + 2 + 2 and names[0] == "data/train-00000-0000000.parquet"
     one, other = (load_dataset(str(tmp_path / name), split="train") for name in ("whole", "stream"))
     assert one["path"] == other["path"] and "image" not in one.column_names
+    assert one["index"] == [i for i in range(23) if i != 7] and "shard" not in one.column_names
+    places = [(shard, i) for shard, rows in enumerate((10, 5, 8)) for i in range(rows) if (shard, i) != (0, 7)]
+    assert list(zip(other["shard"], other["index"])) == places
     assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(one["mask"], other["mask"]))
+
+
+def test_what_segment_wrote_is_pushed_without_folders_of_this_machine(drawn, hub, tmp_path):
+    """Was: refused, as what `segment` left and no dataset."""
+    for i in range(3):
+        Image.fromarray(draw((16, 20), i)[0]).save(tmp_path / f"{i}.png")
+    for kind, more in (("whole", ("--copy_images",)), ("masks", ())):
+        given = ("--model", drawn / "model", "--format", "parquet", "--output_dir", tmp_path / kind, *more)
+        run("diffuseseg", "segment", *(tmp_path / f"{i}.png" for i in range(3)), *given)
+        run("diffuseseg", "push", tmp_path / kind, f"alice/{kind}")
+        rows = load_dataset(f"alice/{kind}", split="train", cache_dir=tmp_path / "cache")
+        assert rows["path"] == ["0.png", "1.png", "2.png"] and rows["index"] == [0, 1, 2]
+        there = load_dataset(str(tmp_path / kind), split="train")
+        assert there["path"][0] == str(tmp_path / "0.png")
+        assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(rows["mask"], there["mask"]))
+        card = hub.files("datasets", f"alice/{kind}")["README.md"].decode()
+        assert "| 1 | disc |" in card and ("samples.png" in card) == (kind == "whole")
+    files = tmp_path / "files"
+    run("diffuseseg", "segment", tmp_path / "0.png", "--model", drawn / "model", "--output_dir", files)
+    assert "holds what `diffuseseg segment` left" in run("diffuseseg", "push", files, "alice/x", expect=1).stderr
 
 
 def test_files_go_into_parquet_too(drawn, tmp_path):
