@@ -70,8 +70,6 @@ def _run_old(argv: list[str], name: str | None) -> int | None:
 
     logging.disable_progress_bar()
     check_numbers(args)
-    if hasattr(args, "executor"):
-        args.argv = argv  # what further processes are to do
     return module.main(args)
 
 

@@ -6,7 +6,6 @@ process, and there is no schedule to keep. On this machine they are plain proces
 one that was killed.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -21,30 +20,9 @@ from .install import missing_extra
 from .parts import PARTS
 
 
-EXECUTORS = ("local", "slurm", "ray")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WORKER = "DIFFUSESEG_WORKER"  # set in processes that were started here, to their number
 LOGS = f"{PARTS}/logs"
-
-
-def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--executor`, `--tasks` and `--executor_options`."""
-    group = parser.add_argument_group("processes")
-    group.add_argument(
-        "--executor",
-        choices=EXECUTORS,
-        default="local",
-        help="Where processes run that share the work: on this machine, or by datatrove on a Slurm or Ray cluster with "
-        "a common folder (default: local).",
-    )
-    group.add_argument("--tasks", type=int, default=1, help="Number of processes (default: 1).")
-    group.add_argument(
-        "--executor_options",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="Arguments of datatrove's executor, such as partition=gpu time=08:00:00 gpus_per_task=1.",
-    )
 
 
 def is_worker() -> bool:
@@ -56,7 +34,7 @@ def check_executor(executor: str, options: Sequence[str]) -> None:
     """Checks the options of an executor.
 
     Args:
-        executor (`str`): One of `EXECUTORS`.
+        executor (`str`): `"local"`, `"slurm"` or `"ray"`.
         options (sequence of `str`): `name=value` words.
 
     Raises:

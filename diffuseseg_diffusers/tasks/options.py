@@ -244,19 +244,6 @@ def needs(config: Config, name: str, *others: str) -> None:
             raise UserError(f"--{other} is of --{name}; give that too.")
 
 
-def height_and_width(given: tuple[int, ...] | None) -> tuple[int, int] | None:
-    """The size that `--resolution` states: one side of squares, or height and width.
-
-    Raises:
-        UserError: There are more numbers.
-    """
-    if given is None:
-        return None
-    if len(given) > 2:
-        raise UserError(f"--resolution is one side, or height and width, in pixels; got {' '.join(map(str, given))}.")
-    return given[0], given[-1]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SharesWork(Config):
     """How many processes share the work, and where they run."""

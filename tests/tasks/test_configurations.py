@@ -4,7 +4,6 @@
 import types
 import typing
 from dataclasses import MISSING, fields
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,10 @@ from hypothesis import strategies as st
 
 from diffuseseg_diffusers.jobs.command_line import command_line, parse
 from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.tasks import TASKS
+from diffuseseg_diffusers.tasks import TASKS, named
 
 
-CONFIGS = {}
-for command, (where, _) in TASKS.items():
-    module, _, name = where.partition(":")
-    CONFIGS[command] = getattr(import_module(f"diffuseseg_diffusers.{module}"), name)
+CONFIGS = {command: named(where) for command, (where, _) in TASKS.items()}
 
 # What configurations need beside their required fields, so that few of those that are drawn are refused.
 NEEDED = {
@@ -36,7 +32,7 @@ def values(hint, own):
     """Values of a field's type within its limits."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     kinds = [kind for kind in kinds if kind is not type(None)]
-    choices = own.choices() if callable(own.choices) else own.choices
+    choices = own.allowed()
     if typing.get_origin(kinds[0]) is tuple:
         of, *more = typing.get_args(kinds[0])
         number = dict(min_size=1, max_size=3) if more == [...] else dict(min_size=1 + len(more), max_size=1 + len(more))
