@@ -258,6 +258,8 @@ class HeadSegmenter(Segmenter):
         Raises:
             UserError: There is no head, or it does not fit the model; says which number differs.
         """
+        if self._extractor is not None:
+            return self._extractor
         if self.segmentation_head is None:
             raise UserError(f"This pipeline has no segmentation head; {HOW_TO_FIT}.")
         head = self.segmentation_head.config
@@ -348,7 +350,7 @@ class HeadSegmenter(Segmenter):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
-        extractor, head = self._extractor or self.head_extractor(), self.segmentation_head
+        extractor, head = self.head_extractor(), self.segmentation_head
         mirrored = None
         if head.config.flip and len(pixels) == 1 and pixels[0, 0].numel() <= SMALL:
             labels = None if class_labels is None else torch.cat([class_labels, class_labels])

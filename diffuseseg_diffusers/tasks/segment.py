@@ -94,12 +94,9 @@ def segment(config: SegmentConfig) -> Path:
         >>> from diffuseseg_diffusers import SegmentConfig, segment
         >>> lines = segment(SegmentConfig(model="out/model", images=["photo.jpg"], output_dir="out/masks"))
     """
-    from tqdm.auto import tqdm
-
     from ..images.image_processor import limit_pixels
-    from ..jobs.executors import load_executor, share_work
-    from ..jobs.parts import PARTS, finish_parts
-    from ..jobs.run import check_run, open_run
+    from ..jobs.executors import load_executor
+    from ..jobs.run import check_run
     from ..pipelines.loading import load_pipeline
 
     # 1. The inputs, and only then the folder.
@@ -112,7 +109,17 @@ def segment(config: SegmentConfig) -> Path:
     pipe = load_pipeline(
         config.model, config.revision, config.device, config.dtype, config.cache_dir, config.base_model
     )
-    pipe.check_can_segment()
+    with pipe.prepared():
+        return _segment(config, pipe, images, dataset)
+
+
+def _segment(config: SegmentConfig, pipe: Any, images: list[str], dataset: tuple[Any, str] | None) -> Path:
+    from tqdm.auto import tqdm
+
+    from ..jobs.executors import share_work
+    from ..jobs.parts import PARTS, finish_parts
+    from ..jobs.run import open_run
+
     run, owns, last, total = plan_run(config, pipe, images, dataset)
 
     # 2. The folder: a new run, or one that is there, which this process resumes or joins.
@@ -125,7 +132,7 @@ def segment(config: SegmentConfig) -> Path:
     # 3. Part after part, together with other processes.
     def work() -> None:
         unit = "shard" if config.streaming else "image"
-        with tqdm(total=total, desc="Segmenting", unit=unit) as bar, pipe.prepared():
+        with tqdm(total=total, desc="Segmenting", unit=unit) as bar:
             finish_parts(run.parts(), bar)
 
     words = [COMMAND, *replace(config, overwrite=False).arguments()]

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from diffuseseg_diffusers import UserError
+from diffuseseg_diffusers.features.base import FeatureExtractor
 from diffuseseg_diffusers.images import image_processor
 from diffuseseg_diffusers.images.formats import pictures
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.pipelines.loading import load_pipeline
-from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 from diffuseseg_diffusers.tasks.segment import SegmentConfig, list_images, segment
 from diffuseseg_diffusers.tiling import files as inference_files
 from diffuseseg_diffusers.tiling.files import free_names, stem
@@ -249,7 +249,7 @@ def test_a_photo_is_decoded_once_and_needs_one_extractor(tmp_path, monkeypatch):
         monkeypatch.setattr(owner, name, lambda *args, **given: calls.update([name]) or made(*args, **given))
 
     for owner, name in (
-        (HeadSegmenter, "head_extractor"),
+        (FeatureExtractor, "__init__"),
         (DiffuseSegImageProcessor, "load"),
         (DiffuseSegImageProcessor, "convert"),
         (image_processor, "decode_image"),
@@ -259,10 +259,10 @@ def test_a_photo_is_decoded_once_and_needs_one_extractor(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "decode_image", image_processor.decode_image)
     given = dict(model=tmp_path / "model", images=[tmp_path / f"{i}.jpg" for i in range(6)])
     segment(SegmentConfig(**given, output_dir=tmp_path / "whole"))
-    assert calls["head_extractor"] == 3  # of the pipeline, of its check, and of all images
+    assert calls["__init__"] == 2  # where the pipeline is loaded, and for the whole run
     assert calls["load"] == 1 and not calls["convert"]
     calls.clear()
     segment(SegmentConfig(**given, tile=True, output_dir=tmp_path / "tiles"))
-    assert calls["head_extractor"] == 3 and calls["decode_image"] == 6
+    assert calls["__init__"] == 2 and calls["decode_image"] == 6
     lines = [json.loads(line) for line in (tmp_path / "tiles" / "segments.jsonl").read_text().splitlines()]
     assert [(line["height"], line["width"]) for line in lines] == [(30, 24)] * 6
