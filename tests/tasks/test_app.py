@@ -61,7 +61,7 @@ def test_the_page_is_served_to_whoever_knows_the_token(drawn, tmp_path):
     [
         (("--images", "{empty}"), "There are no pictures in"),
         (("--images", "{empty}/none"), "There is no folder"),
-        (("--images", "{images}", "--port", "70000"), "--port is 0 to 65535"),
+        (("--images", "{images}", "--port", "70000"), "--port must lie in 0 to 65535, got 70000"),
         (("--images", "{images}", "--host", "203.0.113.7"), "203.0.113.7:0 cannot be listened at"),
         (("--images", "{images}", "--session", "{data}"), "holds files that are no session"),
         (("--images", "{images}", "--recipe", "none"), "recipe"),
