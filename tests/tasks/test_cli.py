@@ -1,15 +1,12 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What all commands have in common."""
 
-import argparse
-import importlib
 from pathlib import Path
 
 import pytest
 
 import diffuseseg_diffusers
 from diffuseseg_diffusers import DiffuseSegPipeline
-from diffuseseg_diffusers.cli import COMMANDS
 from diffuseseg_diffusers.tasks import TASKS, named
 from diffuseseg_diffusers.tasks import evaluate as evaluate_task
 
@@ -89,19 +86,6 @@ def test_help_and_version_need_no_torch():
         assert "diffuseseg" in run("python", "-c", code, word).stdout
     module = run("python", "-m", "diffuseseg_diffusers", "--version").stdout
     assert module == run("diffuseseg", "--version").stdout == f"diffuseseg {diffuseseg_diffusers.__version__}\n"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_of_every_command_is_explained(command):
-    parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[command][1], "diffuseseg_diffusers").add_arguments(parser)
-    for action in parser._actions:
-        assert action.help, action.option_strings
-    options = {option for action in parser._actions for option in action.option_strings}
-    if "--model" in options and command not in ("train-student",):
-        assert "--pretrained_model_name_or_path" in options
-    if command not in ("app", "export-onnx", "push", "taps"):  # `app` keeps a session, which is never overwritten
-        assert {"--output_dir", "--overwrite"} <= options
 
 
 def test_only_what_users_can_mend_is_one_line(drawn, monkeypatch, tmp_path):
