@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def open_run(config: Any, command: str, reads: Any, owns: Any, *old: Any, **more: Any) -> bool:
+def open_run(
+    config: WritesFolder, command: str, reads: Mapping[str, Any], owns: Iterable[str], together: bool = False
+) -> bool:
     """Begins a run in `config.output_dir`, or resumes the one that is there; call it once all inputs are known to be
     valid.
 
@@ -55,54 +57,20 @@ def open_run(config: Any, command: str, reads: Any, owns: Any, *old: Any, **more
 
     Example:
         >>> reads = {"model": pipe.identity(), "images": contents_of(images), "dtype": "bfloat16"}
-        >>> resumed = open_run(config, "segment", reads, ["*.png", "segmentation.jsonl"])
+        >>> resumed = open_run(config, "segment", reads, ["masks/*.png", "segments.jsonl"])
     """
-    if isinstance(config, Path):  # the signature of commands without a configuration
-        return _open(config, command, reads, {}, owns, lambda there: check_same(config, there["settings"], reads), *old)
-
-    def check(record: dict) -> None:
-        other = _differences(config, record, settings, reads)
-        if other:
-            raise UserError(
-                f"{config.output_dir} holds another run: {'; '.join(other)}. Choose another --output_dir, or pass "
-                f"--overwrite."
-            )
-
-    settings, reads = settings_of(config), _as_json(reads)
-    overwrite = config.overwrite and not is_worker()
-    return _open(config.output_dir, command, settings, reads, owns, check, overwrite, config.inputs(), *old, **more)
-
-
-def _open(
-    folder: Path,
-    command: str,
-    settings: dict,
-    reads: dict,
-    owns: Iterable[str],
-    check: Callable[[dict], None],
-    overwrite: bool,
-    inputs: Iterable[object] = (),
-    together: bool = False,
-) -> bool:
+    if isinstance(config, Path):  # of the demo, as long as it has no configuration: its folder, and --overwrite
+        config, together = WritesFolder(output_dir=config, overwrite=together), False
     try:
-        return _begin(folder, command, settings, reads, owns, check, overwrite, inputs, together)
+        return _begin(config, command, _as_json(reads), owns, together)
     except BaseException:
         unlock_folder()
         raise
 
 
-def _begin(
-    folder: Path,
-    command: str,
-    settings: dict,
-    reads: dict,
-    owns: Iterable[str],
-    check: Callable[[dict], None],
-    overwrite: bool,
-    inputs: Iterable[object],
-    together: bool,
-) -> bool:
-    alone = True
+def _begin(config: WritesFolder, command: str, reads: dict, owns: Iterable[str], together: bool) -> bool:
+    folder, settings, alone = config.output_dir, settings_of(config), True
+    overwrite = config.overwrite and not is_worker()
     if together:
         folder.mkdir(parents=True, exist_ok=True)
         alone = try_lock_folder(folder)
@@ -111,7 +79,7 @@ def _begin(
     if folder.is_dir() and (alone or overwrite):
         lock_folder(folder)
     if overwrite:
-        clear_output_folder(folder, inputs)
+        clear_output_folder(folder, config.inputs())
         folder.mkdir(parents=True, exist_ok=True)
     record = read_record(folder)
     if record is None:
@@ -123,10 +91,12 @@ def _begin(
             f"{folder} holds a run of `diffuseseg {record['command']}`, not of `diffuseseg {command}`; choose another "
             f"--output_dir, or pass --overwrite."
         )
-    else:
-        check(record)
-        if alone:
-            remove_partials(folder)
+    elif other := _differences(config, record, settings, reads):
+        raise UserError(
+            f"{folder} holds another run: {'; '.join(other)}. Choose another --output_dir, or pass --overwrite."
+        )
+    elif alone:
+        remove_partials(folder)
     if together:
         join_folder(folder)
     return record is not None
