@@ -13,11 +13,13 @@ from .base import Block, FeatureExtractor, FeatureInfo, Features, LastTapReached
 from .dry_run import Place, dry_run
 from .latents import encode_latents, latent_stride
 from .noise import noise_schedule
+from .weights import state_of
 
 
-# What has been found out of each denoiser: its taps by size, and its conditioning by prompt and size.
+# What is known of each denoiser: its taps by size; its conditioning by prompt and size, with the state of the encoders.
 _DESCRIBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _CONDITIONS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+IP_ADAPTER = "ip_image_proj"  # in the config of denoisers that see an image through one
 
 
 class DenoiserFeatureExtractor(FeatureExtractor):
@@ -58,6 +60,11 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         self.pipe, self.vae = pipe, autoencoder(pipe)
         denoiser = getattr(pipe, self.component)
         self.denoiser = getattr(denoiser, "_orig_mod", denoiser)  # hooks and an early end would break compiled graphs
+        hidden = getattr(self.denoiser.config, "encoder_hid_dim_type", None)
+        if hidden == IP_ADAPTER or getattr(self.denoiser, "image_proj", None) is not None:
+            raise UserError(
+                "This pipeline has an IP-Adapter, which conditions it on an image; call `unload_ip_adapter()` first."
+            )
         self.share_noise, self.noise_seed, self.prompt, self._device = share_noise, noise_seed, prompt, device
         self._vae_stride = latent_stride(self.vae)
         if self.vae.config.latent_channels != self.latent_channels:
@@ -199,11 +206,17 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         return self.check_finite(Features(activations=activations, info=info))
 
     def condition(self) -> dict[str, torch.Tensor]:
-        """What conditions every pass, `[1, ...]` by name; encoded once, so that text encoders can be freed then."""
+        """What conditions every pass, `[1, ...]` by name.
+
+        Encoded once, so that text encoders can be freed then, and anew when a text encoder or tokenizer is another one
+        or its weights or adapters changed.
+        """
         known, key = _CONDITIONS.setdefault(self.denoiser, {}), (self.prompt, self.size)
-        if key not in known:
+        state = self._encoders_state()
+        made, by = known.get(key, (None, {}))
+        if made is None or any(by.get(name) != own for name, own in state.items()):
             try:
-                known[key] = self.encode_condition()
+                made = self.encode_condition()
             except (AttributeError, TypeError) as error:
                 gone = [n for n, c in self.pipe.components.items() if n.startswith("text_encoder") and c is None]
                 if not gone:
@@ -212,7 +225,18 @@ class DenoiserFeatureExtractor(FeatureExtractor):
                     f"The pipeline has no {' and no '.join(gone)} to encode the prompt {self.prompt or ''!r}; load it "
                     f"with its text encoders, and free them after the first use."
                 ) from error
-        return known[key]
+            known[key] = made, state
+        return made
+
+    def _encoders_state(self) -> dict[str, Any]:
+        """The state of the text encoders and tokenizers that are there."""
+        found: dict[str, Any] = {}
+        for name, part in self.pipe.components.items():
+            if part is not None and name.startswith("text_encoder"):
+                found[name] = state_of(part)
+            elif part is not None and name.startswith("tokenizer"):
+                found[name] = (weakref.ref(part), len(part))
+        return found
 
     def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
         """What a tap sees as a map `[N, channels, h, w]`: itself, or the tokens of the image in their places.

@@ -9,7 +9,7 @@ import torch
 
 from ..jobs.errors import UserError
 from .base import relative_blocks
-from .denoiser import DenoiserFeatureExtractor, both_sides
+from .denoiser import IP_ADAPTER, DenoiserFeatureExtractor, both_sides
 from .dry_run import Place
 from .pixel_unet import default_class_labels
 
@@ -95,11 +95,12 @@ class TextUNetFeatureExtractor(LatentUNetFeatureExtractor):
     """
 
     def __init__(self, pipe: Any, *args: Any, **kwargs: Any):
-        kind = pipe.unet.config.addition_embed_type
-        if kind not in (None, "text_time") or pipe.unet.config.encoder_hid_dim_type is not None:
+        config = pipe.unet.config
+        kinds = {config.addition_embed_type, config.encoder_hid_dim_type} - {None, "text_time", IP_ADAPTER}
+        if kinds:
             raise UserError(
-                f"This U-Net is conditioned on {kind or pipe.unet.config.encoder_hid_dim_type}, which is not known "
-                f"here; known are those of Stable Diffusion 1.x and 2.x, and of SDXL."
+                f"This U-Net is conditioned on {' and '.join(sorted(kinds))}, which is not known here; known are those "
+                f"of Stable Diffusion 1.x and 2.x, and of SDXL."
             )
         super().__init__(pipe, *args, **kwargs)
 

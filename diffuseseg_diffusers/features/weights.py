@@ -29,6 +29,25 @@ def active_adapters(layer: Any) -> list[str]:
     return [name for name in names if layer.scaling.get(name, 0) != 0]
 
 
+def adapter_samples(layer: Any, adapter: str, step: int, number: int) -> torch.Tensor:
+    """Every `step`-th weight, up to `number`, of what an adapter adds to its layer's weight, in float32 on the CPU."""
+    down, up = (getattr(layer, name, {}) for name in ("lora_A", "lora_B"))
+    if adapter not in down:  # other kinds than LoRA of linear layers and convolutions
+        return layer.get_delta_weight(adapter).detach().flatten()[::step][:number].float().cpu()
+    both = [_in_memory(held[adapter], "weight", held[adapter].weight) for held in (down, up)]
+    a, b = (weight.float().flatten(1) for weight in both)  # [r,in*kh*kw], [out,r]
+    place = torch.arange(0, len(b) * a.shape[1], step, device=a.device)[:number]
+    product = (b[place // a.shape[1]] * a[:, place % a.shape[1]].mT).sum(1)  # [number]
+    return (product * layer.scaling[adapter]).cpu()
+
+
+def relative_scale(layer: Any, adapter: str) -> float:
+    """An adapter's scale as a user sets it, 1 if nobody did."""
+    alpha, rank = (getattr(layer, name, {}).get(adapter) for name in ("lora_alpha", "r"))
+    own = alpha / (rank**0.5 if getattr(layer, "use_rslora", {}).get(adapter) else rank) if alpha and rank else 1.0
+    return layer.scaling[adapter] / own
+
+
 def base_weights(model: nn.Module, buffers: bool = False) -> dict[str, torch.Tensor]:
     """The weights by name, without those of adapters and fused projections, and named as if there were none.
 

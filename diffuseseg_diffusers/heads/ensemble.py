@@ -29,7 +29,9 @@ from .upsampling import blend_of, columns_of, upsampled_rows
 logger = logging.get_logger(__name__)
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 4  # of heads with decisions, or that read chosen channels or values between others than all
+FORMAT_VERSION = 5  # the newest that this code reads
+ADAPTED_FORMAT = 5  # of heads on pipelines with adapters or FreeU
+DECIDING_FORMAT = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
 PIXEL_FORMAT = 2  # of heads without any of these, which older versions read
 # Bytes of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at most
@@ -144,8 +146,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             `"hard"`, every member has one vote (the paper's way), or `"soft"`, the mean of their probabilities decides.
         prompt (`str`, *optional*): What conditioned the model; the model's null prompt if none.
         base (mapping, *optional*):
-            Of a head on a pipeline of somebody else's, which pipeline: `model` (name or folder), `revision`, `pipeline`
-            (its class) and `fingerprint` (see [`weights_fingerprint`]).
+            Of a head on another pipeline of diffusers, what it was fitted on: see [`describe_base`].
         channels (mapping, *optional*):
             Which channels of an image the model reads and between which values, if not all over their full range: see
             [`InputChannels`].

@@ -20,7 +20,7 @@ from ..features.base import Block, FeatureExtractor
 from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
 from .classes import Classes
-from .ensemble import FORMAT_VERSION, PixelClassifierEnsemble
+from .ensemble import DECIDING_FORMAT, PixelClassifierEnsemble
 from .extraction import extract_activations, labeled_examples
 from .optimize import fit_members
 from .recipes import Recipe, find_recipe
@@ -125,7 +125,7 @@ def _warn_of_strokes(table: ActivationTable, ignore_index: int, sparse_labels: b
 def _record_reading(head: PixelClassifierEnsemble, dataset: LabeledImages, size: tuple[int, int]) -> None:
     """Puts into a head's config how its labelled images were read: which channels, at which scale."""
     channels = dataset.channels.config
-    version = head.config.format_version if channels is None else FORMAT_VERSION
+    version = head.config.format_version if channels is None else DECIDING_FORMAT
     head.register_to_config(channels=channels, tiling=_how_seen(dataset, size), format_version=version)
 
 

@@ -22,7 +22,7 @@ from ..heads.recipes import Recipe, find_recipe
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
 from ..jobs.files import check_output_folder
-from ..pipelines.composed import weights_fingerprint
+from ..pipelines.identity import sketch
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
 from .export import export_session
 from .features import FeatureStore, Kept, model_key, places, sample_pixels
@@ -100,7 +100,7 @@ class LabelSession:
 
         models = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
         frozen = [m for m in models if not isinstance(m, PixelClassifierEnsemble)]
-        key = model_key(pipe, self.extractor, weights_fingerprint(*frozen))
+        key = model_key(pipe, self.extractor, sketch(*frozen, adapters=True))
         self.store = FeatureStore(self.extractor, self.folder / FEATURES / key, self._pixels, self._stamp)
         self.ready: dict[str, Kept] = {}  # of pictures whose features are there
         self.head: LiveHead | None = None

@@ -4,7 +4,6 @@
 import functools
 import inspect
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,8 +18,19 @@ from diffusers.utils import PushToHubMixin, logging
 from ..features.base import Block, FeatureExtractor
 from ..features.denoiser import DenoiserFeatureExtractor
 from ..features.families import find_family
-from ..heads.ensemble import FOREIGN_FORMAT, PixelClassifierEnsemble
+from ..features.noise import noise_schedule
+from ..features.weights import state_of
+from ..heads.ensemble import ADAPTED_FORMAT, FOREIGN_FORMAT, PixelClassifierEnsemble
 from ..jobs.errors import UserError
+from .bases import (
+    check_base,
+    check_condition,
+    describe_adapters,
+    describe_base,
+    describe_condition,
+    tell_unstated,
+)
+from .identity import describe_freeu, describe_noise
 from .outputs import DiffuseSegPipelineOutput, check_output_type
 from .sampled import nearest_steps, sampled_activations
 from .segmenter import HOW_TO_FIT, HeadSegmenter, predict_masks
@@ -31,31 +41,6 @@ logger = logging.get_logger(__name__)
 
 INDEX, HEAD = "model_index.json", "segmentation_head"
 WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision")  # arguments that say where files are
-# Of a fingerprint: numbers, weights of each tensor that are looked at, and how far two of the same weights may be apart
-# because they were loaded in another precision (bfloat16 against float32: about 0.001).
-SKETCH, SAMPLES, TOLERANCE = 16, 4096, 0.01
-
-
-def weights_fingerprint(*models: torch.nn.Module) -> list[float]:
-    """Random projections of the weights of models: the same in every precision, within `TOLERANCE`.
-
-    The Euclidean distance of two fingerprints estimates the distance of the weights, relative to their norm (Johnson
-    and Lindenstrauss, 1984). A hash would call the same weights in bfloat16 others.
-
-    Raises:
-        UserError: The weights are not in memory.
-    """
-    parts = []
-    for model in models:
-        for _, weight in sorted(model.named_parameters()):
-            if weight.is_meta:
-                raise UserError("The weights are offloaded; attach the head before `enable_sequential_cpu_offload()`.")
-            flat = weight.detach().flatten()
-            parts.append(flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES].float().cpu())
-    values = torch.cat(parts)
-    signs = torch.randint(0, 2, values.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    projected = torch.nn.functional.pad(values * signs, (0, -len(values) % SKETCH)).view(-1, SKETCH).double().sum(0)
-    return [round(x, 4) for x in (projected / values.double().norm()).tolist()]
 
 
 class _WithBaseSignature:
@@ -103,6 +88,9 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         >>> mask = pipe.segment("photo.jpg").masks[0]
     """
 
+    _state: tuple | None  # of the base when it was last compared with what the head states
+    _condition: dict | None  # the conditioning that was last compared
+
     def __init__(
         self,
         base: DiffusionPipeline,
@@ -110,7 +98,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         model: str | None = None,
         revision: str | None = None,
     ):
-        self.__dict__.update(base=base, model=model, revision=revision, _head=None)
+        self.__dict__.update(base=base, model=model, revision=revision, _head=None, _state=None, _condition=None)
         self.family = find_family(base.components)
         self.segmentation_head = segmentation_head
 
@@ -143,37 +131,50 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
 
     @segmentation_head.setter
     def segmentation_head(self, head: PixelClassifierEnsemble | None) -> None:
-        if head is not None:
-            own = self.base_identity()
-            if head.config.base is None:
-                head.register_to_config(base=own, format_version=max(FOREIGN_FORMAT, head.config.format_version))
-            self._check_base(head.config.base, own)
+        self.__dict__.update(_head=None, _state=None, _condition=None)
+        if head is not None and head.config.base is None:
+            self._mark(head)
+        elif head is not None:
+            tell_unstated(head.config.base)
+            self._check_base(head)
         self.__dict__["_head"] = head
 
+    def _mark(self, head: PixelClassifierEnsemble) -> None:
+        """States in a new head what it was fitted on."""
+        base = describe_base(self, head.config.timesteps)
+        try:
+            self.__dict__["_head"] = head
+            base["condition"] = describe_condition(_condition_of(super().head_extractor()))
+        finally:
+            self.__dict__["_head"] = None
+        special = base["adapters"] or base["freeu"]  # what does not know them must not load the head
+        version = max(ADAPTED_FORMAT if special else FOREIGN_FORMAT, head.config.format_version)
+        head.register_to_config(base=base, format_version=version)
+
+    def _check_base(self, head: PixelClassifierEnsemble) -> None:
+        """Compares the base with what the head states, if anything about it changed since it was last compared."""
+        networks = {name: network for name, network in self.read_networks().items() if name != HEAD}
+        noise = describe_noise(noise_schedule(self.base.scheduler), head.config.timesteps)
+        state = ({name: state_of(network) for name, network in networks.items()}, describe_freeu(self.denoiser), noise)
+        if state != self._state:
+            models = [self.denoiser, *(networks[name] for name in ("vae", "vqvae") if name in networks)]
+            check_base(head.config.base, describe_base(self, head.config.timesteps), models)
+            self._state = state
+
+    def head_extractor(self) -> FeatureExtractor:
+        extractor = super().head_extractor()
+        assert self._head is not None
+        self._check_base(self._head)
+        condition = _condition_of(extractor)
+        if condition is not self._condition:
+            check_condition(self._head.config.base, condition, describe_adapters(self.read_networks()))
+            self._condition = condition
+        return extractor
+
     def read_networks(self) -> dict[str, torch.nn.Module]:
+        """Those of [`~Segmenter.networks`] on which masks depend."""
         read = (getattr(self.family, "component", "unet"), "vae", "vqvae", HEAD)
         return {k: v for k, v in self.networks().items() if k in read or k.startswith("text_encoder")}
-
-    def base_identity(self) -> dict[str, Any]:
-        """What a head says of its base: `model`, `revision`, `pipeline` (its class) and `fingerprint`."""
-        read = [getattr(self.base, name, None) for name in ("vae", "vqvae")]
-        models = [self.denoiser, *(model for model in read if model is not None)]
-        return {
-            "model": self.model,
-            "revision": self.revision,
-            "pipeline": type(self.base).__name__,
-            "fingerprint": weights_fingerprint(*models),
-        }
-
-    @staticmethod
-    def _check_base(fitted: dict, found: dict) -> None:
-        distance = math.dist(fitted["fingerprint"], found["fingerprint"])
-        if distance > TOLERANCE:
-            names = [f"{b['model'] or 'a ' + b['pipeline']} (fingerprint {short(b)})" for b in (fitted, found)]
-            raise UserError(
-                f"The segmentation head was fitted on {names[0]}, but this is {names[1]}: their weights differ by "
-                f"{distance:.0%}; use the base that the head was fitted on, or fit one on this."
-            )
 
     def to(self, *args: Any, **kwargs: Any) -> "ComposedDiffuseSegPipeline":
         """As [`DiffusionPipeline.to`], head included."""
@@ -294,7 +295,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         self._head.save_pretrained(folder / HEAD, safe_serialization, variant, **size)
         index: dict[str, Any] = {"_class_name": type(self).__name__, "_diffusers_version": diffusers_version}
         index[HEAD] = [__package__.partition(".")[0], PixelClassifierEnsemble.__name__]
-        index["base"] = {k: v for k, v in self._head.config.base.items() if k != "fingerprint"}
+        index["base"] = {k: self._head.config.base[k] for k in ("model", "revision", "pipeline")}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), variant=variant, **kwargs)
@@ -397,6 +398,5 @@ def _load_base(name: str, kwargs: dict[str, Any]) -> tuple[DiffusionPipeline, No
     return pipe, None, name, revision
 
 
-def short(identity: dict) -> str:
-    """The first numbers of a fingerprint, for people to compare."""
-    return " ".join(f"{x:+.2f}" for x in identity["fingerprint"][:4])
+def _condition_of(extractor: FeatureExtractor) -> dict[str, torch.Tensor]:
+    return extractor.condition() if isinstance(extractor, DenoiserFeatureExtractor) else {}

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..features.base import Block, FeatureExtractor
 from ..heads.decisions import Decisions
-from ..heads.ensemble import FORMAT_VERSION, PixelClassifierEnsemble
+from ..heads.ensemble import DECIDING_FORMAT, PixelClassifierEnsemble
 from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil, unnamed_classes
 from ..jobs.errors import UserError
@@ -74,20 +74,8 @@ class Segmenter(ABC):
         parts = self.components if hasattr(self, "components") else vars(self)
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
-    def read_networks(self) -> dict[str, nn.Module]:
-        """Those of [`~Segmenter.networks`] on which masks depend."""
-        return self.networks()
-
     def identity(self) -> dict[str, str]:
-        """Everything that masks depend on beside the images, by name, for runs to compare.
-
-        Weights of each network with config, active adapters and precision; tokenizers; FreeU; the noise at the head's
-        timesteps; channels; decisions. All weights are read, which takes about a second for a gigabyte.
-
-        Example:
-            >>> pipe.identity()["segmentation_head"]
-            '9f86d081884c7d65 1b4f0e98 float32'
-        """
+        """Everything that masks depend on beside the images, by name, for runs to compare; reads all weights."""
         return describe_segmenter(self)
 
     @property
@@ -333,7 +321,8 @@ class HeadSegmenter(Segmenter):
     def decisions(self, decisions: Decisions | None) -> None:
         config = {"decisions": None}
         if decisions is not None:  # what does not know them must not load the head
-            config = {"decisions": decisions.config, "format_version": FORMAT_VERSION}
+            version = max(DECIDING_FORMAT, self.segmentation_head.config.format_version)
+            config = {"decisions": decisions.config, "format_version": version}
         self.segmentation_head.register_to_config(**config)
 
     @property

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from diffuseseg_diffusers import DiffuseSegPipeline, load_pipeline
 from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
 from diffuseseg_diffusers.heads.decisions import LEAST, Decisions, expected_decisions, winners
-from diffuseseg_diffusers.heads.ensemble import FORMAT_VERSION, PixelClassifierEnsemble
+from diffuseseg_diffusers.heads.ensemble import DECIDING_FORMAT, PixelClassifierEnsemble
 from diffuseseg_diffusers.images.formats.base import ArrayRaster
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
@@ -109,7 +109,7 @@ def test_heads_decide_and_keep_their_decisions(voting, tmp_path):
     again.decisions = None
     assert again.decisions is None
     config = json.loads((tmp_path / "pipe" / "segmentation_head" / "config.json").read_text())
-    assert config["format_version"] == FORMAT_VERSION, "code that knows no decisions refuses the head"
+    assert config["format_version"] == DECIDING_FORMAT, "code that knows no decisions refuses the head"
     for wrong in ({"iou": [0.5], "union": [0.5]}, {"iou": [0.5] * 3}):
         path = tmp_path / "pipe" / "segmentation_head" / "config.json"
         path.write_text(json.dumps(config | {"decisions": wrong}))

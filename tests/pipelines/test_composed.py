@@ -23,7 +23,8 @@ from diffuseseg_diffusers import (
 )
 from diffuseseg_diffusers.heads.selection import Budget, choose_features
 from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.pipelines.composed import HEAD, nearest_steps, sampled_activations, weights_fingerprint
+from diffuseseg_diffusers.pipelines.composed import HEAD, nearest_steps, sampled_activations
+from diffuseseg_diffusers.pipelines.identity import sketch
 from diffuseseg_diffusers.pipelines.loading import load_pipelines
 from diffuseseg_diffusers.students.unets import new_unet
 
@@ -265,15 +266,15 @@ def test_a_head_on_another_base_is_refused_with_both_fingerprints(tmp_path):
 
 def test_the_fingerprint_is_the_same_in_every_precision_and_another_after_training():
     model = flux().transformer
-    exact = weights_fingerprint(model)
+    exact = sketch(model)
     for dtype in (torch.bfloat16, torch.float16):
-        assert math.dist(exact, weights_fingerprint(flux().transformer.to(dtype))) < 0.005
+        assert math.dist(exact, sketch(flux().transformer.to(dtype))) < 0.005
     with torch.no_grad():
         for p in model.parameters():
             p += 0.03 * p.std(correction=0) * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-    assert math.dist(exact, weights_fingerprint(model)) > 0.01
+    assert math.dist(exact, sketch(model)) > 0.01
     with pytest.raises(UserError, match="offloaded"):
-        weights_fingerprint(model.to("meta"))
+        sketch(model.to("meta"))
 
 
 def test_without_a_head_images_come_without_masks_and_nothing_is_segmented():
