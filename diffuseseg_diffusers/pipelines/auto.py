@@ -77,7 +77,7 @@ class AutoDiffuseSegPipeline:
             **kwargs: As in [`DiffusionPipeline.from_pretrained`]. `dtype` as a `torch.dtype` converts head and model,
                 as in diffusers; as a name, `"auto"`, `"bfloat16"`, …, it is the precision of the model alone, and the
                 head keeps float32. Where weights are only there as a variant, such as `fp16`, that is loaded, with a
-                warning.
+                warning. `lora` lists LoRAs to load onto a pipeline of diffusers, see [`load_adapters`].
 
         Returns:
             [`Segmenter`]: [`DiffuseSegPipeline`] for U-Nets on pixels, [`ComposedDiffuseSegPipeline`] for all other
@@ -103,6 +103,10 @@ class AutoDiffuseSegPipeline:
                 kind = find_kind(name, **{k: kwargs[k] for k in WHERE if k in kwargs})
         if base_model is not None and kind != COMPOSED:
             raise UserError(f"{name} is not a head on another pipeline; leave --base_model out.")
+        if not kwargs.get("lora"):
+            kwargs.pop("lora", None)
+        elif kind != COMPOSED:
+            raise UserError(f"{name} takes no LoRA; leave --lora out.")
         with errors_explained(name):
             return _load(name, kind, device, kwargs)
 

@@ -22,6 +22,7 @@ from ..features.noise import noise_schedule
 from ..features.weights import state_of
 from ..heads.ensemble import ADAPTED_FORMAT, FOREIGN_FORMAT, PixelClassifierEnsemble
 from ..jobs.errors import UserError
+from .adapters import load_adapters
 from .bases import (
     check_base,
     check_condition,
@@ -332,7 +333,8 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             base_model (`str` or path, *optional*): Where the base of a head is, if not where the head says.
             **kwargs: As in [`DiffusionPipeline.from_pretrained`], for head and base. `revision` is the head's, which
                 names that of its base; `dtype` may name `segmentation_head`; `variant` applies to whichever of the two
-                has it. Only safetensors are read unless `use_safetensors` says otherwise.
+                has it. Only safetensors are read unless `use_safetensors` says otherwise. `lora` lists LoRAs to load
+                onto the base, see [`load_adapters`].
 
         Raises:
             UserError: The pipeline is of no known family, or the base is not the one that the head was fitted on.
@@ -388,13 +390,17 @@ def _find_base(head: str, named: dict[str, Any], given: str | os.PathLike | None
 
 def _load_base(name: str, kwargs: dict[str, Any]) -> tuple[DiffusionPipeline, None, str, str | None]:
     """A pipeline of diffusers, no head, and its name and revision for heads that are fitted on it."""
+    lora, kwargs = kwargs.get("lora") or (), {k: v for k, v in kwargs.items() if k != "lora"}
+    where = {k: kwargs[k] for k in ("cache_dir", "token") if k in kwargs}
     if os.path.isdir(name):
         pipe = load_variant(DiffusionPipeline.from_pretrained, name, trust_remote_code=False, **kwargs)
+        load_adapters(pipe, lora, **where)
         return pipe, None, os.path.abspath(name), None
     folder = Path(load_variant(DiffusionPipeline.download, name, **kwargs))
     revision = folder.name if folder.parent.name == "snapshots" else kwargs.get("revision")
     variant = kwargs.get("variant") or only_variant(folder, {})
     pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=False, **{**kwargs, "variant": variant})
+    load_adapters(pipe, lora, **where)
     return pipe, None, name, revision
 
 

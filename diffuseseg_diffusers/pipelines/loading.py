@@ -25,6 +25,7 @@ def load_pipeline(
     dtype: str | torch.dtype = "auto",
     cache_dir: str | os.PathLike | None = None,
     base_model: str | None = None,
+    lora: Sequence[str] = (),
 ) -> Segmenter:
     """[`AutoDiffuseSegPipeline.from_pretrained`] on the best device and in the precision that goes with it.
 
@@ -36,6 +37,7 @@ def load_pipeline(
             float32.
         cache_dir (`str` or path, *optional*): Folder of downloads.
         base_model (`str`, *optional*): Where the base of a head is, if not where the head says.
+        lora (sequence of `str`): LoRAs to load onto a pipeline of diffusers, `PATH_OR_NAME=SCALE`.
 
     Raises:
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
@@ -49,13 +51,13 @@ def load_pipeline(
         parts = name.split(JOINED)
         if len({os.path.realpath(part) if os.path.exists(part) else part for part in parts}) < len(parts):
             raise UserError(f"{name} names a model twice; give every model once.")
-        return AveragedSegmenter(load_pipelines(parts, revision, device, dtype, cache_dir, base_model))
+        return AveragedSegmenter(load_pipelines(parts, revision, device, dtype, cache_dir, base_model, lora))
     if not name.endswith(ONNX):  # which say more if a device was named
         check_name(name)
         device = find_device(device)
     dtype = short_name(dtype) if isinstance(dtype, torch.dtype) else dtype
     where = {"revision": revision, "cache_dir": cache_dir}
-    return AutoDiffuseSegPipeline.from_pretrained(name, base_model, device, dtype=dtype, **where)
+    return AutoDiffuseSegPipeline.from_pretrained(name, base_model, device, dtype=dtype, lora=lora, **where)
 
 
 def load_pipelines(
@@ -65,6 +67,7 @@ def load_pipelines(
     dtype: str | torch.dtype = "auto",
     cache_dir: str | os.PathLike | None = None,
     base_model: str | None = None,
+    lora: Sequence[str] = (),
 ) -> dict[str, Segmenter]:
     """Loads several models as [`load_pipeline`] does; `revision` and `base_model` are of the one that they can be of.
 
@@ -93,7 +96,7 @@ def load_pipelines(
     found = {}
     for name, own in parts.items():
         base = base_model if set(own) & set(heads) or not heads else None  # with no such head, loading refuses it
-        found[name] = load_pipeline(name, revision, device, dtype, cache_dir, base)
+        found[name] = load_pipeline(name, revision, device, dtype, cache_dir, base, lora)
     return found
 
 

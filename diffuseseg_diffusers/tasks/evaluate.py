@@ -43,7 +43,13 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     check_output_folder(config.output_dir, config.overwrite, config.inputs(), "evaluate")
     pipe = load_pipeline(
-        config.model, config.revision, config.device, config.dtype, config.cache_dir, config.base_model
+        config.model,
+        config.revision,
+        config.device,
+        config.dtype,
+        config.cache_dir,
+        config.base_model,
+        config.lora,
     )
     pipe.check_can_segment()
     names = pipe.label_names

@@ -27,6 +27,9 @@ class RunsModel(Config):
         "Base of a head that was saved alone: a local folder or a name on the Hub (default: as the head says).",
         reads=True,
     )
+    lora: tuple[str, ...] = option(
+        (), "LoRAs to load onto a pipeline of diffusers: a folder, file or name each, with =SCALE if not 1."
+    )
     device: str | None = option(
         None,
         "Device to run on, such as cuda:1 (default: a GPU if there is one).",

@@ -107,7 +107,13 @@ def segment(config: SegmentConfig) -> Path:
     images = list_images(config.images)
     dataset = load_dataset_of(config, images)
     pipe = load_pipeline(
-        config.model, config.revision, config.device, config.dtype, config.cache_dir, config.base_model
+        config.model,
+        config.revision,
+        config.device,
+        config.dtype,
+        config.cache_dir,
+        config.base_model,
+        config.lora,
     )
     with pipe.prepared():
         return _segment(config, pipe, images, dataset)

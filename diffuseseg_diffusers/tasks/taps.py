@@ -49,7 +49,7 @@ def taps(config: TapsConfig) -> str:
     from ..pipelines.loading import load_pipeline
     from ..pipelines.segmenter import HeadSegmenter
 
-    where = (config.revision, config.device, config.dtype, config.cache_dir, config.base_model)
+    where = (config.revision, config.device, config.dtype, config.cache_dir, config.base_model, config.lora)
     pipe: Any = load_pipeline(config.model, *where)
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student, which has no features; give the model that it learnt from.")

@@ -18,6 +18,7 @@ from diffuseseg_diffusers.heads.decisions import Decisions
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
 from diffuseseg_diffusers.pipelines.identity import sketch, weights_digest
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 from diffuseseg_diffusers.students.unets import new_unet
 
 from ..conftest import make_unet
@@ -432,3 +433,27 @@ def test_what_an_older_head_does_not_state_is_not_checked_and_one_line_says_so(l
     masks_of(adapted(loras["style"], head))
     with pytest.raises(UserError, match="weights differ"):
         AutoDiffuseSegPipeline.from_pipe(flux(), head)
+
+
+# The command line.
+
+
+def test_loras_are_loaded_by_path_and_scale(loras, tmp_path):
+    stable_diffusion().save_pretrained(tmp_path / "base")
+    given = {
+        "dtype": "float32",
+        "lora": [f"{loras['style']}=0.5", f"{loras['other']}/pytorch_lora_weights.safetensors"],
+    }
+    pipe = load_pipeline(str(tmp_path / "base"), **given)
+    pipe.segmentation_head = random_head(pipe)
+    assert [a["scale"] for a in pipe.segmentation_head.config.base["adapters"]] == [0.5, 1]
+    pipe.save_pretrained(tmp_path / "head")
+    again = load_pipeline(str(tmp_path / "head"), **given)
+    assert np.array_equal(masks_of(again), masks_of(pipe))
+    with pytest.raises(UserError, match="is not active.*--lora"):
+        load_pipeline(str(tmp_path / "head"), dtype="float32")
+    with pytest.raises(UserError, match="The LoRA .*nowhere cannot be loaded"):
+        load_pipeline(str(tmp_path / "base"), dtype="float32", lora=[str(tmp_path / "nowhere")])
+    DiffuseSegPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "pixel")
+    with pytest.raises(UserError, match="takes no LoRA; leave --lora out"):
+        load_pipeline(str(tmp_path / "pixel"), lora=[loras["style"]])
