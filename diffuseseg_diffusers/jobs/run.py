@@ -59,8 +59,6 @@ def open_run(
         >>> reads = {"model": pipe.identity(), "images": contents_of(images), "dtype": "bfloat16"}
         >>> resumed = open_run(config, "segment", reads, ["masks/*.png", "segments.jsonl"])
     """
-    if isinstance(config, Path):  # of the demo, as long as it has no configuration: its folder, and --overwrite
-        config, together = WritesFolder(output_dir=config, overwrite=together), False
     try:
         return _begin(config, command, _as_json(reads), owns, together)
     except BaseException:
