@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from harness import SHIFTS, Result, Shifted, Task, arguments, in_turn, ratio
 
-from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_pipeline
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
 from diffuseseg_diffusers.students.choosing import new_student
@@ -130,7 +130,9 @@ def speed(task: Task, args: Any) -> None:
     args.seeds = args.seeds[:1]
     pipe = task.pipe()
     pipe.segmentation_head = fit_segmentation_head(pipe, task.train.select(range(2)), seed=0)
-    sides = {"head of the default recipe": pipe, "student U-Net": new(task, "scratch")[0].to(pipe.unet.dtype).eval()}
+    folder = Path(args.work_dir, "untrained")
+    new(task, "scratch")[0].save_pretrained(folder)
+    sides = {"head of the default recipe": pipe, "student U-Net": load_pipeline(folder, dtype=pipe.unet.dtype)}
     columns = {"side": ("", "text")}
     for size in (1, args.batch_size):
         columns |= {f"ms_{size}": (f"ms an image, batches of {size}", "ms"), f"times_{size}": ("", "times")}
