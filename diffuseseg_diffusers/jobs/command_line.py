@@ -4,12 +4,12 @@
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, Token, convert
 
 from .command import run_command, show_log
 from .config import Config, Option
@@ -123,6 +123,12 @@ def _constructor(config: type[Config]) -> Any:
     return construct
 
 
+def _last_given(hint: Any, tokens: Sequence[Token]) -> Any:
+    """The values of an option that takes several; of one that is given twice, those of the last time."""
+    last = max((i for i, token in enumerate(tokens) if token.index == 0), default=0)
+    return convert(hint, tokens[last:])
+
+
 def _parameter(name: str, own: Option, hint: Any, group: Group) -> Parameter:
     choices = own.allowed()
     more: dict[str, Any] = {} if own.positional else {"name": (f"--{name}", *own.aliases)}
@@ -134,7 +140,7 @@ def _parameter(name: str, own: Option, hint: Any, group: Group) -> Parameter:
         parse_word = own.parse
         more["converter"] = lambda kind, tokens: parse_word(tokens[0].value)
     if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
-        more["consume_multiple"] = True
+        more |= {"consume_multiple": True, "converter": _last_given}
     return Parameter(
         help=own.help + (f" [choices: {', '.join(map(str, choices))}]" if choices else ""), group=group, **more
     )

@@ -57,6 +57,11 @@ def test_a_command_line_and_python_give_the_same_configuration():
     assert parse(config_line("draw", Drawing), ["--output_dir=~/out"]).output_dir == Path.home() / "out"
 
 
+def test_of_an_option_with_several_values_that_is_given_twice_the_last_one_holds():
+    config = drawn("--blocks", "1", "mid", "--offsets", "3", "--blocks", "4")
+    assert (config.blocks, config.offsets) == ((4,), (3,))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
