@@ -24,7 +24,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         config ([`EvaluateConfig`]): What to measure, on what, and where to write.
 
     Returns:
-        `dict`: What `metrics.json` holds: `mean_iou` and `per_category_iou` in 0 to 1, and more.
+        `dict`: What `metrics.json` holds: `mean_iou` and `per_class_iou` in 0 to 1, and more.
 
     Raises:
         UserError: Model, data or folder cannot be used.
