@@ -44,13 +44,27 @@ def parse(app: App, words: list[str]) -> Config | None:
         words = _with_phrases(words)
         function, bound, *_ = app.parse_args(words, exit_on_error=False, print_error=False, verbose=False)
     except CycloptsError as error:
-        command = " ".join([*app.name, *(error.command_chain or ())])
-        sentence = str(error)
-        if isinstance(error, MissingArgumentError) and not (error.tokens_so_far or error.keyword):
-            sentence = f"{error.argument.name} is required."  # type: ignore[union-attr]
-        print(f"usage: {command} [OPTIONS]; {command} --help lists them\nerror: {sentence}", file=sys.stderr)
+        print(_explained(app, error, words), file=sys.stderr)
         sys.exit(2)
     return function(*bound.args, **bound.kwargs)
+
+
+def _explained(app: App, error: CycloptsError, words: list[str]) -> str:
+    """The usage of the command that was meant, and what is wrong with the words."""
+    command = " ".join([*app.name, *(error.command_chain or ())])
+    for word in error.command_chain or ():
+        app = app[word]
+    known = list(app.assemble_argument_collection()) if app.default_command else []
+    form = "".join(f" {one.name}" for one in known if not one.name.startswith("--"))
+    form = f"[OPTIONS]{form}" if app.default_command else "COMMAND"
+    sentence = str(error)
+    if isinstance(error, MissingArgumentError) and not (error.tokens_so_far or error.keyword):
+        given = {word.partition("=")[0] for word in words}
+        required = [one for one in known if one.required and one.name.startswith("--")]
+        absent = [error.argument.name, *(one.name for one in required if not given & set(one.names))]  # type: ignore[union-attr]
+        absent = list(dict.fromkeys(absent))
+        sentence = f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} required."
+    return f"usage: {command} {form}; {command} --help lists them\nerror: {sentence}"
 
 
 def _with_phrases(words: list[str]) -> list[str]:
@@ -109,7 +123,7 @@ def _constructor(config: type[Config]) -> Any:
         if own.positional and typing.get_origin(hint) is tuple:
             several, kind = one.name, inspect.Parameter.VAR_POSITIONAL
             hint, default = typing.get_args(hint)[0], inspect.Parameter.empty
-        annotation: Any = Annotated[hint, _parameter(one.name, own, hint, groups[headings[one.name]])]  # type: ignore[valid-type]
+        annotation: Any = Annotated[hint, _parameter(one.name, own, hint, default, groups[headings[one.name]])]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(one.name, kind, default=default, annotation=annotation))
     parameters.sort(key=lambda parameter: parameter.kind)
     single = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
@@ -129,12 +143,12 @@ def _last_given(hint: Any, tokens: Sequence[Token]) -> Any:
     return convert(hint, tokens[last:])
 
 
-def _parameter(name: str, own: Option, hint: Any, group: Group) -> Parameter:
+def _parameter(name: str, own: Option, hint: Any, default: Any, group: Group) -> Parameter:
     choices = own.allowed()
     more: dict[str, Any] = {} if own.positional else {"name": (f"--{name}", *own.aliases)}
     if own.negative:
         more["negative"] = own.negative
-    elif bool in (hint, *typing.get_args(hint)):
+    elif default == () or bool in (hint, *typing.get_args(hint)):
         more["show_default"] = False
     if own.parse is not None:
         parse_word = own.parse

@@ -100,11 +100,38 @@ def test_what_is_not_understood_shows_the_usage_of_its_command(capsys):
         with pytest.raises(SystemExit) as end:
             parse(app, ["draw", *words])
         printed = capsys.readouterr()
-        assert end.value.code == 2 and said in printed.err and "program draw" in printed.err and not printed.out
+        assert end.value.code == 2 and said in printed.err and not printed.out
+        assert printed.err.startswith("usage: program draw [OPTIONS] IMAGES; program draw --help")
     assert parse(app, ["draw", "--help"]) is None
-    assert "--number" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--number" in shown and "()" not in shown
+    with pytest.raises(SystemExit):
+        parse(app, ["drew"])
+    assert capsys.readouterr().err.startswith("usage: program COMMAND; program --help")
     assert parse(app, ["--version"]) is None
     assert capsys.readouterr().out == "1.0\n"
+
+
+def test_everything_that_is_required_and_missing_is_named_at_once(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Copying(WritesFolder):
+        """Copy."""
+
+        source: str = option(help="What.", positional=True)
+        model: str = option(help="By what.", aliases=("--pretrained",))
+        tags: tuple[str, ...] = option((), "Of what.")
+
+    app = command_line("program", "Does things.", "1.0", {"copy": Copying})
+    for words, said in (
+        (["a"], "--output_dir and --model are required."),
+        (["a", "--output_dir=b"], "--model is required."),
+        (["a", "--pretrained", "b"], "--output_dir is required."),
+        ([], "SOURCE and --output_dir and --model are required."),
+    ):
+        with pytest.raises(SystemExit):
+            parse(app, ["copy", *words])
+        assert capsys.readouterr().err.endswith(f"error: {said}\n"), words
+    assert parse(app, ["copy", "--help"]) is None and "()" not in capsys.readouterr().out
 
 
 def test_fields_of_the_class_itself_come_first_in_the_help():
