@@ -20,7 +20,10 @@ def public_names() -> dict[str, str]:
     """The public names and where they are defined, read from `__init__.py` without importing it."""
     for node in ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_PUBLIC":
-            return {name: f"{PACKAGE.name}.{module}.{name}" for name, module in ast.literal_eval(node.value).items()}
+            public = dict(ast.literal_eval(node.value))
+            public |= {name: module for pair in TASKS.values() for module, name in (place.split(":") for place in pair)}
+            scripts = f"{PACKAGE.name}.training."  # which stand beside the package in a clone
+            return {n: f"{PACKAGE.name}.{m}.{n}".replace(scripts, "training.") for n, m in sorted(public.items())}
     raise LookupError("diffuseseg_diffusers/__init__.py holds no _PUBLIC.")
 
 

@@ -69,7 +69,8 @@ def train_student(config: TrainStudentConfig) -> dict[str, Any]:
     Example:
         >>> from diffuseseg_diffusers import TrainStudentConfig, train_student
         >>> config = TrainStudentConfig(train_dataset_name="DATA", eval_dataset_name="DATA", output_dir="out/student")
-        >>> train_student(config)["evaluation"]["mean_iou"]
+        >>> report = train_student(config)
+        >>> report["evaluation"]
     """
     # 1. Data and models, and only then the folder.
     check_run(config, COMMAND)

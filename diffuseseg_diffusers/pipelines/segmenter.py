@@ -237,7 +237,7 @@ class HeadSegmenter(Segmenter):
 
         Example:
             >>> features = pipe.features(blocks=[5, 6], timesteps=[50])(images)  # images: [N,C,H,W] in [-1, 1]
-            >>> [tuple(a.shape) for a in features.activations]
+            >>> shapes = [tuple(a.shape) for a in features.activations]
         """
 
     def head_extractor(self) -> FeatureExtractor:
