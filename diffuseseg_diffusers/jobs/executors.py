@@ -133,7 +133,7 @@ def _start(words: Sequence[str], rank: int, logs: Path) -> subprocess.Popen:
 
     command, environment = [sys.executable, "-m", "diffuseseg_diffusers", *words], {**os.environ, WORKER: str(rank)}
     count = torch.cuda.device_count()
-    if count > 1 and "--device" not in words:  # not by `--device`, which is part of the run's identity
+    if count > 1 and "--device" not in words:  # all see their own as cuda:0, and no command line differs
         visible = os.environ.get(VISIBLE, "").split(",") if os.environ.get(VISIBLE) else list(map(str, range(count)))
         environment[VISIBLE] = visible[rank % count]
     with open(logs / f"worker-{rank}.log", "w", encoding="utf-8") as log:

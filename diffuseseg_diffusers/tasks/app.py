@@ -49,6 +49,7 @@ class AppConfig(NamesModel, CachesDownloads):
     def check(self) -> None:
         super().check()
         alone = {"session": None, "max_pixels": None, "device": None, "port": 0, "no_token": False, "open": False}
+        alone |= {"lora": (), "dtype": "auto", "host": LOCAL}
         unread = [name for name, default in alone.items() if getattr(self, name) != default]
         if self.push_space and unread:
             raise UserError(f"--{unread[0]} is not for a Space, whose page begins without strokes; leave it out.")
@@ -66,7 +67,7 @@ def app(config: AppConfig) -> None:
         UserError: Model, images, session or address cannot be used.
 
     Example:
-        >>> from diffuseseg_diffusers.tasks.app import AppConfig, app
+        >>> from diffuseseg_diffusers import AppConfig, app
         >>> app(AppConfig(model="google/ddpm-cat-256", images="photos", open=True))
     """
     from ..jobs.install import missing_extra

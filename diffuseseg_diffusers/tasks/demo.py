@@ -49,7 +49,7 @@ def demo(config: DemoConfig) -> dict:
         UserError: The folder cannot be used.
 
     Example:
-        >>> from diffuseseg_diffusers.tasks.demo import DemoConfig, demo
+        >>> from diffuseseg_diffusers import DemoConfig, demo
         >>> metrics = demo(DemoConfig(output_dir="out/demo"))
     """
     import torch

@@ -42,7 +42,7 @@ def taps(config: TapsConfig) -> str:
         UserError: The model cannot be loaded, is a student, or cannot read images of this size.
 
     Example:
-        >>> from diffuseseg_diffusers.tasks.taps import TapsConfig, taps
+        >>> from diffuseseg_diffusers import TapsConfig, taps
         >>> table = taps(TapsConfig(model="google/ddpm-cat-256"))
     """
     from ..heads.fit import recipe_extractor

@@ -93,4 +93,6 @@ def test_what_a_space_does_not_read_is_refused(drawn, tmp_path):
     given = ("diffuseseg", "app", "--model", drawn / "ddpm", "--images", drawn / "data" / "train" / "images")
     result = run(*given, "--push_space", "alice/labels", "--session", tmp_path / "session", expect=1)
     assert "--session is not for a Space" in result.stderr
+    result = run(*given, "--push_space", "alice/labels", "--lora", "user/style", expect=1)
+    assert "--lora is not for a Space" in result.stderr
     assert "give its name with --push_space" in run(*given, "--public", expect=1).stderr
