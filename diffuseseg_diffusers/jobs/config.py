@@ -2,6 +2,8 @@
 """Typed configurations: a dataclass for each task, from which its command line, record and documentation follow."""
 
 import math
+import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -58,12 +60,12 @@ def option(default: Any = MISSING, help: str = "", **more: Any) -> Any:
 class Config:
     """Base of all configurations: normalises and checks its values once, whoever gives them.
 
-    Lists become tuples and names of files paths; numbers must be finite, within the limits of their field, and at least
-    0 where it states none. Subclasses are frozen keyword-only dataclasses. What does not go together is refused in
-    `check`.
+    Lists and single values become tuples where several are taken, and names of files paths; numbers must be finite,
+    within the limits of their field, and at least 0 where it states none. Subclasses are frozen keyword-only
+    dataclasses. What does not go together is refused in `check`.
 
     Raises:
-        UserError: A value is out of range, or some do not go together; names the options.
+        UserError: A value is of another type or out of range, or some do not go together; names the options.
     """
 
     title: ClassVar[str] = ""  # heading of the fields in the help
@@ -71,8 +73,18 @@ class Config:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for name, own in self.options().items():
-            object.__setattr__(self, name, _normalised(getattr(self, name), hints[name]))
-            _check(name, getattr(self, name), own)
+            value = getattr(self, name)
+            if own.parse is not None and isinstance(value, str):
+                try:
+                    value = own.parse(value)
+                except ValueError as error:
+                    raise UserError(f"--{name}: {error}.") from error
+            value = _normalised(value, hints[name])
+            if not _is_of(value, hints[name]):
+                kind = getattr(hints[name], "__name__", None) if isinstance(hints[name], type) else None
+                raise UserError(f"--{name} must be of type {kind or hints[name]}, got {value!r}.")
+            object.__setattr__(self, name, value)
+            _check(name, value, own)
         self.check()
 
     def check(self) -> None:
@@ -182,17 +194,41 @@ def _check(name: str, value: Any, own: Option) -> None:
 
 
 def _normalised(value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if isinstance(value, (list, tuple)):
-        element = next((typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple), None)
-        return tuple(_normalised(one, element) for one in value)
+    kinds = _kinds(hint)
+    several = next((kind for kind in kinds if typing.get_origin(kind) is tuple), None)
+    if several is not None and value is not None:
+        found = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
+        element = typing.get_args(several)[0]
+        return tuple(
+            str(one) if element is str and isinstance(one, int) else _normalised(one, element) for one in found
+        )
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value).expanduser()  # of `--output_dir=~/out` most shells leave the `~` to us
     if isinstance(value, Path):
         return value.expanduser() if Path in kinds else str(value)
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
-        return float(value)
+    if isinstance(value, str) and {int, str} <= set(kinds) and re.fullmatch(r"\s*-?[0-9]+\s*", value):
+        return int(value)  # as on the command line
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's too
+        is_whole = isinstance(value, numbers.Integral) and (int in kinds or float not in kinds)
+        return int(value) if is_whole else float(value)
     return value
+
+
+def _kinds(hint: Any) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a normalised value is of a type."""
+    for kind in _kinds(hint):
+        if typing.get_origin(kind) is tuple and isinstance(value, tuple):
+            each = typing.get_args(kind)
+            each = (each[0],) * len(value) if Ellipsis in each else each
+            if len(value) == len(each) and all(map(_is_of, value, each)):
+                return True
+        elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return True
+    return False
 
 
 def _as_json(value: Any) -> Any:

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import pytest
 
 from diffuseseg_diffusers.jobs.command_line import command_line, config_line, parse
@@ -26,6 +27,7 @@ class Drawing(WritesFolder):
     alpha: float = option(0.5, "Opacity.", maximum=1)
     scale: float | None = option(None, "Scale.", above=0)
     offsets: tuple[int, ...] | None = option(None, "Offsets.", minimum=float("-inf"))
+    size: tuple[int, int] | None = option(None, "Height and width.")
     colour: str = option("red", "Colour.", choices=("red", "green"))
     source: Path | None = option(None, "File of shapes.", reads=True)
     quiet: bool = option(False, "Print nothing.", influence=False, why="it only prints")
@@ -146,3 +148,29 @@ def test_a_value_of_several_words_may_begin_as_an_option_does():
 def test_of_an_option_that_is_given_twice_the_last_holds():
     given = drawn("--count", "3", "--colour", "red", "--quiet", "--number", "5", "--colour", "green", "--quiet")
     assert (given.count, given.colour, given.quiet) == (5, "green", True)
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "held"),
+    [
+        ("images", "a.png", ("a.png",)),
+        ("images", [Path("a.png"), 3], ("a.png", "3")),
+        ("blocks", ["mid", "3"], ("mid", 3)),
+        ("offsets", range(-1, 1), (-1, 0)),
+        ("count", numpy.int64(3), 3),
+        ("scale", 2, 2.0),
+    ],
+)
+def test_a_single_value_is_one_of_several_and_numbers_are_plain(field, given, held):
+    """Was: each letter of `images="a.png"` was an image."""
+    value = getattr(Drawing(output_dir="out", **{field: given}), field)
+    assert value == held and type(value) is type(held)
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [("count", "3"), ("count", None), ("count", True), ("quiet", "yes"), ("size", (64,)), ("colour", 1)],
+)
+def test_a_value_of_another_type_is_refused(field, given):
+    with pytest.raises(UserError, match=f"--{field} must be of type .*, got "):
+        Drawing(output_dir="out", **{field: given})
