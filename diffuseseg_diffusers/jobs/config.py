@@ -210,7 +210,7 @@ def _normalised(value: Any, hint: Any) -> Any:
         return int(value)  # as on the command line
     if isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's too
         is_whole = isinstance(value, numbers.Integral) and (int in kinds or float not in kinds)
-        return int(value) if is_whole else float(value)
+        return int(value) if is_whole else float(value)  # type: ignore[call-overload]
     return value
 
 

@@ -48,7 +48,14 @@ class AppConfig(NamesModel, CachesDownloads):
 
     def check(self) -> None:
         super().check()
-        alone = {"session": None, "max_pixels": None, "device": None, "port": 0, "no_token": False, "open": False}
+        alone: dict[str, Any] = {
+            "session": None,
+            "max_pixels": None,
+            "device": None,
+            "port": 0,
+            "no_token": False,
+            "open": False,
+        }
         alone |= {"lora": (), "dtype": "auto", "host": LOCAL}
         unread = [name for name, default in alone.items() if getattr(self, name) != default]
         if self.push_space and unread:
