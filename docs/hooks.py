@@ -72,9 +72,11 @@ def option_tables(config: type[Config]) -> str:
 def all_options() -> str:
     """A section for each command."""
     found = ""
-    for command, (where, _) in TASKS.items():
+    for command, (where, function) in TASKS.items():
         config = named(where)
-        found += f"\n## {command}\n\n{config.__doc__.splitlines()[0]}\n{option_tables(config)}"
+        names = f"{config.__name__}, {function.partition(':')[2]}"
+        first = f"{config.__doc__.splitlines()[0]} In Python: `from {PACKAGE.name} import {names}`."
+        found += f"\n## {command}\n\n{first}\n{option_tables(config)}"
     return found
 
 

@@ -2,6 +2,8 @@
 """What imports cost, and what carried code may import; the ladder of imports is a contract in pyproject.toml."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import diffuseseg_diffusers
+from diffuseseg_diffusers.tasks import TASKS
 
 from .conftest import ROOT
 
@@ -85,6 +88,13 @@ def test_importing_touches_no_network_and_loads_nothing_that_diffusers_does_not_
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["diffuseseg_diffusers"]
+
+
+def test_the_page_of_options_names_what_to_import(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = importlib.import_module("hooks").on_page_markdown("<!-- options -->", None, None, None)
+    found = re.findall(r"`from diffuseseg_diffusers import (\w+), (\w+)`", page)
+    assert len(found) == len(TASKS) and {name for pair in found for name in pair} <= {*diffuseseg_diffusers.__all__}
 
 
 def test_every_public_name_is_there():
