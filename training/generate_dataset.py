@@ -133,9 +133,11 @@ def write_dataset(config: GenerateConfig, pipe: Any, references: tuple | None) -
     for name, page in pages.items():
         with atomic_file(folder / f"{name}.png") as partial_file:
             page.savefig(partial_file, format="png")
-    print(f"{len(kept)} of {config.num_samples} images are in {folder}, {len(shards)} files.")
+    tqdm.write(f"{len(kept)} of {config.num_samples} images are in {folder}, in Parquet files: {len(shards)}.")
     for name, quantiles in nearest.items():
-        print(f"Distance to the nearest, {name}: median {quantiles['median']:.3f}, least {quantiles['least']:.3f}.")
+        tqdm.write(
+            f"Distance to the nearest, {name}: median {quantiles['median']:.3f}, least {quantiles['least']:.3f}."
+        )
     model, uncertainty = describe_dataset(config.model, None, None), float(samples.uncertainty[kept].mean())
     result = {"model": {"name": model["name"], "on_hub": model["on_hub"]}, "num_kept": len(kept)}
     return result | {"mean_uncertainty": uncertainty, "nearest_neighbours": nearest, "shards": shards}

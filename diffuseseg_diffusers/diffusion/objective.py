@@ -129,7 +129,12 @@ def predicted_noise(
 
 @torch.no_grad()
 def denoising_losses(
-    unet: UNet2DModel, scheduler: DDPMScheduler, pixels: torch.Tensor, batch_size: int = 64, seed: int = 0
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    pixels: torch.Tensor,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
 ) -> torch.Tensor:
     """Mean squared error of the predicted noise, apart for ten equal ranges of timesteps.
 
@@ -141,6 +146,7 @@ def denoising_losses(
         pixels (`torch.Tensor`): `[N, C, H, W]` uint8.
         batch_size (`int`, defaults to 64): Images and timesteps that go through the model at once.
         seed (`int`, defaults to 0): Of timesteps and noise.
+        progress (`bool`, defaults to `False`): Whether to show a bar.
 
     Returns:
         `[10]` float64 on the CPU, the noisiest range last; not a number if there are no images.
@@ -151,7 +157,8 @@ def denoising_losses(
     generator = torch.Generator().manual_seed(mixed_seed(seed, 2))
     low = torch.arange(NUM_BUCKETS) * steps // NUM_BUCKETS
     errors = []
-    for batch in pixels.split(max(1, batch_size // NUM_BUCKETS)):
+    batches = pixels.split(max(1, batch_size // NUM_BUCKETS))
+    for batch in tqdm(batches, desc="Measuring", leave=False, disable=not progress):
         n = len(batch)
         # image by image, so that the batch size does not change what one gets
         jitter, noise = zip(
@@ -192,7 +199,8 @@ def measure_losses(
     for name, pixels in images.items():
         with accelerator.autocast():
             own = mixed_seed(seed, accelerator.process_index, 5)
-            mine = denoising_losses(unet, scheduler, pixels, batch_size, own)  # [10]
+            show = accelerator.is_main_process
+            mine = denoising_losses(unet, scheduler, pixels, batch_size, own, show)  # [10]
         weighted = torch.cat([mine.nan_to_num() * len(pixels), torch.tensor([len(pixels)])]).float()
         *sums, count = accelerator.reduce(weighted.to(accelerator.device), "sum").tolist()
         if count:

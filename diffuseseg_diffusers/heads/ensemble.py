@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -69,16 +70,20 @@ class PixelClassifierOutput(BaseOutput):
     probabilities: torch.Tensor | None = None
 
 
-def image_uncertainty(uncertainty: torch.Tensor) -> torch.Tensor:
+def image_uncertainty(uncertainty: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Uncertainty score of whole images: the mean over the 10 % most uncertain pixels (DatasetGAN's filter).
 
     Args:
-        uncertainty (`torch.Tensor`): `[..., H, W]` in nats.
+        uncertainty (`torch.Tensor` or `np.ndarray`): `[..., H, W]` in nats.
 
     Returns:
         `torch.Tensor` of shape `[...]`, in nats.
+
+    Example:
+        >>> output = pipe.segment("photo.jpg")
+        >>> image_uncertainty(output.uncertainty[0]).item()
     """
-    pixels = uncertainty.flatten(-2)
+    pixels = torch.as_tensor(uncertainty).flatten(-2)
     return pixels.topk(max(1, pixels.shape[-1] // 10), dim=-1).values.mean(-1)
 
 

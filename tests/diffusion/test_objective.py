@@ -85,13 +85,15 @@ def test_min_snr_weights_are_those_of_the_paper(kind):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_held_out_losses_do_not_depend_on_the_batch_size_and_see_every_range():
+def test_held_out_losses_do_not_depend_on_the_batch_size_and_see_every_range(capsys):
     unet, scheduler = make_unet(), DDPMScheduler()
     pixels = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
     losses = denoising_losses(unet, scheduler, pixels, batch_size=10)
     torch.testing.assert_close(denoising_losses(unet, scheduler, pixels, batch_size=1000), losses, rtol=1e-4, atol=1e-5)
     assert losses.shape == (10,) and not torch.equal(denoising_losses(unet, scheduler, pixels, seed=1), losses)
-    assert denoising_losses(unet, scheduler, pixels[:0]).isnan().all()
+    assert denoising_losses(unet, scheduler, pixels[:0]).isnan().all() and not capsys.readouterr().err
+    assert torch.equal(denoising_losses(unet, scheduler, pixels, batch_size=10, progress=True), losses)
+    assert "Measuring" in capsys.readouterr().err  # which takes minutes with a large model on a CPU
     seen = []
     original = UNet2DModel.forward
     try:

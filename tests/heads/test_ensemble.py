@@ -210,6 +210,7 @@ def test_uncertainty_is_the_jensen_shannon_divergence_in_nats():
     assert 0 <= output.uncertainty.min() and output.uncertainty.max() <= math.log(4)
     top = expected.flatten(1).sort(dim=1).values[:, -25:].mean(1)  # 10 % of 256 pixels
     torch.testing.assert_close(image_uncertainty(output.uncertainty), top, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(image_uncertainty(output.uncertainty.numpy()), top, atol=1e-6, rtol=1e-4)  # of `segment`
 
 
 def test_members_that_agree_are_certain():

@@ -106,6 +106,7 @@ def test_killed_it_resumes_and_ends_with_the_same_bytes(model, alone, tmp_path):
 def test_overwriting_removes_the_runs_own_files_alone_and_only_if_the_inputs_are_valid(model, tmp_path, capsys):
     small = ("--model", model, *ARGUMENTS, "--num_samples", "4", "--output_dir", tmp_path / "out")
     generate(*small)
+    assert f"4 of 4 images are in {tmp_path / 'out'}, in Parquet files: " in capsys.readouterr().out
     before = shards(tmp_path / "out")
     other = ("--seed", "6", "--overwrite")
     generate(*small, *other, "--model", tmp_path / "nothing", expect=1)
