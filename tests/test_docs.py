@@ -247,6 +247,11 @@ def test_links_lead_somewhere(page):
         assert (ROOT / "docs") not in page.parents or (ROOT / "docs") in [*Path(os.path.abspath(place)).parents]
 
 
+def test_the_readme_lists_every_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `diffuseseg ([\w-]+)` \|", text, re.M)) == set(TASKS)
+
+
 def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size <= 10_000
 
