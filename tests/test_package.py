@@ -97,6 +97,11 @@ def test_the_page_of_options_names_what_to_import(monkeypatch):
     assert len(found) == len(TASKS) and {name for pair in found for name in pair} <= {*diffuseseg_diffusers.__all__}
 
 
+def test_examples_are_sections_that_the_reference_shows_as_code():
+    found = {path.name: re.findall(r"^ +Examples?:$", path.read_text(encoding="utf-8"), re.M) for path in MODULES}
+    assert any(found.values()) and not {n for n, lines in found.items() if any("Example:" in one for one in lines)}
+
+
 def test_every_public_name_is_there():
     for name in diffuseseg_diffusers.__all__:
         assert getattr(diffuseseg_diffusers, name).__doc__

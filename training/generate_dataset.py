@@ -52,7 +52,7 @@ def generate(config: GenerateConfig) -> dict | None:
     Raises:
         UserError: The model generates no masks, an input cannot be read, or the folder holds another run.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import GenerateConfig, generate
         >>> generate(GenerateConfig(model="out/model", num_samples=20, output_dir="out/synthetic"))["num_kept"]
     """

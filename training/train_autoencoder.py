@@ -56,7 +56,7 @@ def train_autoencoder(config: TrainAutoencoderConfig) -> dict[str, Any]:
         NotFiniteError: The loss is not finite; the last checkpoint is kept.
         StoppedError: SIGTERM or Ctrl-C ended the run; the step is saved, and the same call resumes.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import TrainAutoencoderConfig, train_autoencoder
         >>> config = TrainAutoencoderConfig(train_data_dir="my/images", max_train_steps=20_000, output_dir="out/vae")
         >>> train_autoencoder(config)["reconstruction"]

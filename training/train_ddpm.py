@@ -63,7 +63,7 @@ def train_ddpm(config: TrainDDPMConfig) -> dict[str, Any]:
         NotFiniteError: The loss is not finite; the last checkpoint is kept.
         StoppedError: SIGTERM or Ctrl-C ended the run; the step is saved, and the same call resumes.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import TrainDDPMConfig, train_ddpm
         >>> config = TrainDDPMConfig(train_data_dir="my/images", max_train_steps=100_000, output_dir="out/ddpm")
         >>> train_ddpm(config)["denoising_loss"]

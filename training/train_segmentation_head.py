@@ -48,7 +48,7 @@ def fit(config: FitConfig) -> Any:
     Raises:
         UserError: Model, data or folder cannot be used.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import FitConfig, fit
         >>> pipe = fit(FitConfig(model="MODEL", dataset_name="DATA", output_dir="out/fitted"))
         >>> pipe.segment("photo.jpg").masks[0].save("mask.png")

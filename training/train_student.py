@@ -66,7 +66,7 @@ def train_student(config: TrainStudentConfig) -> dict[str, Any]:
         NotFiniteError: The loss is not finite; the last checkpoint is kept.
         StoppedError: SIGTERM or Ctrl-C ended the run; the same call resumes.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import TrainStudentConfig, train_student
         >>> config = TrainStudentConfig(train_dataset_name="DATA", eval_dataset_name="DATA", output_dir="out/student")
         >>> report = train_student(config)

@@ -121,7 +121,7 @@ def dataset_contents(dataset: Dataset | IterableDataset, *columns: str | None) -
     Returns:
         `dict[str, str]`: For the record of a run, see [`open_run`].
 
-    Example:
+    Examples:
         >>> reads = {"dataset_name": dataset_contents(labels.dataset, labels.image_column, labels.mask_column)}
     """
     names = [column for column in columns if column is not None]

@@ -79,7 +79,7 @@ def image_uncertainty(uncertainty: torch.Tensor | np.ndarray) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `[...]`, in nats.
 
-    Example:
+    Examples:
         >>> output = pipe.segment("photo.jpg")
         >>> image_uncertainty(output.uncertainty[0]).item()
     """

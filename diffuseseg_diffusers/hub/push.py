@@ -49,7 +49,7 @@ def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = 
     Raises:
         UserError: The Hub refuses it; the repository is then unchanged.
 
-    Example:
+    Examples:
         >>> push_pipeline(pipe, "user/faces-diffuseseg", license="apache-2.0")
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def push_folder(
     Raises:
         UserError: The folder holds nothing to push, or the Hub refuses it.
 
-    Example:
+    Examples:
         >>> push_folder("out/model", "user/faces-diffuseseg", license="apache-2.0")
     """
     folder = Path(folder)

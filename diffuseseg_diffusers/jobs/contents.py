@@ -27,7 +27,7 @@ def contents_of(names: Iterable[object]) -> dict[str, str | dict[str, str]]:
     Returns:
         `dict`: By name, the size and hash of a file, a `dict` of them for a folder, or `BY_NAME`.
 
-    Example:
+    Examples:
         >>> contents_of(["cat.png"])
         {'cat.png': '1093 bytes, sha256 0b0a…'}
     """

@@ -101,7 +101,7 @@ def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     instructions for bfloat16 do not tell whether PyTorch is faster with them. bfloat16 is taken where both are at least
     `FASTER` times as fast in it. GPUs multiply in it since Ampere. Other devices stay at float32.
 
-    Example:
+    Examples:
         >>> dtype, reason = explain_dtype(torch.device("cpu"))
         >>> reason
         'bfloat16 was timed on this CPU: 1.9 times as fast in convolutions, 2.1 times as fast in products'

@@ -55,7 +55,7 @@ def open_run(
         UserError: The folder holds another run (what differs is named), or foreign files; or another process works in
             it.
 
-    Example:
+    Examples:
         >>> reads = {"model": pipe.identity(), "images": contents_of(images), "dtype": "bfloat16"}
         >>> resumed = open_run(config, "segment", reads, ["masks/*.png", "segments.jsonl"])
     """

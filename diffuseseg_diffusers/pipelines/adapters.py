@@ -22,7 +22,7 @@ def load_adapters(pipe: Any, given: Sequence[str], **where: Any) -> None:
     Raises:
         UserError: The pipeline takes no LoRA, or one cannot be loaded; says why.
 
-    Example:
+    Examples:
         >>> load_adapters(pipe, ["user/style=0.8", "out/lora/pytorch_lora_weights.safetensors"])
     """
     if given and not hasattr(pipe, "load_lora_weights"):
@@ -52,7 +52,7 @@ def load_adapters(pipe: Any, given: Sequence[str], **where: Any) -> None:
 def split_scale(text: str) -> tuple[str, float]:
     """Path or name of a LoRA as typed, and its scale, 1 if none is given.
 
-    Example:
+    Examples:
         >>> split_scale("user/style=0.8")
         ('user/style', 0.8)
     """

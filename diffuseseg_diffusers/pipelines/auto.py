@@ -87,7 +87,7 @@ class AutoDiffuseSegPipeline:
             UserError: There is no such model, it is of an unknown kind, or the base is not the one that the head was
                 fitted on.
 
-        Example:
+        Examples:
             >>> pipe = AutoDiffuseSegPipeline.from_pretrained("out/model", device="cuda", dtype="auto")
             >>> mask = pipe.segment("photo.jpg").masks[0]  # a palette image of class ids
         """
@@ -123,7 +123,7 @@ class AutoDiffuseSegPipeline:
         Raises:
             UserError: The pipeline is of no known family, or the head was fitted on another one.
 
-        Example:
+        Examples:
             >>> pipe = AutoDiffuseSegPipeline.from_pipe(StableDiffusionPipeline.from_pretrained("user/model"))
         """
         if isinstance(pipe, HeadSegmenter):

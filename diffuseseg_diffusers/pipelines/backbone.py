@@ -27,7 +27,7 @@ class BackbonePipeline(HeadPipeline, DiffusionPipeline):
         image_processor: The backbone's.
         segmentation_head ([`PixelClassifierEnsemble`], *optional*): Fitted by [`fit_segmentation_head`].
 
-    Example:
+    Examples:
         >>> pipe = BackbonePipeline.from_pretrained("facebook/dinov2-small")
         >>> pipe.segmentation_head = fit_segmentation_head(pipe, dataset)
         >>> pipe.save_pretrained("out/dinov2")
@@ -50,7 +50,7 @@ class BackbonePipeline(HeadPipeline, DiffusionPipeline):
         Raises:
             UserError: The vision model cannot be loaded; says why.
 
-        Example:
+        Examples:
             >>> pipe = BackbonePipeline.from_pretrained("facebook/vit-mae-base", dtype=torch.bfloat16)
         """
         name = os.fspath(pretrained_model_name_or_path)
@@ -95,7 +95,7 @@ def load_backbone(
 ) -> BackbonePipeline:
     """[`BackbonePipeline.from_pretrained`] on a device.
 
-    Example:
+    Examples:
         >>> pipe = load_backbone("facebook/vit-mae-base", device="cuda")
     """
     return BackbonePipeline.from_pretrained(name, dtype=dtype, revision=revision, cache_dir=cache_dir).to(device)

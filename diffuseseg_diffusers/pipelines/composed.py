@@ -83,7 +83,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
     Raises:
         UserError: The pipeline is of no known family, or the head was fitted on another one.
 
-    Example:
+    Examples:
         >>> pipe = ComposedDiffuseSegPipeline(StableDiffusionPipeline.from_pretrained("user/model"))
         >>> pipe.segmentation_head = fit_segmentation_head(pipe, dataset)
         >>> mask = pipe.segment("photo.jpg").masks[0]
@@ -221,7 +221,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         Raises:
             UserError: An argument is out of range, or the head does not fit.
 
-        Example:
+        Examples:
             >>> output = pipe("a face", num_inference_steps=30, generator=torch.manual_seed(0))
             >>> output.images[0].save("face.png")
             >>> output.masks[0].save("face_mask.png")  # a palette image of class ids
@@ -285,7 +285,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         Raises:
             UserError: There is no head.
 
-        Example:
+        Examples:
             >>> pipe.save_pretrained("out/head")
             >>> pipe = AutoDiffuseSegPipeline.from_pretrained("out/head")  # loads the base from where it was
         """
@@ -307,7 +307,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         Raises:
             UserError: There is no head, or the base is not on the Hub.
 
-        Example:
+        Examples:
             >>> pipe.push_to_hub("user/faces-head")
         """
         base = self._head.config.base["model"] if self._head is not None else ""
@@ -339,7 +339,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         Raises:
             UserError: The pipeline is of no known family, or the base is not the one that the head was fitted on.
 
-        Example:
+        Examples:
             >>> pipe = ComposedDiffuseSegPipeline.from_pretrained("user/faces-head", dtype=torch.float16)
         """
         name, kwargs = os.fspath(pretrained_model_name_or_path), {"use_safetensors": True, **kwargs}

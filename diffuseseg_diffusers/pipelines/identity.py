@@ -31,7 +31,7 @@ def weights_digest(*models: nn.Module) -> str:
     Args:
         *models (`torch.nn.Module`): A U-Net and its head, for instance.
 
-    Example:
+    Examples:
         >>> weights_digest(pipe.unet) == weights_digest(pipe.unet.float())
         True
     """

@@ -42,7 +42,7 @@ def load_pipeline(
     Raises:
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
 
-    Example:
+    Examples:
         >>> pipe = load_pipeline("out/model")
         >>> pipe.segment("photo.jpg").masks[0].save("mask.png")
     """

@@ -48,7 +48,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
     needs, so any pipeline class of diffusers loads it with `from_pretrained(..., trust_remote_code=True)`, without this
     package too.
 
-    Example:
+    Examples:
         >>> pipe = DiffuseSegPipeline.from_pretrained("user/faces-diffuseseg").to("cuda")
         >>> pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
         >>> output = pipe(batch_size=4, num_inference_steps=50)
@@ -104,7 +104,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             **kwargs: As in [`DiffusionPipeline.save_pretrained`] and, with `push_to_hub=True`, `push_to_hub`, whose
                 `repo_id` defaults to the name of the folder.
 
-        Example:
+        Examples:
             >>> pipe.save_pretrained("out/model")
             >>> pipe = DiffuseSegPipeline.from_pretrained("out/model")
         """
@@ -194,7 +194,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         Raises:
             UserError: An argument is out of range, or head and U-Net do not fit each other.
 
-        Example:
+        Examples:
             >>> output = pipe(batch_size=4, num_inference_steps=50, generator=torch.manual_seed(0))
             >>> output.images[0].save("face.png")
             >>> output.masks[0].save("face_mask.png")  # a palette image of class ids

@@ -172,7 +172,7 @@ class Segmenter(ABC):
         Raises:
             UserError: The head is missing or does not fit, an option is out of range, or an image is unreadable.
 
-        Example:
+        Examples:
             >>> output = pipe.segment(["photo.jpg", "other.png"], output_type="np")
             >>> [(mask.shape, mask.dtype) for mask in output.masks]  # the images' own sizes, uint8 class ids
         """
@@ -235,7 +235,7 @@ class HeadSegmenter(Segmenter):
                 What to read; the family's default if not given.
             **choice: `share_noise`, `noise_seed`, `size`, `prompt`: see the family's extractor.
 
-        Example:
+        Examples:
             >>> features = pipe.features(blocks=[5, 6], timesteps=[50])(images)  # images: [N,C,H,W] in [-1, 1]
             >>> shapes = [tuple(a.shape) for a in features.activations]
         """

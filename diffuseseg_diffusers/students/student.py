@@ -150,7 +150,7 @@ class StudentSegmenter(Student):
         Raises:
             UserError: It cannot be loaded; says why.
 
-        Example:
+        Examples:
             >>> student = StudentSegmenter.from_pretrained("out/student")
             >>> mask = student.segment("photo.jpg").masks[0]
         """

@@ -99,7 +99,7 @@ class UNetStudent(Student):
         Raises:
             UserError: It cannot be loaded, or is a U-Net but no student; says why.
 
-        Example:
+        Examples:
             >>> student = UNetStudent.from_pretrained("out/student")
         """
         name = os.fspath(name)

@@ -98,7 +98,7 @@ def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
     Raises:
         UserError: Model, data or folder cannot be used, or a study cannot be made of them.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import AnalyzeConfig, analyze
         >>> where = dict(dataset_name="DATA", output_dir="out/analysis")
         >>> found = analyze(AnalyzeConfig(model="out/model", folds=3, **where))

@@ -73,7 +73,7 @@ def app(config: AppConfig) -> None:
     Raises:
         UserError: Model, images, session or address cannot be used.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import AppConfig, app
         >>> app(AppConfig(model="google/ddpm-cat-256", images="photos", open=True))
     """

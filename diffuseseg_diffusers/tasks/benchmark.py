@@ -91,7 +91,7 @@ def benchmark(config: BenchmarkConfig) -> dict:
     Raises:
         UserError: Data or checkpoint are missing, or the paper has no result of the method.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import BenchmarkConfig, benchmark
         >>> where = dict(data="datasets/horse_21", checkpoint="lsun_horse.pt", output_dir="out/horse_21")
         >>> benchmark(BenchmarkConfig(benchmark="horse_21", **where))["mean"]

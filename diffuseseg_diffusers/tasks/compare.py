@@ -42,7 +42,7 @@ def compare(config: CompareConfig) -> dict:
     Raises:
         UserError: Models, data or folder cannot be used, or the models have different classes or channels.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import CompareConfig, compare
         >>> found = compare(CompareConfig(models=["out/model", "out/student"], dataset_name="DATA", output_dir="out/c"))
         >>> [model["mean_iou"] for model in found["models"]]

@@ -46,7 +46,7 @@ def convert(config: ConvertConfig) -> None:
     Raises:
         UserError: A tensor of the checkpoint does not fit; names it.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import ConvertConfig, convert
         >>> convert(ConvertConfig(checkpoint="lsun_horse.pt", preset="lsun_256", output_dir="out/horse"))
     """

@@ -48,7 +48,7 @@ def demo(config: DemoConfig) -> dict:
     Raises:
         UserError: The folder cannot be used.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import DemoConfig, demo
         >>> metrics = demo(DemoConfig(output_dir="out/demo"))
     """

@@ -29,7 +29,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     Raises:
         UserError: Model, data or folder cannot be used.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import EvaluateConfig, evaluate
         >>> metrics = evaluate(EvaluateConfig(model="out/model", dataset_name="DATA", output_dir="out/metrics"))
         >>> metrics["mean_iou"]

@@ -30,7 +30,7 @@ def export_onnx(config: ExportOnnxConfig) -> None:
     Raises:
         UserError: The model is not a student, or the file cannot be written.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import ExportOnnxConfig, export_onnx
         >>> export_onnx(ExportOnnxConfig(model="out/student", file="student.onnx"))
     """

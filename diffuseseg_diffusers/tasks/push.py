@@ -38,7 +38,7 @@ def push(config: PushConfig) -> str:
     Raises:
         UserError: The folder holds nothing to push, or the Hub refuses it.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import PushConfig, push
         >>> push(PushConfig(folder="out/model", repo_id="user/faces-diffuseseg"))
     """

@@ -90,7 +90,7 @@ def segment(config: SegmentConfig) -> Path:
         UserError: Model, images or folder cannot be used.
         IncompleteError: Some images cannot be read; the others are segmented.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import SegmentConfig, segment
         >>> lines = segment(SegmentConfig(model="out/model", images=["photo.jpg"], output_dir="out/masks"))
     """

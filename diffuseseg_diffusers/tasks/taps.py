@@ -41,7 +41,7 @@ def taps(config: TapsConfig) -> str:
     Raises:
         UserError: The model cannot be loaded, is a student, or cannot read images of this size.
 
-    Example:
+    Examples:
         >>> from diffuseseg_diffusers import TapsConfig, taps
         >>> table = taps(TapsConfig(model="google/ddpm-cat-256"))
     """

@@ -45,7 +45,7 @@ class Trainer:
         state (`dict`): `step`, `seconds`, `seconds_waiting_for_data`, `unreadable`, and what the caller adds, as JSON
             holds it; checkpoints keep it.
 
-    Example:
+    Examples:
         >>> with trainer:
         ...     for images, position in trainer.batches():
         ...         with accelerator.accumulate(trainer.model):
