@@ -78,10 +78,6 @@ def image_uncertainty(uncertainty: torch.Tensor | np.ndarray) -> torch.Tensor:
 
     Returns:
         `torch.Tensor` of shape `[...]`, in nats.
-
-    Examples:
-        >>> output = pipe.segment("photo.jpg")
-        >>> image_uncertainty(output.uncertainty[0]).item()
     """
     pixels = torch.as_tensor(uncertainty).flatten(-2)
     return pixels.topk(max(1, pixels.shape[-1] // 10), dim=-1).values.mean(-1)

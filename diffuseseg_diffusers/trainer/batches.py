@@ -54,7 +54,8 @@ class ShuffledBatches:
         if state.get("num_images") != len(self.images):
             raise UserError(
                 f"The checkpoint was made with {state.get('num_images', 'streamed')} training images, and now there "
-                f"are {len(self.images)}; resume with the same data, or start a new run with --pretrained."
+                f"are {len(self.images)}; resume with the same data and --num_validation_images, or start a new run "
+                f"with --pretrained."
             )
         self.position = state["position"]
 
