@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+import diffuseseg_diffusers
 from diffuseseg_diffusers import cli
 from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.heads.recipes import RECIPES
@@ -224,6 +225,23 @@ def test_examples_of_tasks_run_as_they_stand(name, workplace, tmp_path, monkeypa
     lines = re.findall(r"^ *>>> (.*)$", named(TASKS[name][1]).__doc__, re.M)
     assert lines
     exec("\n".join(lines), {"__name__": "example"})
+
+
+# Public functions that work on what the pages name.
+EXAMPLES = [
+    *("choose_tiling", "extract_activations", "fit_decisions", "fit_head", "fit_segmentation_head"),
+    *("load_labeled_images", "open_raster", "recipe_extractor", "segment_tiled"),
+]
+
+
+def test_examples_of_public_functions_run_as_they_stand(workplace, tmp_path, monkeypatch):
+    shutil.copytree(workplace, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    shorten_recipes(monkeypatch)
+    for name in EXAMPLES:
+        lines = re.findall(r"^ *>>> (.*)$", getattr(diffuseseg_diffusers, name).__doc__, re.M)
+        assert lines, name
+        exec("\n".join(lines), {"__name__": "example"})
 
 
 def anchors(page: Path) -> set[str]:

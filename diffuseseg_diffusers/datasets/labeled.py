@@ -314,6 +314,11 @@ def load_labeled_images(
     Raises:
         UserError: There is no such dataset or split, it has no images, its masks are not as expected, or it has other
             classes than `classes`.
+
+    Examples:
+        >>> from diffuseseg_diffusers import load_labeled_images
+        >>> dataset = load_labeled_images("my/labelled/images")
+        >>> dataset[0].image.size, dataset[0].mask.shape, dataset.num_classes
     """
     name = os.fspath(name)
     local = os.path.isdir(name)

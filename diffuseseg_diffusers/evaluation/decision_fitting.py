@@ -39,6 +39,12 @@ def fit_decisions(
 
     Raises:
         UserError: There are no images, or one cannot be read.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from diffuseseg_diffusers import AutoDiffuseSegPipeline, fit_decisions
+        >>> pipe = AutoDiffuseSegPipeline.from_pretrained("out/model")
+        >>> pipe.decisions = fit_decisions(pipe, [Image.open("photo.jpg"), Image.open("other.png")], number=2)
     """
     if number < 1:
         raise UserError("There are no images to expect anything of; give one at least.")

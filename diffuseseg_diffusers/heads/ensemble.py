@@ -74,7 +74,7 @@ def image_uncertainty(uncertainty: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Uncertainty score of whole images: the mean over the 10 % most uncertain pixels (DatasetGAN's filter).
 
     Args:
-        uncertainty (`torch.Tensor` or `np.ndarray`): `[..., H, W]` in nats.
+        uncertainty (`torch.Tensor` or `np.ndarray`): `[..., H, W]` in nats, as `pipe.segment("photo.jpg")` gives it.
 
     Returns:
         `torch.Tensor` of shape `[...]`, in nats.

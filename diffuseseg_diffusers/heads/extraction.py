@@ -45,6 +45,12 @@ def extract_activations(
 
     Returns:
         [`ActivationTable`] of `len(dataset) * (1 + augmented_views)` images.
+
+    Examples:
+        >>> from diffuseseg_diffusers import DiffuseSegPipeline, extract_activations
+        >>> from diffuseseg_diffusers import load_labeled_images, recipe_extractor
+        >>> extractor = recipe_extractor(DiffuseSegPipeline.from_pretrained("MODEL"))
+        >>> table = extract_activations(extractor, load_labeled_images("my/labelled/images"))
     """
     total = len(dataset) * (1 + augmented_views)
     dtype = torch.bfloat16 if extractor.dtype == torch.bfloat16 else torch.float16

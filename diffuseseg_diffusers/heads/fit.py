@@ -91,6 +91,11 @@ def fit_segmentation_head(
     Raises:
         UserError: The masks do not fit the classes or images, or an option is out of range.
         NotFiniteError: Activations are not finite, or training diverged.
+
+    Examples:
+        >>> from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head, load_labeled_images
+        >>> pipe = DiffuseSegPipeline.from_pretrained("MODEL")
+        >>> pipe.segmentation_head = fit_segmentation_head(pipe, load_labeled_images("my/labelled/images"))
     """
     recipe = find_recipe(recipe)
     if not isinstance(dataset, LabeledImages):
@@ -155,6 +160,11 @@ def recipe_extractor(
 
     Raises:
         UserError: Two of them exclude each other, or the model knows no noise.
+
+    Examples:
+        >>> from diffuseseg_diffusers import DiffuseSegPipeline, recipe_extractor
+        >>> extractor = recipe_extractor(DiffuseSegPipeline.from_pretrained("MODEL"), "paper")
+        >>> [(info.block, info.timestep, info.channels) for info in extractor.feature_info()]
     """
     recipe = find_recipe(recipe)
     if blocks is not None and up_blocks is not None:
@@ -203,6 +213,13 @@ def fit_head(
     Raises:
         UserError: The table has no labelled pixels, or labels that are no classes.
         NotFiniteError: Training diverged.
+
+    Examples:
+        >>> from diffuseseg_diffusers import Classes, DiffuseSegPipeline, extract_activations, fit_head
+        >>> from diffuseseg_diffusers import load_labeled_images, recipe_extractor
+        >>> dataset = load_labeled_images("my/labelled/images")
+        >>> extractor = recipe_extractor(DiffuseSegPipeline.from_pretrained("MODEL"))
+        >>> head = fit_head(extract_activations(extractor, dataset), extractor, Classes(dataset.num_classes))
     """
     recipe = find_recipe(recipe)
     num_members = recipe.num_members if num_members is None else num_members

@@ -354,6 +354,11 @@ def choose_tiling(
 
     Raises:
         UserError: A pixel size was asked for, and the picture does not say its own.
+
+    Examples:
+        >>> from diffuseseg_diffusers import AutoDiffuseSegPipeline, choose_tiling, open_raster
+        >>> pipe, raster = AutoDiffuseSegPipeline.from_pretrained("out/model"), open_raster("photo.jpg")
+        >>> tiling = choose_tiling(pipe, raster)  # None: shown whole
     """
     fitted = getattr(pipe, "fitted_tiles", None) or {}
     if scale is None:
@@ -396,6 +401,12 @@ def segment_tiled(
 
     Raises:
         UserError: The picture is broken, or does not fit the model.
+
+    Examples:
+        >>> from diffuseseg_diffusers import AutoDiffuseSegPipeline, choose_tiling, open_raster, segment_tiled
+        >>> pipe, raster = AutoDiffuseSegPipeline.from_pretrained("out/model"), open_raster("photo.jpg")
+        >>> found = segment_tiled(pipe, raster, choose_tiling(pipe, raster, tile=True))
+        >>> found.labels.shape
     """
     channels = channels or pipe.channels
     labels = np.empty(image.size, np.uint8)

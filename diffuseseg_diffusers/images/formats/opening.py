@@ -53,6 +53,11 @@ def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: st
 
     Raises:
         UserError: It is broken, or the package that reads it is missing.
+
+    Examples:
+        >>> from diffuseseg_diffusers import open_raster
+        >>> raster = open_raster("photo.jpg")
+        >>> raster.height, raster.width, raster.channels
     """
     lower = os.fspath(name).lower().rstrip("/")
     if not is_raster(name):
