@@ -138,9 +138,12 @@ def _constructor(config: type[Config]) -> Any:
 
 
 def _last_given(hint: Any, tokens: Sequence[Token]) -> Any:
-    """The values of an option that takes several; of one that is given twice, those of the last time."""
+    """The values of an option that takes several; of one that is given twice, those of the last time.
+
+    A backslash protects a hyphen in front of a value: `--object_classes "\\-tumour" other`.
+    """
     last = max((i for i, token in enumerate(tokens) if token.index == 0), default=0)
-    return convert(hint, tokens[last:])
+    return convert(hint, [t.evolve(value=t.value[t.value.startswith("\\-") :]) for t in tokens[last:]])
 
 
 def _parameter(name: str, own: Option, hint: Any, default: Any, group: Group) -> Parameter:

@@ -123,10 +123,10 @@ class Config:
                 positional += several
             elif isinstance(value, bool):
                 words.append(f"--{one.name}" if value else own.negative)
-            elif any(word.startswith("-") for word in several):  # which would be taken for options
-                words += [f"--{one.name}={word}" for word in several]
+            elif isinstance(value, tuple):  # a word with a hyphen in front would be taken for an option
+                words += [f"--{one.name}", *("\\" * word.startswith("-") + word for word in several)]
             else:
-                words += [f"--{one.name}", *several]
+                words.append(f"--{one.name}={value}")
         dashes = any(word.startswith("-") for word in positional)
         return [*words, "--", *positional] if dashes else [*positional, *words]
 
