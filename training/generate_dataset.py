@@ -63,8 +63,7 @@ def generate(config: GenerateConfig) -> dict | None:
     report_processes(accelerator)
     if accelerator.is_main_process:
         check_run(config, "generate")
-    where = (config.device or accelerator.device, config.dtype, config.cache_dir, config.base_model, config.lora)
-    pipe: Any = load_pipeline(config.model, config.revision, *where)
+    pipe: Any = load_pipeline(config.model, **config.loading(device=config.device or accelerator.device))
     pipe.set_progress_bar_config(disable=True)
     check_generates_masks(pipe, config.model)
     pipe.scheduler = sampler_for(pipe, config.scheduler, config.num_inference_steps)

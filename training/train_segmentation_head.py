@@ -119,8 +119,7 @@ def load_frozen(config: FitConfig, device: torch.device, dtype: torch.dtype) -> 
     """The model that `--model` or `--backbone` names, without a head: one that is there already is replaced."""
     if config.backbone:
         return load_backbone(config.backbone, device, dtype, config.revision, config.cache_dir)
-    where = (device, dtype, config.cache_dir, config.base_model, config.lora)
-    pipe: Any = load_pipeline(config.model, config.revision, *where)
+    pipe: Any = load_pipeline(config.model, **config.loading(device=device, dtype=dtype))
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student, which has no head to fit; give a diffusion model.")
     pipe.segmentation_head = None

@@ -139,8 +139,7 @@ def load_study(config: AnalyzeConfig) -> "Study":
     from ..pipelines.loading import load_pipeline
     from ..pipelines.segmenter import HeadSegmenter
 
-    where = (config.device, config.dtype, config.cache_dir, config.base_model, config.lora)
-    pipe: Any = load_pipeline(config.model, config.revision, *where)
+    pipe: Any = load_pipeline(config.model, **config.loading())
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student, which has no features to study; give the model it learnt from.")
     pipe.segmentation_head = None  # studies fit heads themselves

@@ -103,15 +103,7 @@ def app(config: AppConfig) -> None:
     if not images.name and not config.session:
         raise UserError("A session beside the root of the disk is not possible; give a folder for it with --session.")
     folder = config.session or images.with_name(f"{images.name}-labels")
-    pipe = load_pipeline(
-        config.model,
-        config.revision,
-        config.device,
-        config.dtype,
-        config.cache_dir,
-        config.base_model,
-        config.lora,
-    )
+    pipe = load_pipeline(config.model, **config.loading())
     session = LabelSession(pipe, config.images, folder, config.classes, config.recipe)
     for note in session.notes:
         print(note, file=sys.stderr)

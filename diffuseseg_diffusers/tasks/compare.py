@@ -56,8 +56,7 @@ def compare(config: CompareConfig) -> dict:
     from ..pipelines.loading import load_pipelines
 
     check_output_folder(config.output_dir, config.overwrite, config.inputs(), "compare")
-    where = (config.revision, config.device, config.dtype, config.cache_dir, config.base_model, config.lora)
-    models = load_pipelines(config.models, *where)
+    models = load_pipelines(config.models, **config.loading())
     for model in models.values():
         model.check_can_segment()
     first = models[config.models[0]]

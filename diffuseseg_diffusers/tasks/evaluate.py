@@ -42,15 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     from ..pipelines.loading import load_pipeline
 
     check_output_folder(config.output_dir, config.overwrite, config.inputs(), "evaluate")
-    pipe = load_pipeline(
-        config.model,
-        config.revision,
-        config.device,
-        config.dtype,
-        config.cache_dir,
-        config.base_model,
-        config.lora,
-    )
+    pipe = load_pipeline(config.model, **config.loading())
     pipe.check_can_segment()
     names = pipe.label_names
     dataset = load_data(config, ignore_index=pipe.ignore_index, classes=names, channels=pipe.channels)

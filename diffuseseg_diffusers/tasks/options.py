@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..images.lengths import micrometres
 from ..jobs.config import Config, exclusive, option
@@ -45,6 +46,11 @@ class RunsModel(Config):
     verbose: bool = option(
         False, "Say in which precision models compute, and why.", influence=False, why="it only prints"
     )
+
+    def loading(self, **changes: Any) -> dict[str, Any]:
+        """Arguments of `load_pipeline` beside the name of the model; `changes` replace those of the options."""
+        names = ("revision", "device", "dtype", "cache_dir", "base_model", "lora")
+        return {name: getattr(self, name) for name in names} | changes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,15 +106,7 @@ def segment(config: SegmentConfig) -> Path:
     check_run(config, COMMAND)
     images = list_images(config.images)
     dataset = load_dataset_of(config, images)
-    pipe = load_pipeline(
-        config.model,
-        config.revision,
-        config.device,
-        config.dtype,
-        config.cache_dir,
-        config.base_model,
-        config.lora,
-    )
+    pipe = load_pipeline(config.model, **config.loading())
     with pipe.prepared():
         return _segment(config, pipe, images, dataset)
 

@@ -49,8 +49,7 @@ def taps(config: TapsConfig) -> str:
     from ..pipelines.loading import load_pipeline
     from ..pipelines.segmenter import HeadSegmenter
 
-    where = (config.revision, config.device, config.dtype, config.cache_dir, config.base_model, config.lora)
-    pipe: Any = load_pipeline(config.model, *where)
+    pipe: Any = load_pipeline(config.model, **config.loading())
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student, which has no features; give the model that it learnt from.")
     table = describe_taps(recipe_extractor(pipe, size=height_and_width(config.resolution)))

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What holds for the configuration of every task."""
 
+import inspect
 import types
 import typing
 from dataclasses import MISSING, fields
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from diffuseseg_diffusers.jobs.command_line import command_line, parse
 from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.pipelines.loading import load_pipeline
 from diffuseseg_diffusers.tasks import TASKS, named
+from diffuseseg_diffusers.tasks.options import RunsModel
 
 
 CONFIGS = {command: named(where) for command, (where, _) in TASKS.items()}
@@ -78,3 +81,9 @@ def test_the_command_line_of_a_configuration_gives_an_equal_one(command):
         assert parse(app, [command, *config.arguments()]) == config
 
     check()
+
+
+def test_every_option_of_how_a_model_runs_reaches_the_loader():
+    config = CONFIGS["evaluate"](model="x", dataset_name="x", output_dir="x")
+    taken = set(inspect.signature(load_pipeline).parameters) - {"name"}
+    assert set(config.loading()) == taken >= set(RunsModel.__annotations__) - {"verbose"}
