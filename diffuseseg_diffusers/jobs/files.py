@@ -280,7 +280,12 @@ def read_record(folder: Path) -> dict | None:
     path = Path(folder, RECORD)
     record = read_json(path) if path.is_file() else None
     kinds = {"command": str, "owns": list, "settings": dict}
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    whole = (
+        isinstance(record, dict)
+        and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+        and all(isinstance(pattern, str) for pattern in record["owns"])
+        and isinstance(record.get("reads", {}), dict)  # which earlier versions did not record
+    )
     if record is not None and not whole:
         raise UserError(f"{path} is no record of a run; remove it, or choose another --output_dir.")
     return record

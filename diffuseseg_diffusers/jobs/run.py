@@ -68,6 +68,8 @@ def open_run(
 
 def _begin(config: WritesFolder, command: str, reads: dict, owns: Iterable[str], together: bool) -> bool:
     folder, settings, alone = config.output_dir, settings_of(config), True
+    if folder.is_symlink():  # perhaps to a folder that is yet to be made
+        folder = Path(os.path.realpath(folder))
     overwrite = config.overwrite and not is_worker()
     if together:
         folder.mkdir(parents=True, exist_ok=True)

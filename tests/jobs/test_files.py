@@ -321,7 +321,9 @@ def test_a_folder_that_two_runs_make_at_once_is_that_of_the_first_to_end(tmp_pat
 
 
 def test_a_file_of_the_records_name_that_is_none_is_named(tmp_path):
-    for text in ("[]", '{"owns": ["*"]}', "no JSON"):
+    record = {"command": "test", "owns": ["a"], "settings": {}, "reads": {}}
+    broken = [{**record, "owns": [1]}, {**record, "reads": []}, {**record, "reads": None}]
+    for text in ("[]", '{"owns": ["*"]}', "no JSON", "", *map(json.dumps, broken)):
         write_text(tmp_path / RECORD, text)
         put(tmp_path, {"a": "keep me"})
         with pytest.raises(UserError, match=RECORD):

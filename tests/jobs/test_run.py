@@ -135,6 +135,15 @@ def test_a_process_that_shares_a_run_never_overwrites_it(tmp_path, monkeypatch):
     assert (tmp_path / "result.json").exists()
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_link_to_a_folder_that_is_yet_to_be_made_is_followed(tmp_path, together):
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    config = DrawConfig(output_dir=tmp_path / "link")
+    assert not open_run(config, "draw", {}, OWNS, together)
+    unlock_folder()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "out" / RECORD).is_file()
+
+
 def test_a_folder_that_no_run_made_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     for overwrite in (False, True):
