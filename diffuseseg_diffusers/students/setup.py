@@ -209,6 +209,9 @@ def student_contents(config: Any, data: StudentData, teacher: Segmenter | None) 
     for part, images in (("train", data.train), ("real", data.real), ("eval", data.evaluation)):
         if images is not None:
             found[f"{part}_dataset_name"] = dataset_contents(images.dataset, images.image_column, images.mask_column)
+    if (held := data.validation) is not None:  # by which weights are chosen
+        rows = dataset_contents(held.dataset, held.image_column, held.mask_column)
+        found["train_dataset_name"] |= {f"held out, {row}": content for row, content in rows.items()}
     if data.unlabeled is not None:
         found["unlabeled_dataset_name"] = dataset_contents(*data.unlabeled)
     if teacher is not None:
