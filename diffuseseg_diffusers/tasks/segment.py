@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Segments images of any size and format, and whole datasets: `diffuseseg segment`."""
 
+import json
 import logging
 import os
 import sys
@@ -124,6 +125,8 @@ def _segment(config: SegmentConfig, pipe: Any, images: list[str], dataset: tuple
     open_run(config, COMMAND, contents_read(pipe, images, dataset), owns, together=True)
     complete = config.output_dir / last
     if complete.is_file():
+        if dataset is None:
+            check_results(complete, len(images))
         print(f"{config.output_dir} is complete.")
         return complete
 
@@ -200,12 +203,29 @@ def finish(config: SegmentConfig, complete: Path, number: int, is_collection: bo
     rmtree(config.output_dir / PARTS, ignore_errors=True)
     unreadable = config.output_dir / UNREADABLE
     broken = len(unreadable.read_text(encoding="utf-8").splitlines()) if unreadable.is_file() else 0
-    number = read_json(complete)["rows"] + broken if is_collection else number
+    if is_collection:
+        number = read_json(complete)["rows"] + broken
+    else:
+        check_results(complete, number)
     print(f"{number - broken} of {number} images segmented; the masks are in {config.output_dir}.")
     if broken and not is_worker():
         raise IncompleteError(
             f"{broken} of {number} images cannot be read; {unreadable} lists them. The others are done."
         )
+
+
+def check_results(lines: Path, number: int) -> None:
+    """Raises [`IncompleteError`] if the list of results lacks images, or names files that are not there."""
+    from ..tiling.files import UNREADABLE
+
+    folder, unreadable = lines.parent, lines.with_name(UNREADABLE)
+    rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n") if line]
+    broken = len(unreadable.read_text(encoding="utf-8").splitlines()) if unreadable.is_file() else 0
+    names = [row[kind] for row in rows for kind in ("mask", "overlay")]
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing or len(rows) + broken != number:
+        what = f"{missing[0]} is missing" if missing else f"{lines.name} lists {len(rows)} of {number} images"
+        raise IncompleteError(f"The results in {folder} are not whole: {what}. Pass --overwrite to make them anew.")
 
 
 def load_dataset_of(config: SegmentConfig, images: list[str]) -> tuple[Any, str] | None:

@@ -266,3 +266,18 @@ def test_a_photo_is_decoded_once_and_needs_one_extractor(tmp_path, monkeypatch):
     assert calls["__init__"] == 2 and calls["decode_image"] == 6
     lines = [json.loads(line) for line in (tmp_path / "tiles" / "segments.jsonl").read_text().splitlines()]
     assert [(line["height"], line["width"]) for line in lines] == [(30, 24)] * 6
+
+
+def test_results_that_are_not_whole_are_not_called_complete(drawn, tmp_path):
+    arguments = ("diffuseseg", "segment", drawn / "data" / "test" / "images", "--model", drawn / "model")
+    arguments += ("--output_dir", tmp_path / "out")
+    run(*arguments)
+    mask = next((tmp_path / "out").glob("*_mask.png"))
+    kept = mask.read_bytes()
+    mask.unlink()
+    assert f"{mask.name} is missing" in run(*arguments, expect=1).stderr
+    mask.write_bytes(kept)
+    assert "is complete" in run(*arguments).stdout
+    lines = tmp_path / "out" / "segments.jsonl"
+    lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:-1]))
+    assert "segments.jsonl lists" in run(*arguments, expect=1).stderr
