@@ -52,6 +52,9 @@ class RunsModel(Config):
         names = ("revision", "device", "dtype", "cache_dir", "base_model", "lora")
         return {name: getattr(self, name) for name in names} | changes
 
+    def inputs(self) -> list[str]:
+        return [*super().inputs(), *(one.rpartition("=")[0] or one for one in self.lora), *self.lora]
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamesModel(RunsModel):

@@ -87,3 +87,8 @@ def test_every_option_of_how_a_model_runs_reaches_the_loader():
     config = CONFIGS["evaluate"](model="x", dataset_name="x", output_dir="x")
     taken = set(inspect.signature(load_pipeline).parameters) - {"name"}
     assert set(config.loading()) == taken >= set(RunsModel.__annotations__) - {"verbose"}
+
+
+def test_loras_are_inputs_with_and_without_a_scale():
+    config = CONFIGS["evaluate"](model="x", dataset_name="x", output_dir="x", lora=("my/a=0.5", "my/b"))
+    assert {"my/a", "my/b"} <= set(config.inputs())
