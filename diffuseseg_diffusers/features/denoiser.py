@@ -205,6 +205,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         activations = [maps[i.block][self.timesteps.index(i.timestep)] for i in info]
         return self.check_finite(Features(activations=activations, info=info))
 
+    @torch.no_grad()  # with gradients, attention takes other kernels, which round differently in bfloat16
     def condition(self) -> dict[str, torch.Tensor]:
         """What conditions every pass, `[1, ...]` by name.
 

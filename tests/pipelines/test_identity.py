@@ -279,6 +279,16 @@ def test_embeddings_do_not_outlive_the_text_encoder_that_made_them():
     assert extractor.condition()["encoder_hidden_states"] is second
 
 
+def test_embeddings_are_the_same_with_and_without_gradients():
+    extractors = [AutoDiffuseSegPipeline.from_pipe(stable_diffusion()).features() for _ in range(2)]
+    with torch.no_grad():
+        without = extractors[0].condition()
+    with torch.enable_grad():
+        found = extractors[1].condition()
+    assert found and not any(tensor.requires_grad for tensor in found.values())
+    assert all(torch.equal(tensor, without[name]) for name, tensor in found.items())
+
+
 def test_an_adapter_of_the_text_encoder_counts(loras):
     plain = composed().segmentation_head
     pipe = adapted(loras["text"], name="words")

@@ -382,7 +382,7 @@ def test_offline_what_has_no_head_to_say_how_precisions_agree_comes_from_the_cac
     unfitted.segmentation_head = None
     push("alice/unfitted", unfitted)
     DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    HfApi().create_repo("alice/plain")
+    HfApi().create_repo("alice/plain", exist_ok=True)
     HfApi().upload_folder(repo_id="alice/plain", folder_path=tmp_path / "ddpm")
     for offline in (False, True):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)

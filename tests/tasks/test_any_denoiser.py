@@ -100,7 +100,7 @@ def test_a_head_on_a_local_base_is_not_pushed_and_options_that_do_not_fit_are_re
     for wrong, message in (
         (("--resolution", "17", "24"), "multiples of 2, got 17 × 24"),
         (("--blocks", "up_blocks.7"), "no module 'up_blocks.7'"),
-        (("--noise_levels", "0"), "a noise-to-signal ratio above 0"),
+        (("--noise_levels", "0"), "--noise_levels must be above 0"),
         (("--max_bytes", "100"), "more than --max_bytes 100"),
     ):
         refused = run("diffuseseg", "fit", *given, *wrong, "--output_dir", tmp_path / "none", expect=1)
