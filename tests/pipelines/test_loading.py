@@ -189,6 +189,7 @@ def test_a_private_repository_needs_a_token_of_somebody_who_may_see_it(hub, tmp_
     assert load_pipeline("alice/private", device="cpu").segmentation_head is not None
 
 
+@pytest.mark.slow
 def test_without_the_package_the_round_trip_is_exact(hub, tmp_path):
     pipe = made()
     push("alice/stand-alone", pipe, private=True)

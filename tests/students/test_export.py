@@ -35,6 +35,7 @@ def test_the_onnx_file_gives_the_masks_that_pytorch_gives(tmp_path):
     assert np.mean([(a == b).mean() for a, b in zip(found, expected)]) > 0.999
 
 
+@pytest.mark.slow
 def test_an_onnx_file_is_a_segmenter_with_the_contract_of_all(tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)

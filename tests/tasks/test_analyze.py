@@ -39,6 +39,7 @@ def analyze(folders, *more, **kwargs):
     return run("diffuseseg", "analyze", *given, "--cache_dir", folders / "cache", *more, OMP_NUM_THREADS="1", **kwargs)
 
 
+@pytest.mark.slow
 def test_all_studies_run_and_leave_tables_and_figures_and_resume(folders, tmp_path, short):
     out = tmp_path / "out"
     said = analyze(folders, "--study", *STUDIES, *CHOICE, "--output_dir", out)

@@ -237,6 +237,7 @@ def test_a_terminated_run_saves_first_and_resumes_exactly(drawn, tmp_path):
     assert same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_both_batches(drawn, tmp_path, quick_shutdown):
     """Over gloo: gradients, decoding, streams, and a whole run (tests/diffusion/two_processes.py)."""
     options = ("--lr_warmup_steps", "0", "--use_ema")
@@ -476,6 +477,7 @@ def init(project, dir=".", **kwargs):  # offline, the real one writes below `dir
 """
 
 
+@pytest.mark.slow
 def test_weights_and_biases_writes_below_the_output_folder(drawn, tmp_path):
     """A stand-in for the client, which is not among what the tests install."""
     (tmp_path / "packages" / "wandb").mkdir(parents=True)

@@ -179,6 +179,7 @@ def distill(drawn, taught, output, *more) -> list[str]:
     return [str(x) for x in given]
 
 
+@pytest.mark.slow
 def test_a_teacher_teaches_a_u_net_from_pictures_without_labels(hub, drawn, taught, tmp_path):
     said = run(
         "diffuseseg",
