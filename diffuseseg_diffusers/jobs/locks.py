@@ -6,6 +6,7 @@ folder for itself holds one lock; processes that share a run hold one each.
 """
 
 import atexit
+import logging
 import os
 import platform
 import time
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from .errors import UserError
 
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".diffuseseg.lock"  # of who has a folder for itself, or joins it this moment
 _SHARED = ".diffuseseg-{}.lock"  # of each process that shares a run
@@ -120,8 +123,8 @@ def _take(path: Path, singleton: bool = True) -> FileLock | None:
         lock.acquire(blocking=False)
     except Timeout:
         return None
-    except NotImplementedError:  # a file system without locks
-        pass
+    except NotImplementedError:
+        logger.warning("%s is on a file system without locks; start no second process there.", path.parent)
     return lock
 
 

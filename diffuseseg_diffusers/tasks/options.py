@@ -195,7 +195,7 @@ class Pushes(Config):
     @property
     def hub_id(self) -> str | None:
         """Name of the repository, if one is given."""
-        raise NotImplementedError
+        return getattr(self, "hub_model_id", None) or getattr(self, "hub_dataset_id", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +211,6 @@ class PushesModel(Pushes):
         why="where it goes, not what it is",
     )
 
-    @property
-    def hub_id(self) -> str | None:
-        return self.hub_model_id
-
 
 @dataclass(frozen=True, kw_only=True)
 class PushesDataset(Pushes):
@@ -228,10 +224,6 @@ class PushesDataset(Pushes):
         influence=False,
         why="where it goes, not what it is",
     )
-
-    @property
-    def hub_id(self) -> str | None:
-        return self.hub_dataset_id
 
 
 def height_and_width(resolution: tuple[int, ...] | None) -> tuple[int, int] | None:
