@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Native-resolution windows of large images: random crops for training, labelled tiles for fitting."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -57,13 +58,7 @@ class Pictures:
 def measure_windows(
     pictures: Pictures, names: Sequence[str | int] | None, percentiles: tuple[float, float], seed: int = 0
 ) -> InputChannels:
-    """The intensity windows of pictures: percentiles over windows of 256 × 256 pixels at random, 64 at most.
-
-    Args:
-        pictures ([`Pictures`]): Of which.
-        names (sequence of `str` or `int`, *optional*): Their channels, see [`InputChannels`].
-        percentiles (two `float`): Those that become black and white, 0 to 100.
-        seed (`int`): Of the choice.
+    """Measures intensity windows: percentiles (0 to 100) over at most 64 random windows of 256 × 256 pixels.
 
     Raises:
         UserError: A channel is constant or missing, or the percentiles are out of order.
@@ -83,12 +78,9 @@ def measure_windows(
 
 
 def read_channels(config: Any, pictures: Callable[[], Pictures], known: InputChannels) -> InputChannels:
-    """The channels and intensities that a configuration states, and those of the model where it states none.
+    """The channels and intensities of a configuration (`tasks.options.ReadsChannels`, `seed`), else the model's.
 
-    Args:
-        config (`Config`): With the fields of `tasks.options.ReadsChannels`, and `seed`.
-        pictures (`Callable`): Gives the pictures that percentiles are measured on.
-        known ([`InputChannels`]): Of the model.
+    Percentiles are measured on `pictures()`.
     """
     names = config.input_channels or known.names
     if config.intensity_percentiles:
@@ -97,9 +89,7 @@ def read_channels(config: Any, pictures: Callable[[], Pictures], known: InputCha
         print(f"Percentiles {config.intensity_percentiles[0]:g} and {config.intensity_percentiles[1]:g}: {said}.")
         return found
     values = config.intensity_window
-    if values is None:
-        return InputChannels(names, known.windows)
-    return InputChannels(names, tuple(zip(values[::2], values[1::2])))
+    return InputChannels(names, known.windows if values is None else tuple(zip(values[::2], values[1::2])))
 
 
 def _random_window(raster: Raster, size: tuple[int, int], rng: np.random.Generator) -> Window:
@@ -113,11 +103,7 @@ def read_tile(
 ) -> np.ndarray:
     """Reads a tile `[C, h, w]` in the file's dtype, at the coarsest level sufficient for a scale.
 
-    Args:
-        raster ([`Raster`]), plane (`int`): Of which.
-        top, left (`int`), tile (two `int`): Place and size in pixels of the picture; inside of it.
-        scale (`float`): Pixels of the model for one of the picture.
-        channels ([`InputChannels`]): Which channels.
+    Place and size are in pixels of the picture, inside of it; `scale` is the model's pixels for one of the picture.
     """
     level = raster.level_for(scale)
     down = raster.levels[level]
@@ -130,17 +116,16 @@ def read_tile(
 class RandomCrops(torch.utils.data.Dataset):
     """Random crops at native resolution; as many per image as fit into it side by side.
 
-    What crop `i` is depends on the seed and on `i` alone; `i` goes on growing from epoch to epoch, so that every epoch
-    sees other places. Of formats that allow it, no more than the crop is decoded.
+    Crop `i` depends on the seed and on `i` alone, which goes on growing from epoch to epoch. Of formats that allow it,
+    no more than the crop is decoded.
 
     Args:
         pictures ([`Pictures`]): Where from.
-        size (two `int`): Height and width of what the model sees.
-        in_channels (`int`): Channels of the model.
-        channels ([`InputChannels`]): Which channels of the pictures those are.
+        size (two `int`), in_channels (`int`): Height, width and channels of the model's input.
+        channels ([`InputChannels`]): Which channels of the pictures are read.
         seed (`int`): Of the places.
         scale (`float`, *optional*), pixel_size (`float`, *optional*): See [`scale_of`].
-        skip_unreadable (`bool`): A crop that cannot be read gives the next one that can in place of an error.
+        skip_unreadable (`bool`): Whether a crop that cannot be read is replaced by the next one that can.
 
     Raises:
         UserError: A picture cannot be opened; names it.
@@ -185,8 +170,7 @@ class RandomCrops(torch.utils.data.Dataset):
 
     def select(self, indices: Sequence[int]) -> "RandomCrops":
         """The crops at these indices of each epoch."""
-        chosen = RandomCrops.__new__(RandomCrops)
-        chosen.__dict__.update(self.__dict__)
+        chosen = copy.copy(self)
         chosen.rows = self.rows[np.asarray(indices, int)]
         return chosen
 
@@ -280,21 +264,19 @@ class LabeledTiles(LabeledImages):
                 f"{raster.height}, but its mask has {planes} of {width} × {height}."
             )
         tile = native_tile(self._tile_size, self._scales[i])
-        side = tuple(max(1, SCANNED // t) * t for t in tile)
+        side = max(1, SCANNED // tile[0]) * tile[0], max(1, SCANNED // tile[1]) * tile[1]
         found = []
         for plane in range(raster.planes):
-            for top in range(0, raster.height, side[0]):
-                for left in range(0, raster.width, side[1]):
-                    part = Window(top, left, min(side[0], raster.height - top), min(side[1], raster.width - left))
-                    ids = self._ids(i, plane, part)
-                    for inner in _cells(part, tile):
-                        own = ids[inner.top - top : inner.top - top + inner.height]
-                        own = own[:, inner.left - left : inner.left - left + inner.width]
-                        counts = np.bincount(own.ravel(), minlength=256)
-                        counts[self.ignore_index] = 0
-                        if counts.any():
-                            at = (plane, *_inside(raster, inner, tile))
-                            found.append((at, counts[: self.num_classes]))
+            for part in _cells(Window(0, 0, raster.height, raster.width), side):
+                ids = self._ids(i, plane, part)
+                for cell in _cells(part, tile):
+                    own = ids[cell.top - part.top :, cell.left - part.left :][: cell.height, : cell.width]
+                    counts = np.bincount(own.ravel(), minlength=256)
+                    counts[self.ignore_index] = 0
+                    if counts.any():
+                        top = max(0, min(cell.top, raster.height - tile[0]))  # the whole tile lies within the image
+                        left = max(0, min(cell.left, raster.width - tile[1]))
+                        found.append(((plane, top, left), counts[: self.num_classes]))
         return found
 
     def _has_raster(self, i: int) -> bool:
@@ -337,24 +319,18 @@ class LabeledTiles(LabeledImages):
 
     def select(self, indices: Sequence[int]) -> "LabeledTiles":
         """The tiles at these indices."""
-        chosen = LabeledTiles.__new__(LabeledTiles)
-        chosen.__dict__.update(self.__dict__)
+        chosen = copy.copy(self)
         chosen.places = [self.places[i] for i in indices]
         return chosen
 
 
-def _cells(part: Window, tile: tuple[int, int]) -> list[Window]:
-    """A part of a picture in cells of a tile's size, the last ones smaller."""
+def _cells(part: Window, size: tuple[int, int]) -> list[Window]:
+    """A part of a picture in cells of a size, the last ones smaller, row by row."""
     return [
-        Window(part.top + y, part.left + x, min(tile[0], part.height - y), min(tile[1], part.width - x))
-        for y in range(0, part.height, tile[0])
-        for x in range(0, part.width, tile[1])
+        Window(part.top + y, part.left + x, min(size[0], part.height - y), min(size[1], part.width - x))
+        for y in range(0, part.height, size[0])
+        for x in range(0, part.width, size[1])
     ]
-
-
-def _inside(raster: Raster, cell: Window, tile: tuple[int, int]) -> tuple[int, int]:
-    """Start of a cell's tile, moved to lie within the image."""
-    return max(0, min(cell.top, raster.height - tile[0])), max(0, min(cell.left, raster.width - tile[1]))
 
 
 def _choose_tiles(counts: np.ndarray, number: int, seed: int) -> list[int]:
@@ -383,13 +359,13 @@ def read_labels(
     known: InputChannels,
     tile: tuple[int, int] | None,
 ) -> tuple[LabeledImages, LabeledImages | None]:
-    """Labelled images with the channels, intensities and tiles that a configuration states.
+    """Labelled images with the channels, intensities and tiles of a configuration (`tasks.options.ReadsChannels`).
 
     Args:
-        config (`Config`): With the fields of `tasks.options.ReadsChannels`, `max_tiles` and `seed`.
-        dataset ([`LabeledImages`]), validation ([`LabeledImages`], *optional*): Images to fit and to measure on; the
-            latter are read as the former are.
-        known ([`InputChannels`]): Of the model.
+        config (`Config`): With `max_tiles` and `seed` too.
+        dataset ([`LabeledImages`]), validation ([`LabeledImages`], *optional*): Images to fit and to measure on, which
+            are read alike.
+        known ([`InputChannels`]): Channels of the model.
         tile (two `int`, *optional*): Height and width of the tiles that the model sees; whole images if not given.
     """
     pictures = partial(Pictures, dataset.dataset, dataset.image_column, config.axes, config.slice_axis)

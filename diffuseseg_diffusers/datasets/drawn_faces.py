@@ -6,13 +6,11 @@ and noise vary. Shapes are drawn on a grid three times as fine; a pixel's colour
 frequent of its nine points.
 """
 
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 from datasets import Dataset, Features, Image
 
 from ..jobs.errors import UserError
@@ -27,10 +25,8 @@ LABEL_NAMES = ("background", "skin", "hair", "eyes", "nose", "mouth", "glasses",
 BACKGROUND, SKIN, HAIR, EYES, NOSE, MOUTH, GLASSES, CLOTHES = range(len(LABEL_NAMES))
 # Numbers of the faces in each part; no face is in two.
 SPLITS = {"unlabeled": 8_000, "train": 20, "test": 100}
-_SKINS = (
-    np.array([[255, 224, 196], [241, 194, 150], [224, 172, 125], [178, 120, 78], [126, 80, 50], [84, 52, 34]]) / 255
-)
-_HAIRS = np.array([[28, 22, 20], [66, 40, 24], [122, 74, 38], [196, 154, 84], [160, 60, 28], [150, 150, 150]]) / 255
+_SKINS = np.array([[255, 224, 196], [241, 194, 150], [224, 172, 125], [178, 120, 78], [126, 80, 50], [84, 52, 34]])
+_HAIRS = np.array([[28, 22, 20], [66, 40, 24], [122, 74, 38], [196, 154, 84], [160, 60, 28], [150, 150, 150]])
 _grid = (np.arange(SIZE * FINE, dtype=np.float32) + 0.5) / (SIZE * FINE) * 2 - 1  # the image spans -1 to 1
 _X, _Y = np.meshgrid(_grid, _grid)
 
@@ -56,10 +52,6 @@ def draw_face(number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 class _Face:
     """Pose and colours of a face: coordinates of the fine grid in the frames of the head and of its features."""
 
-    gap: float  # of the eyes, once they are drawn, as the next two
-    eye_y: float
-    open_eye: float
-
     def __init__(self, rng: np.random.Generator):
         uniform = rng.uniform
         self.canvas = _Canvas(_background(rng))
@@ -72,30 +64,21 @@ class _Face:
         width, height = uniform(0.40, 0.48), uniform(0.52, 0.60)
         f, w = u - turn, v - nod  # in the frame of the features
 
-        skin = _blend(_SKINS, rng) * uniform(0.92, 1.05)
-        hair = (_blend(_HAIRS, rng) * uniform(0.8, 1.15)).clip(0, 1)
+        skin = _blend(_SKINS / 255, rng) * uniform(0.92, 1.05)
+        hair = (_blend(_HAIRS / 255, rng) * uniform(0.8, 1.15)).clip(0, 1)
         strands = 1 + 0.22 * np.sin(u * uniform(25, 60) + 3 * np.sin(v * uniform(3, 9)) + uniform(0, 6))
         style = rng.choice(["short", "medium", "long", "bald"], p=[0.4, 0.25, 0.25, 0.1])
         self.x, self.y, self.u, self.v, self.f, self.w, self.turn = x, y, u, v, f, w, turn
         self.width, self.height, self.skin, self.hair = width, height, skin, hair
         self.strands, self.style = strands, style
+        self.gap = self.eye_y = self.open_eye = 0.0  # of the eyes, which are placed with the brows
 
 
 def _draw_behind(face: _Face, rng: np.random.Generator, uniform: Callable) -> None:
     """Long hair, neck, clothes, ears."""
-    canvas, x, y, u, v, width, height, skin, hair, strands, style = (
-        face.canvas,
-        face.x,
-        face.y,
-        face.u,
-        face.v,
-        face.width,
-        face.height,
-        face.skin,
-        face.hair,
-        face.strands,
-        face.style,
-    )
+    canvas, x, y, u, v = face.canvas, face.x, face.y, face.u, face.v
+    width, height = face.width, face.height
+    skin, hair, strands, style = face.skin, face.hair, face.strands, face.style
     if style in ("medium", "long"):
         drop = uniform(0.35, 0.55) if style == "medium" else uniform(0.7, 1.1)
         behind = _ellipse(u, v + 0.08, width + uniform(0.1, 0.2), height + 0.1)
@@ -113,18 +96,8 @@ def _draw_behind(face: _Face, rng: np.random.Generator, uniform: Callable) -> No
 
 def _draw_skin(face: _Face, rng: np.random.Generator, uniform: Callable) -> None:
     """The face itself, with blush, beard and brows."""
-    canvas, u, v, f, w, width, height, skin, hair, strands = (
-        face.canvas,
-        face.u,
-        face.v,
-        face.f,
-        face.w,
-        face.width,
-        face.height,
-        face.skin,
-        face.hair,
-        face.strands,
-    )
+    canvas, u, v, f, w = face.canvas, face.u, face.v, face.f, face.w
+    width, height, skin, hair, strands = face.width, face.height, face.skin, face.hair, face.strands
     outline = _ellipse(u, v, width * (1 - 0.18 * v.clip(0, 1)), height)
     rounding = 1.06 - 0.32 * (u / width) ** 2 - 0.08 * v
     canvas.fill(outline, skin, SKIN, rounding)
@@ -145,16 +118,8 @@ def _draw_skin(face: _Face, rng: np.random.Generator, uniform: Callable) -> None
 
 def _draw_features(face: _Face, rng: np.random.Generator, uniform: Callable) -> None:
     """Eyes, nose and mouth."""
-    canvas, f, w, turn, skin, gap, eye_y, open_eye = (
-        face.canvas,
-        face.f,
-        face.w,
-        face.turn,
-        face.skin,
-        face.gap,
-        face.eye_y,
-        face.open_eye,
-    )
+    canvas, f, w, turn = face.canvas, face.f, face.w, face.turn
+    skin, gap, eye_y, open_eye = face.skin, face.gap, face.eye_y, face.open_eye
     iris = np.array([[0.25, 0.16, 0.1], [0.25, 0.4, 0.6], [0.3, 0.45, 0.25]])[rng.integers(3)]
     gaze = uniform(-0.025, 0.025)
     for side in (-1, 1):
@@ -163,9 +128,8 @@ def _draw_features(face: _Face, rng: np.random.Generator, uniform: Callable) -> 
         canvas.fill(eye & _ellipse(f - side * gap - gaze, w - eye_y, 0.045, 0.045), iris, EYES)
         canvas.fill(eye & _ellipse(f - side * gap - gaze, w - eye_y, 0.02, 0.02), iris * 0.1, EYES)
     tip, wide = uniform(0.12, 0.17), uniform(0.055, 0.085)
-    bridge = (
-        (w > eye_y + 0.03) & (w < tip) & (np.abs(f - 0.3 * turn) < 0.02 + wide * (w - eye_y).clip(0) / (tip - eye_y))
-    )
+    slope = 0.02 + wide * (w - eye_y).clip(0) / (tip - eye_y)
+    bridge = (w > eye_y + 0.03) & (w < tip) & (np.abs(f - 0.3 * turn) < slope)
     nose = bridge | _ellipse(f - 0.3 * turn, w - tip, wide + 0.02, 0.042)
     canvas.fill(nose, skin * 0.93, NOSE, 1.05 + 2.2 * (f - 0.3 * turn) * np.sign(turn + 1e-9))
     for side in (-1, 1):
@@ -182,20 +146,9 @@ def _draw_features(face: _Face, rng: np.random.Generator, uniform: Callable) -> 
 
 def _draw_in_front(face: _Face, rng: np.random.Generator, uniform: Callable) -> None:
     """Hair and glasses."""
-    canvas, u, v, f, w, width, height, hair, strands, style, gap, eye_y = (
-        face.canvas,
-        face.u,
-        face.v,
-        face.f,
-        face.w,
-        face.width,
-        face.height,
-        face.hair,
-        face.strands,
-        face.style,
-        face.gap,
-        face.eye_y,
-    )
+    canvas, u, v, f, w = face.canvas, face.u, face.v, face.f, face.w
+    width, height, gap, eye_y = face.width, face.height, face.gap, face.eye_y
+    hair, strands, style = face.hair, face.strands, face.style
     if style != "bald":
         parting, fringe = uniform(-0.3, 0.3), uniform(0.30, 0.44)
         hairline = -fringe + uniform(0.2, 0.9) * (u - parting) ** 2 + 0.02 * np.sin(u * uniform(8, 20) + uniform(0, 6))
@@ -288,21 +241,9 @@ def drawn_faces(part: str, count: int | None = None, seed: int = 0) -> Dataset:
     if not 0 < count <= SPLITS[part]:
         raise UserError(f"The part {part!r} has 1 to {SPLITS[part]} faces, asked for {count}.")
     first = sum(list(SPLITS.values())[: list(SPLITS).index(part)])
-    rows = list(_rows(range(first, first + count), seed, masks=part != "unlabeled"))
-    return Dataset.from_list(rows, features=Features({name: Image() for name in rows[0]}))
-
-
-def _rows(numbers: range, seed: int, masks: bool) -> Iterator[dict]:
-    for number in numbers:
-        image, classes = draw_face(number, seed)
-        row = {"image": {"bytes": _png(image), "path": None}}
-        yield row | ({"mask": {"bytes": _png(classes), "path": None}} if masks else {})
-
-
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(array).save(buffer, "png")
-    return buffer.getvalue()
+    images, masks = zip(*(draw_face(number, seed) for number in range(first, first + count)))
+    columns = {"image": list(images)} | ({} if part == "unlabeled" else {"mask": list(masks)})
+    return Dataset.from_dict(columns, features=Features({name: Image() for name in columns}))
 
 
 def write_drawn_faces(folder: Path, count: int | None = None, seed: int = 0) -> None:

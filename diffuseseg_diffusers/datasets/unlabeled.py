@@ -62,11 +62,7 @@ def evenly_spread(length: int, number: int) -> list[int]:
 
 
 def spread_images(config: Any) -> tuple[Iterator[PIL.Image.Image], int]:
-    """Unlabelled images, evenly spread over a dataset, and how many they are.
-
-    Args:
-        config (`Config`): With the fields `unlabeled_dataset_name`, `unlabeled_dataset_config_name`,
-            `unlabeled_split`, `max_unlabeled` and `cache_dir`.
+    """Unlabelled images of a configuration, evenly spread over their dataset, and their number.
 
     Raises:
         UserError: There is no such dataset, or one of the images cannot be read; found before the first is given.
@@ -176,11 +172,8 @@ class UnlabeledImages(torch.utils.data.Dataset):
 
     Args:
         dataset (`datasets.Dataset`), column (`str`): From [`load_unlabeled`].
-        size (`tuple[int, int]`): Height and width in pixels.
-        channels (`int`): 1 or 3.
-        resize_mode (`str`, defaults to `"crop"`): See [`to_pixels`].
-        skip_unreadable (`bool`, defaults to `False`):
-            An image that cannot be read gives the next one that can in place of an error.
+        size (`tuple[int, int]`), channels (`int`), resize_mode (`str`): See [`to_pixels`].
+        skip_unreadable (`bool`, defaults to `False`): Whether an image that cannot be read is replaced by the next.
         input_channels ([`InputChannels`], *optional*): Which channels of the images are read.
     """
 
@@ -207,9 +200,8 @@ class UnlabeledImages(torch.utils.data.Dataset):
         Raises:
             UserError: It cannot be read; names its path or row.
         """
-        cell = self.dataset[index][self.column]
-        where = f"row {index}"
-        return decode_pixels(cell, where, self.size, self.channels, self.resize_mode, self.input_channels)
+        how = (self.size, self.channels, self.resize_mode, self.input_channels)
+        return decode_pixels(self.dataset[index][self.column], f"row {index}", *how)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Image `index`, or the next that can be read, and how many could not."""
@@ -233,10 +225,7 @@ class UnlabeledImages(torch.utils.data.Dataset):
         return len(self) * self.channels * self.size[0] * self.size[1] * processes <= free
 
     def load(self) -> tuple[torch.Tensor, int]:
-        """Decodes all images; processes share the work.
-
-        Returns:
-            `[N, C, H, W]` uint8, without the images that could not be read, and their number.
+        """Decodes all images, shared by the processes: `[N, C, H, W]` uint8, and how many could not be read.
 
         Raises:
             UserError: An image cannot be read, and `skip_unreadable` is off; or none can.
@@ -277,7 +266,7 @@ def decode_pixels(
     resize_mode: str,
     input_channels: InputChannels | None = None,
 ) -> torch.Tensor:
-    """A cell of an image column, or `where` in messages, as [`to_pixels`] gives it; of any format and channels.
+    """A cell of an image column (`where` in messages) as [`to_pixels`] gives it; of any format and channels.
 
     Raises:
         UserError: It cannot be read.

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from diffuseseg_diffusers import DiffuseSegPipeline, PixelClassifierEnsemble
-from diffuseseg_diffusers.datasets.drawn_slides import LABEL_NAMES, draw_slide
 from diffuseseg_diffusers.images.formats.base import Window
 from diffuseseg_diffusers.images.formats.opening import open_raster
 from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import run
+from ..drawn_slides import LABEL_NAMES, draw_slide
 from ..images.formats.pictures import ome_tiff
 
 

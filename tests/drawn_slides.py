@@ -5,14 +5,9 @@ What is at a place is a function of a seed and of the place, so a slide of any s
 windows agree where they overlap.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from ..images.formats.base import WRITTEN, Window, windows_over
-from ..jobs.install import missing_extra
+from diffuseseg_diffusers.images.formats.base import Window
 
 
 LABEL_NAMES = ("ground", "cell", "vessel")
@@ -57,31 +52,6 @@ def draw_slide(window: Window, seed: int = 0, channels: int = 3) -> tuple[np.nda
     more = [image[c % 3] * 0.5 + image[(c + 1) % 3].max() - image[(c + 1) % 3] * 0.5 for c in range(3, channels)]
     image = np.concatenate([image[:channels], *(m[None] for m in more)])
     return image.clip(0, 255).astype(np.uint8), mask
-
-
-def write_slide(path: Path, mask_path: Path, height: int, width: int, seed: int = 0) -> None:
-    """Writes a slide, and its exact mask, as tiled BigTIFFs; what is in memory does not grow with it.
-
-    Raises:
-        UserError: tifffile is not installed.
-    """
-    try:
-        import tifffile
-    except ModuleNotFoundError as error:
-        raise missing_extra("tiff", error.name) from error
-    options: dict[str, Any] = dict(tile=(WRITTEN, WRITTEN), compression="zlib", dtype=np.uint8, metadata=None)
-
-    def tiles(which: int) -> Iterator[np.ndarray]:
-        for window in windows_over(height, width):
-            drawn = draw_slide(window, seed)[which]
-            drawn = drawn.transpose(1, 2, 0) if which == 0 else drawn
-            pad = [(0, WRITTEN - n) for n in drawn.shape[:2]]
-            yield np.pad(drawn, [*pad, (0, 0)] if which == 0 else pad)
-
-    with tifffile.TiffWriter(path, bigtiff=True) as file:
-        file.write(tiles(0), shape=(height, width, 3), photometric="rgb", **options)
-    with tifffile.TiffWriter(mask_path, bigtiff=True) as file:
-        file.write(tiles(1), shape=(height, width), photometric="minisblack", **options)
 
 
 def _numbers(i: int, j: int, seed: int, kind: int) -> list[float]:
