@@ -103,7 +103,7 @@ def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     """The image at its first page; warns once per file if there are more."""
     pages = getattr(image, "n_frames", 1)
     if pages > 1 and image.format != "MPO":  # cameras put previews of the same photograph into those
-        _warn_once(f"{where} has {pages} pages; the first is read and the others are left out.")
+        warn_once(f"{where} has {pages} pages; the first is read and the others are left out.")
     return image
 
 
@@ -115,7 +115,8 @@ def limit_pixels(number: int | None) -> None:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Logs a warning, the first time that it is given."""
     logger.warning(message)
 
 

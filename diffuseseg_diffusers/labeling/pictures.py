@@ -110,6 +110,7 @@ def find_pictures(
     found: dict[str, Picture] = {}
     left_out: dict[str, str] = {}
     squeezed = []
+    notes: list[str] = []
     for path in rasters_without_masks(folder):
         name = path.relative_to(folder).as_posix()
         if not is_inside(path, root):
@@ -121,6 +122,7 @@ def find_pictures(
         try:
             with open_raster(path) as raster:
                 size, planes = (raster.height, raster.width), raster.planes
+                notes += raster.notes
         except UserError as error:
             left_out[name] = str(error)
             continue
@@ -135,7 +137,6 @@ def find_pictures(
     if not found:
         why = next((f": {name} {reason}" for name, reason in left_out.items()), "")
         raise UserError(f"There are no pictures in {folder} that can be labelled{why}.")
-    notes = []
     if left_out:
         first = next(iter(left_out))
         notes.append(

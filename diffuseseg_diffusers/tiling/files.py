@@ -145,10 +145,7 @@ class FileRun:
         size = f"{raster.width} × {raster.height}" + (f" × {raster.planes} planes" if raster.planes > 1 else "")
         if self.reading.tile is None:
             self.notes += describe_tiling(self.pipe, raster, tiling, size)
-        if raster.other_pictures:
-            self.notes.append(
-                f"{raster.name} holds {raster.other_pictures} more pictures (labels, previews); the first is segmented."
-            )
+        self.notes += raster.notes
         if raster.whole and raster.height * raster.width > 2**26:
             self.notes.append(f"{raster.name} is decoded whole into memory; a tiled TIFF would not be.")
 

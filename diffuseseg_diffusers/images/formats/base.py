@@ -4,6 +4,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -46,9 +47,9 @@ class Raster(ABC):
         levels (`tuple` of `float`): Downsampling of each resolution that the file holds, from 1 on.
         whole (`bool`): Whether reading a window decodes the whole image and keeps it in memory.
         volumetric (`bool`): Whether planes are slices of one volume, so that objects extend across them.
-        other_pictures (`int`): Number of further images in the file, which are not read.
         mask_suffix (`str`): Of the file, or folder, that a mask is written to.
         mask_is_folder (`bool`): Which of the two.
+        notes (`list` of `str`): What was guessed, dropped or distorted when it was opened, one line each.
     """
 
     name: str
@@ -62,9 +63,12 @@ class Raster(ABC):
     levels: tuple[float, ...] = (1.0,)
     whole: bool = False
     volumetric: bool = False
-    other_pictures: int = 0
     mask_suffix: str
     mask_is_folder: bool = False
+
+    @cached_property
+    def notes(self) -> list[str]:
+        return []
 
     @abstractmethod
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ from io import BytesIO
 import PIL.Image
 
 from ...jobs.errors import UserError
-from ..image_processor import is_address
+from ..image_processor import is_address, warn_once
 from .base import Raster
 from .opening import is_raster, open_raster
 from .pictures import PictureRaster
@@ -18,7 +18,7 @@ _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
 def open_cell(value: object, where: str, axes: str | None = None, slice_axis: str = "z") -> Raster:
-    """Opens a cell of an image column.
+    """Opens a cell of an image column, and logs the notes of its reader, once each.
 
     Args:
         value (`PIL.Image.Image`, `str` or mapping): An image, its path, or `path` and `bytes` as `datasets` keeps them.
@@ -28,6 +28,13 @@ def open_cell(value: object, where: str, axes: str | None = None, slice_axis: st
     Raises:
         UserError: It cannot be read; names its path, or `where`.
     """
+    raster = _open(value, where, axes, slice_axis)
+    for note in raster.notes:
+        warn_once(note)
+    return raster
+
+
+def _open(value: object, where: str, axes: str | None, slice_axis: str) -> Raster:
     if isinstance(value, PIL.Image.Image):
         return PictureRaster(value, where)
     path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)

@@ -50,7 +50,7 @@ class TiffRaster(Raster):
         self.name, self._lock = name or str(path), threading.Lock()
         try:
             self._file = tifffile.TiffFile(path)
-            series = self._file.series[0]
+            series = max(self._file.series, key=_pixels)
             self._check_length(series)
             self._arrays: list[Any] = [zarr.open(level.aszarr(multiscales=False), mode="r") for level in series.levels]
         except UserError:
@@ -69,7 +69,11 @@ class TiffRaster(Raster):
         self._ome = self._ome_pixels()
         self.channels = self._channel_names(count, series.keyframe)
         self.pixel_size = self._pixel_size(series.keyframe)
-        self.other_pictures = len(self._file.series) - 1
+        if len(self._file.series) > 1:
+            self.notes.append(
+                f"{self.name} holds {len(self._file.series) - 1} more pictures (labels, previews, pages of another "
+                f"size); the largest, {self.width} × {self.height}, is read."
+            )
         self.volumetric = self._plane_axes == ["Z"]
         self.mask_suffix = ".ome.tif" if self._ome is not None else ".tif"
 
@@ -214,6 +218,12 @@ class TiffRaster(Raster):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _pixels(series: Any) -> int:
+    """Pixels of a plane of a series; 0 if it has none."""
+    sides = dict(zip(series.axes, series.shape))
+    return sides.get("X", 0) * sides.get("Y", 0)
 
 
 def is_georeferenced(path: str | os.PathLike) -> bool:

@@ -248,3 +248,16 @@ def test_a_single_dicom_file_comes_back_as_one(tmp_path):
     locale.setlocale(locale.LC_ALL, before)
     points = [image.TransformIndexToPhysicalPoint((5, 7, 0)) for image in images]
     assert points[0] == pytest.approx(points[1], abs=1e-4)
+
+
+def test_the_largest_picture_of_a_file_is_the_picture_and_a_note_says_so(tmp_path):
+    """Slides keep a label and a preview, in some files in front of the slide (Leica SCN: the macro image comes first)."""
+    tifffile = pytest.importorskip("tifffile")
+    label, slide = values(3, 10, 12).transpose(1, 2, 0), values(3, 40, 50).transpose(1, 2, 0)
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
+        for picture in (label, slide, label):
+            file.write(picture, photometric="rgb", metadata=None)
+    raster = open_raster(tmp_path / "slide.tif")
+    assert np.array_equal(whole(raster), slide.transpose(2, 0, 1))
+    assert "the largest, 50 × 40, is read" in raster.notes[0]
+    assert open_raster(ome_tiff(tmp_path / "a.ome.tif", values(3))).notes == []
