@@ -32,7 +32,6 @@ from diffuseseg_diffusers.jobs.run import check_run, open_run
 from diffuseseg_diffusers.pipelines.identity import describe_pipeline
 from diffuseseg_diffusers.pipelines.loading import load_pipeline
 from diffuseseg_diffusers.tasks.generate import GenerateConfig
-from diffuseseg_diffusers.tasks.options import height_and_width
 
 
 OWNED = (f"{PARTS}/*", PART_FILES, SHARD_FILES, GENERATION, "id2label.json", "samples.png", "uncertainty.png")
@@ -67,7 +66,7 @@ def generate(config: GenerateConfig) -> dict | None:
     pipe.set_progress_bar_config(disable=True)
     check_generates_masks(pipe, config.model)
     pipe.scheduler = sampler_for(pipe, config.scheduler, config.num_inference_steps)
-    prompts, size = config.prompts(), height_and_width(config.resolution)
+    prompts, size = config.prompts(), config.size
     arguments = call_arguments(pipe, prompts, config.guidance_scale, size, config.negative_prompt)
     trained_on = (config.train_dataset_name, config.train_dataset_config_name, config.train_split)
     references = load_unlabeled(*trained_on, cache_dir=config.cache_dir) if config.train_dataset_name else None

@@ -31,7 +31,6 @@ from diffuseseg_diffusers.pipelines.composed import ComposedDiffuseSegPipeline
 from diffuseseg_diffusers.pipelines.loading import load_pipeline, save_fitted
 from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 from diffuseseg_diffusers.tasks.fit import FitConfig
-from diffuseseg_diffusers.tasks.options import height_and_width
 
 
 def fit(config: FitConfig) -> Any:
@@ -63,7 +62,7 @@ def fit(config: FitConfig) -> Any:
     dataset, validation = load_labels(config)
     device, name = find_device(config.device or accelerator.device), config.model or config.backbone
     pipe = load_frozen(config, device, find_dtype(config.dtype, device, name))
-    size = height_and_width(config.resolution)
+    size = config.size
     tile = size or pipe.features().size if config.tile else None
     dataset, validation = read_labels(config, dataset, validation, pipe.channels, tile)
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None

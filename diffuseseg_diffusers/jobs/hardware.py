@@ -5,13 +5,13 @@ import logging
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 
-import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -57,7 +57,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes faster in it than in float32, else float32; see [`explain_dtype`]."""
+    """The precision that goes with a device; see [`explain_dtype`]."""
     return explain_dtype(device)[0]
 
 
@@ -176,74 +176,30 @@ def bfloat16_speedups() -> dict[str, float]:
 
 def cpu_name() -> str:
     """The model of the processor, such as `AMD EPYC 9654`."""
-    if os.path.isfile("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^model name.*?:(.*)", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def hardware(device: torch.device) -> str:
     """What a report says it was computed on: the name of the GPU, or of the CPU with the threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return (
-        f"{cpu_name()}, {torch.get_num_threads()} threads" if device.type == "cpu" else f"{cpu_name()}, {device.type}"
-    )
+    return f"{cpu_name()}, " + (f"{torch.get_num_threads()} threads" if device.type == "cpu" else device.type)
 
 
 def report_processes(accelerator: Accelerator) -> None:
-    """Says how many processes run if another number was asked for.
-
-    `accelerate launch --cpu --num_processes 2` wants MPI for several processes on CPUs, and starts a single one without
-    a word where there is none.
+    """Says so where one process runs though `accelerate launch` was asked for several: on CPUs it wants MPI for them,
+    and starts a single one without a word where there is none.
 
     Args:
         accelerator (`Accelerator`): Of this process; the main one prints.
     """
-    asked, number = _processes_asked_for(), accelerator.num_processes
-    if accelerator.is_main_process and asked is not None and asked != number:
-        running = "1 process runs" if number == 1 else f"{number} processes run"
+    # `accelerate launch` names a master for several processes alone, and a number of them once they run.
+    several = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
+    if several and accelerator.is_main_process and accelerator.num_processes == 1:
         print(
-            f"{running}, though `accelerate launch` was asked for {asked}; on CPUs it needs MPI for several. Use "
-            f"`torchrun --nproc_per_node {asked} SCRIPT …` in its place.",
+            "1 process runs, though `accelerate launch` was asked for more; on CPUs it needs MPI for several. Use "
+            "`torchrun --nproc_per_node NUMBER SCRIPT …` in its place.",
             file=sys.stderr,
         )
-
-
-def _processes_asked_for() -> int | None:
-    """Number of processes that the `accelerate launch` which started this one was asked for, or is configured for.
-
-    `None` if it says no number, or if this process was started in another way.
-    """
-    try:
-        words = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):
-        return None
-    given = _launch_arguments(words)
-    if given is None:
-        return None
-    # As `accelerate launch` itself reads them; it has no other way to be asked.
-    from accelerate.commands.config import config_args
-    from accelerate.commands.launch import launch_command_parser
-
-    try:
-        args = launch_command_parser().parse_args(given)
-        asked = args.num_processes
-        if asked is None and (args.config_file or (os.path.isfile(config_args.default_config_file) and not args.cpu)):
-            asked = config_args.load_config_from_file(args.config_file).num_processes
-    except (SystemExit, OSError, ValueError, AttributeError):  # of a version that differs; this is a courtesy
-        return None
-    return asked
-
-
-def _launch_arguments(words: list[str]) -> list[str] | None:
-    """What follows `accelerate launch`, `accelerate-launch` or `python -m accelerate.commands.launch`, or `None`."""
-    for i, word in enumerate(words[:4]):
-        name = os.path.basename(word)
-        if name in ("accelerate-launch", "accelerate.commands.launch"):
-            return words[i + 1 :]
-        if name in ("accelerate", "accelerate.commands.accelerate_cli") and words[i + 1 : i + 2] == ["launch"]:
-            return words[i + 2 :]
-    return None

@@ -122,8 +122,7 @@ def make_segmenter(config: Any, labeled: LabeledImages | None, teacher: Segmente
         labeled ([`LabeledImages`], *optional*): What it learns from.
         teacher ([`Segmenter`], *optional*): States size, channels and classes where nothing is labelled.
     """
-    sides = config.resolution
-    asked_for = (sides[0], sides[-1]) if sides else None
+    asked_for = config.size
     if labeled is not None:
         first = labeled[0].image
         if not isinstance(first, PIL.Image.Image):

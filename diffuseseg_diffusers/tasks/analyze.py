@@ -4,12 +4,13 @@
 import csv
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
-from .options import RECIPES, CachesDownloads, NamesModel, ReadsLabels, WritesFolder
+from .options import RECIPES, CachesDownloads, FitsHeads, NamesModel, ReadsLabels, WritesFolder
 
 
 if TYPE_CHECKING:
@@ -17,70 +18,38 @@ if TYPE_CHECKING:
 
 COMMAND = "analyze"
 STUDIES = ("blocks-timesteps", "clusters", "noise", "labels", "corruptions")
-RECORDED = "the results of each study record it, so that studies share a folder"
+_study = partial(option, group="study")
+_recorded = partial(_study, influence=False, why="the results of each study record it, so that studies share a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyzeConfig(NamesModel, ReadsLabels, CachesDownloads, WritesFolder):
+class AnalyzeConfig(NamesModel, ReadsLabels, FitsHeads, CachesDownloads, WritesFolder):
     """Show which features tell the classes apart."""
 
-    split: str = option("train", "Part of the dataset.", group="data")
-    test_split: str = option(
-        "test",
-        "Part of the dataset that labels and corruptions measure on.",
-        group="data",
-        influence=False,
-        why=RECORDED,
-    )
-    study: tuple[str, ...] = option(
-        ("blocks-timesteps",), "Studies to make.", group="study", choices=STUDIES, influence=False, why=RECORDED
-    )
-    recipe: str = option(
+    test_split: str = _recorded("test", "Part of the dataset that labels and corruptions measure on.", group="data")
+    study: tuple[str, ...] = _recorded(("blocks-timesteps",), "Studies to make.", choices=STUDIES)
+    recipe: str = _study(
         "default",
         "Training procedure that everything is measured with, shortened for cross-validation; its blocks and timesteps "
         "are read where none are given.",
-        group="study",
         choices=RECIPES,
     )
-    folds: int = option(5, "Folds of cross-validation.", group="study", influence=False, why=RECORDED)
-    blocks: tuple[int | str, ...] | None = option(
+    folds: int = _recorded(5, "Folds of cross-validation.")
+    blocks: tuple[int | str, ...] | None = _recorded(
         None,
         "Blocks by number, or by the name of a module (default: all for blocks-timesteps, else the recipe's).",
-        group="study",
         minimum=float("-inf"),
-        influence=False,
-        why=RECORDED,
     )
-    timesteps: tuple[int, ...] | None = option(
+    timesteps: tuple[int, ...] | None = _recorded(
         None,
         "Diffusion timesteps (default: ten for blocks-timesteps, five for clusters, else the recipe's).",
-        group="study",
         minimum=float("-inf"),
-        influence=False,
-        why=RECORDED,
     )
-    num_clusters: int = option(5, "Number of clusters.", group="study", minimum=1, influence=False, why=RECORDED)
-    num_images: int = option(3, "Number of images to cluster.", group="study", minimum=1, influence=False, why=RECORDED)
-    counts: tuple[int, ...] = option(
-        (1, 2, 5, 10, 20), "Numbers of labelled images for labels.", group="study", influence=False, why=RECORDED
-    )
-    draws: int = option(
-        5,
-        "Number of draws of labelled images, and of noises that are averaged.",
-        group="study",
-        minimum=1,
-        influence=False,
-        why=RECORDED,
-    )
-    seed: int = option(0, "Seed of noise, folds, draws, augmented views and classifiers.", group="study")
-    batch_size: int = option(4, "Images per forward pass.", group="study", minimum=1)
-    activation_dir: Path | None = option(
-        None,
-        "Folder for a temporary file of activations (default: in memory).",
-        group="study",
-        influence=False,
-        why="the same activations, kept elsewhere",
-    )
+    num_clusters: int = _recorded(5, "Number of clusters.", minimum=1)
+    num_images: int = _recorded(3, "Number of images to cluster.", minimum=1)
+    counts: tuple[int, ...] = _recorded((1, 2, 5, 10, 20), "Numbers of labelled images for labels.")
+    draws: int = _recorded(5, "Number of draws of labelled images, and of noises that are averaged.", minimum=1)
+    seed: int = _study(0, "Seed of noise, folds, draws, augmented views and classifiers.")
 
 
 def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":

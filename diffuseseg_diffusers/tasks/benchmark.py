@@ -10,7 +10,7 @@ from ..jobs.config import option
 from ..jobs.errors import UserError
 from . import run_task
 from .generate import GenerateConfig
-from .options import DTYPES, RECIPES, WritesFolder
+from .options import DTYPES, RECIPES, FitsHeads, WritesFolder
 from .train_student import TrainStudentConfig
 
 
@@ -27,11 +27,11 @@ OWNED += tuple(
     for method in METHODS
     for part in ("metrics.json", "examples.png", "segmentation_head/*", "labeler/*", "synthetic/*", "student/*")
 )
-NAMED = "files and results have it in their names"
+_named = partial(option, influence=False, why="files and results have it in their names")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig(WritesFolder):
+class BenchmarkConfig(FitsHeads, WritesFolder):
     """Run a benchmark of the paper."""
 
     benchmark: str = option(
@@ -41,29 +41,14 @@ class BenchmarkConfig(WritesFolder):
     )
     data: Path = option(help="Folder of the published archive, with real/train, real/test and ddpm in it.", reads=True)
     checkpoint: Path = option(help="Checkpoint of guided-diffusion, .pt or .safetensors.", reads=True)
-    method: str = option("ddpm", "Row of the paper's table.", choices=tuple(METHODS), influence=False, why=NAMED)
-    num_seeds: int = option(1, "Number of runs, with seeds 0, 1, …", minimum=1, influence=False, why=NAMED)
+    method: str = _named("ddpm", "Row of the paper's table.", choices=tuple(METHODS))
+    num_seeds: int = _named(1, "Number of runs, with seeds 0, 1, …", minimum=1)
     recipe: str = option("paper", "Training procedure.", choices=RECIPES)
-    num_samples: int | None = option(
-        None,
-        "Number of images that dataset_ddpm generates (default: 50,000, as published).",
-        minimum=1,
-        influence=False,
-        why=NAMED,
+    num_samples: int | None = _named(
+        None, "Number of images that dataset_ddpm generates (default: 50,000, as published).", minimum=1
     )
-    num_inference_steps: int | None = option(
-        None,
-        "Number of DDIM steps for them (default: DDPM with 1,000).",
-        minimum=1,
-        influence=False,
-        why=NAMED,
-    )
-    batch_size: int = option(4, "Images per forward pass.", minimum=1)
-    activation_dir: Path | None = option(
-        None,
-        "Folder for a temporary file of activations (default: in memory).",
-        influence=False,
-        why="the same activations, kept elsewhere",
+    num_inference_steps: int | None = _named(
+        None, "Number of DDIM steps for them (default: DDPM with 1,000).", minimum=1
     )
     device: str | None = option(None, "Device to run on, such as cuda:1 (default: a GPU if there is one).")
     dtype: str = option("auto", "Precision of the U-Net.", choices=DTYPES)

@@ -19,6 +19,7 @@ class CompareConfig(RunsModel, ReadsLabels, CachesDownloads, WritesFolder):
         positional=True,
         reads=True,
     )
+    split: str = option("test", "Split of the dataset.", group="data")
     batch_size: int = option(8, "Images per forward pass.", minimum=1)
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ from .options import CachesDownloads, NamesModel, ReadsLabels, WritesFolder
 class EvaluateConfig(NamesModel, ReadsLabels, CachesDownloads, WritesFolder):
     """Measure a fitted model on labelled images."""
 
+    split: str = option("test", "Split of the dataset.", group="data")
     batch_size: int = option(8, "Images per forward pass.", minimum=1)
     absent_as_zero: bool = option(False, "Count an IoU of 0 for absent classes, as in the paper.")
     count_ignored: bool = option(False, "Count predictions on ignored pixels as errors, as in the paper.")
@@ -47,12 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     names = pipe.label_names
     dataset = load_data(config, ignore_index=pipe.ignore_index, classes=names, channels=pipe.channels)
     metrics, examples = evaluate_segmentation(
-        pipe,
-        dataset,
-        config.batch_size,
-        config.absent_as_zero,
-        config.count_ignored,
-        num_examples=config.num_examples,
+        pipe, dataset, config.batch_size, config.absent_as_zero, config.count_ignored, num_examples=config.num_examples
     )
     metrics["dataset"] = describe_dataset(config.dataset_name, config.dataset_config_name, config.split)
     with output_folder(config.output_dir, config.overwrite, "evaluate", config.inputs()) as folder:

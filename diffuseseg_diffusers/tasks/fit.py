@@ -3,6 +3,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..jobs.config import exclusive, option
@@ -10,100 +11,74 @@ from ..jobs.errors import UserError
 from .options import (
     RECIPES,
     CachesDownloads,
-    ConditionsModel,
+    FitsHeads,
     NamesModelOrBackbone,
     PushesModel,
     ReadsChannels,
     ReadsLabels,
+    SetsSize,
     WritesFolder,
     needs,
 )
 
 
 AUTO = "auto"  # in place of blocks or timesteps: chosen by cross-validation
+_validation, _feature, _training = (partial(option, group=name) for name in ("validation", "features", "training"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(
-    NamesModelOrBackbone, ReadsLabels, ReadsChannels, ConditionsModel, CachesDownloads, WritesFolder, PushesModel
+    NamesModelOrBackbone, ReadsLabels, ReadsChannels, SetsSize, FitsHeads, CachesDownloads, WritesFolder, PushesModel
 ):
     """Fit a segmentation head on a few labelled images."""
 
-    split: str = option("train", "Part of the dataset.", group="data")
     tile: bool = option(False, "Fit on tiles of large images, those that hold labels.", group="reading")
     max_tiles: int = option(200, "Maximum number of tiles, with --tile.", group="reading", minimum=1)
-    validation_split: str | None = option(None, "Part of the dataset to measure on afterwards.", group="validation")
-    validation_fraction: float | None = option(
-        None, "Fraction of labelled images to hold out and measure on.", group="validation"
-    )
-    blocks: tuple[int | str, ...] | None = option(
+    validation_split: str | None = _validation(None, "Part of the dataset to measure on afterwards.")
+    validation_fraction: float | None = _validation(None, "Fraction of labelled images to hold out and measure on.")
+    blocks: tuple[int | str, ...] | None = _feature(
         None,
         "Blocks by number, or by the name of a module: see `diffuseseg taps` (default: the recipe's); auto: chosen by "
         "cross-validation.",
-        group="features",
         minimum=float("-inf"),
     )
-    up_blocks: tuple[int, ...] | None = option(
-        None, "Outputs of whole up-blocks of a U-Net; the deepest is 0.", group="features"
+    prompt: str | None = _feature(None, "Text that conditions the model (default: its null prompt).")
+    up_blocks: tuple[int, ...] | None = _feature(None, "Outputs of whole up-blocks of a U-Net; the deepest is 0.")
+    timesteps: tuple[int | str, ...] | None = _feature(
+        None, "Diffusion timesteps (default: the recipe's); auto: chosen by cross-validation.", minimum=float("-inf")
     )
-    timesteps: tuple[int | str, ...] | None = option(
-        None,
-        "Diffusion timesteps (default: the recipe's); auto: chosen by cross-validation.",
-        group="features",
-        minimum=float("-inf"),
+    noise_levels: tuple[float, ...] | None = _feature(
+        None, "Noise-to-signal ratios in place of timesteps, the same for every model.", above=0
     )
-    noise_levels: tuple[float, ...] | None = option(
-        None, "Noise-to-signal ratios in place of timesteps, the same for every model.", group="features", above=0
+    max_dimensions: int | None = _feature(
+        None, "Maximum feature dimension for auto (default: that of the recipe's features)."
     )
-    max_dimensions: int | None = option(
-        None,
-        "Maximum feature dimension for auto (default: that of the recipe's features).",
-        group="features",
-    )
-    max_bytes: int | None = option(None, "Maximum size of an image's activations in half precision.", group="features")
-    max_milliseconds: float | None = option(
-        None, "Maximum time of the model's passes for an image, for auto.", group="features"
-    )
-    fresh_noise: bool = option(False, "Draw independent noise for every image and timestep.", group="features")
-    recipe: str = option(
+    max_bytes: int | None = _feature(None, "Maximum size of an image's activations in half precision.")
+    max_milliseconds: float | None = _feature(None, "Maximum time of the model's passes for an image, for auto.")
+    fresh_noise: bool = _feature(False, "Draw independent noise for every image and timestep.")
+    recipe: str = _training(
         "default",
         "Training procedure: default; paper, as published; fast, the paper's features trained in less time.",
-        group="training",
         choices=RECIPES,
     )
-    sparse_labels: bool = option(
-        False,
-        "Learn from unlabelled pixels too, for masks that are strokes; takes twice as long.",
-        group="training",
+    sparse_labels: bool = _training(
+        False, "Learn from unlabelled pixels too, for masks that are strokes; takes twice as long."
     )
-    unlabeled_dataset_name: str | None = option(
+    unlabeled_dataset_name: str | None = _training(
         None,
         "Unlabelled images, a folder or a name on the Hub, to fit the decision rule on: classes are then chosen for "
         "the highest expected mean IoU.",
-        group="training",
         reads=True,
     )
-    unlabeled_dataset_config_name: str | None = option(None, "Configuration of that dataset.", group="training")
-    unlabeled_split: str = option("train", "Part of that dataset.", group="training")
-    max_unlabeled: int = option(200, "Maximum number of unlabelled images, evenly spread.", group="training", minimum=1)
-    no_flip: bool = option(False, "Never mirror images: left and right differ in meaning.", group="training")
-    num_members: int | None = option(
-        None, "Members of the ensemble (default: the recipe's, 4 or 10).", group="training", minimum=1
+    unlabeled_dataset_config_name: str | None = _training(None, "Configuration of that dataset.")
+    unlabeled_split: str = _training("train", "Part of that dataset.")
+    max_unlabeled: int = _training(200, "Maximum number of unlabelled images, evenly spread.", minimum=1)
+    no_flip: bool = _training(False, "Never mirror images: left and right differ in meaning.")
+    num_members: int | None = _training(None, "Members of the ensemble (default: the recipe's, 4 or 10).", minimum=1)
+    min_label_fraction: float = _training(
+        20 / 256**2, "Minimum fraction of an image that a class covers; ignored in the image where it covers less."
     )
-    min_label_fraction: float = option(
-        20 / 256**2,
-        "Minimum fraction of an image that a class covers; ignored in the image where it covers less.",
-        group="training",
-    )
-    seed: int = option(0, "Seed of noise, weights and order of pixels.", group="training")
-    batch_size: int = option(4, "Images per forward pass.", group="training", minimum=1)
-    activation_dir: Path | None = option(
-        None,
-        "Folder for a temporary file of activations (default: in memory).",
-        group="training",
-        influence=False,
-        why="the same activations, kept elsewhere",
-    )
+    seed: int = _training(0, "Seed of noise, weights and order of pixels.")
 
     def check(self) -> None:
         super().check()

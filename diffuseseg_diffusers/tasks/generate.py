@@ -2,75 +2,63 @@
 """Configuration of `diffuseseg generate`; the task itself is `training/generate_dataset.py`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
-from .options import CachesDownloads, NamesModel, PushesDataset, SharesWork, WritesFolder, height_and_width
+from .options import CachesDownloads, NamesModel, PushesDataset, SetsSize, SharesWork, WritesFolder
 
 
 SCHEDULERS = ("ddpm", "ddim", "dpmsolver++")
 IMAGE_FORMATS = ("png", "jpeg")
+_generation, _prompts, _selection = (partial(option, group=name) for name in ("generation", "prompts", "selection"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(NamesModel, CachesDownloads, WritesFolder, SharesWork, PushesDataset):
+class GenerateConfig(NamesModel, SetsSize, CachesDownloads, WritesFolder, SharesWork, PushesDataset):
     """Generate a dataset of images with masks."""
 
-    num_samples: int = option(
-        help="Number of images to generate, before any are left out.", group="generation", minimum=1
-    )
-    batch_size: int = option(16, "Images per forward pass.", group="generation", minimum=1)
-    scheduler: str | None = option(
+    num_samples: int = _generation(help="Number of images to generate, before any are left out.", minimum=1)
+    batch_size: int = _generation(16, "Images per forward pass.", minimum=1)
+    scheduler: str | None = _generation(
         None,
         "Sampler; ddpm: the model's own (default: ddim for U-Nets on pixels, else the model's own).",
-        group="generation",
         choices=SCHEDULERS,
     )
-    num_inference_steps: int = option(50, "Number of denoising steps.", group="generation", minimum=1)
-    masks_while_sampling: bool = option(
-        False, "Take masks from the denoising steps, without a further pass of the model.", group="generation"
+    num_inference_steps: int = _generation(50, "Number of denoising steps.", minimum=1)
+    masks_while_sampling: bool = _generation(
+        False, "Take masks from the denoising steps, without a further pass of the model."
     )
-    seed: int = option(0, "Seed of all images.", group="generation")
-    prompt: str | None = option(None, "Prompt of all images.", group="prompts")
-    prompts_file: Path | None = option(
-        None, "File with a prompt on each line, which images take in turn.", group="prompts", reads=True
+    seed: int = _generation(0, "Seed of all images.")
+    prompt: str | None = _prompts(None, "Prompt of all images.")
+    prompts_file: Path | None = _prompts(
+        None, "File with a prompt on each line, which images take in turn.", reads=True
     )
-    negative_prompt: str | None = option(None, "Negative prompt of all images.", group="prompts")
-    guidance_scale: float | None = option(None, "Guidance scale (default: the pipeline's own).", group="prompts")
-    resolution: tuple[int, ...] | None = option(
-        None,
-        "Side, or height and width, of the images in pixels (default: the pipeline's own).",
-        group="prompts",
-        minimum=1,
-    )
-    drop_uncertain: float = option(0.1, "Most uncertain fraction of images to leave out.", group="selection")
-    drop_common: float = option(
-        0.0, "Fraction of images to leave out that show the least of rare classes.", group="selection"
-    )
-    min_distance: float = option(
+    negative_prompt: str | None = _prompts(None, "Negative prompt of all images.")
+    guidance_scale: float | None = _prompts(None, "Guidance scale (default: the pipeline's own).")
+    drop_uncertain: float = _selection(0.1, "Most uncertain fraction of images to leave out.")
+    drop_common: float = _selection(0.0, "Fraction of images to leave out that show the least of rare classes.")
+    min_distance: float = _selection(
         0.0,
         "Minimum distance of an image to earlier ones and to training images, root mean squared difference at 16 × 16 "
         "pixels; nearer ones are left out.",
-        group="selection",
         maximum=1,
     )
-    train_dataset_name: str | None = option(
+    train_dataset_name: str | None = _selection(
         None,
         "Images that the model was trained on, to compare with: a local folder or a name on the Hub.",
         aliases=("--train_data_dir",),
-        group="selection",
         reads=True,
     )
-    train_dataset_config_name: str | None = option(None, "Configuration of that dataset.", group="selection")
-    train_split: str = option("train", "Part of that dataset.", group="selection")
+    train_dataset_config_name: str | None = _selection(None, "Configuration of that dataset.")
+    train_split: str = _selection("train", "Part of that dataset.")
     image_format: str = option("png", "Format of the images.", group="output", choices=IMAGE_FORMATS)
     shard_mb: float = option(500.0, "Size of a Parquet file in MB.", group="output", above=0)
 
     def check(self) -> None:
         super().check()
         exclusive(self, "prompt", "prompts_file")
-        height_and_width(self.resolution)
         for name in ("drop_uncertain", "drop_common"):
             if getattr(self, name) >= 1:
                 raise UserError(f"--{name} must be a fraction from 0 to below 1, got {getattr(self, name)}.")

@@ -2,6 +2,7 @@
 """Options that several tasks share, so that the same name means the same everywhere."""
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ from ..images.lengths import micrometres
 from ..jobs.config import Config, exclusive, option
 from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their shared fields from here
 from ..jobs.errors import UserError
+from ..jobs.executors import check_executor
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASK_FORMATS = ("index", "binary", "rgb")
 RECIPES = ("default", "paper", "fast")
+MODEL = "Pipeline: a local folder or a name on the Hub."
+MODEL_ALIASES = ("--pretrained_model_name_or_path",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,7 @@ class RunsModel(Config):
 class NamesModel(RunsModel):
     """`--model`, and how it runs."""
 
-    title = "model"
-
-    model: str = option(
-        help="Pipeline: a local folder or a name on the Hub.", aliases=("--pretrained_model_name_or_path",), reads=True
-    )
+    model: str = option(help=MODEL, aliases=MODEL_ALIASES, reads=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,7 @@ class NamesModelOrBackbone(RunsModel):
 
     title = "model"
 
-    model: str | None = option(
-        None,
-        "Pipeline: a local folder or a name on the Hub.",
-        aliases=("--pretrained_model_name_or_path",),
-        reads=True,
-    )
+    model: str | None = option(None, MODEL, aliases=MODEL_ALIASES, reads=True)
     backbone: str | None = option(
         None, "Vision model of transformers in its place: a local folder or a name on the Hub.", reads=True
     )
@@ -91,19 +86,40 @@ class NamesModelOrBackbone(RunsModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionsModel(Config):
-    """At which size, and with which text, a model reads images."""
+class SetsSize(Config):
+    """`--resolution`."""
 
     title = "features"
 
     resolution: tuple[int, ...] | None = option(
-        None, "Side, or height and width, in pixels at which images are read (default: the model's own).", minimum=1
+        None, "Side, or height and width, of images in pixels (default: the model's own).", minimum=1
     )
-    prompt: str | None = option(None, "Text that conditions the model (default: its null prompt).")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that `--resolution` states: one side of squares, or both."""
+        return (self.resolution[0], self.resolution[-1]) if self.resolution else None
 
     def check(self) -> None:
         super().check()
-        height_and_width(self.resolution)
+        if self.resolution is not None and len(self.resolution) not in (1, 2):
+            given = " ".join(map(str, self.resolution))
+            raise UserError(f"--resolution is one side, or height and width, in pixels; got {given}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitsHeads(Config):
+    """How features are computed and kept while heads are fitted."""
+
+    title = "fitting"
+
+    batch_size: int = option(4, "Images per forward pass.", minimum=1)
+    activation_dir: Path | None = option(
+        None,
+        "Folder for a temporary file of activations (default: in memory).",
+        influence=False,
+        why="the same activations, kept elsewhere",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,18 +137,24 @@ class CachesDownloads(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsLabels(Config):
-    """Which labelled images to read, and how. Subclasses may state another default of `split`."""
+class ReadsDataset(Config):
+    """Which part of a dataset to read. Subclasses add its name, and may state another default of `split`."""
 
     title = "data"
+
+    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
+    split: str = option("train", "Split of the dataset.")
+    image_column: str | None = option(None, "Column of images (default: image, or a usual name).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsLabels(ReadsDataset):
+    """Which labelled images to read, and how."""
 
     dataset_name: str = option(
         help="Labelled images: a local folder or a name on the Hub.", aliases=("--train_data_dir",), reads=True
     )
-    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
-    split: str = option("test", "Part of the dataset.")
-    image_column: str | None = option(None, "Column of images (default: image, or a usual name).")
     mask_column: str | None = option(None, "Column of masks (default: mask, or a usual name).")
     mask_format: str = option("index", "Content of the masks.", choices=MASK_FORMATS)
     palette: Path | None = option(None, "JSON file with the colour of each class.", reads=True)
@@ -173,24 +195,21 @@ class ReadsChannels(Config):
             )
 
 
+_hub = partial(option, influence=False, why="where it goes, not what it is")
+_repository = partial(
+    _hub, None, "Name of the repository on the Hub, user/name (default: the name of the output folder)."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pushes(Config):
     """`--push_to_hub` and what goes with it; subclasses add the name of the repository."""
 
     title = "Hub"
 
-    push_to_hub: bool = option(
-        False, "Upload the result at the end, with its card.", influence=False, why="where it goes, not what it is"
-    )
-    hub_private_repo: bool = option(
-        False, "Make a new repository private.", influence=False, why="where it goes, not what it is"
-    )
-    license: str | None = option(
-        None,
-        "Identifier of the licence on the Hub, such as cc-by-4.0 (default: unknown).",
-        influence=False,
-        why="only the card states it",
-    )
+    push_to_hub: bool = _hub(False, "Upload the result at the end, with its card.")
+    hub_private_repo: bool = _hub(False, "Make a new repository private.")
+    license: str | None = _hub(None, "Identifier of the licence on the Hub, such as cc-by-4.0 (default: unknown).")
 
     @property
     def hub_id(self) -> str | None:
@@ -202,42 +221,14 @@ class Pushes(Config):
 class PushesModel(Pushes):
     """`--push_to_hub` of a model."""
 
-    title = "Hub"
-
-    hub_model_id: str | None = option(
-        None,
-        "Name of the repository on the Hub, user/name (default: the name of the output folder).",
-        influence=False,
-        why="where it goes, not what it is",
-    )
+    hub_model_id: str | None = _repository()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushesDataset(Pushes):
     """`--push_to_hub` of a dataset."""
 
-    title = "Hub"
-
-    hub_dataset_id: str | None = option(
-        None,
-        "Name of the repository on the Hub, user/name (default: the name of the output folder).",
-        influence=False,
-        why="where it goes, not what it is",
-    )
-
-
-def height_and_width(resolution: tuple[int, ...] | None) -> tuple[int, int] | None:
-    """Height and width that `--resolution` states: one side of squares, or both.
-
-    Raises:
-        UserError: There are more than two numbers.
-    """
-    if resolution is None:
-        return None
-    if len(resolution) > 2 or min(resolution) < 1:
-        given = " ".join(map(str, resolution))
-        raise UserError(f"--resolution is one side, or height and width, in pixels; got {given}.")
-    return resolution[0], resolution[-1]
+    hub_dataset_id: str | None = _repository()
 
 
 def needs(config: Config, name: str, *others: str) -> None:
@@ -248,32 +239,26 @@ def needs(config: Config, name: str, *others: str) -> None:
             raise UserError(f"--{other} is of --{name}; give that too.")
 
 
+_processes = partial(option, influence=False, why="results do not depend on who computes them")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SharesWork(Config):
     """How many processes share the work, and where they run."""
 
     title = "processes"
 
-    executor: str = option(
+    executor: str = _processes(
         "local",
         "Where processes run: on this machine, or by datatrove on a Slurm or Ray cluster with a common folder.",
         choices=("local", "slurm", "ray"),
-        influence=False,
-        why="results do not depend on who computes them",
     )
-    tasks: int = option(
-        1, "Number of processes.", minimum=1, influence=False, why="results do not depend on who computes them"
-    )
-    executor_options: tuple[str, ...] = option(
-        (),
-        "Arguments of datatrove's executor, NAME=VALUE each, such as partition=gpu time=08:00:00 gpus_per_task=1.",
-        influence=False,
-        why="results do not depend on who computes them",
+    tasks: int = _processes(1, "Number of processes.", minimum=1)
+    executor_options: tuple[str, ...] = _processes(
+        (), "Arguments of datatrove's executor, NAME=VALUE each, such as partition=gpu time=08:00:00 gpus_per_task=1."
     )
 
     def check(self) -> None:
         super().check()
         if self.executor != "local" or self.executor_options:
-            from ..jobs.executors import check_executor
-
             check_executor(self.executor, self.executor_options)

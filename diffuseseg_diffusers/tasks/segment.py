@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..jobs.config import Config, option
+from ..jobs.config import option
 from ..jobs.errors import IncompleteError, UserError
 from ..tiling.options import Reading
-from .options import CachesDownloads, NamesModel, SharesWork, WritesFolder
+from .options import CachesDownloads, NamesModel, ReadsDataset, SharesWork, WritesFolder
 
 
 logger = logging.getLogger(__name__)
@@ -22,31 +22,16 @@ COMMAND = "segment"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsDataset(Config):
-    """A dataset in place of files."""
-
-    title = "dataset"
-
-    dataset_name: str | None = option(
-        None, "Images: a local folder or a name on the Hub, anything `datasets` loads.", reads=True
-    )
-    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
-    split: str = option("train", "Split of the dataset.")
-    image_column: str | None = option(None, "Column of images (default: image, or a usual name).")
-    streaming: bool = option(False, "Read while segmenting, without storing the dataset.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SegmentConfig(NamesModel, CachesDownloads, ReadsDataset, Reading, SharesWork, WritesFolder):
     """Segment images."""
 
     images: tuple[str, ...] = option(
-        (),
-        "Images: files, folders of them, or addresses (https://…); or --dataset_name.",
-        positional=True,
-        reads=True,
+        (), "Images: files, folders of them, or addresses (https://…); or --dataset_name.", positional=True, reads=True
     )
+    dataset_name: str | None = option(
+        None, "Images: a local folder or a name on the Hub, anything `datasets` loads.", group="data", reads=True
+    )
+    streaming: bool = option(False, "Read while segmenting, without storing the dataset.", group="data")
     max_pixels: int | None = option(
         None, "Limit of pixels of images that are decoded whole (default: 178956970, as Pillow's).", minimum=1
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
-from .options import CachesDownloads, RunsModel, height_and_width
+from .options import MODEL, CachesDownloads, RunsModel, SetsSize
 
 
 if TYPE_CHECKING:
@@ -14,19 +14,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TapsConfig(RunsModel, CachesDownloads):
+class TapsConfig(RunsModel, SetsSize, CachesDownloads):
     """List what can be read of a model."""
 
-    model: str = option(help="Pipeline: a local folder or a name on the Hub.", positional=True, reads=True)
-    resolution: tuple[int, ...] | None = option(
-        None,
-        "Side, or height and width, in pixels at which images are read (default: the model's own).",
-        minimum=1,
-    )
-
-    def check(self) -> None:
-        super().check()
-        height_and_width(self.resolution)
+    model: str = option(help=MODEL, positional=True, reads=True)
 
 
 def taps(config: TapsConfig) -> str:
@@ -52,7 +43,7 @@ def taps(config: TapsConfig) -> str:
     pipe: Any = load_pipeline(config.model, **config.loading())
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student, which has no features; give the model that it learnt from.")
-    table = describe_taps(recipe_extractor(pipe, size=height_and_width(config.resolution)))
+    table = describe_taps(recipe_extractor(pipe, size=config.size))
     print(table)
     return table
 

@@ -3,9 +3,9 @@
 
 from dataclasses import dataclass
 
-from ..jobs.config import option
+from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
-from .options import CachesDownloads, PushesModel, WritesFolder, exclusive
+from .options import MODEL_ALIASES, CachesDownloads, PushesModel, WritesFolder
 from .train_options import KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
 
 
@@ -28,10 +28,7 @@ class TrainDDPMConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDow
         None, "Arguments of the model: JSON, YAML, or a folder or Hub name with a U-Net.", reads=True
     )
     pretrained: str | None = option(
-        None,
-        "Pipeline to start from: a local folder or a name on the Hub.",
-        aliases=("--pretrained_model_name_or_path",),
-        reads=True,
+        None, "Pipeline to start from: a local folder or a name on the Hub.", aliases=MODEL_ALIASES, reads=True
     )
     base_channels: int | None = option(None, "Width of the preset for the resolution.")
     dropout: float = option(0.0, "Dropout rate in the residual layers.")

@@ -2,10 +2,11 @@
 """Options that the trainings on unlabelled images share."""
 
 from dataclasses import dataclass
+from functools import partial
 
-from ..jobs.config import Config, option
+from ..jobs.config import Config, exclusive, option
 from ..jobs.errors import UserError
-from .options import ReadsChannels, exclusive
+from .options import ReadsChannels, ReadsDataset, SetsSize
 
 
 RESIZE_MODES = ("crop", "pad")
@@ -13,12 +14,13 @@ LR_SCHEDULERS = (*("linear", "cosine", "cosine_with_restarts", "polynomial", "co
 PRECISIONS = ("no", "fp16", "bf16")
 LATEST = "latest"
 SPEED = "speed and memory, not what is learned"
-LENGTH = "a run may be continued for longer"
-SHOWN = "only what is measured and shown on the way"
+_speed = partial(option, influence=False, why=SPEED)
+_length = partial(option, influence=False, why="a run may be continued for longer")
+_shown = partial(option, influence=False, why="only what is measured and shown on the way")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsUnlabeled(ReadsChannels):
+class ReadsUnlabeled(ReadsDataset, ReadsChannels, SetsSize):
     """Which unlabelled images to read, and how."""
 
     title = "data"
@@ -27,10 +29,6 @@ class ReadsUnlabeled(ReadsChannels):
         None, "Images: a local folder or a Hub name, anything `datasets` loads.", reads=True
     )
     train_data_dir: str | None = option(None, "Images: a folder with image files anywhere below it.", reads=True)
-    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
-    split: str = option("train", "Part of the dataset.")
-    image_column: str | None = option(None, "Column of images (default: image, or a usual name).")
     streaming: bool = option(False, "Read the dataset while training, without storing it.")
     shuffle_buffer_size: int = option(1000, "Images in the buffer that shuffles a stream.")
     resolution: tuple[int, ...] | None = option(
@@ -52,14 +50,12 @@ class ReadsUnlabeled(ReadsChannels):
         influence=False,
         why="without it a run with such images ends",
     )
-    image_cache_gb: float | None = option(
+    image_cache_gb: float | None = _speed(
         None,
         "Memory for decoded images, in GB; those that need more are decoded while training (default: half of the free "
         "memory).",
-        influence=False,
-        why=SPEED,
     )
-    dataloader_num_workers: int = option(4, "Processes that decode while training.", influence=False, why=SPEED)
+    dataloader_num_workers: int = _speed(4, "Processes that decode while training.")
     num_validation_images: int | None = option(
         None, "Number of images to hold out and measure on (default: a tenth, at most 128)."
     )
@@ -71,8 +67,6 @@ class ReadsUnlabeled(ReadsChannels):
             raise UserError("There are no images to train on; give --dataset_name or --train_data_dir.")
         if self.streaming and self.train_data_dir:
             raise UserError("A folder of images is read as it is; --streaming is for --dataset_name.")
-        if self.resolution and len(self.resolution) > 2:
-            raise UserError(f"--resolution is one side, or height and width; got {len(self.resolution)} numbers.")
         whole = self.crop or self.input_channels or self.intensity_window or self.intensity_percentiles
         if self.streaming and whole:
             raise UserError("A stream is read once; --crop, --input_channels and intensities are for datasets at hand.")
@@ -88,12 +82,8 @@ class TrainsBySteps(Config):
 
     train_batch_size: int = option(32, "Images per process and pass.", minimum=1)
     gradient_accumulation_steps: int = option(1, "Passes per optimisation step.", minimum=1)
-    max_train_steps: int | None = option(
-        None, "Number of optimisation steps, with those before resuming.", minimum=1, influence=False, why=LENGTH
-    )
-    max_train_minutes: float | None = option(
-        None, "Minutes of training, with those before resuming.", above=0, influence=False, why=LENGTH
-    )
+    max_train_steps: int | None = _length(None, "Number of optimisation steps, with those before resuming.", minimum=1)
+    max_train_minutes: float | None = _length(None, "Minutes of training, with those before resuming.", above=0)
     learning_rate: float = option(2e-4, "Learning rate of AdamW.")
     lr_scheduler: str = option(
         "constant", "Schedule of the learning rate after the warm-up, over the whole run.", choices=LR_SCHEDULERS
@@ -111,10 +101,8 @@ class TrainsBySteps(Config):
         influence=False,
         why="a run may be continued on other hardware",
     )
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations: less memory, more time.", influence=False, why=SPEED
-    )
-    compile: bool = option(False, "Compile the model by torch.compile.", influence=False, why=SPEED)
+    gradient_checkpointing: bool = _speed(False, "Recompute activations: less memory, more time.")
+    compile: bool = _speed(False, "Compile the model by torch.compile.")
     seed: int = option(0, "Seed of weights, order, noise and timesteps.")
 
     def check(self) -> None:
@@ -131,7 +119,7 @@ class KeepsCheckpoints(Config):
 
     title = "run"
 
-    checkpointing_steps: int = option(500, "Steps between checkpoints.", minimum=1, influence=False, why=SHOWN)
+    checkpointing_steps: int = _shown(500, "Steps between checkpoints.", minimum=1)
     checkpoints_total_limit: int = option(
         3, "Number of checkpoints to keep; 0: all.", influence=False, why="what stays, not what is made"
     )
@@ -142,10 +130,8 @@ class KeepsCheckpoints(Config):
         influence=False,
         why="where a run is taken up",
     )
-    validation_steps: int = option(1000, "Steps between measurements.", minimum=1, influence=False, why=SHOWN)
-    sample_steps: int = option(1000, "Steps between grids of samples.", minimum=1, influence=False, why=SHOWN)
-    num_samples: int = option(16, "Images in a grid; 0: no grids.", influence=False, why=SHOWN)
-    num_inference_steps: int = option(50, "DDIM steps of a sample.", minimum=1, influence=False, why=SHOWN)
-    report_to: tuple[str, ...] | None = option(
-        None, "Trackers: tensorboard, wandb, …, or all.", influence=False, why=SHOWN
-    )
+    validation_steps: int = _shown(1000, "Steps between measurements.", minimum=1)
+    sample_steps: int = _shown(1000, "Steps between grids of samples.", minimum=1)
+    num_samples: int = _shown(16, "Images in a grid; 0: no grids.")
+    num_inference_steps: int = _shown(50, "DDIM steps of a sample.", minimum=1)
+    report_to: tuple[str, ...] | None = _shown(None, "Trackers: tensorboard, wandb, …, or all.")

@@ -2,122 +2,98 @@
 """Options of `diffuseseg train-student`; the training is `training/train_student.py`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
-from .options import CachesDownloads, PushesModel, WritesFolder, height_and_width
+from .options import MODEL_ALIASES, CachesDownloads, PushesModel, SetsSize, WritesFolder
 from .train_options import LATEST, PRECISIONS, SPEED
 
 
-DATA = "data"
-TRAINING = "training"
+_data, _training = (partial(option, group=name) for name in ("data", "training"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStudentConfig(CachesDownloads, PushesModel, WritesFolder):
+class TrainStudentConfig(SetsSize, CachesDownloads, PushesModel, WritesFolder):
     """Train a fast network on images and masks."""
 
     title = "model"
 
-    train_dataset_name: str | None = option(
-        None,
-        "Images with masks to train on: a local folder or a Hub name.",
-        aliases=("--train_data_dir",),
-        group=DATA,
-        reads=True,
+    train_dataset_name: str | None = _data(
+        None, "Images with masks to train on: a local folder or a Hub name.", aliases=("--train_data_dir",), reads=True
     )
-    train_dataset_config_name: str | None = option(None, "Configuration of that dataset.", group=DATA)
-    train_split: str = option("train", "Split of that dataset.", group=DATA)
-    real_dataset_name: str | None = option(
-        None,
-        "More images with masks, mixed in at --real_fraction: a local folder or a Hub name.",
-        group=DATA,
-        reads=True,
+    train_dataset_config_name: str | None = _data(None, "Configuration of that dataset.")
+    train_split: str = _data("train", "Split of that dataset.")
+    real_dataset_name: str | None = _data(
+        None, "More images with masks, mixed in at --real_fraction: a local folder or a Hub name.", reads=True
     )
-    real_dataset_config_name: str | None = option(None, "Configuration of that dataset.", group=DATA)
-    real_split: str = option("train", "Split of that dataset.", group=DATA)
-    unlabeled_dataset_name: str | None = option(
+    real_dataset_config_name: str | None = _data(None, "Configuration of that dataset.")
+    real_split: str = _data("train", "Split of that dataset.")
+    unlabeled_dataset_name: str | None = _data(
         None,
         "Images without labels, for which --teacher computes soft targets: a local folder or a Hub name.",
-        group=DATA,
         reads=True,
     )
-    unlabeled_dataset_config_name: str | None = option(None, "Configuration of that dataset.", group=DATA)
-    unlabeled_split: str = option("train", "Split of that dataset.", group=DATA)
-    eval_dataset_name: str | None = option(
-        None, "Images with masks to measure on: a local folder or a Hub name.", group=DATA, reads=True
+    unlabeled_dataset_config_name: str | None = _data(None, "Configuration of that dataset.")
+    unlabeled_split: str = _data("train", "Split of that dataset.")
+    eval_dataset_name: str | None = _data(
+        None, "Images with masks to measure on: a local folder or a Hub name.", reads=True
     )
-    eval_dataset_config_name: str | None = option(None, "Configuration of that dataset.", group=DATA)
-    eval_split: str = option("test", "Split of that dataset.", group=DATA)
-    real_fraction: float = option(
-        0.2, "Share of --real_dataset_name among the images with masks that are shown.", maximum=1, group=DATA
+    eval_dataset_config_name: str | None = _data(None, "Configuration of that dataset.")
+    eval_split: str = _data("test", "Split of that dataset.")
+    real_fraction: float = _data(
+        0.2, "Share of --real_dataset_name among the images with masks that are shown.", maximum=1
     )
-    unlabeled_fraction: float = option(
-        0.5, "Share of images without labels among all that are shown.", maximum=1, group=DATA
-    )
-    max_unlabeled: int | None = option(
-        None, "Number of images without labels, evenly spread (default: all).", minimum=1, group=DATA
-    )
-    labels_last: float = option(
-        0.25, "Share of the epochs, the last, that show images with masks alone.", maximum=1, group=DATA
-    )
-    validation_fraction: float | None = option(
+    unlabeled_fraction: float = _data(0.5, "Share of images without labels among all that are shown.", maximum=1)
+    max_unlabeled: int | None = _data(None, "Number of images without labels, evenly spread (default: all).", minimum=1)
+    labels_last: float = _data(0.25, "Share of the epochs, the last, that show images with masks alone.", maximum=1)
+    validation_fraction: float | None = _data(
         None,
         "Share of the training data to hold out and choose the weights on (default: 0.1; with a teacher 0, and the "
         "last weights are kept).",
-        group=DATA,
     )
-    resolution: tuple[int, ...] | None = option(
-        None, "Side, or height and width, in pixels (default: as the images).", minimum=1, group=DATA
+    resolution: tuple[int, ...] | None = _data(
+        None, "Side, or height and width, in pixels (default: as the images).", minimum=1
     )
-    no_augmentation: bool = option(False, "Show images as they are, without augmented views.", group=DATA)
-    no_flip: bool = option(False, "Show no mirrored views: left and right mean something.", group=DATA)
+    no_augmentation: bool = _data(False, "Show images as they are, without augmented views.")
+    no_flip: bool = _data(False, "Show no mirrored views: left and right mean something.")
     model: str | None = option(
         None,
         "unet, a U-Net of 2 million weights; the folder of a diffusion pipeline, whose denoiser is trained further; "
         "the folder of a student; or Hub name, folder or JSON config of a network of transformers (default: unet for "
         "images of up to 128 pixels, else nvidia/mit-b0).",
-        aliases=("--pretrained_model_name_or_path",),
+        aliases=MODEL_ALIASES,
         reads=True,
     )
     teacher: str | None = option(
         None, "Fitted model whose probabilities the student learns: a folder or a Hub name.", reads=True
     )
     from_scratch: bool = option(False, "Start from fresh weights, though there are pretrained ones.")
-    num_epochs: int = option(20, "Number of epochs.", minimum=1, group=TRAINING)
-    images_per_epoch: int | None = option(
-        None, "Number of images in an epoch (default: all there are, 1000 at least).", minimum=1, group=TRAINING
+    num_epochs: int = _training(20, "Number of epochs.", minimum=1)
+    images_per_epoch: int | None = _training(
+        None, "Number of images in an epoch (default: all there are, 1000 at least).", minimum=1
     )
-    train_batch_size: int = option(16, "Images per process and step.", minimum=1, group=TRAINING)
-    learning_rate: float | None = option(
-        None,
-        "Highest learning rate of AdamW (default: 0.002 for unet, 0.0005 for denoiser, 0.0003 for transformers).",
-        group=TRAINING,
+    train_batch_size: int = _training(16, "Images per process and step.", minimum=1)
+    learning_rate: float | None = _training(
+        None, "Highest learning rate of AdamW (default: 0.002 for unet, 0.0005 for denoiser, 0.0003 for transformers)."
     )
-    layer_decay: float = option(
-        1.0,
-        "Learning rate of a stage of a U-Net as a share of that of the stage behind it.",
-        above=0,
-        maximum=1,
-        group=TRAINING,
+    layer_decay: float = _training(
+        1.0, "Learning rate of a stage of a U-Net as a share of that of the stage behind it.", above=0, maximum=1
     )
-    weight_decay: float = option(0.01, "Weight decay of AdamW.", group=TRAINING)
-    max_grad_norm: float = option(1.0, "Norm that gradients are clipped to.", group=TRAINING)
-    mixed_precision: str | None = option(
-        None, "Precision of the passes (default: as Accelerate is configured).", choices=PRECISIONS, group=TRAINING
+    weight_decay: float = _training(0.01, "Weight decay of AdamW.")
+    max_grad_norm: float = _training(1.0, "Norm that gradients are clipped to.")
+    mixed_precision: str | None = _training(
+        None, "Precision of the passes (default: as Accelerate is configured).", choices=PRECISIONS
     )
-    dataloader_num_workers: int = option(
-        2, "Processes that decode while training.", influence=False, why=SPEED, group=TRAINING
-    )
-    seed: int = option(0, "Seed of weights, order and augmentation.", group=TRAINING)
-    resume_from_checkpoint: str | None = option(
+    dataloader_num_workers: int = _training(2, "Processes that decode while training.", influence=False, why=SPEED)
+    seed: int = _training(0, "Seed of weights, order and augmentation.")
+    resume_from_checkpoint: str | None = _training(
         None,
         "The default: the same command line always resumes.",
         choices=(LATEST,),
         influence=False,
         why="it names what is done anyway",
-        group=TRAINING,
     )
     targets_dir: Path | None = option(
         None,
@@ -141,7 +117,6 @@ class TrainStudentConfig(CachesDownloads, PushesModel, WritesFolder):
 
     def check(self) -> None:
         super().check()
-        height_and_width(self.resolution)
         if bool(self.teacher) != bool(self.unlabeled_dataset_name):
             raise UserError("--teacher and --unlabeled_dataset_name go together; give both, or neither.")
         if not (self.train_dataset_name or self.teacher):
