@@ -98,8 +98,7 @@ def make_model(
     Raises:
         UserError: The pipeline has no U-Net for such images, or the config makes none.
     """
-    sides = config.resolution
-    size = (sides[0], sides[-1]) if sides else None
+    size = config.size
     if pretrained is not None:
         return _pretrained_model(config, pretrained, size)
     scheduler = DDPMScheduler(

@@ -5,12 +5,11 @@ Accelerate's own naming and limit are not used: it writes under the final name a
 them.
 """
 
-import fnmatch
 import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,18 +41,18 @@ CHECKPOINT_FILES = (
     *(f"{folder}/{n}" for folder in (f"checkpoint-{SIX}", f"checkpoint-[1-9]{SIX}") for n in IN_CHECKPOINTS),
     *(f".checkpoint-{SIX}{more}.partial/*" for more in ("", "[0-9]")),
 )
-PIPELINE_FILES = (
+NEW_PIPELINE_FILES = (
+    *(".pipeline.partial/*", ".pipeline.old/*"),
     *(f"{part}/{name}" for part in ("unet", "transformer", "vqvae", "vae") for name in MODEL_FILES),
     *("scheduler/scheduler_config.json", "model_index.json", *MODEL_FILES),
 )
-NEW_PIPELINE_FILES = (".pipeline.partial/*", ".pipeline.old/*", *PIPELINE_FILES)
 LATEST = "latest"
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, the newest last; folders of that name that hold something else are left out."""
-    named = [p for p in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted((p for p in named if (p / STATE_FILE).is_file()), key=lambda p: int(p.name.split("-")[1]))
+    named = [p for p in output_dir.glob("checkpoint-*") if p.name[11:].isdecimal() and (p / STATE_FILE).is_file()]
+    return sorted(named, key=lambda p: int(p.name[11:]))
 
 
 def find_checkpoint(output_dir: Path, named: str | None, overwrite: bool) -> Path | None:
@@ -112,10 +111,12 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         flush_to_disk(partial)
-        if folder in checkpoints(output_dir):  # of the same step, when an earlier checkpoint was resumed
-            _keep_foreign(folder, partial, IN_CHECKPOINTS)
-            _remove(folder)
-        partial.rename(folder)
+        if folder.is_dir():  # of the same step, when an earlier checkpoint was resumed; others' files in it stay
+            (folder / STATE_FILE).unlink(missing_ok=True)  # it is no checkpoint from here on, until the last file
+            remove_matching(folder, IN_CHECKPOINTS)
+            _move_files(partial, folder)
+        else:
+            partial.rename(folder)
         if limit:
             remove_checkpoints(output_dir, keep=limit)
     accelerator.wait_for_everyone()
@@ -205,31 +206,18 @@ def remove_leftovers(output_dir: Path) -> None:
 def save_pipeline(output_dir: Path, made: DiffusionPipeline | ModelMixin) -> None:
     """Writes a pipeline, or a model, into a run's folder.
 
-    An earlier one stays until the new one is on the disk, and if the run is killed while they change places, the next
-    call brings it back before it writes.
+    Files of an earlier one are replaced, each at once, when all new ones are on the disk.
 
     Raises:
         UserError: It cannot be written, as on a full disk; an earlier one is still there.
     """
-    partial, old = output_dir / ".pipeline.partial", output_dir / ".pipeline.old"
-    if partial.exists() and old.exists():  # killed between the two
-        for part in list(old.iterdir()):
-            _remove(output_dir / part.name)
-            part.rename(output_dir / part.name)
+    partial = output_dir / ".pipeline.partial"
     _remove(partial)
-    _remove(old)
     with _cleared_on_failure(partial, True, "The pipeline"):
         made.save_pretrained(partial)
         flush_to_disk(partial)
-    old.mkdir()
-    for part in list(partial.iterdir()):
-        target = output_dir / part.name
-        if target.exists():
-            target.rename(old / part.name)
-        part.rename(target)
-        _keep_foreign(old / part.name, target, PIPELINE_FILES, part.name)
-    partial.rmdir()
-    _remove(old)
+    _move_files(partial, output_dir)
+    _remove(output_dir / ".pipeline.old")  # which earlier versions left when they were killed
 
 
 @contextmanager
@@ -246,20 +234,14 @@ def _cleared_on_failure(partial: Path, mine: bool, what: str) -> Iterator[None]:
         ) from error
 
 
-def _keep_foreign(old: Path, new: Path, patterns: Sequence[str], below: str = "") -> None:
-    """Moves what somebody put among the files of a folder to the one that takes its place.
-
-    Args:
-        old (`Path`), new (`Path`): The folders.
-        patterns (sequence of `str`): Of the folder's own files.
-        below (`str`): What the patterns call the folder.
-    """
-    for path in sorted(old.rglob("*")) if old.is_dir() else ():
-        inside = path.relative_to(old)
-        own = any(fnmatch.fnmatch((Path(below) / inside).as_posix(), pattern) for pattern in patterns)
-        if not own and not path.is_dir() and not (new / inside).exists():
-            (new / inside).parent.mkdir(parents=True, exist_ok=True)
-            path.rename(new / inside)
+def _move_files(source: Path, folder: Path) -> None:
+    """Moves all files below a folder into another one, `run.json` last; replaces those of the same name alone."""
+    for path in sorted(source.rglob("*"), key=lambda path: path.name == STATE_FILE):
+        if not path.is_dir():
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    _remove(source)
 
 
 def _remove(path: Path) -> None:
