@@ -26,48 +26,30 @@ from .targets import SoftTargets, hard_targets
 
 @dataclass(frozen=True)
 class Mix:
-    """Which images an epoch shows.
-
-    Args:
-        num_epochs (`int`): Epochs of the whole training.
-        images_per_epoch (`int`): Images shown in each, over all processes.
-        real_fraction (`float`): Share of the second dataset among the images with masks, if there is one.
-        unlabeled_fraction (`float`): Share of the images with soft targets, if there are any.
-        labels_last (`float`): Share of the epochs, the last, that show images with masks alone.
-    """
+    """Which images an epoch shows."""
 
     num_epochs: int = 20
-    images_per_epoch: int = 1000
-    real_fraction: float = 0.2
-    unlabeled_fraction: float = 0.5
-    labels_last: float = 0.0
+    images_per_epoch: int = 1000  # over all processes
+    real_fraction: float = 0.2  # share of the second dataset among the images with masks, if there is one
+    unlabeled_fraction: float = 0.5  # share of the images with soft targets, if there are any
+    labels_last: float = 0.0  # share of the epochs, the last, that show images with masks alone
 
     def shares(self, epoch: int, there: Sequence[bool]) -> list[float]:
-        """Shares of the main dataset, of the second one and of the images with soft targets in an epoch.
-
-        Args:
-            epoch (`int`): Counted from 0.
-            there (three `bool`): Which of them there are.
-        """
+        """Shares of the main dataset, of the second one and of the images with soft targets in an epoch, counted from
+        0, of those that are `there`."""
         main, real, unlabeled = there
-        last = epoch >= round((1 - self.labels_last) * self.num_epochs) and (main or real)
+        if not (main or real):
+            return [0.0, 0.0, 1.0]
+        last = epoch >= round((1 - self.labels_last) * self.num_epochs)
         soft = self.unlabeled_fraction if unlabeled and not last else 0.0
-        soft = soft if main or real else 1.0
         second = self.real_fraction * (1 - soft) if real else 0.0
-        if main or soft == 1:
-            return [1 - soft - second, second, soft]
-        return [0.0, 1 - soft, soft]
+        return [1 - soft - second, second, soft] if main or soft == 1 else [0.0, 1 - soft, soft]
 
 
 class Pairs(Dataset):
     """Images `[in_channels, H, W]` uint8 and masks of several datasets, decoded when asked for.
 
-    Args:
-        datasets (sequence of [`LabeledImages`]): Where from.
-        size (two `int`): Height and width.
-        in_channels (`int`, defaults to 3): Of the images, 1 or 3.
-        soft (`bool`, defaults to `False`): Whether masks are [`hard_targets`], to go with soft ones, in place of
-            `[H, W]` int64.
+    Masks are `[H, W]` int64 or, if `soft`, [`hard_targets`], to go with soft ones.
     """
 
     def __init__(
@@ -95,8 +77,7 @@ class EpochBatches:
     """Batches without end, epoch after epoch, that processes share.
 
     Args:
-        train ([`LabeledImages`], *optional*), real ([`LabeledImages`], *optional*): Images with masks.
-        unlabeled ([`SoftTargets`], *optional*): Images with a teacher's probabilities.
+        train, real ([`LabeledImages`], *optional*), unlabeled ([`SoftTargets`], *optional*): What is learned from.
         mix ([`Mix`]): Which images an epoch shows.
         size (two `int`), in_channels (`int`): Height, width and channels of the images.
         batch_size (`int`): Images in a batch of one process.
@@ -161,17 +142,15 @@ class EpochBatches:
 
 
 def epoch_order(sizes: Sequence[int], shares: Sequence[float], count: int, seed: int) -> np.ndarray:
-    """Which images an epoch shows, as indices into all datasets one after the other.
+    """Which images an epoch shows, as indices `[count]` into all datasets one after the other.
+
+    A dataset is gone through as a whole before any of it comes again.
 
     Args:
-        sizes (sequence of `int`): Of the datasets.
-        shares (sequence of `float`): Of the epoch, for each dataset; the first that is not empty takes what the others
-            leave, of those with a share if there are any.
-        count (`int`): Images in an epoch; a dataset is gone through as a whole before any of it comes again.
+        sizes (sequence of `int`), shares (sequence of `float`): Of each dataset, and of it in the epoch; the first that
+            is not empty takes what the others leave, of those with a share if there are any.
+        count (`int`): Images in an epoch.
         seed (`int`): Another one for every epoch.
-
-    Returns:
-        `np.ndarray`: `[count]`.
     """
     rng = np.random.default_rng(seed)
     numbers = [round(share * count) if size else 0 for size, share in zip(sizes, shares)]

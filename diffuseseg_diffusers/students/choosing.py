@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
+from safetensors import SafetensorError
 
 from ..jobs.errors import UserError
 from ..jobs.files import read_json
 from ..pipelines.auto import is_pixel_index
-from .networks import DEFAULT_STUDENT, loading_errors, make_processor, make_student
+from ..pipelines.composed import INDEX
+from .networks import DEFAULT_STUDENT, make_processor, make_student
 from .student import Student, StudentSegmenter
 from .unets import RECORD, UNetStudent, new_unet, unet_from_denoiser
 
@@ -36,10 +38,7 @@ def new_student(
         name (`str`, *optional*): `"unet"`; a folder of a diffusion pipeline on pixels, whose denoiser it becomes; a
             folder of a student, which is trained on; a Hub name, folder or JSON config of a network of `transformers`.
             If not given, `"unet"` for images of up to 128 pixels a side, else SegFormer-B0.
-        label_names (sequence of `str`): Names of the classes.
-        size (two `int`): Height and width at which it reads images.
-        in_channels (`int`, defaults to 3): Channels of the images, 1 or 3; networks of `transformers` take 3.
-        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes.
+        label_names, size, in_channels, palette: As in [`Student`]; networks of `transformers` take 3 channels.
         from_scratch (`bool`, defaults to `False`): Fresh weights, though there are trained ones.
         cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
 
@@ -52,9 +51,9 @@ def new_student(
     name = name or (UNET if max(size) <= SMALL else DEFAULT_STUDENT)
     if name == UNET:
         return new_unet(label_names, size, in_channels, palette), "unet"
-    if os.path.isfile(os.path.join(name, "model_index.json")):
+    if _has(name, INDEX):
         student = unet_from_denoiser(_denoiser(name, from_scratch), label_names, palette=palette)
-    elif os.path.isfile(os.path.join(name, RECORD)):
+    elif _has(name, RECORD):
         student = UNetStudent.from_pretrained(name)
         if student.label_names != list(label_names):
             raise UserError(
@@ -77,25 +76,21 @@ def new_student(
 def student_size(name: str | None, images: tuple[int, int]) -> tuple[int, int]:
     """Height and width at which a student of this name reads images of the given size: its own, if it has one, or for
     a new U-Net the nearest multiples of 8."""
-    if name and os.path.isfile(os.path.join(name, "model_index.json")):
-        config = read_json(Path(name, "unet", "config.json")) if Path(name, "unet").is_dir() else {}
-    elif name and os.path.isfile(os.path.join(name, RECORD)):
-        config = read_json(Path(name, "config.json"))
-    elif name == UNET or (name is None and max(images) <= SMALL):
+    if name == UNET or (name is None and max(images) <= SMALL):
         return (max(8, round(images[0] / 8) * 8), max(8, round(images[1] / 8) * 8))
+    if name and _has(name, INDEX):
+        path = Path(name, "unet", "config.json")
+    elif name and _has(name, RECORD):
+        path = Path(name, "config.json")
     else:
         return images
-    size = config.get("sample_size") or images
+    size = (read_json(path).get("sample_size") if path.parent.is_dir() else None) or images
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @torch.no_grad()
 def check_reads(student: Student) -> None:
-    """Lets an untrained student read an empty image.
-
-    Raises:
-        UserError: It cannot read images of its size.
-    """
+    """Raises [`UserError`] if an untrained student cannot read an empty image of its size."""
     height, width = student.image_size
     try:
         student.model.eval()
@@ -107,13 +102,17 @@ def check_reads(student: Student) -> None:
         ) from error
 
 
+def _has(name: str, file: str) -> bool:
+    return os.path.isfile(os.path.join(name, file))
+
+
 def _denoiser(name: str, from_scratch: bool) -> UNet2DModel:
     """The denoiser of a pipeline of diffusers on pixels."""
-    if not is_pixel_index(read_json(Path(name, "model_index.json"))):
-        raise UserError(f"{name} has no U-Net on pixels that could become a student; give a DDPM, or another --model.")
-    with loading_errors(name):
-        try:
-            unet = UNet2DModel.from_pretrained(name, subfolder="unet", use_safetensors=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{name} has no U-Net on pixels that could become a student: {error}") from error
+    reason = f"{name} has no U-Net on pixels that could become a student"
+    if not is_pixel_index(read_json(Path(name, INDEX))):
+        raise UserError(f"{reason}; give a DDPM, or another --model.")
+    try:
+        unet = UNet2DModel.from_pretrained(name, subfolder="unet", use_safetensors=True)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{reason}: {error}") from error
     return UNet2DModel.from_config(unet.config) if from_scratch else unet

@@ -5,19 +5,16 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..heads.decisions import winners
+from ..heads.decisions import Decisions, winners
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file
 from ..jobs.install import missing_extra
-from ..pipelines.outputs import SegmentedBatch
-from ..pipelines.segmenter import Segmenter
-from .student import Student, decisions_of, masks_of_logits
+from .student import LogitSegmenter, Student
 
 
 METADATA = "diffuseseg"  # key in a file's metadata: names and colours of the classes, and decisions, as JSON
@@ -40,14 +37,10 @@ class _Exported(torch.nn.Module):
 
 
 def export_onnx(student: Student, path: str | os.PathLike) -> None:
-    """Writes a student as an ONNX file: `pixels`, `[N, in_channels, H, W]` float32 in [0, 1], to `masks`, `[N, H, W]`
-    uint8, and `logits`, `[N, num_classes, h, w]` float32.
+    """Writes a student as an ONNX file, atomically: `pixels`, `[N, in_channels, H, W]` float32 in [0, 1], to `masks`,
+    `[N, H, W]` uint8, and `logits`, `[N, num_classes, h, w]` float32.
 
-    The number of images is free; height and width are the student's. Needs the extra `onnx`.
-
-    Args:
-        student ([`Student`]): The student.
-        path (`str` or path): File to write, atomically.
+    The number of images is free; height and width are the student's.
 
     Raises:
         UserError: The extra `onnx` is not installed; says what to install.
@@ -64,18 +57,14 @@ def export_onnx(student: Student, path: str | os.PathLike) -> None:
         dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
-    program.model.metadata_props[METADATA] = json.dumps(
-        {
-            "label_names": student.label_names,
-            "palette": student.palette,
-            "decisions": None if student.decisions is None else student.decisions.config,
-        }
-    )
+    known = {"label_names": student.label_names, **student.extras()}
+    del known["agreement"]  # was measured in PyTorch
+    program.model.metadata_props[METADATA] = json.dumps(known)
     with atomic_file(path) as partial:
         program.save(partial, external_data=False)
 
 
-class OnnxStudent(Segmenter):
+class OnnxStudent(LogitSegmenter):
     """A student in an ONNX file, computed by ONNX Runtime on the CPU.
 
     Args:
@@ -97,29 +86,16 @@ class OnnxStudent(Segmenter):
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            known = self.session.get_modelmeta().custom_metadata_map
-            given = json.loads(known[METADATA])
-            self._names, self._palette = list(given["label_names"]), list(given["palette"])
-            self.decisions = decisions_of(given.get("decisions"), len(self._names), str(path))
+            given = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA])
+            self.label_names, self.palette = list(given["label_names"]), list(given["palette"])
+            self.decisions = Decisions.of(given.get("decisions"), len(self.label_names))
             shape = self.session.get_inputs()[0].shape
-            self._channels, self._size = int(shape[1]), (int(shape[2]), int(shape[3]))
+            self.in_channels, self.image_size = int(shape[1]), (int(shape[2]), int(shape[3]))
         except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors
             raise UserError(f"{path} is no student that `diffuseseg export-onnx` wrote: {error!r:.200}.") from error
         found = {output.name: output.shape for output in self.session.get_outputs()}.get("logits")
-        if found is None or found[1] != len(self._names):
-            raise UserError(f"{path} has logits {found} for {len(self._names)} classes; export the student again.")
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self._size
-
-    @property
-    def in_channels(self) -> int:
-        return self._channels
-
-    @property
-    def label_names(self) -> list[str]:
-        return self._names
+        if found is None or found[1] != len(self.label_names):
+            raise UserError(f"{path} has logits {found} for {len(self.label_names)} classes; export the student again.")
 
     @property
     def nbytes(self) -> int:
@@ -129,17 +105,5 @@ class OnnxStudent(Segmenter):
         with open(self._path, "rb") as file:
             return {"file": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
 
-    @property
-    def palette(self) -> list[list[int]]:
-        return self._palette
-
-    def segment_batch(
-        self,
-        pixels: torch.Tensor,
-        sizes: Sequence[tuple[int, int]],
-        class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        return_probabilities: bool = False,
-    ) -> SegmentedBatch:
-        (logits,) = self.session.run(["logits"], {"pixels": (pixels / 2 + 0.5).numpy()})
-        return masks_of_logits(torch.from_numpy(logits), sizes, return_probabilities, self.decisions)
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.session.run(["logits"], {"pixels": pixels.numpy()})[0])

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     SegformerConfig,
 )
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from ..jobs.errors import UserError
 from ..jobs.files import read_json
@@ -36,9 +37,7 @@ def make_student(
 
     Args:
         name (`str`): Hub name or folder of a model, or a JSON file with its config (`model_type` and the rest).
-        label_names (sequence of `str`): Names of the classes.
-        from_scratch (`bool`, defaults to `False`): Fresh weights, though there are pretrained ones.
-        cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
+        label_names, from_scratch, cache_dir: As in [`new_student`].
 
     Raises:
         UserError: There is no such model, it is of another kind, made for another number of classes, needs code of its
@@ -86,16 +85,12 @@ def _read_config(path: str, labels: dict) -> AutoConfig:
 
 @contextmanager
 def loading_errors(name: str) -> Iterator[None]:
-    """Turns what `transformers` raises where a model cannot be loaded into a [`UserError`] of one sentence.
-
-    Args:
-        name (`str`): Hub name, folder or file of the model.
-    """
+    """Turns what `transformers` raises where the model of that name cannot be loaded into a [`UserError`]."""
     try:
         yield
+    except UserError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
         text = str(error)
         reason = None if os.path.exists(name) else explain_hub_error(error)
         if reason is None and "trust_remote_code" in text:
@@ -119,10 +114,8 @@ def make_processor(
     """The image processor of a student; SegFormer's for the default and where it has none.
 
     Args:
-        name (`str`): Hub name, folder or JSON config of the student.
+        name (`str`), revision (`str`, *optional*), cache_dir (`str` or path, *optional*): As in [`make_student`].
         size (two `int`, *optional*): Height and width of images; the processor's own if not given.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        cache_dir (`str` or path, *optional*): Folder in which downloads are kept.
         required (`bool`, defaults to `False`): Whether it must have one of its own, as what is trained has.
 
     Raises:
@@ -144,10 +137,7 @@ def make_processor(
                     f"known; restore its preprocessor_config.json."
                 ) from error
             logger.warning(f"{name} has no image processor that can be loaded; SegFormer's is used.")
-    if processor is None:
-        from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
-
-        processor = SegformerImageProcessorPil()
+    processor = processor or SegformerImageProcessorPil()
     if size is not None:
         processor.size = {"height": size[0], "width": size[1]}
     processor.do_reduce_labels = False

@@ -18,30 +18,20 @@ def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
 
 
 def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict]:
-    """The parameters for an optimiser, each group with the `share` of the learning rate that it gets.
-
-    Args:
-        model (`torch.nn.Module`): A `UNet2DModel`, or any network if `decay` is 1.
-        decay (`float`): Share of a stage (an up-block, the middle, a down-block) of the rate of the stage behind it.
+    """The parameters for an optimiser, each group with the `share` of the learning rate that it gets: `decay` times
+    that of the stage behind it (an up-block, the middle, a down-block).
 
     Raises:
-        UserError: The network has no stages.
+        UserError: `decay` is not 1, and the network is no `UNet2DModel`.
     """
     if decay == 1:
         return [{"params": list(model.parameters()), "share": 1.0}]
     if not isinstance(model, UNet2DModel):
         raise UserError("--layer_decay is for U-Nets of diffusers; leave it out for other networks.")
-    up, down = len(model.up_blocks), len(model.down_blocks)
+    down, up = ([f"{kind}.{i}." for i in range(len(getattr(model, kind)))] for kind in ("down_blocks", "up_blocks"))
+    stages = [*down, "mid_block.", *up, "conv_"]  # all else, such as the embedding of timesteps, is as far as `conv_in`
     groups: dict[int, list] = {}
     for name, parameter in model.named_parameters():
-        kind, _, rest = name.partition(".")
-        if kind == "up_blocks":
-            depth = up - int(rest.split(".")[0])
-        elif kind == "mid_block":
-            depth = up + 1
-        elif kind == "down_blocks":
-            depth = up + 1 + down - int(rest.split(".")[0])
-        else:
-            depth = 0 if kind.startswith("conv_") and kind != "conv_in" else up + down + 2
-        groups.setdefault(depth, []).append(parameter)
+        own = [i for i, stage in enumerate(stages) if name.startswith(stage) and not name.startswith("conv_in")]
+        groups.setdefault(len(stages) - 1 - own[0] if own else len(stages), []).append(parameter)
     return [{"params": own, "share": decay**depth} for depth, own in sorted(groups.items())]

@@ -36,12 +36,7 @@ def describe_training(
 ) -> dict[str, Any]:
     """How a student was made, for its report and card.
 
-    Args:
-        config ([`TrainStudentConfig`]): How it was asked for.
-        student ([`Student`]), data ([`StudentData`]): What was trained on what.
-        state (`dict`): Of the trainer.
-        start (`str`): Where its weights are from, empty for fresh ones.
-        num_unlabeled (`int`): Number of images with soft targets.
+    `state` is the trainer's, and `start` says where the weights are from, empty for fresh ones.
     """
     on_hub = start if start and not os.path.isdir(start) else None
 
@@ -90,18 +85,7 @@ def finish_student(
     folder: Path, best: Path, accelerator: Accelerator, data: StudentData, unlabeled: SoftTargets | None
 ) -> dict[str, Any]:
     """Copies the best weights into the run's folder, adds decisions fitted on images whose labels they did not learn
-    from, and measures them.
-
-    Args:
-        folder (`Path`): Of the run.
-        best (`Path`): Folder of the student.
-        accelerator (`Accelerator`): Says where to compute.
-        data ([`StudentData`]): Images to measure on.
-        unlabeled ([`SoftTargets`], *optional*): Images without labels.
-
-    Returns:
-        `dict`: What was measured, for the report.
-    """
+    from, and measures them; returns what was measured, for the report."""
     for path in best.iterdir():
         with atomic_file(folder / path.name) as partial:
             shutil.copyfile(path, partial)

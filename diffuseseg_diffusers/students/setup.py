@@ -32,31 +32,19 @@ from .targets import SoftTargets
 
 @dataclass
 class StudentData:
-    """Images that a student learns from and is measured on; `None` where there are none.
-
-    Args:
-        train, real, validation, evaluation ([`LabeledImages`], *optional*): Images with masks; `validation` was held
-            out of `train`.
-        unlabeled (`tuple[Dataset, str]`, *optional*): Images without masks, and their column.
-    """
+    """Images that a student learns from and is measured on; `None` where there are none."""
 
     train: LabeledImages | None
     real: LabeledImages | None
-    validation: LabeledImages | None
+    validation: LabeledImages | None  # held out of `train`
     evaluation: LabeledImages | None
-    unlabeled: tuple[Dataset, str] | None
+    unlabeled: tuple[Dataset, str] | None  # images without masks, and their column
 
     def mix(self, config: Any) -> Mix:
         """Which images an epoch shows."""
-        parts = (self.train, self.real, self.unlabeled[0] if self.unlabeled else None)
-        count = sum(len(part) for part in parts if part is not None)
-        return Mix(
-            num_epochs=config.num_epochs,
-            images_per_epoch=config.images_per_epoch or max(1000, count),
-            real_fraction=config.real_fraction,
-            unlabeled_fraction=config.unlabeled_fraction,
-            labels_last=config.labels_last,
-        )
+        count = sum(len(part) for part in (self.train, self.real, self.unlabeled and self.unlabeled[0]) if part)
+        shown = config.images_per_epoch or max(1000, count)
+        return Mix(config.num_epochs, shown, config.real_fraction, config.unlabeled_fraction, config.labels_last)
 
 
 def load_teacher(config: Any, device: torch.device) -> Segmenter | None:
@@ -79,10 +67,6 @@ def load_teacher(config: Any, device: torch.device) -> Segmenter | None:
 
 def load_student_data(config: Any, teacher: Segmenter | None) -> StudentData:
     """The datasets of a configuration, with the classes of the teacher if there is one, or of the first dataset.
-
-    Args:
-        config ([`TrainStudentConfig`]): Names them.
-        teacher ([`Segmenter`], *optional*): From [`load_teacher`].
 
     Raises:
         UserError: A dataset cannot be loaded, or has other classes.
@@ -115,13 +99,8 @@ def load_student_data(config: Any, teacher: Segmenter | None) -> StudentData:
 
 def make_segmenter(config: Any, labeled: LabeledImages | None, teacher: Segmenter | None) -> tuple[Student, str, str]:
     """The student before its training, its kind (a key of `RATES`), and where its weights are from, empty for fresh
-    ones. It has the resolution of the configuration, its own, or that of the images.
-
-    Args:
-        config ([`TrainStudentConfig`]): Names the network.
-        labeled ([`LabeledImages`], *optional*): What it learns from.
-        teacher ([`Segmenter`], *optional*): States size, channels and classes where nothing is labelled.
-    """
+    ones. It has the resolution of the configuration, its own, or that of the images; where nothing is labelled, the
+    teacher states size, channels and classes."""
     asked_for = config.size
     if labeled is not None:
         first = labeled[0].image
@@ -137,9 +116,8 @@ def make_segmenter(config: Any, labeled: LabeledImages | None, teacher: Segmente
     size = asked_for or student_size(config.model, images)
     if size != images and not asked_for:
         print(f"The student reads images at {size[0]} x {size[1]}; the first one has {images[0]} x {images[1]} pixels.")
-    palette = teacher.palette if teacher else None
-    given = (config.model, names, size, 1 if grey else 3, palette, config.from_scratch, config.cache_dir)
-    student, kind = new_student(*given)
+    given = (config.model, names, size, 1 if grey else 3, teacher.palette if teacher else None)
+    student, kind = new_student(*given, config.from_scratch, config.cache_dir)
     check_reads(student)
     fresh = "" if config.from_scratch or config.model in (None, UNET) else config.model
     return student, kind, getattr(student.model, "name_or_path", fresh)
@@ -147,9 +125,8 @@ def make_segmenter(config: Any, labeled: LabeledImages | None, teacher: Segmente
 
 def make_optimizer(config: Any, student: Student, kind: str) -> torch.optim.Optimizer:
     """AdamW with the learning rates of a configuration for a kind of network, a key of `RATES`."""
-    rate = config.learning_rate or RATES[kind]
     groups = parameter_groups(student.model, config.layer_decay)
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate or RATES[kind], weight_decay=config.weight_decay)
 
 
 def make_trainer(
@@ -160,14 +137,7 @@ def make_trainer(
     data: StudentData,
     unlabeled: SoftTargets | None,
 ) -> Trainer:
-    """The trainer of a student: the learning rate warms up over a twentieth of the steps and falls as a cosine.
-
-    Args:
-        config ([`TrainStudentConfig`]): How it is trained.
-        accelerator (`Accelerator`): Of this process.
-        student ([`Student`]), optimizer: From [`make_segmenter`] and [`make_optimizer`].
-        data ([`StudentData`]), unlabeled ([`SoftTargets`], *optional*): What it learns from.
-    """
+    """The trainer of a student: the learning rate warms up over a twentieth of the steps and falls as a cosine."""
     stream = EpochBatches(
         *(data.train, data.real, unlabeled, data.mix(config), student.image_size, student.in_channels),
         *(config.train_batch_size, config.seed, config.dataloader_num_workers),
@@ -192,14 +162,13 @@ def teacher_contents(config: Any, teacher: Segmenter) -> dict[str, Any]:
 def targets_settings(config: Any, data: StudentData, teacher: Segmenter, student: Student) -> dict[str, Any]:
     """Everything that soft targets depend on, for [`claim_targets`]."""
     names = ("teacher", "unlabeled_dataset_name", "unlabeled_dataset_config_name", "unlabeled_split", "max_unlabeled")
-    settings = {name: getattr(config, name) for name in names}
-    if data.unlabeled is not None:
-        settings |= {
-            "unlabeled_images": len(data.unlabeled[0]),
-            "unlabeled_contents": digest(dataset_contents(*data.unlabeled)),
-        }
-    settings["teacher_contents"] = digest(teacher_contents(config, teacher))
-    return settings | {"image_size": list(student.image_size), "in_channels": student.in_channels}
+    return {name: getattr(config, name) for name in names} | {
+        "unlabeled_images": len(data.unlabeled[0]),
+        "unlabeled_contents": digest(dataset_contents(*data.unlabeled)),
+        "teacher_contents": digest(teacher_contents(config, teacher)),
+        "image_size": list(student.image_size),
+        "in_channels": student.in_channels,
+    }
 
 
 def student_contents(config: Any, data: StudentData, teacher: Segmenter | None) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,61 +17,21 @@ from ..jobs.errors import UserError
 from ..pipelines.identity import digest
 from ..pipelines.outputs import SegmentedBatch
 from ..pipelines.segmenter import Segmenter
-from .networks import loading_errors, make_processor
+from .networks import SAFE, loading_errors, make_processor
 
 
-class Student(Segmenter):
-    """A small network that gives logits of the classes in one pass. Subclasses say how it is called and saved.
+class LogitSegmenter(Segmenter):
+    """Segments with a single network. Its uncertainty is the entropy of the network's own probabilities in nats."""
 
-    Its uncertainty is the entropy of its own probabilities in nats: it is one network, and its members cannot disagree.
-
-    Args:
-        model (`torch.nn.Module`): The network; it computes in its own dtype, on its own device.
-        palette (sequence of `[red, green, blue]`, *optional*):
-            Colours of the classes, 0 to 255; [`default_palette`] if not given.
-
-    Attributes:
-        agreement (`dict`): By precision, the share of the pixels whose class is that in float32, if it was measured.
-    """
-
-    def __init__(self, model: Any, palette: Sequence[Sequence[int]] | None = None):
-        self.model = model
-        self._palette = [list(color) for color in palette] if palette is not None else None
-        self.agreement: dict[str, float] = {}
+    # Set by `__init__`, in place of the properties of `Segmenter`.
+    image_size: tuple[int, int] = (0, 0)
+    in_channels: int = 0
+    label_names: list[str] = []
+    palette: list[list[int]] = []
 
     @abstractmethod
-    def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
-        """Logits of the classes.
-
-        Args:
-            pixels (`torch.Tensor`): `[N, in_channels, *image_size]` in [0, 1].
-            model (`torch.nn.Module`, *optional*): Called in place of the student's own, such as what Accelerate made
-                of it.
-
-        Returns:
-            `torch.Tensor` `[N, num_classes, h, w]`, of any resolution.
-        """
-
-    @abstractmethod
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Saves it so that its library and `from_pretrained` load it."""
-
-    def to(self, device: torch.device | str) -> Any:
-        """Moves the network to a device."""
-        self.model.to(device)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the student is."""
-        return self.model.device
-
-    @property
-    def palette(self) -> list[list[int]]:
-        return self._palette or default_palette(len(self.label_names))
-
-    def identity(self) -> dict[str, str]:
-        return super().identity() | {"classes": digest([self.label_names, self.palette])}
+    def logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits `[N, num_classes, h, w]` of any resolution for pixels `[N, in_channels, *image_size]` in [0, 1]."""
 
     @torch.no_grad()
     def segment_batch(
@@ -82,9 +42,79 @@ class Student(Segmenter):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
+        return masks_of_logits(self.logits(pixels / 2 + 0.5), sizes, return_probabilities, self.decisions)
+
+
+class Student(LogitSegmenter):
+    """A small network of PyTorch. Subclasses say how it is called and saved.
+
+    Args:
+        model (`torch.nn.Module`): The network; it computes in its own dtype, on its own device.
+        label_names (sequence of `str`): Name of each class.
+        image_size (two `int`), in_channels (`int`): Height, width and channels of the images that it reads.
+        palette (sequence of `[red, green, blue]`, *optional*):
+            Colours of the classes, 0 to 255; [`default_palette`] if not given.
+
+    Attributes:
+        agreement (`dict`): By precision, the share of the pixels whose class is that in float32, if it was measured.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        label_names: Sequence[str],
+        image_size: tuple[int, int],
+        in_channels: int,
+        palette: Sequence[Sequence[int]] | None = None,
+    ):
+        self.model, self.label_names = model, list(label_names)
+        self.image_size, self.in_channels = image_size, in_channels
+        self.palette = [list(color) for color in palette or default_palette(len(label_names))]
+        self.agreement: dict[str, float] = {}
+
+    @abstractmethod
+    def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
+        """As in [`LogitSegmenter`]; `model` is called in place of the student's own, such as what Accelerate made of
+        it."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Saves it so that its library and `from_pretrained` load it."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the network to a device."""
+        self.model.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.model.device
+
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"classes": digest([self.label_names, self.palette])}
+
+    def segment_batch(self, pixels: torch.Tensor, *args: Any, **kwargs: Any) -> SegmentedBatch:
         self.model.eval()
-        logits = self.logits(pixels.to(self.device) / 2 + 0.5)
-        return masks_of_logits(logits, sizes, return_probabilities, self.decisions)
+        return super().segment_batch(pixels.to(self.device), *args, **kwargs)
+
+    def extras(self) -> dict[str, Any]:
+        """What the configs of the libraries do not state: colours, decisions, agreement."""
+        decisions = None if self.decisions is None else self.decisions.config
+        return {"palette": self.palette, "decisions": decisions, "agreement": self.agreement or None}
+
+    def restore(self, extras: Mapping[str, Any], name: str) -> Self:
+        """Takes decisions and agreement from [`~Student.extras`] as they were saved.
+
+        Raises:
+            UserError: The decisions are not valid, or of another number of classes.
+        """
+        try:
+            self.decisions = Decisions.of(extras.get("decisions"), len(self.label_names))
+        except UserError as error:
+            raise UserError(f"{name} cannot be loaded: {error}") from error
+        self.agreement = extras.get("agreement") or {}
+        return self
 
 
 class StudentSegmenter(Student):
@@ -93,8 +123,7 @@ class StudentSegmenter(Student):
     Args:
         model (`PreTrainedModel`): The student; it computes in its own dtype, on its own device.
         processor (`BaseImageProcessor`): Says at what size and how normalised it takes images.
-        palette (sequence of `[red, green, blue]`, *optional*):
-            Colours of the classes, 0 to 255; [`default_palette`] if not given.
+        palette (sequence of `[red, green, blue]`, *optional*): As in [`Student`].
 
     Raises:
         UserError: The processor resizes images to no fixed height and width.
@@ -103,26 +132,14 @@ class StudentSegmenter(Student):
     def __init__(
         self, model: PreTrainedModel, processor: BaseImageProcessor, palette: Sequence[Sequence[int]] | None = None
     ):
-        super().__init__(model, palette)
         size = dict(processor.size)
         if not {"height", "width"} <= size.keys():
             raise UserError(
                 f"The student's image processor resizes to {size}, but a height and a width are needed; set its size."
             )
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        super().__init__(model, names, (size["height"], size["width"]), 3, palette)
         self.processor = processor
-        self._size = (size["height"], size["width"])
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self._size
-
-    @property
-    def in_channels(self) -> int:
-        return 3
-
-    @property
-    def label_names(self) -> list[str]:
-        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         given = (self.processor.image_mean, self.processor.image_std)
@@ -133,11 +150,7 @@ class StudentSegmenter(Student):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | os.PathLike,
-        dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
-        **kwargs: Any,
+        cls, name: str | os.PathLike, dtype: torch.dtype = torch.float32, revision: str | None = None, **kwargs: Any
     ) -> "StudentSegmenter":
         """Loads a student of `transformers`; runs no code of a repository.
 
@@ -154,7 +167,7 @@ class StudentSegmenter(Student):
             >>> student = StudentSegmenter.from_pretrained("out/student")
             >>> mask = student.segment("photo.jpg").masks[0]
         """
-        name, options = os.fspath(name), {"use_safetensors": True, **kwargs, "trust_remote_code": False}
+        name, options = os.fspath(name), {"use_safetensors": True, **kwargs, **SAFE}
         with loading_errors(name):
             model, info = AutoModelForSemanticSegmentation.from_pretrained(
                 name, dtype=dtype, revision=revision or "main", output_loading_info=True, **options
@@ -163,30 +176,13 @@ class StudentSegmenter(Student):
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise UserError(f"{name} is no whole student: its weights lack {wrong[0]}{more}, which its config names.")
         processor = make_processor(name, revision=revision, cache_dir=kwargs.get("cache_dir"), required=True)
-        student = cls(model.eval(), processor, getattr(model.config, "palette", None))
-        student.decisions = decisions_of(getattr(model.config, "decisions", None), len(student.label_names), name)
-        student.agreement = getattr(model.config, "agreement", None) or {}
-        return student
+        extras = model.config.to_dict()
+        return cls(model.eval(), processor, extras.get("palette")).restore(extras, name)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Saves model and image processor as `transformers` does; the config holds what else is known."""
-        self.model.config.palette = self.palette
-        self.model.config.decisions = None if self.decisions is None else self.decisions.config
-        self.model.config.agreement = self.agreement or None
+        self.model.config.update(self.extras())
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-
-
-def decisions_of(config: Any, num_classes: int, name: str) -> Decisions | None:
-    """The decisions that a student's config holds.
-
-    Raises:
-        UserError: They are none, or of another number of classes.
-    """
-    try:
-        return Decisions.of(config, num_classes)
-    except UserError as error:
-        raise UserError(f"{name} cannot be loaded: {error}") from error
 
 
 def masks_of_logits(
@@ -195,16 +191,13 @@ def masks_of_logits(
     return_probabilities: bool = False,
     decisions: Decisions | None = None,
 ) -> SegmentedBatch:
-    """Masks and uncertainties of a batch, each image's at a size of its own.
+    """Masks, uncertainties and, if asked for, probabilities of a batch, each image's at a size of its own.
 
     Args:
         logits (`torch.Tensor`): `[N, C, h, w]`, upsampled bilinearly.
         sizes (sequence of `(height, width)`): For each image.
         return_probabilities (`bool`, defaults to `False`): Whether to return probabilities.
         decisions ([`Decisions`], *optional*): Which class a pixel gets, if not the likeliest.
-
-    Returns:
-        [`SegmentedBatch`], whose uncertainty is the entropy of the probabilities in nats.
     """
     found: list[list] = [[None] * len(sizes) for _ in range(3)]
     for size in dict.fromkeys(sizes):  # images of one size go together

@@ -39,16 +39,11 @@ CLASSES_KEPT = 4  # of a pixel, the likeliest
 IMAGES_IN_A_FILE = 64  # what a kill can cost, and the step of the progress bar
 TARGETS_FILE = "targets-[0-9]*-of-[0-9]*.safetensors"  # pattern of their names
 IN_TARGETS = (TARGETS_FILE, f".{TARGETS_FILE}.lock")  # the second of a process that was killed
-
-
 ANEW = "remove it, and it is computed anew"
 
 
 def soft_targets(probabilities: torch.Tensor) -> torch.Tensor:
-    """The likeliest classes of each pixel and their shares.
-
-    Args:
-        probabilities (`torch.Tensor`): `[N, num_classes, H, W]`, 1 in sum over the classes.
+    """The likeliest classes of each pixel and their shares, of probabilities `[N, num_classes, H, W]`.
 
     Returns:
         `torch.Tensor` `[N, 2 * CLASSES_KEPT, H, W]` uint8: ids of classes, then shares in 255ths; `IGNORED` with a
@@ -71,12 +66,9 @@ def hard_targets(mask: torch.Tensor) -> torch.Tensor:
 
 
 def distillation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with soft targets; on hard ones, the cross-entropy of class ids.
+    """Cross-entropy of logits `[N, C, h, w]`, upsampled, with [`soft_targets`] `[N, 2 * CLASSES_KEPT, H, W]`.
 
-    Args:
-        logits (`torch.Tensor`): `[N, C, h, w]`, upsampled to the size of the targets.
-        targets (`torch.Tensor`): `[N, 2 * CLASSES_KEPT, H, W]`, see [`soft_targets`]; a class id of `IGNORED` does not
-            count.
+    On hard ones it is that of class ids; a class id of `IGNORED` does not count.
     """
     logits = logits.float()
     if logits.shape[-2:] != targets.shape[-2:]:
@@ -90,15 +82,10 @@ def distillation_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
 
 class SoftTargets(Dataset):
-    """Images with soft targets in files of a folder, read as they are asked for.
-
-    Args:
-        paths (sequence of `Path`): The files, in their order.
+    """Images `[C, H, W]` uint8 with their targets `[2 * CLASSES_KEPT, H, W]` uint8, read from files when asked for.
 
     Raises:
         UserError: A file is damaged, or of something else.
-
-    An item is the image `[C, H, W]` uint8 and its targets `[2 * CLASSES_KEPT, H, W]` uint8.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -125,11 +112,8 @@ class SoftTargets(Dataset):
 
 
 def claim_targets(folder: Path, settings: dict) -> None:
-    """Begins a folder of targets that several runs use, or checks that it is of the same teacher and images.
-
-    Args:
-        folder (`Path`): Where they are, or will be.
-        settings (`dict`): What they depend on, as JSON holds it.
+    """Begins a folder of targets that several runs use, or checks that it is of the same teacher and images, as
+    `settings` state them.
 
     Raises:
         UserError: The folder holds targets of something else, or other files.
@@ -177,28 +161,50 @@ def compute_targets(
 ) -> SoftTargets:
     """The teacher's probabilities for images without labels; what is in the folder already is kept.
 
-    Any number of processes may be at it together. All must give the same arguments: what the files are of is not asked.
+    Any number of processes may be at it together, with the same arguments: what the files are of is not asked.
 
     Args:
         teacher ([`Segmenter`]): A pipeline with a head, or a student.
         dataset (`datasets.Dataset`), column (`str`): From [`load_unlabeled`].
         folder (`Path`): For the files.
-        size (two `int`): Height and width of images and targets, the student's.
-        in_channels (`int`): Of the images, 1 or 3.
+        size (two `int`), in_channels (`int`): Height, width and channels (1 or 3) of the student's images.
         batch_size (`int`, defaults to 8): Images that go through the teacher at once.
         show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
     Raises:
         UserError: An image cannot be read; says which.
     """
+
+    def make(path: Path, rows: range) -> None:
+        images, targets = [], []
+        for start in range(0, len(rows), batch_size):
+            batch: list[PIL.Image.Image] = []
+            for row in rows[start : start + batch_size]:
+                image, where = decode_cell(dataset[row][column], f"row {row}")
+                try:
+                    whole = to_eight_bit(image).resize(size[::-1], PIL.Image.Resampling.LANCZOS)
+                    images.append(to_pixels(whole, size, in_channels))
+                except (OSError, UserError) as error:
+                    raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+                batch.append(image)
+            # Heads that were fitted with fresh noise get that of the row, whoever makes the file.
+            noise = [torch.Generator().manual_seed(mixed_seed(0, row)) for row in rows[start : start + batch_size]]
+            given = dict(generator=noise, output_type="pt", return_probabilities=True, return_images=False)
+            found = teacher.segment(batch, batch_size, mask_size=size, **given)
+            targets.append(soft_targets(torch.stack(found.probabilities)))
+        with atomic_file(path) as partial_path:
+            try:
+                save_file({"images": torch.stack(images), "targets": torch.cat(targets)}, partial_path)
+            except SafetensorError as error:  # says nothing of the file
+                raise UserError(f"{path} could not be written ({error}); the same command line resumes.") from error
+
     count = len(dataset)
     number = -(-count // IMAGES_IN_A_FILE)
     parts = []
     for i in range(number):
         path = folder / f"targets-{i:05d}-of-{number:05d}.safetensors"
         rows = range(i * IMAGES_IN_A_FILE, min((i + 1) * IMAGES_IN_A_FILE, count))
-        make = partial(_make_part, teacher, dataset, column, path, rows, size, in_channels, batch_size)
-        parts.append(Part(path, make, len(rows)))
+        parts.append(Part(path, partial(make, path, rows), len(rows)))
     with tqdm(total=count, desc="Computing soft targets", unit="image", disable=not show_progress) as bar:
         finish_parts(parts, bar)
     found = SoftTargets([part.path for part in parts])
@@ -209,36 +215,3 @@ def compute_targets(
     if tuple(image.shape) != (in_channels, *size):
         raise UserError(f"{folder} holds images {tuple(image.shape)}, not {(in_channels, *size)}; {ANEW}.")
     return found
-
-
-def _make_part(
-    teacher: Segmenter,
-    dataset: Dataset,
-    column: str,
-    path: Path,
-    rows: range,
-    size: tuple[int, int],
-    in_channels: int,
-    batch_size: int,
-) -> None:
-    images, targets = [], []
-    for start in range(0, len(rows), batch_size):
-        batch: list[PIL.Image.Image] = []
-        for row in rows[start : start + batch_size]:
-            image, where = decode_cell(dataset[row][column], f"row {row}")
-            try:
-                whole = to_eight_bit(image).resize(size[::-1], PIL.Image.Resampling.LANCZOS)
-                images.append(to_pixels(whole, size, in_channels))
-            except (OSError, UserError) as error:
-                raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
-            batch.append(image)
-        # Heads that were fitted with fresh noise get that of the row, whoever makes the file.
-        noise = [torch.Generator().manual_seed(mixed_seed(0, row)) for row in rows[start : start + batch_size]]
-        given = dict(mask_size=size, generator=noise, output_type="pt", return_probabilities=True, return_images=False)
-        found = teacher.segment(batch, batch_size, **given)
-        targets.append(soft_targets(torch.stack(found.probabilities)))
-    with atomic_file(path) as partial_path:
-        try:
-            save_file({"images": torch.stack(images), "targets": torch.cat(targets)}, partial_path)
-        except SafetensorError as error:  # says nothing of the file
-            raise UserError(f"{path} could not be written ({error}); the same command line resumes.") from error

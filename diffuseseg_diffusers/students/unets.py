@@ -18,11 +18,11 @@ from huggingface_hub import hf_hub_download
 from torch import nn
 
 from ..datasets.labeled import is_color
-from ..features.pixel_unet import default_class_labels
+from ..features.pixel_unet import default_class_labels, image_size
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
 from .networks import loading_errors
-from .student import Student, decisions_of
+from .student import Student
 
 
 RECORD = "student.json"  # what a U-Net's own config does not hold: classes, colours, timestep
@@ -36,13 +36,11 @@ class UNetStudent(Student):
 
     Args:
         model ([`UNet2DModel`]): The student; its `sample_size` is the size at which it reads images.
-        label_names (sequence of `str`): Name of each class.
+        label_names (sequence of `str`), palette (sequence of `[red, green, blue]`, *optional*): As in [`Student`].
         timestep (`int`, defaults to 0): That it is told.
-        palette (sequence of `[red, green, blue]`, *optional*):
-            Colours of the classes, 0 to 255; [`default_palette`] if not given.
 
     Raises:
-        UserError: The U-Net has another number of outputs than there are classes.
+        UserError: The U-Net has another number of outputs than there are classes, or no `sample_size`.
     """
 
     def __init__(
@@ -52,26 +50,14 @@ class UNetStudent(Student):
         timestep: int = 0,
         palette: Sequence[Sequence[int]] | None = None,
     ):
-        super().__init__(model.to(memory_format=torch.channels_last), palette)
         if model.config.out_channels != len(label_names):
             raise UserError(
                 f"The U-Net has {model.config.out_channels} outputs for {len(label_names)} classes; it is no student "
                 f"for these."
             )
-        self._names, self.timestep = list(label_names), timestep
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        size = self.model.config.sample_size
-        return (size, size) if isinstance(size, int) else tuple(size)
-
-    @property
-    def in_channels(self) -> int:
-        return self.model.config.in_channels
-
-    @property
-    def label_names(self) -> list[str]:
-        return self._names
+        model = model.to(memory_format=torch.channels_last)
+        super().__init__(model, label_names, image_size(model), model.config.in_channels, palette)
+        self.timestep = timestep
 
     def identity(self) -> dict[str, str]:
         return super().identity() | {"timestep": str(self.timestep)}
@@ -84,11 +70,7 @@ class UNetStudent(Student):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | os.PathLike,
-        dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
-        **kwargs: Any,
+        cls, name: str | os.PathLike, dtype: torch.dtype = torch.float32, revision: str | None = None, **kwargs: Any
     ) -> "UNetStudent":
         """Loads a student that is a U-Net of diffusers.
 
@@ -110,7 +92,7 @@ class UNetStudent(Student):
                 path = hf_hub_download(name, RECORD, **where)
             elif not os.path.isfile(path := os.path.join(name, RECORD)):
                 raise UserError(f"{name} holds a U-Net but no {RECORD}: it is no student that train-student left.")
-            names, timestep, palette, decisions, agreement = _record(path)
+            record = _read_record(path)
             options = {"use_safetensors": True, "output_loading_info": True, **kwargs, **where}
             try:
                 model, info = UNet2DModel.from_pretrained(name, dtype=dtype, **options)
@@ -122,38 +104,20 @@ class UNetStudent(Student):
             raise UserError(f"{name} is no whole student: its weights lack {sorted(info['missing_keys'])[0]}.")
         if not _is_size(model.config.sample_size):
             raise UserError(f"{name} cannot be loaded: its config.json says no `sample_size`, but height and width.")
-        student = cls(model.eval(), names, timestep, palette)
-        student.decisions = decisions_of(decisions, len(student.label_names), name)
-        student.agreement = agreement or {}
-        return student
+        student = cls(model.eval(), record["label_names"], record["timestep"], record["palette"])
+        return student.restore(record, name)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Saves the U-Net as diffusers does, and `student.json` beside it."""
         self.model.save_pretrained(folder)
-        decisions = None if self.decisions is None else self.decisions.config
-        record = {
-            "label_names": self._names,
-            "timestep": self.timestep,
-            "palette": self.palette,
-            "decisions": decisions,
-            "agreement": self.agreement or None,
-        }
+        record = {"label_names": self.label_names, "timestep": self.timestep, **self.extras()}
         write_json(Path(folder, RECORD), record)
 
 
 def new_unet(
-    label_names: Sequence[str],
-    size: tuple[int, int],
-    in_channels: int,
-    palette: Sequence[Sequence[int]] | None = None,
+    label_names: Sequence[str], size: tuple[int, int], in_channels: int, palette: Sequence[Sequence[int]] | None = None
 ) -> UNetStudent:
-    """A U-Net of about 2 million random weights for small images.
-
-    Args:
-        label_names (sequence of `str`): Names of the classes.
-        size (two `int`): Height and width at which it reads images, multiples of 8.
-        in_channels (`int`): Channels of the images.
-        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes.
+    """A U-Net of about 2 million random weights for small images; arguments as in [`Student`].
 
     Raises:
         UserError: The size is no multiple of 8.
@@ -183,19 +147,14 @@ def unet_from_denoiser(
     timestep: int = 10,
     palette: Sequence[Sequence[int]] | None = None,
 ) -> UNetStudent:
-    """The U-Net of a diffusion model with a new output layer, for training end to end.
+    """A copy of the U-Net of a diffusion model with a new output layer, for training end to end.
 
-    Args:
-        unet ([`UNet2DModel`]): The denoiser; it is not changed.
-        label_names (sequence of `str`): Names of the classes.
-        timestep (`int`, defaults to 10): That it is told: images without noise are nearest to those of low timesteps.
-        palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes.
+    `timestep` is what it is told: images without noise are nearest to those of low timesteps. The other arguments are
+    those of [`UNetStudent`].
 
     Raises:
         UserError: Its config has no `sample_size`.
     """
-    if unet.config.sample_size is None:
-        raise UserError("The U-Net has no `sample_size` in its config; set it to the image size or (height, width).")
     model = copy.deepcopy(unet).float()
     old = model.conv_out
     model.conv_out = nn.Conv2d(old.in_channels, len(label_names), old.kernel_size, padding=old.padding)
@@ -203,15 +162,11 @@ def unet_from_denoiser(
     return UNetStudent(model, label_names, timestep, palette)
 
 
-def _record(path: str) -> tuple[list[str], int, list[list[int]] | None, dict | None, dict | None]:
-    """Classes, timestep, colours, decisions and agreement of a student.
-
-    Raises:
-        UserError: The file does not say them.
-    """
+def _read_record(path: str) -> dict[str, Any]:
+    """The record of a student. Raises [`UserError`] if it lacks what the network needs."""
     record = read_json(path)
-    given = [record.get(key) for key in ("label_names", "timestep", "palette")] if isinstance(record, dict) else []
-    names, timestep, palette = given or (None, None, None)
+    record = {"label_names": None, "timestep": None, "palette": None, **(record if isinstance(record, dict) else {})}
+    names, timestep, palette = record["label_names"], record["timestep"], record["palette"]
     wrong = None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         wrong = "label_names, a name for each class"
@@ -223,7 +178,7 @@ def _record(path: str) -> tuple[list[str], int, list[list[int]] | None, dict | N
         wrong = "palette, a colour [red, green, blue] for each class"
     if wrong:
         raise UserError(f"{path} is no record of a student: it lacks {wrong}; restore it, or train the student again.")
-    return names, timestep, palette, record.get("decisions"), record.get("agreement")
+    return record
 
 
 def _is_size(given: Any) -> bool:
