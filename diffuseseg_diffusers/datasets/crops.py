@@ -15,6 +15,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..images.channels import InputChannels, percentile_windows
+from ..images.formats.aligned import aligned, without_label
 from ..images.formats.base import Raster, Window, native_tile, scale_of
 from ..images.formats.cells import needs_raster, open_cell
 from ..jobs.errors import UserError
@@ -33,10 +34,19 @@ class Pictures:
     Args:
         dataset (`datasets.Dataset`), column (`str`): Images, not decoded.
         axes, slice_axis: See [`open_raster`].
+        masks_of ([`Pictures`], *optional*): The images that these are masks of, on whose grids they are read.
     """
 
-    def __init__(self, dataset: Dataset, column: str, axes: str | None = None, slice_axis: str = "z"):
+    def __init__(
+        self,
+        dataset: Dataset,
+        column: str,
+        axes: str | None = None,
+        slice_axis: str = "z",
+        masks_of: "Pictures | None" = None,
+    ):
         self.dataset, self.column, self.axes, self.slice_axis = dataset, column, axes, slice_axis
+        self.masks_of = masks_of
         self._open: OrderedDict[int, Raster] = OrderedDict()
 
     def __len__(self) -> int:
@@ -45,7 +55,10 @@ class Pictures:
     def __getitem__(self, index: int) -> Raster:
         if index not in self._open:
             cell = self.dataset[index][self.column]
-            self._open[index] = open_cell(cell, f"row {index}", self.axes, self.slice_axis)
+            raster = open_cell(cell, f"row {index}", self.axes, self.slice_axis)
+            if self.masks_of is not None:
+                raster = aligned(raster, self.masks_of[index].grid, self.masks_of[index].name)
+            self._open[index] = raster
             if len(self._open) > OPEN:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(index)
@@ -234,7 +247,7 @@ class LabeledTiles(LabeledImages):
         self.__dict__.update(dataset.__dict__)
         reading = (dataset.axes, dataset.slice_axis)
         self._pictures = Pictures(self.dataset, self.image_column, *reading)
-        self._masks = Pictures(self.dataset, self.mask_column, *reading)
+        self._masks = Pictures(self.dataset, self.mask_column, *reading, self._pictures)
         self._whole_mask: tuple[int, np.ndarray] | None = None
         self._scales = [scale_of(self._pictures[i], scale, pixel_size) for i in range(len(self.dataset))]
         self._tile_size = size
@@ -292,9 +305,11 @@ class LabeledTiles(LabeledImages):
         """Class ids of a window of a mask, `[h, w]` uint8, checked as those of whole masks are."""
         if not self._has_raster(i):
             return self._known(self._decoded(i)[window.slices], f"the mask of {self._pictures[i].name}")
-        values = self._masks[i].read(plane, window)
-        where = f"{self._masks[i].name} at {window.top}, {window.left}"
-        return self.as_ids(values[0] if len(values) == 1 else values.transpose(1, 2, 0), where)
+        mask = self._masks[i]
+        values = mask.read(plane, window)
+        where = f"{mask.name} at {window.top}, {window.left}"
+        ids = self.as_ids(values[0] if len(values) == 1 else values.transpose(1, 2, 0), where)
+        return without_label(mask, ids, plane, window, self.ignore_index)
 
     def __len__(self) -> int:
         return len(self.places)

@@ -12,8 +12,10 @@ import PIL.Image
 from datasets import Dataset, Image
 
 from ..images.channels import InputChannels, to_rgb
+from ..images.formats.aligned import aligned, without_label
 from ..images.formats.base import Window, windows_over
 from ..images.formats.cells import needs_raster, open_cell
+from ..images.grids import Grid
 from ..images.image_processor import unnamed_classes
 from ..jobs.errors import UserError
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
@@ -127,8 +129,8 @@ class LabeledImages:
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = self.dataset[index]
-        image, name = self._image(row[self.image_column], f"row {index}")
-        mask, mask_name = self._mask(row[self.mask_column], f"the mask of row {index}")
+        image, name, grid = self._image(row[self.image_column], f"row {index}")
+        mask, mask_name = self._mask(row[self.mask_column], f"the mask of row {index}", grid, name)
         height, width = (image.height, image.width) if isinstance(image, PIL.Image.Image) else image.shape[:2]
         if mask.shape != (height, width):
             raise UserError(
@@ -158,18 +160,18 @@ class LabeledImages:
         """
         return self._known(self._converted(mask, where), where)
 
-    def _image(self, cell: Any, where: str) -> tuple[PIL.Image.Image | np.ndarray, str]:
-        """An image: as Pillow opens it, or, of other formats and of chosen channels, as an array `[H, W, C]`."""
+    def _image(self, cell: Any, where: str) -> tuple[PIL.Image.Image | np.ndarray, str, Grid | None]:
+        """An image, its name and grid: as Pillow opens it, or, of other formats and channels, an array `[H, W, C]`."""
         if self.channels.names is None and not needs_raster(cell):
-            return decode_cell(cell, where)
+            return *decode_cell(cell, where), None
         with open_cell(cell, where, self.axes, self.slice_axis) as raster:
             if raster.planes > 1:
                 raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
             values = raster.read(0, Window(0, 0, raster.height, raster.width))
             values = values[self.channels.indices(raster.channels, raster.name)].transpose(1, 2, 0)  # [H,W,C]
             if values.dtype == np.uint8 and values.shape[2] in (1, 3):  # a picture like any other
-                return PIL.Image.fromarray(values[..., 0] if values.shape[2] == 1 else values.copy()), raster.name
-            return values, raster.name
+                values = PIL.Image.fromarray(values[..., 0] if values.shape[2] == 1 else values.copy())
+            return values, raster.name, raster.grid
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[LabeledImages, LabeledImages]":
         """Random split; the second part gets `fraction` of the images, each part at least one.
@@ -204,18 +206,20 @@ class LabeledImages:
             self.slice_axis,
         )
 
-    def _mask(self, value, where: str) -> tuple[np.ndarray, str]:
-        """Decodes a mask to `[H, W]` uint8 class ids."""
+    def _mask(self, value: Any, where: str, grid: Grid | None = None, image: str = "") -> tuple[np.ndarray, str]:
+        """Decodes a mask to `[H, W]` uint8 class ids, on the grid of its image if both have one."""
         if isinstance(value, str) and value.endswith(".npy"):
             mask, where = _load_npy(value), value
         elif isinstance(value, (list, np.ndarray)):
             mask = np.asarray(value)
         elif needs_raster(value):
-            with open_cell(value, where, self.axes, self.slice_axis) as raster:
+            with aligned(open_cell(value, where, self.axes, self.slice_axis), grid, image) as raster:
                 if raster.planes > 1:
                     raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
-                mask, where = raster.read(0, Window(0, 0, raster.height, raster.width)), raster.name
-            mask = mask[0] if len(mask) == 1 else mask.transpose(1, 2, 0)
+                window = Window(0, 0, raster.height, raster.width)
+                mask, where = raster.read(0, window), raster.name
+                mask = self._converted(mask[0] if len(mask) == 1 else mask.transpose(1, 2, 0), where)
+                return without_label(raster, mask, 0, window, self.ignore_index), where
         else:
             image, where = decode_cell(value, where)
             # Modes "P" and "L" hold numbers; anything else in colour is for the palette to read.

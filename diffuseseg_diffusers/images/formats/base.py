@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ...jobs.errors import UserError
+from ..grids import Grid
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Raster(ABC):
         channels (`tuple` of `str`): Names of the channels.
         dtype (`np.dtype`): Of the values.
         pixel_size (two `float`, *optional*): Height and width of a pixel in micrometres, where the file says it.
+        grid ([`Grid`], *optional*): Where its pixels lie, if the file says it.
         nodata (`float`, *optional*): Value of pixels without a measurement, where the file names one.
         levels (`tuple` of `float`): Downsampling of each resolution that the file holds, from 1 on.
         whole (`bool`): Whether reading a window decodes the whole image and keeps it in memory.
@@ -59,6 +61,7 @@ class Raster(ABC):
     channels: tuple[str, ...]
     dtype: np.dtype
     pixel_size: tuple[float, float] | None = None
+    grid: Grid | None = None
     nodata: float | None = None
     levels: tuple[float, ...] = (1.0,)
     whole: bool = False

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...jobs.install import missing_extra
+from ..grids import map_grid
 from .base import WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names, windows_over
 
 
@@ -42,6 +43,7 @@ class GeoRaster(Raster):
             raise broken(self.name, error) from error
         self.height, self.width, self.dtype = file.height, file.width, np.dtype(file.dtypes[0])
         self.crs, self.transform = file.crs, file.transform
+        self.grid = map_grid(self.size, self.transform, self.crs)
         self.nodata = file.nodata
         colours = [colour.name for colour in file.colorinterp]
         names = [

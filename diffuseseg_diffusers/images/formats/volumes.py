@@ -13,6 +13,7 @@ import numpy as np
 
 from ...jobs.errors import UserError
 from ...jobs.install import missing_extra
+from ..grids import PATIENT, Grid
 from .base import LabelReader, Raster, Window, broken, default_names
 
 
@@ -70,11 +71,26 @@ class VolumeRaster(Raster):
         self.planes, self.height, self.width, count = self._values.shape
         inside = [1000 * s for i, s in enumerate(spacing) if i != self._axis]
         self.pixel_size = (inside[0], inside[1])
+        self.grid = self._grid()
         self.dtype, self.channels = values.dtype, default_names(count)
         suffixes = "".join(Path(path).suffixes[-2:]).lower()
         known = next((s for s in (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd") if suffixes.endswith(s)), "")
         self.mask_is_folder = bool(self._slices)
         self.mask_suffix = {"": "" if self._slices else ".dcm", ".nhdr": ".nrrd", ".mhd": ".mha"}.get(known, known)
+
+    def _grid(self) -> Grid | None:
+        """Where the voxels lie; `None` of the geometry that is written where none is known."""
+        image = self._image
+        if image.GetDimension() < 3:
+            return None
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        affine[:3, 3] = image.GetOrigin()
+        if np.array_equal(affine, np.eye(4)):
+            return None
+        order = [2 - i for i in (self._axis, *(i for i in range(3) if i != self._axis))]
+        affine[:3, :3] = affine[:3, order]
+        return Grid((self.planes, self.height, self.width), affine, PATIENT)
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
         return self._values[plane][window.slices].transpose(2, 0, 1)
