@@ -28,11 +28,10 @@ Masks are palette images: the values of their pixels are class ids, `dataset/id2
 
 
 def export_session(session: Any, folder: Path, pipeline: Path | None = None, behind: bool = False) -> None:
-    """Writes a session's results into an empty folder: see `README.md` there.
+    """Writes the results of a [`LabelSession`] into an empty folder: see `README.md` there.
 
     Args:
-        session ([`LabelSession`]): What is exported.
-        folder (`Path`): Where to.
+        session, folder: What is exported, and where to.
         pipeline (`Path`, *optional*): Folder of the fitted pipeline, if there is one.
         behind (`bool`, defaults to `False`): Whether strokes or classes have changed since it was fitted.
 
@@ -74,7 +73,6 @@ def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
     if len(left_out) == len(names):
         raise UserError(f"None of the labelled pictures can be read: {left_out[0]}")
     write_json(folder / "dataset" / "id2label.json", {str(i): c.name for i, c in enumerate(classes)})
-
     write_json(folder / "dataset_of.json", of)
 
     made: dict[str, str] = {}

@@ -33,34 +33,22 @@ PROBES = 128  # pixels of a picture, and places in it, that stand for it
 
 @dataclass
 class Basis:
-    """A linear projection of activations to features.
+    """A linear projection of activations to features."""
 
-    Args:
-        projection (`torch.Tensor`): `[D, DIMENSIONS]` float32, for raw activations in the order of concatenation.
-        offset (`torch.Tensor`): `[DIMENSIONS]`, to be added.
-        grid (two `int`): Height and width of the features.
-    """
-
-    projection: torch.Tensor
-    offset: torch.Tensor
-    grid: tuple[int, int]
+    projection: torch.Tensor  # [D,DIMENSIONS] float32, for raw activations in the order of concatenation
+    offset: torch.Tensor  # [DIMENSIONS], to be added
+    grid: tuple[int, int]  # height and width of the features
 
     @classmethod
     def of(cls, activations: Sequence[Sequence[torch.Tensor]]) -> "Basis":
-        """The principal components of some pictures.
-
-        Args:
-            activations (sequence of sequences of `torch.Tensor`): For each batch of pictures, `[N, channels, h, w]`
-                each.
-        """
-        grid = finest(activations[0])
+        """The principal components of pictures, from the activations `[1, channels, h, w]` of each."""
+        grid = max((a.shape[-2], a.shape[-1]) for a in activations[0])
         generator = torch.Generator().manual_seed(0)
         rows = []
-        for batch in activations:
-            for i in range(len(batch[0])):
-                at = torch.rand(1, BASIS_PIXELS, 1, 2, generator=generator) * 2 - 1
-                own = [sample(a[i : i + 1].float().cpu(), at) for a in batch]  # [1,c,P,1] each
-                rows.append(torch.cat(own, 1)[0, :, :, 0].T)
+        for picture in activations:
+            at = torch.rand(1, BASIS_PIXELS, 1, 2, generator=generator) * 2 - 1
+            own = [sample(a.float().cpu(), at) for a in picture]  # [1,c,P,1] each
+            rows.append(torch.cat(own, 1)[0, :, :, 0].T)
         x = torch.cat(rows)  # [P,D]
         mean, scale = x.mean(0), x.std(0)
         scale[scale < 1e-6] = torch.inf
@@ -83,19 +71,12 @@ class Basis:
 
 @dataclass
 class PictureFeatures:
-    """Features of a picture.
+    """Features of a picture, float16; `D` is `DIMENSIONS`."""
 
-    Args:
-        grid (`torch.Tensor`): `[D, h, w]` float16, the features; `D` is `DIMENSIONS`.
-        small (`torch.Tensor`): `[D, h', w']` float16, the same at 32 pixels a side at most.
-        pixels (`torch.Tensor`): `[PROBES, D]` float16, of random pixels.
-        probes (`torch.Tensor`): `[PROBES, D]` float16, of random places, see [`places`].
-    """
-
-    grid: torch.Tensor
-    small: torch.Tensor
-    pixels: torch.Tensor
-    probes: torch.Tensor
+    grid: torch.Tensor | None  # [D,h,w]; None where it is left on disk
+    small: torch.Tensor  # [D,h',w'], the same at 32 pixels a side at most
+    pixels: torch.Tensor  # [PROBES,D], of random pixels
+    probes: torch.Tensor  # [PROBES,D], of random places, see `places`
 
     @classmethod
     def of(cls, grid: torch.Tensor) -> "PictureFeatures":
@@ -108,32 +89,16 @@ class PictureFeatures:
         return cls(grid, at_most(grid, SMALL_SIDE), *chosen)
 
 
-@dataclass
-class Kept:
-    """The part of [`PictureFeatures`] that is held in memory for every picture."""
-
-    small: torch.Tensor
-    pixels: torch.Tensor
-    probes: torch.Tensor
-
-
 class FeatureStore:
     """Reduced features of pictures in a folder, a file for each.
 
     Args:
-        extractor ([`FeatureExtractor`]): What they are extracted with.
-        folder (`Path`): Of the features of this model; what is there is used.
+        extractor ([`FeatureExtractor`]), folder (`Path`): Of one model; what is in the folder is used.
         load (`Callable`): Gives the pixels of a picture by its name, `[1, C, H, W]` in [-1, 1].
         stamp (`Callable`): Gives a value that changes with the content of a picture, by its name.
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        folder: Path,
-        load: Callable[[str], torch.Tensor],
-        stamp: Callable[[str], str],
-    ):
+    def __init__(self, extractor: FeatureExtractor, folder: Path, load: Callable[[str], torch.Tensor], stamp: Callable):
         self.extractor, self.folder, self.load, self.stamp = extractor, folder, load, stamp
         self.basis = self._kept_basis()
 
@@ -154,13 +119,8 @@ class FeatureStore:
         with safe_open(self.path(name), "pt") as file:
             return file.get_tensor(part)
 
-    def extract(self, name: str, names: Sequence[str]) -> PictureFeatures:
-        """Extracts the features of a picture and keeps them.
-
-        Args:
-            name (`str`): Which picture.
-            names (sequence of `str`): All pictures, some of which the components are taken of.
-        """
+    def extract(self, name: str, names: Sequence[str]) -> None:
+        """Extracts the features of a picture and keeps them; the components are those of some of all `names`."""
         if self.basis is None:
             self.basis = self._find_basis(name, names)
         stamp = self.stamp(name)  # before it is read: what changes meanwhile is read again
@@ -168,13 +128,11 @@ class FeatureStore:
         tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in vars(found).items()}
         with atomic_file(self.path(name)) as partial:
             save_file(tensors, partial, metadata={"stamp": stamp})
-        return found
 
     def _kept_basis(self) -> Basis | None:
         """The stored components; if they cannot be read, all stored features are discarded."""
-        path = self.folder / BASIS
         try:
-            kept = load_file(path)
+            kept = load_file(self.folder / BASIS)
             height, width = kept["grid"].tolist()
             return Basis(kept["projection"], kept["offset"], (height, width))
         except (OSError, SafetensorError, KeyError, ValueError):
@@ -183,7 +141,6 @@ class FeatureStore:
             return None
 
     def _find_basis(self, name: str, names: Sequence[str]) -> Basis:
-        path = self.folder / BASIS
         some = []
         for other in sorted(names)[:: max(1, -(-len(names) // BASIS_IMAGES))]:
             try:
@@ -191,15 +148,9 @@ class FeatureStore:
             except UserError:
                 continue  # left out when its turn comes
         basis = Basis.of(some or [self._activations(name)])
-        with atomic_file(path) as partial:
-            save_file(
-                {
-                    "projection": basis.projection.contiguous(),
-                    "offset": basis.offset.contiguous(),
-                    "grid": torch.tensor(basis.grid),
-                },
-                partial,
-            )
+        kept = {"projection": basis.projection.contiguous(), "offset": basis.offset.contiguous()}
+        with atomic_file(self.folder / BASIS) as partial:
+            save_file({**kept, "grid": torch.tensor(basis.grid)}, partial)
         return basis
 
     @torch.no_grad()
@@ -209,36 +160,14 @@ class FeatureStore:
 
 
 def sample(maps: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """Samples maps bilinearly at points, as upsampling would.
-
-    Args:
-        maps (`torch.Tensor`): `[N, C, h, w]`.
-        at (`torch.Tensor`): `[N, P, 1, 2]`, x and y from -1 to 1, the outer edges of the outer pixels.
-
-    Returns:
-        `torch.Tensor` `[N, C, P, 1]`.
-    """
+    """Samples maps `[N, C, h, w]` as bilinear upsampling would, at x, y `[N, P, 1, 2]` in [-1, 1]: `[N, C, P, 1]`."""
     return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def sample_pixels(grid: torch.Tensor, pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Features of pixels of a picture.
-
-    Args:
-        grid (`torch.Tensor`): `[D, h, w]`, the picture's.
-        pixels (`torch.Tensor`): `[P, 2]` int64, y and x.
-        size (two `int`): Height and width of the picture.
-
-    Returns:
-        `torch.Tensor` `[P, D]` float32.
-    """
+    """Features `[P, D]` float32 of pixels (`[P, 2]` int64, y and x) of a picture of a size, from its `[D, h, w]`."""
     at = (pixels.flip(-1).float() + 0.5) / torch.tensor([size[1], size[0]]) * 2 - 1
     return sample(grid[None].float(), at[None, :, None])[0, :, :, 0].T
-
-
-def finest(activations: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """Height and width of the largest activation."""
-    return max((a.shape[-2], a.shape[-1]) for a in activations)
 
 
 def places(grid: torch.Tensor) -> torch.Tensor:

@@ -29,49 +29,30 @@ MAX_PIXELS = 2**24  # of a picture; larger ones are to be cut first
 
 @dataclass
 class LabelClass:
-    """A class of labels.
+    """A class of labels."""
 
-    Args:
-        id (`int`): 0 to 254; stays the same when classes before it are merged away.
-        name (`str`): Its name.
-        color (`list[int]`): Red, green, blue, 0 to 255.
-    """
-
-    id: int
+    id: int  # 0 to 254; stays the same when classes before it are merged away
     name: str
-    color: list[int]
+    color: list[int]  # red, green, blue, 0 to 255
 
 
 @dataclass(frozen=True)
 class Stroke:
-    """Pixels of a picture that were labelled together.
+    """Pixels of a picture that were labelled together."""
 
-    Args:
-        number (`int`): Counts all strokes of a session, from 1.
-        picture (`str`): Name of the picture.
-        size (two `int`): Its height and width.
-        runs (`np.ndarray`): `[N, 4]` int32: row, first column, column behind the last, class id (255 erases).
-        kind (`str`): `"stroke"`, drawn; or `"accept"`, a predicted region that was accepted.
-    """
-
-    number: int
+    number: int  # counts all strokes of a session, from 1
     picture: str
-    size: tuple[int, int]
-    runs: np.ndarray
-    kind: str
+    size: tuple[int, int]  # height and width of the picture
+    runs: np.ndarray  # [N,4] int32: row, first column, column behind the last, class id (255 erases)
+    kind: str  # "stroke", drawn; or "accept", a predicted region that was accepted
 
 
 @dataclass
 class LabelMap:
-    """The labels of a picture.
+    """The labels of a picture."""
 
-    Args:
-        ids (`np.ndarray`): `[H, W]` uint8 class ids as they were drawn, before merging; 255 without a label.
-        strokes (`np.ndarray`): `[H, W]` int32, number of the stroke that drew each pixel; 0 without a label.
-    """
-
-    ids: np.ndarray
-    strokes: np.ndarray
+    ids: np.ndarray  # [H,W] uint8, class ids as they were drawn, before merging; 255 without a label
+    strokes: np.ndarray  # [H,W] int32, number of the stroke that drew each pixel; 0 without a label
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> "LabelMap":
@@ -115,9 +96,8 @@ class Journal:
             try:
                 self._apply(json.loads(line))
             except BROKEN as error:
-                raise UserError(
-                    f"Line {number} of {self.path} is broken ({error!r}); remove it to go on without that stroke."
-                ) from error
+                what = f"Line {number} of {self.path} is broken ({error!r})"
+                raise UserError(f"{what}; remove it to go on without that stroke.") from error
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
 
@@ -164,9 +144,8 @@ class Journal:
         if kind not in ("stroke", "accept"):
             raise UserError(f"A stroke is of the kind 'stroke' or 'accept', got {kind!r}.")
         number = max(self.strokes, default=0) + 1
-        self._write(
-            {"stroke": number, "picture": picture, "size": list(size), "kind": kind, "runs": given.tolist()},
-        )
+        line = {"stroke": number, "picture": picture, "size": list(size), "kind": kind, "runs": given.tolist()}
+        self._write(line)
         return number
 
     def set_undone(self, number: int, undone: bool = True) -> None:
@@ -246,11 +225,9 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> None:
         """Syncs a line to disk, then applies it; a partially written line is removed again."""
         if self.revision and not self.path.exists():
-            raise FileNotFoundError(
-                errno.ENOENT,
-                f"{self.path} is gone, and with it what was drawn; nothing more is taken. Download the labels, which "
-                f"are still in memory, before the page is ended",
-            )
+            lost = f"{self.path} is gone, and with it what was drawn; nothing more is taken"
+            mend = "Download the labels, which are still in memory, before the page is ended"
+            raise FileNotFoundError(errno.ENOENT, f"{lost}. {mend}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -262,9 +239,8 @@ class Journal:
             os.fsync(descriptor)
         except OSError as error:
             os.ftruncate(descriptor, before)
-            raise OSError(
-                error.errno, f"{self.path} could not be written ({error.strerror}); what was there before is kept"
-            ) from error
+            why = f"{self.path} could not be written ({error.strerror}); what was there before is kept"
+            raise OSError(error.errno, why) from error
         finally:
             os.close(descriptor)
         self._read = before + len(data)

@@ -26,19 +26,12 @@ TRUST = 0.5  # in the estimated shares of the classes: 0 takes all classes to be
 
 @dataclass
 class Sampled:
-    """Labelled pixels to fit on; a head needs at least two classes.
+    """Labelled pixels to fit on; a head needs at least two classes."""
 
-    Args:
-        features (`torch.Tensor`): `[P, D]` float32.
-        labels (`torch.Tensor`): `[P]` int64 class ids.
-        strokes (`torch.Tensor`): `[P]` int64, numbers of their strokes.
-        around (`torch.Tensor`): `[P, D]` float32, features of the places that they are in, see `features.places`.
-    """
-
-    features: torch.Tensor
-    labels: torch.Tensor
-    strokes: torch.Tensor
-    around: torch.Tensor
+    features: torch.Tensor  # [P,D] float32
+    labels: torch.Tensor  # [P] int64, class ids
+    strokes: torch.Tensor  # [P] int64, numbers of their strokes
+    around: torch.Tensor  # [P,D] float32, features of the places that they are in, see `features.places`
 
     @classmethod
     def together(cls, parts: Sequence["Sampled"]) -> "Sampled":
@@ -51,35 +44,18 @@ class Sampled:
 
 @dataclass
 class LiveHead:
-    """Linear classifiers on reduced features.
+    """Linear classifiers on reduced features."""
 
-    Args:
-        classes (`list[int]`): Ids of the classes, ascending; at least two.
-        weight (`torch.Tensor`): `[K, D, C]` float32.
-        bias (`torch.Tensor`): `[K, C]` float32.
-        shares (`torch.Tensor`): `[C]`, estimated share of each class in the pictures.
-    """
-
-    classes: list[int]
-    weight: torch.Tensor
-    bias: torch.Tensor
-    shares: torch.Tensor
+    classes: list[int]  # their ids, ascending; at least two
+    weight: torch.Tensor  # [K,D,C] float32
+    bias: torch.Tensor  # [K,C] float32
+    shares: torch.Tensor  # [C], estimated share of each class in the pictures
 
     @classmethod
-    def fit(
-        cls,
-        known: Sampled,
-        unlabeled: torch.Tensor,
-        seed: int = 0,
-        members: int = MEMBERS,
-    ) -> "LiveHead":
-        """Fits the members.
+    def fit(cls, known: Sampled, unlabeled: torch.Tensor, seed: int = 0, members: int = MEMBERS) -> "LiveHead":
+        """Fits the members on labelled pixels, and the shares on features `[U, D]` float32 that stand for all pictures.
 
-        Args:
-            known ([`Sampled`]): Labelled pixels.
-            unlabeled (`torch.Tensor`): `[U, D]` float32, of pixels that stand for all pictures.
-            seed (`int`, defaults to 0): Of the members' random weights.
-            members (`int`): How many.
+        `seed` is of the members' random weights.
         """
         classes, y = known.labels.unique(return_inverse=True)
         _, stroke = known.strokes.unique(return_inverse=True)
@@ -98,14 +74,9 @@ class LiveHead:
         return torch.baddbmm(self.bias[:, None], features.expand(len(self.weight), -1, -1), self.weight).softmax(-1)
 
     def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean class probabilities of the members, and their uncertainty.
+        """Mean class probabilities `[P, C]` and uncertainty `[P]`, float32, from features `[P, D]`.
 
-        Args:
-            features (`torch.Tensor`): `[P, D]` of any floating-point type.
-
-        Returns:
-            `torch.Tensor` `[P, C]` float32, mean probabilities, and `[P]` float32, the entropy of the mean and the
-            divergence of the members together, in nats, 0 to `log(C) + log(K)`.
+        Uncertainty is the entropy of the mean plus the divergence of the members, in nats, 0 to `log(C) + log(K)`.
         """
         means, uncertainties = [], []
         for part in features.split(2**14):  # small enough for the cache
@@ -119,16 +90,10 @@ class LiveHead:
 
 
 def balanced_weights(y: torch.Tensor, stroke: torch.Tensor, classes: int, draws: torch.Tensor) -> torch.Tensor:
-    """Weights of pixels under which classes count equally, and within a class strokes by their random weights.
+    """Weights under which classes count equally, and within a class strokes by their random weights.
 
-    Args:
-        y (`torch.Tensor`): `[P]` int64, classes from 0.
-        stroke (`torch.Tensor`): `[P]` int64, strokes from 0.
-        classes (`int`): How many there are.
-        draws (`torch.Tensor`): `[K, P]`, random weight of each pixel's stroke.
-
-    Returns:
-        `torch.Tensor` `[K, P]`, 1 in sum over the pixels.
+    From classes and strokes (`[P]` int64, from 0) and the random weight of each pixel's stroke `[K, P]`: `[K, P]`, 1 in
+    sum over the pixels.
     """
     pair = stroke * classes + y  # an accepted region may have pixels of several classes
     w = draws / torch.bincount(pair)[pair]

@@ -22,28 +22,24 @@ SQUEEZED = 4  # times as many pixels along an axis as the model sees: worth a li
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the folder.
+    """A picture of the folder."""
 
-    Args:
-        name (`str`): Its path below the folder, with `/`.
-        path (`Path`): Where it is.
-        size (two `int`): Height and width in pixels.
-        root (`Path`): The folder, without links.
-    """
-
-    name: str
+    name: str  # its path below the folder, with `/`
     path: Path
-    size: tuple[int, int]
-    root: Path
+    size: tuple[int, int]  # height and width in pixels
+    root: Path  # the folder, without links
 
     def check(self) -> None:
         """Raises [`UserError`] if the file is gone, is a link out of the folder, or has changed its size."""
         if not self.path.exists():
             raise UserError(f"{self.name} is gone; put it back, or start again without it.")
+        self._check_inside()
+        with open_raster(self.path) as raster:
+            self._check_size(raster.size)
+
+    def _check_inside(self) -> None:
         if not is_inside(self.path, self.root):
             raise UserError(f"{self.name} is a link by now that leads out of the folder; it is not read.")
-        with open_raster(self.path) as raster:
-            self._check_size((raster.height, raster.width))
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if tuple(size) != self.size:
@@ -60,18 +56,15 @@ class Picture:
         Raises:
             UserError: The file cannot be read, is a link out of the folder, or has changed its size.
         """
-        if not is_inside(self.path, self.root):
-            raise UserError(f"{self.name} is a link by now that leads out of the folder; it is not read.")
-        image: PIL.Image.Image | np.ndarray
-        if is_raster(self.path):
-            with open_raster(self.path) as raster:
-                image = raster.read(0, Window(0, 0, *raster.size)).transpose(1, 2, 0)
-            size = image.shape[:2]
-        else:
+        self._check_inside()
+        if not is_raster(self.path):
             image = open_image(self.path)
-            size = (image.height, image.width)
-        self._check_size(size)
-        return image
+            self._check_size((image.height, image.width))
+            return image
+        with open_raster(self.path) as raster:
+            values = raster.read(0, Window(0, 0, *raster.size)).transpose(1, 2, 0)
+        self._check_size(values.shape[:2])
+        return values
 
     def pixels(self, processor: DiffuseSegImageProcessor, size: tuple[int, int]) -> torch.Tensor:
         """The model input: `[1, C, H, W]` in [-1, 1]."""
@@ -92,14 +85,9 @@ class Picture:
 def find_pictures(
     folder: Path, model_size: tuple[int, int] | None = None
 ) -> tuple[dict[str, Picture], dict[str, str], list[str]]:
-    """The pictures below a folder.
+    """The pictures below a folder by name, the reasons of those left out by name, and notices to show.
 
-    Args:
-        folder (`Path`): Where to look; links that lead out of it are not followed.
-        model_size (two `int`, *optional*): Height and width that the model sees, if it is known.
-
-    Returns:
-        The pictures by name; the reasons of those left out, by name; and notices to show.
+    Links that lead out of the folder are not followed; `model_size` is the height and width that the model sees.
 
     Raises:
         UserError: There is no such folder, or no picture in it that can be opened.
@@ -142,7 +130,7 @@ def find_pictures(
         notes.append(
             f"{len(left_out)} of {len(left_out) + len(found)} pictures are left out: {first} {left_out[first]}"
         )
-    if squeezed and model_size is not None:
+    if squeezed:
         height, width = model_size
         notes.append(
             f"{len(squeezed)} pictures are {SQUEEZED} times as large as what the model sees ({width} x {height}) or "

@@ -8,15 +8,7 @@ from .journal import UNLABELED
 
 
 def to_runs(region: np.ndarray, label: int) -> list[list[int]]:
-    """Encodes a region as the runs of a stroke.
-
-    Args:
-        region (`np.ndarray`): Boolean `[H, W]`.
-        label (`int`): Its class id.
-
-    Returns:
-        `list` of `[row, first column, column behind the last, label]`.
-    """
+    """Encodes a region, boolean `[H, W]`, as runs of a stroke: row, first column, column behind the last, class id."""
     edges = np.diff(np.pad(region.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     rows, starts = np.nonzero(edges == 1)
     stops = np.nonzero(edges == -1)[1]
@@ -26,13 +18,8 @@ def to_runs(region: np.ndarray, label: int) -> list[list[int]]:
 def sparse_pixels(ids: np.ndarray, strokes: np.ndarray, each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """At most `each` pixels of every stroke, evenly spread over it.
 
-    Args:
-        ids (`np.ndarray`): `[H, W]` uint8, 255 without a label.
-        strokes (`np.ndarray`): `[H, W]` int32, numbers of strokes.
-        each (`int`): How many.
-
-    Returns:
-        `[P, 2]` int64, y and x; `[P]` int64 class ids; `[P]` int64 numbers of strokes.
+    From class ids (`[H, W]` uint8, 255 without a label) and numbers of strokes (`[H, W]` int32): y and x `[P, 2]`,
+    class ids `[P]` and numbers of strokes `[P]`, int64.
     """
     where = np.flatnonzero(ids != UNLABELED)
     order = where[np.argsort(strokes.ravel()[where], kind="stable")]

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,19 +26,23 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
 from .export import export_session
-from .folder import FINISHED, PIPELINE
 from .regions import to_runs
-from .session import LabelSession
+from .session import FINISHED, PIPELINE, LabelSession
 
 
 STATIC = Path(__file__).parent / "static"
 MAX_BODY = 2**24  # bytes
 PLACES = 5  # that are suggested in a picture
+HEADERS = {
+    "cache-control": "no-store",  # an address may be reused by another session
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 
 class Strict(BaseModel):
@@ -78,10 +83,6 @@ class PushBody(Strict):
     private: bool = True
 
 
-class StaleError(Exception):
-    """The page has a later revision than the session, so it belongs to another one."""
-
-
 class App:
     """A session with its background work.
 
@@ -93,13 +94,10 @@ class App:
     """
 
     def __init__(
-        self,
-        session: LabelSession,
-        save: Callable[[Path], None],
-        push: Callable[[Path, str, str, bool], str],
+        self, session: LabelSession, save: Callable[[Path], None], push: Callable[[Path, str, str, bool], str]
     ):
         self.session, self.save, self.push = session, save, push
-        self.progress = (0, len(session.pictures))
+        self.progress: tuple[int, ...] = (0, len(session.pictures))  # pictures that are done, and all
         self.error: str | None = None  # that ended the extraction
         self.finishing: dict[str, Any] = {"state": "idle"}
         self._busy = threading.Lock()
@@ -107,9 +105,12 @@ class App:
     def start(self) -> threading.Thread:
         """Extracts features in the background."""
 
+        def show(*progress: int) -> None:
+            self.progress = progress
+
         def work() -> None:
             try:
-                self.session.extract(self._set_progress)
+                self.session.extract(show)
             except Exception as error:  # shown on the page and in the terminal
                 self.error = str(error)
                 print(f"error: {error}", flush=True)
@@ -118,33 +119,23 @@ class App:
         thread.start()
         return thread
 
-    def _set_progress(self, done: int, total: int) -> None:
-        self.progress = (done, total)
-
     def state(self) -> dict[str, Any]:
         """The state that the page shows beside the picture."""
         session = self.session
         revision = session.revision  # before what follows from it: what is told is at least as new
-        counts: dict[str, int] = {}
-        for stroke in session.journal.active():
-            counts[stroke.picture] = counts.get(stroke.picture, 0) + 1
-        pictures = [
-            {
-                "name": p.name,
-                "height": p.size[0],
-                "width": p.size[1],
-                "strokes": counts.get(p.name, 0),
-                "ready": p.name in session.ready,
-            }
-            for p in list(session.pictures.values())
-        ]
+        counts = Counter(stroke.picture for stroke in session.journal.active())
+        pictures = []
+        for name, picture in list(session.pictures.items()):
+            height, width = picture.size
+            known = {"strokes": counts[name], "ready": name in session.ready}
+            pictures.append({"name": name, "height": height, "width": width, **known})
         return {
             "revision": revision,
             "classes": [vars(c) for c in session.classes],
             "pictures": pictures,
             "left_out": dict(session.left_out),
             "notes": session.notes,
-            "progress": {"done": self.progress[0], "total": self.progress[1], "error": self.error},
+            "progress": {**dict(zip(("done", "total"), self.progress)), "error": self.error},
             "finish": {**self.finishing, "behind": self.behind()},
         }
 
@@ -180,62 +171,20 @@ class App:
         return folder if folder.is_dir() and not self._busy.locked() else None
 
 
-class Limits:
-    """Refuses requests without the token or from another site, oversized bodies and invalid paths, before a body is
-    read.
-
-    Args:
-        app (`ASGIApp`): What is guarded.
-        token (`str`, *optional*): The token that every request for `/api/` must carry.
-    """
-
-    def __init__(self, app: ASGIApp, token: str | None):
-        self.app, self.expected = app, None if token is None else f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
-            await self.app(scope, receive, send)
-            return
-        status, message = refusal
-        await JSONResponse({"error": message}, status)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        headers = dict(scope["headers"])
-        if "\0" in scope["path"]:
-            return 404, "Not Found"
-        if scope["path"].startswith("/api/"):
-            given = headers.get(b"authorization", b"")
-            if self.expected is not None and not hmac.compare_digest(given, self.expected):
-                return 401, "The token is missing or wrong; open the address that the terminal shows."
-            if scope["method"] != "GET" and headers.get(b"sec-fetch-site", b"none") not in (b"same-origin", b"none"):
-                return 403, "Another site sent this request; it is not answered."
-        length = headers.get(b"content-length", b"0") or b"0"
-        if not length.isdigit() or int(length) > MAX_BODY or b"transfer-encoding" in headers:
-            return 413, f"A request may have {MAX_BODY:,} bytes, and has to say how many it has."
-        return None
-
-
-class NoCache:
-    """Disables caching of responses, since an address may be reused by another session."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                policy = b"default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
-                message["headers"] = [
-                    *message["headers"],
-                    (b"cache-control", b"no-store"),
-                    (b"content-security-policy", policy),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                ]
-            await send(message)
-
-        await self.app(scope, receive, guarded)
+def _refusal(request: Request, token: str | None) -> tuple[int, str] | None:
+    """Why a request is refused before its body is read: without the token, from another site, or oversized."""
+    if "\0" in request.scope["path"]:
+        return 404, "Not Found"
+    if request.scope["path"].startswith("/api/"):
+        given = request.headers.get("authorization", "").encode("latin-1")
+        if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            return 401, "The token is missing or wrong; open the address that the terminal shows."
+        if request.method != "GET" and request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            return 403, "Another site sent this request; it is not answered."
+    length = request.headers.get("content-length") or "0"
+    if not length.isdecimal() or int(length) > MAX_BODY or "transfer-encoding" in request.headers:
+        return 413, f"A request may have {MAX_BODY:,} bytes, and has to say how many it has."
+    return None
 
 
 def create_app(
@@ -244,18 +193,12 @@ def create_app(
     save: Callable[[Path], None],
     push: Callable[[Path, str, str, bool], str],
 ) -> FastAPI:
-    """The page of a session, for uvicorn.
+    """The page of a session, for uvicorn; the [`App`] is its `state.app`.
 
     Args:
-        session ([`LabelSession`]): What is labelled.
-        token (`str`, *optional*): The token that every request must carry; without one, the address alone
-            suffices.
-        save, push (`Callable`): See [`App`].
-
-    Returns:
-        `fastapi.FastAPI`, with the [`App`] as `state.app`.
+        session ([`LabelSession`]), save (`Callable`), push (`Callable`): See [`App`].
+        token (`str`, *optional*): The token that every request must carry; without one, the address alone suffices.
     """
-
     app = App(session, save, push)
     api = FastAPI(title="DiffuseSeg", docs_url=None, redoc_url=None, openapi_url=None)
     api.state.app = app
@@ -265,32 +208,31 @@ def create_app(
     _add_result_routes(api, app)
     api.mount("/", StaticFiles(directory=STATIC, html=True))
     api.add_middleware(GZipMiddleware)
-    api.add_middleware(Limits, token=token)
-    api.add_middleware(NoCache)
+
+    @api.middleware("http")
+    async def guard(request: Request, call_next: Callable) -> Response:
+        refusal = _refusal(request, token)
+        response = JSONResponse({"error": refusal[1]}, refusal[0]) if refusal else await call_next(request)
+        response.headers.update(HEADERS)
+        return response
+
     return api
 
 
 def _add_errors(api: FastAPI) -> None:
-    def answer(status: int) -> Callable:
-        def handle(_: Request, error: Exception) -> JSONResponse:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return JSONResponse({"error": text}, status)
+    """Every error is answered with one sentence."""
 
-        return handle
+    def answer(status: int, sentence: Callable[[Any], str] = str) -> Callable:
+        return lambda _, error: JSONResponse({"error": sentence(error)}, getattr(error, "status_code", status))
 
-    def unfit(_: Request, error: Exception) -> JSONResponse:
-        first = error.errors()[0]  # type: ignore[attr-defined]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return JSONResponse({"error": f"The request does not fit: {where}: {first['msg']}."}, 422)
+    def unfit(error: RequestValidationError) -> str:
+        first = error.errors()[0]
+        return f"The request does not fit: {'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}."
 
-    def refused(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": error.detail}, error.status_code)  # type: ignore[attr-defined]
-
-    api.add_exception_handler(HTTPException, refused)
+    api.add_exception_handler(HTTPException, answer(400, lambda error: error.detail))
     api.add_exception_handler(UserError, answer(400))
-    api.add_exception_handler(StaleError, answer(409))
-    api.add_exception_handler(OSError, answer(507))
-    api.add_exception_handler(RequestValidationError, unfit)
+    api.add_exception_handler(OSError, answer(507, lambda error: error.strerror or str(error)))
+    api.add_exception_handler(RequestValidationError, answer(422, unfit))
 
 
 def _add_label_routes(api: FastAPI, app: App) -> None:
@@ -298,15 +240,16 @@ def _add_label_routes(api: FastAPI, app: App) -> None:
 
     def known(revision: int) -> None:
         if revision > session.revision:
-            raise StaleError(
-                f"This page knows revision {revision}, but the session is at {session.revision}: it is another "
-                f"session, or was put back; reload the page."
-            )
+            what = f"This page knows revision {revision}, but the session is at {session.revision}"
+            raise HTTPException(409, f"{what}: it is another session, or was put back; reload the page.")
 
     def answer(body: StrokeBody | AcceptBody, runs: Sequence[Sequence[int]], kind: str) -> dict:
         """Draws a stroke; reports whether another page has changed the picture since the given revision."""
-        drawn = session.draw_at(body.picture, runs, kind, body.revision)
-        return dict(zip(("number", "revision", "stale", "strokes"), drawn))
+        with session.lock:
+            stale = session.journal.changed.get(body.picture, 0) > body.revision
+            number = session.draw(body.picture, runs, kind)
+            strokes = len(session.journal.active(body.picture))
+            return {"number": number, "revision": session.revision, "stale": stale, "strokes": strokes}
 
     @api.post("/api/strokes")
     def draw(body: StrokeBody) -> dict:

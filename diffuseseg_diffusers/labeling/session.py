@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from datasets import Dataset, Features, Image
 from torch import nn
 from tqdm import tqdm
 
@@ -21,12 +22,12 @@ from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
-from ..jobs.files import check_output_folder
+from ..jobs.files import check_output_folder, read_record, write_record
+from ..jobs.locks import hold_folder
 from ..pipelines.identity import sketch
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
 from .export import export_session
-from .features import FeatureStore, Kept, model_key, places, sample_pixels
-from .folder import FEATURES, open_folder
+from .features import FeatureStore, PictureFeatures, model_key, places, sample_pixels
 from .journal import JOURNAL, MAX_CLASSES, UNLABELED, Journal, LabelClass, checked_name
 from .live import PIXELS, LiveHead, Sampled
 from .pictures import Picture, find_pictures
@@ -34,22 +35,19 @@ from .regions import connected_region, sparse_pixels
 from .suggestions import Advice, Rule, Suggestion
 
 
+COMMAND = "app"
+FEATURES, PIPELINE = "features", "pipeline"
+FINISHED = "finished.json"  # the revision that the pipeline follows from
 KEPT = 2**29  # bytes of features that are kept in memory
 
 
 @dataclass
 class Prediction:
-    """A live prediction.
+    """A live prediction."""
 
-    Args:
-        mask (`np.ndarray`): `[H, W]` uint8 class ids.
-        uncertainty (`np.ndarray`): `[H, W]` float32 in nats, see [`LiveHead.predict`].
-        revision (`int`): Revision of the session that it was made from.
-    """
-
-    mask: np.ndarray
-    uncertainty: np.ndarray
-    revision: int
+    mask: np.ndarray  # [H,W] uint8, class ids
+    uncertainty: np.ndarray  # [H,W] float32 in nats, see `LiveHead.predict`
+    revision: int  # of the session that it was made from
 
 
 class LabelSession:
@@ -92,17 +90,21 @@ class LabelSession:
             for name in names:
                 self.journal.add_class(name)
         elif names and names != known:
-            self.notes.append(
-                f"The session has classes already, {', '.join(known)}; those that were given are left out."
-            )
+            has = ", ".join(known)
+            self.notes.append(f"The session has classes already, {has}; those that were given are left out.")
         self.processor = DiffuseSegImageProcessor(self.extractor.in_channels, pipe.channels)
         self._set_aside()
 
         models = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
         frozen = [m for m in models if not isinstance(m, PixelClassifierEnsemble)]
         key = model_key(pipe, self.extractor, sketch(*frozen, adapters=True))
-        self.store = FeatureStore(self.extractor, self.folder / FEATURES / key, self._pixels, self._stamp)
-        self.ready: dict[str, Kept] = {}  # of pictures whose features are there
+        self.store = FeatureStore(
+            self.extractor,
+            self.folder / FEATURES / key,
+            lambda name: self.picture(name).pixels(self.processor, self.extractor.size),
+            lambda name: self.picture(name).stamp(),
+        )
+        self.ready: dict[str, PictureFeatures] = {}  # of pictures whose features are there, without their grids
         self.head: LiveHead | None = None
         self.head_revision, self._learnt_from = -1, 0  # and how many pictures were ready then
         self._grids: dict[str, torch.Tensor] = {}
@@ -143,18 +145,10 @@ class LabelSession:
             raise UserError(f"There is no picture {name!r} in this session.")
         return self.pictures[name]
 
-    def _pixels(self, name: str) -> torch.Tensor:
-        return self.picture(name).pixels(self.processor, self.extractor.size)
-
-    def _stamp(self, name: str) -> str:
-        return self.picture(name).stamp()
-
     # Features.
 
     def extract(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Extracts the features of all pictures; those that are there already are used.
-
-        A picture that cannot be decoded is left out, with the reason in `left_out`.
+        """Extracts the features of all pictures, unless they are there; `left_out` says which cannot be decoded.
 
         Args:
             progress (`Callable`, *optional*): Called with how many pictures are done, and how many there are; a
@@ -174,14 +168,14 @@ class LabelSession:
                 if not self.store.has(name):
                     with self._model:
                         self.store.extract(name, [*self.pictures])
-                kept = Kept(**{part: self.store.read(name, part) for part in ("small", "pixels", "probes")})
+                parts = {part: self.store.read(name, part) for part in ("small", "pixels", "probes")}
             except UserError as error:
                 with self.lock:
                     self.left_out[name] = str(error)
                     del self.pictures[name]
                 continue
             with self.lock:
-                self.ready[name] = kept
+                self.ready[name] = PictureFeatures(None, **parts)
         if not self.pictures:
             raise UserError(f"No picture in {self.images} can be used: {next(iter(self.left_out.values()))}")
         if progress:
@@ -191,17 +185,14 @@ class LabelSession:
         """Features of a picture, `[D, h, w]` float16."""
         with self.lock:
             if name not in self._grids:
-                self._check_ready(name)
+                self.picture(name)
+                if name not in self.ready:
+                    raise UserError(f"The features of {name} are not extracted yet; wait for it, or call `extract()`.")
                 new = self.store.read(name, "grid")
                 while self._grids and sum(g.nbytes for g in self._grids.values()) + new.nbytes > KEPT:
                     self._grids.pop(next(iter(self._grids)))
                 self._grids[name] = new
             return self._grids[name]
-
-    def _check_ready(self, name: str) -> None:
-        self.picture(name)
-        if name not in self.ready:
-            raise UserError(f"The features of {name} are not extracted yet; wait for it, or call `extract()`.")
 
     # Labels.
 
@@ -224,18 +215,6 @@ class LabelSession:
         """Adds a stroke to a picture, on the disk before it returns; see [`Journal.draw`]."""
         with self.lock:
             return self.journal.draw(name, self.picture(name).size, runs, kind)
-
-    def draw_at(self, name: str, runs: Sequence[Sequence[int]], kind: str, revision: int) -> tuple[int, int, bool, int]:
-        """Draws a stroke for a page that last saw the given revision.
-
-        Returns:
-            Number of the stroke, the new revision, whether another page changed the picture since, and the number of
-            strokes in it.
-        """
-        with self.lock:
-            before = self.journal.changed.get(name, 0)
-            number = self.draw(name, runs, kind)
-            return number, self.revision, before > revision, len(self.journal.active(name))
 
     def undo(self, number: int) -> None:
         """Undoes a stroke."""
@@ -306,8 +285,7 @@ class LabelSession:
         return {name: part.view(m.shape[1:]).numpy() for (name, m), part in zip(maps.items(), parts)}
 
     def accept(self, name: str, y: int, x: int) -> tuple[np.ndarray, int]:
-        """The connected region of the prediction around a pixel without what is labelled, to be drawn with
-        [`~LabelSession.draw`].
+        """The connected region of the prediction around a pixel without what is labelled, to be drawn.
 
         Returns:
             Boolean `[H, W]`, and its class id.
@@ -328,12 +306,7 @@ class LabelSession:
         return region, int(found.mask[y, x])
 
     def finish(self, num_members: int | None = None) -> PixelClassifierEnsemble:
-        """Fits the head of the full recipe on all strokes and gives it to the pipeline.
-
-        Strokes drawn meanwhile are not included.
-
-        Returns:
-            [`PixelClassifierEnsemble`], also `pipe.segmentation_head` from now on.
+        """Fits the head of the full recipe on all strokes, without those drawn meanwhile: `pipe.segmentation_head`.
 
         Raises:
             UserError: Fewer than two classes are labelled.
@@ -374,8 +347,6 @@ class LabelSession:
         Raises:
             UserError: Nothing is labelled.
         """
-        from datasets import Dataset, Features, Image  # of the extra `train`; strokes and masks do without
-
         rows: dict[str, list] = {"image": [], "mask": []}
         for name in self.labelled_names():
             buffer = io.BytesIO()
@@ -399,16 +370,14 @@ class LabelSession:
     def _labelled(self) -> Sampled:
         """The labelled pixels to fit on."""
         parts = []
-        for name in self._labelled_pictures():
+        for name in dict.fromkeys(stroke.picture for stroke in self.journal.active()):
+            if name not in self.ready:
+                continue
             version = self.journal.changed[name]
             if name not in self._samples or self._samples[name][0] != version:
                 self._samples[name] = (version, self._sampled(name))
             parts.append(self._samples[name][1])
         return Sampled.together(parts)
-
-    def _labelled_pictures(self) -> list[str]:
-        names = dict.fromkeys(stroke.picture for stroke in self.journal.active())
-        return [name for name in names if name in self.ready]
 
     def _sampled(self, name: str) -> Sampled:
         size, grid = self.pictures[name].size, self.grid(name)
@@ -448,3 +417,25 @@ class LabelSession:
                 grid, drawn = self.grid(chosen.picture), self.labels(chosen.picture) != UNLABELED
             chosen.places = advice.places(places(grid), drawn, count)
         return found
+
+
+def open_folder(folder: Path) -> None:
+    """Creates or opens the folder of a session and locks it until this process ends.
+
+    Raises:
+        UserError: The path is not a folder, it holds other files, or another process has the session open.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a folder is needed for the session.")
+    if any(parent.is_file() for parent in folder.parents):
+        raise UserError(f"{folder} lies below a file; choose another folder for the session.")
+    record = read_record(folder) if folder.is_dir() else None
+    if record is None and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files that are no session; choose another folder for it.")
+    if record is not None and record["command"] != COMMAND:
+        raise UserError(f"{folder} was made by `diffuseseg {record['command']}`; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not hold_folder(folder):
+        raise UserError(f"Another process has the session in {folder} open; end it first.")
+    if record is None:
+        write_record(folder, COMMAND, [FINISHED, f"{FEATURES}/*", f"{PIPELINE}/*"])  # strokes are never removed

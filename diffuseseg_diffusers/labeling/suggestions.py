@@ -35,26 +35,16 @@ APART = 2  # pixels of the grid of places between two suggestions, at least
 
 @dataclass
 class Place:
-    """A suggested place.
+    """A suggested place."""
 
-    Args:
-        y, x (`int`): On the grid of places.
-        gain (`float`): Added coverage as a fraction of the total, 0 to 1.
-        covered (`float`): Similarity to the nearest labelled place, 0 to 1.
-    """
-
-    y: int
+    y: int  # on the grid of places
     x: int
-    gain: float
-    covered: float
+    gain: float  # added coverage as a fraction of the total, 0 to 1
+    covered: float  # similarity to the nearest labelled place, 0 to 1
 
 
 class Rule:
-    """The rule for some pictures.
-
-    Args:
-        probes (list of `torch.Tensor`): `[P, D]` of each picture, of any floating-point type.
-    """
+    """The rule for some pictures, from the probes `[P, D]` of each."""
 
     def __init__(self, probes: list[torch.Tensor]):
         each = max(2, MAX_PROBES // len(probes))
@@ -81,11 +71,7 @@ class Rule:
         return torch.stack(parts).amax(0) if parts else torch.zeros(len(points))
 
     def picture_gains(self, done: torch.Tensor) -> torch.Tensor:
-        """Gain of each picture, 0 to 1; 0 for those that have labels.
-
-        Args:
-            done (`torch.Tensor`): `[L]` int64, numbers of the pictures that have labels.
-        """
+        """Gain of each picture, 0 to 1; 0 for those that have labels, whose numbers are `done` `[L]` int64."""
         return (self.explained - self.known(done)[:, None]).clamp(min=0).mean(0)
 
     def known(self, done: torch.Tensor) -> torch.Tensor:
@@ -102,14 +88,13 @@ class Rule:
     def places(
         self, grid: torch.Tensor, labelled: torch.Tensor, weights: torch.Tensor, taken: torch.Tensor, count: int
     ) -> list[Place]:
-        """The best places of a picture, chosen greedily.
+        """At most `count` places of a picture, the best first, chosen greedily.
 
         Args:
             grid (`torch.Tensor`): `[D, h, w]` float32, features of the picture's places.
             labelled (`torch.Tensor`): `[L, D]`, features of all that is labelled.
             weights (`torch.Tensor`): `[P]`, of the probes.
             taken (`torch.Tensor`): Boolean `[h, w]`, places that are labelled.
-            count (`int`): How many, at most.
         """
         height, width = grid.shape[1:]
         candidates = grid.flatten(1).T  # [Q,D]
@@ -132,27 +117,19 @@ class Rule:
 
 @dataclass
 class Suggestion:
-    """A picture to label next, and where in it.
-
-    Args:
-        picture (`str`): Its name.
-        gain (`float`): Coverage that labelling it would add, 0 to 1; pictures are ranked by it.
-        reason (`str`): Why, in words.
-        places (list of `(y, x, reason)`): In pixels, the best first; of the pictures whose places were asked for.
-    """
+    """A picture to label next, and where in it."""
 
     picture: str
-    gain: float
+    gain: float  # coverage that labelling it would add, 0 to 1; pictures are ranked by it
     reason: str
-    places: list[tuple[int, int, str]] = field(default_factory=list)
+    places: list[tuple[int, int, str]] = field(default_factory=list)  # y, x, reason, if they were asked for
 
 
 class Advice:
     """Suggestions with reasons in words.
 
     Args:
-        rule ([`Rule`]): Of the pictures.
-        head ([`LiveHead`], *optional*): If there is one.
+        rule ([`Rule`]), head ([`LiveHead`], *optional*): Of the pictures, and the live head if there is one.
         labelled (`torch.Tensor`): `[L, D]`, features of all that is labelled.
         done (`torch.Tensor`): `[M]` int64, numbers of the pictures in which something is labelled.
         names (`dict`): Names of the classes by id.
@@ -178,15 +155,11 @@ class Advice:
         return [Suggestion(names[i], float(gains[i]), reasons[i]) for i in order]
 
     def places(self, grid: torch.Tensor, drawn: np.ndarray, count: int) -> list[tuple[int, int, str]]:
-        """Where to label a picture.
+        """Where to label a picture: at most `count` of y, x (in pixels) and reason, the best first.
 
         Args:
             grid (`torch.Tensor`): `[D, h, w]` float32, features of its places.
             drawn (`np.ndarray`): Boolean `[H, W]`, what is labelled, at the size of the picture.
-            count (`int`): How many, at most.
-
-        Returns:
-            list of `(y, x, reason)` in pixels of the picture, the best first.
         """
         taken = F.interpolate(torch.from_numpy(drawn)[None, None].float(), grid.shape[1:], mode="area")[0, 0] > 0.3
         found = []
