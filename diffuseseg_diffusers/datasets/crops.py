@@ -306,9 +306,7 @@ class LabeledTiles(LabeledImages):
         if not self._has_raster(i):
             return self._known(self._decoded(i)[window.slices], f"the mask of {self._pictures[i].name}")
         mask = self._masks[i]
-        values = mask.read(plane, window)
-        where = f"{mask.name} at {window.top}, {window.left}"
-        ids = self.as_ids(values[0] if len(values) == 1 else values.transpose(1, 2, 0), where)
+        ids = self.as_ids(self._read(mask, plane, window), f"{mask.name} at {window.top}, {window.left}")
         return without_label(mask, ids, plane, window, self.ignore_index)
 
     def __len__(self) -> int:

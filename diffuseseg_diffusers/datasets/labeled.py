@@ -1,28 +1,28 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Labelled images from the Hub or from disk, checked as they are read."""
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
-from datasets import Dataset, Image
+from datasets import Dataset, Features, Image, Value
 
 from ..images.channels import InputChannels, to_rgb
 from ..images.formats.aligned import aligned, without_label
-from ..images.formats.base import Window, windows_over
+from ..images.formats.base import Raster, Window, windows_over
 from ..images.formats.cells import needs_raster, open_cell
 from ..images.grids import Grid
-from ..images.image_processor import unnamed_classes
+from ..images.image_processor import is_address, unnamed_classes, warn_once
+from ..images.masks import MaskReader, Tally, picture_values, read_palette, stored_levels, white_of
 from ..jobs.errors import UserError
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
-from .folders import read_folder, read_label_file, read_label_names
-
-
-MASK_FORMATS = ("index", "binary", "rgb")
+from .label_names import read_label_names
+from .layouts import Layout, find_layout, is_described
 
 
 @dataclass
@@ -57,14 +57,14 @@ class LabeledImages:
         dataset (`datasets.Dataset`): With a column of images and one of masks (images, or paths of `.npy` files).
         num_classes (`int`, *optional*): Number of classes; from `label_names`, else read from all the masks.
         label_names (sequence of `str`, *optional*): Names of the classes.
-        palette (sequence of `[red, green, blue]`, *optional*): Their colours; needed for masks in colour.
+        palette (path, sequence or mapping, *optional*): Their colours, see [`read_palette`]; needed for masks in
+            colour.
         ignore_index (`int`, defaults to 255): Id of pixels without a label.
-        mask_format (`str`, defaults to `"index"`):
-            `"index"`: pixel values are class ids. `"binary"`: anything but 0 is class 1. `"rgb"`: colours of the
-            palette, others are ignored.
+        mask_format (`str`, defaults to `"index"`): `"index"`, `"binary"`, `"rgb"` or `"instances"`, see [`MaskReader`].
         image_column, mask_column (`str`, *optional*): Columns to use; the usual names are found.
         channels ([`InputChannels`], *optional*): Which channels of the images are read, and between which values.
         axes (`str`, *optional*), slice_axis (`str`): See [`open_raster`].
+        nearest_color (`bool`, defaults to `False`): See [`MaskReader`].
 
     Attributes:
         tiling (`dict`, *optional*): How large images are cut, of [`LabeledTiles`].
@@ -78,7 +78,7 @@ class LabeledImages:
         dataset: Dataset,
         num_classes: int | None = None,
         label_names: Sequence[str] | None = None,
-        palette: Sequence[Sequence[int]] | None = None,
+        palette: str | os.PathLike | Sequence | Mapping | None = None,
         ignore_index: int = 255,
         mask_format: str = "index",
         image_column: str | None = None,
@@ -86,14 +86,11 @@ class LabeledImages:
         channels: InputChannels | None = None,
         axes: str | None = None,
         slice_axis: str = "z",
+        nearest_color: bool = False,
     ):
         self.channels, self.axes, self.slice_axis = channels or InputChannels(), axes, slice_axis
-        if mask_format not in MASK_FORMATS:
-            raise UserError(f"`mask_format` is one of {', '.join(MASK_FORMATS)}, got {mask_format!r}.")
-        if mask_format == "rgb" and palette is None:
-            raise UserError("Masks in colour need the palette of the classes (`--palette`).")
-        if palette is not None and not all(map(is_color, palette)):
-            raise UserError("A palette is a colour [red, green, blue] for each class, integers 0 to 255.")
+        self.palette, ignored = read_palette(palette, ignore_index) if palette is not None else (None, [])
+        self.reader = MaskReader(mask_format, self.palette, ignored, ignore_index, nearest_color)
         if isinstance(dataset, Mapping):
             raise UserError(f"Give one split of the dataset, such as dataset[{next(iter(dataset))!r}]; it has several.")
         if not isinstance(dataset, Dataset):
@@ -109,16 +106,12 @@ class LabeledImages:
                 dataset = dataset.cast_column(column, Image(decode=False))  # so that errors can say where
         self.dataset = dataset
         self.label_names = list(label_names) if label_names else None
-        self.palette = [list(c) for c in palette] if palette is not None else None
         self.ignore_index = ignore_index
         self.mask_format = mask_format
-        if num_classes is None and label_names:
-            num_classes = len(label_names)
-        if num_classes is None and mask_format == "rgb":
-            num_classes = len(palette)
-        if num_classes is None and mask_format == "binary":
-            num_classes = 2
-        self.num_classes = num_classes or self._count_classes()
+        if mask_format == "binary":
+            self.reader = replace(self.reader, white=self._white())
+        usual = {"rgb": len(self.palette or ()), "binary": 2, "instances": 2}.get(mask_format)
+        self.num_classes = num_classes or len(self.label_names or ()) or usual or self._count_classes()
 
     tiling: dict | None = None
 
@@ -158,7 +151,7 @@ class LabeledImages:
         Raises:
             UserError: It is not of `mask_format`, or has ids outside the classes.
         """
-        return self._known(self._converted(mask, where), where)
+        return self._known(self.reader.ids(mask, where, Tally(where)), where)
 
     def _image(self, cell: Any, where: str) -> tuple[PIL.Image.Image | np.ndarray, str, Grid | None]:
         """An image, its name and grid: as Pillow opens it, or, of other formats and channels, an array `[H, W, C]`."""
@@ -192,83 +185,68 @@ class LabeledImages:
 
     def select(self, indices: Sequence[int]) -> "LabeledImages":
         """The images at these indices."""
-        return LabeledImages(
-            self.dataset.select(indices),
-            self.num_classes,
-            self.label_names,
-            self.palette,
-            self.ignore_index,
-            self.mask_format,
-            self.image_column,
-            self.mask_column,
-            self.channels,
-            self.axes,
-            self.slice_axis,
-        )
+        chosen = copy.copy(self)
+        chosen.dataset = self.dataset.select(indices)
+        if not len(chosen.dataset):
+            raise UserError("The dataset is empty: it has no images.")
+        return chosen
 
     def _mask(self, value: Any, where: str, grid: Grid | None = None, image: str = "") -> tuple[np.ndarray, str]:
         """Decodes a mask to `[H, W]` uint8 class ids, on the grid of its image if both have one."""
-        if isinstance(value, str) and value.endswith(".npy"):
-            mask, where = _load_npy(value), value
-        elif isinstance(value, (list, np.ndarray)):
-            mask = np.asarray(value)
-        elif needs_raster(value):
-            with aligned(open_cell(value, where, self.axes, self.slice_axis), grid, image) as raster:
-                if raster.planes > 1:
-                    raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
-                window = Window(0, 0, raster.height, raster.width)
-                mask, where = raster.read(0, window), raster.name
-                mask = self._converted(mask[0] if len(mask) == 1 else mask.transpose(1, 2, 0), where)
-                return without_label(raster, mask, 0, window, self.ignore_index), where
-        else:
-            image, where = decode_cell(value, where)
-            # Modes "P" and "L" hold numbers; anything else in colour is for the palette to read.
-            mask = np.asarray(image.convert("RGB") if self.mask_format == "rgb" else image)
-        return self._converted(mask, where), where
+        if not needs_raster(value):
+            values, where = self._mask_values(value, where)
+            return self.reader.ids(values, where), where
+        with aligned(open_cell(value, where, self.axes, self.slice_axis), grid, image) as raster:
+            if raster.planes > 1:
+                raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
+            window = Window(0, 0, raster.height, raster.width)
+            ids = self.reader.ids(self._read(raster, 0, window), raster.name)
+            return without_label(raster, ids, 0, window, self.ignore_index), raster.name
 
-    def _converted(self, mask: np.ndarray, where: str) -> np.ndarray:
-        """A mask, as `mask_format` says, as `[H, W]` uint8."""
-        if self.mask_format == "rgb":
-            return self._from_colors(mask, where)
-        if mask.ndim == 3 and (mask[..., :1] == mask).all() and mask.shape[-1] in (1, 3):
-            mask = mask[..., 0]  # numbers saved as a grey RGB image
-        if mask.ndim != 2:
-            raise UserError(
-                f"{where} has {mask.shape[-1]} channels, but masks have one, of class ids; for masks in colour pass "
-                f'mask_format="rgb" with a palette (`--mask_format rgb --palette FILE`).'
-            )
-        if self.mask_format == "binary":
-            return (mask != 0).astype(np.uint8)
-        if mask.dtype != bool and (mask.min() < 0 or mask.max() > 255 or (mask != mask.astype(np.uint8)).any()):
-            raise UserError(f"{where} holds values from {mask.min()} to {mask.max()}; class ids are integers 0 to 255.")
-        return mask.astype(np.uint8)
+    def _mask_values(self, value: Any, where: str) -> tuple[np.ndarray, str]:
+        """A mask that is decoded whole, as it was saved, `[H, W]` or `[H, W, C]`, and its name for messages."""
+        if isinstance(value, str) and value.endswith(".npy"):
+            return _load_npy(value), value
+        if isinstance(value, (list, np.ndarray)):
+            return np.asarray(value), where
+        image, where = decode_cell(value, where)
+        values = picture_values(image, self.reader.shows_colors)
+        source = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+        if not self.reader.shows_colors and isinstance(source, (str, bytes)) and not is_address(source):
+            values = values // stored_levels(source) if values.dtype == np.uint8 else values
+        return values, where
+
+    def _read(self, raster: Raster, plane: int, window: Window) -> np.ndarray:
+        """A part of a mask as it was saved, `[h, w]` or `[h, w, C]`."""
+        values = raster.read(plane, window) if self.reader.shows_colors else raster.read_ids(plane, window)
+        return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
 
     def _mask_parts(self, value: Any, where: str) -> Iterator[np.ndarray]:
-        """A mask as class ids, of formats that are read by windows part by part."""
+        """The parts of a mask as it was saved: of formats that are read by windows several, else the whole."""
         if not needs_raster(value):
-            yield self._mask(value, where)[0]
+            yield self._mask_values(value, where)[0]
             return
         with open_cell(value, where, self.axes, self.slice_axis) as raster:
             for plane in range(raster.planes):
                 for window in windows_over(raster.height, raster.width, 2048):
-                    mask = raster.read(plane, window)
-                    yield self._converted(mask[0] if len(mask) == 1 else mask.transpose(1, 2, 0), raster.name)
+                    yield self._read(raster, plane, window)
 
-    def _from_colors(self, mask: np.ndarray, where: str) -> np.ndarray:
-        keys = mask.astype(np.int64) @ [65536, 256, 1]  # [H,W]
-        ids = np.full(keys.shape, self.ignore_index, np.uint8)
-        for i, color in enumerate(self.palette):
-            ids[keys == np.dot(color, [65536, 256, 1])] = i
-        if (ids == self.ignore_index).all():
-            found = [f"#{k:06x}" for k in np.unique(keys)[:10]]
-            raise UserError(f"No colour of {where} is in the palette; it has {', '.join(found)}.")
-        return ids
+    def _white(self) -> float:
+        """The value of white in binary masks: one for all, since a mask may be black or white alone."""
+        white = 1.0
+        for i, value in enumerate(self.dataset[self.mask_column]):
+            for part in self._mask_parts(value, f"the mask of row {i}"):
+                white = max(white, white_of(part))
+                if white > 255 or (white > 1 and part.dtype == np.uint8):
+                    return white
+        return white
 
     def _count_classes(self) -> int:
         found = set()
         for i, value in enumerate(self.dataset[self.mask_column]):
-            for part in self._mask_parts(value, f"the mask of row {i}"):
-                found |= set(np.unique(part).tolist())
+            where = f"the mask of row {i}"
+            for part in self._mask_parts(value, where):
+                found |= set(np.unique(self.reader.ids(part, where)).tolist())
         if found <= {0, 255} and 255 in found:
             raise UserError(
                 'The masks hold only 0 and 255, which looks like binary masks: pass mask_format="binary" '
@@ -297,9 +275,9 @@ def load_labeled_images(
 ) -> LabeledImages:
     """Loads labelled images by Hub name or from a local folder.
 
-    A folder may be anything `datasets` reads (Parquet, an image folder with a `metadata.csv` of `file_name` and
-    `mask_file_name`), the published layout of the paper's datasets (images beside `.npy` masks of the same name), or
-    two folders `images` and `masks`; the last two with or without a folder for each split above them.
+    A folder may be of any layout that [`find_layout`] understands (`images/` and `masks/`, masks beside their pictures,
+    Pascal VOC, nnU-Net, …), or anything that `datasets` reads: Parquet, or an image folder with a `metadata.csv` of
+    `file_name` and `mask_file_name`.
 
     Args:
         name (`str` or path): Hub dataset or local folder.
@@ -336,16 +314,42 @@ def load_labeled_images(
                 f"to be the same, in the same order."
             )
         label_names = list(classes)
-    dataset = read_folder(Path(name), split) if local else None
+    dataset = layout = None
+    if local and not is_described(Path(name)):
+        layout = find_layout(Path(name))
+        dataset = read_folder(layout, split)
+        label_names = label_names or layout.label_names
+        if layout.palette is not None:
+            kwargs.setdefault("palette", layout.palette)
     if dataset is None:
         dataset = load_split(name, config_name, split, cache_dir=cache_dir, token=token, revision=revision)
     return LabeledImages(dataset, label_names=label_names, **kwargs)
 
 
-def is_color(given: Any) -> bool:
-    """Whether this is `[red, green, blue]`, integers 0 to 255."""
-    is_triple = isinstance(given, (list, tuple, np.ndarray)) and len(given) == 3
-    return is_triple and all(isinstance(x, (int, np.integer)) and 0 <= x <= 255 for x in given)
+def read_folder(layout: Layout, split: str) -> Dataset | None:
+    """The pictures of a split of a folder with their masks, as paths; `None` for what only `datasets` can read.
+
+    Raises:
+        UserError: There is no such split, a picture has no mask, or no layout is understood.
+    """
+    pictures = layout.pictures()
+    if not pictures and not layout.unused:
+        return None
+    if not layout.has_pairs and not layout.problems:
+        raise layout.refusal()
+    for note in layout.notes:
+        warn_once(note)
+    images, masks = zip(*((str(image), str(mask)) for image, mask in layout.pairs(split)))
+    if wrong := next((p for p in (*images, *masks) if not _is_text(p)), None):
+        raise UserError(f"The name of {wrong!r} is no UTF-8 text, which `datasets` cannot hold; rename the file.")
+    arrays = any(mask.endswith(".npy") for mask in masks)
+    features = Features({"image": Image(decode=False), "mask": Value("string") if arrays else Image(decode=False)})
+    return Dataset.from_dict({"image": list(images), "mask": list(masks)}, features=features)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path is valid UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 def _load_npy(path: str) -> np.ndarray:
@@ -373,9 +377,11 @@ def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **
         split or config.split,
         cache_dir=config.cache_dir,
         revision=config.dataset_revision,
-        palette=read_label_file(config.palette) if config.palette else None,
+        palette=config.palette,
         ignore_index=ignore_index if config.ignore_index is None else config.ignore_index,
+        label_names=config.label_names,
         mask_format=config.mask_format,
+        nearest_color=config.nearest_color,
         image_column=config.image_column,
         mask_column=config.mask_column,
         **kwargs,

@@ -10,8 +10,9 @@ from pathlib import Path
 import PIL.Image
 from datasets import Dataset, Features, Image, IterableDataset, get_dataset_config_names, load_dataset
 
-from .folders import SPLITS, read_folder, read_label_names
-from .labeled import LabeledImages
+from .label_names import read_label_names
+from .labeled import LabeledImages, read_folder
+from .layouts import ALL, find_layout, is_described
 
 
 def open_streams(folder: Path) -> Iterator[tuple[str, str, IterableDataset]]:
@@ -39,8 +40,9 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
     Returns:
         `Path`: `target`, or `None` if `datasets` reads the folder as it is, and nothing was written.
     """
-    splits = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name in SPLITS] or ["train"]
-    found = {split: dataset for split in splits if (dataset := read_folder(folder, split)) is not None}
+    layout = None if is_described(folder) else find_layout(folder)
+    splits = sorted(layout.splits) if layout is not None and layout.has_pairs else []
+    found = {"train" if split == ALL else split: read_folder(layout, split) for split in splits}
     features = Features({"image": Image(decode=False), "mask": Image(decode=False)})
     for split, dataset in found.items():
         rows = []

@@ -22,11 +22,10 @@ from tqdm.auto import tqdm
 from ..images.channels import InputChannels
 from ..images.formats.base import Raster, Window
 from ..images.formats.cells import needs_raster, open_cell
-from ..images.formats.opening import find_rasters, is_mask_folder, rasters_without_masks
 from ..images.image_processor import to_eight_bit
 from ..jobs.errors import UserError
 from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
-from .folders import SPLITS
+from .layouts import PICTURES, find_layout, is_described, report
 
 
 RESIZE_MODES = ("crop", "pad")
@@ -108,12 +107,16 @@ def load_unlabeled(
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise UserError(f"There is no folder {data_dir}.")
-    if data_dir is None and name is not None and config_name is None and image_column is None and split.isidentifier():
-        data_dir = _images_and_masks(Path(name), split)
-    if data_dir is not None:
-        paths = rasters_without_masks(Path(data_dir))
+    folder, part = (data_dir, None) if data_dir is not None else (name, split)
+    plain = config_name is None and image_column is None and split.isidentifier()
+    layout = None
+    if data_dir is not None or plain and name and Path(name).is_dir() and not is_described(Path(name)):
+        layout = find_layout(Path(folder))
+    if layout is not None and (data_dir is not None or layout.kind != PICTURES):
+        paths = layout.pictures(part)
         if not paths:
-            raise UserError(f"The folder {data_dir} has no images in it.")
+            raise UserError(f"The folder {folder} has no images in it.")
+        report(layout)
         features = Features({"image": Image(decode=False)})
         found = Dataset.from_dict({"image": [str(p) for p in paths]}, features=features)
         return (found.to_iterable_dataset(min(len(found), SHARDS)) if streaming else found), "image"
@@ -131,22 +134,6 @@ def load_unlabeled(
     if isinstance(features[column], Image):
         dataset = dataset.cast_column(column, Image(decode=False))  # so that errors can say where
     return dataset.select_columns([column]), column
-
-
-def _images_and_masks(folder: Path, split: str) -> str | None:
-    """Where the images of a split are, if masks are beside them and nothing else says what is what, else `None`."""
-    for root in (folder / split, folder):
-        inside = list(root.iterdir()) if root.is_dir() else []
-        described = any(p.name.startswith(("metadata.", "README")) for p in inside) or any(root.rglob("*.parquet"))
-        if described or not any(is_mask_folder(p) and find_rasters(p) for p in inside):
-            continue
-        if (root / "images" / split).is_dir():
-            return str(root / "images" / split)
-        images = [p for p in inside if p.name.lower() == "images"]
-        splits = {p.name for own in (root, *images) for p in own.iterdir() if p.is_dir() and p.name in SPLITS}
-        if not splits:
-            return str(root)
-    return None
 
 
 def count_channels(dataset: Dataset | IterableDataset, column: str) -> int:

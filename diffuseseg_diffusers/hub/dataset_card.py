@@ -15,7 +15,7 @@ from diffusers.utils import make_image_grid
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..datasets.columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell
-from ..datasets.folders import read_label_file
+from ..datasets.label_names import read_label_file
 from ..datasets.parquet import open_streams
 from ..figures.pages import samples_page
 from ..images.image_processor import default_palette, mask_to_pil, to_eight_bit, unnamed_classes

@@ -9,9 +9,10 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..datasets import layouts
 from ..images.channels import to_rgb
 from ..images.formats.base import Window
-from ..images.formats.opening import is_raster, open_raster, rasters_without_masks
+from ..images.formats.opening import is_raster, open_raster
 from ..images.image_processor import DiffuseSegImageProcessor, open_image, to_eight_bit
 from ..jobs.errors import UserError
 from .journal import MAX_PIXELS
@@ -99,7 +100,7 @@ def find_pictures(
     left_out: dict[str, str] = {}
     squeezed = []
     notes: list[str] = []
-    for path in rasters_without_masks(folder):
+    for path in layouts.find_pictures(folder):
         name = path.relative_to(folder).as_posix()
         if not is_inside(path, root):
             left_out[name] = "is a link that leads out of the folder"

@@ -17,8 +17,8 @@ from diffusers import UNet2DModel
 from huggingface_hub import hf_hub_download
 from torch import nn
 
-from ..datasets.labeled import is_color
 from ..features.pixel_unet import default_class_labels, image_size
+from ..images.masks import is_color
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
 from .networks import loading_errors

@@ -14,7 +14,7 @@ from ..jobs.executors import check_executor
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-MASK_FORMATS = ("index", "binary", "rgb")
+MASK_FORMATS = ("index", "binary", "rgb", "instances")
 RECIPES = ("default", "paper", "fast")
 MODEL = "Pipeline: a local folder or a name on the Hub."
 MODEL_ALIASES = ("--pretrained_model_name_or_path",)
@@ -158,6 +158,8 @@ class ReadsLabels(ReadsDataset):
     mask_column: str | None = option(None, "Column of masks (default: mask, or a usual name).")
     mask_format: str = option("index", "Content of the masks.", choices=MASK_FORMATS)
     palette: Path | None = option(None, "JSON file with the colour of each class.", reads=True)
+    nearest_color: bool = option(False, "Read other colours as the nearest of the palette.")
+    label_names: tuple[str, ...] | None = option(None, "Names of the classes (default: the dataset's id2label.json).")
     ignore_index: int | None = option(
         None, "Mask value without a label (default: 255, or what the model was fitted with)."
     )

@@ -238,13 +238,14 @@ def list_images(given: Sequence[str]) -> list[str]:
     Raises:
         UserError: A folder has no images, or none of the files is there.
     """
-    from ..images.formats.opening import is_raster, rasters_without_masks
+    from ..datasets.layouts import find_pictures
+    from ..images.formats.opening import is_raster
     from ..images.image_processor import is_address
 
     found: list[str] = []
     for name in given:
         if not is_address(name) and Path(name).is_dir():
-            inside = [Path(name)] if is_raster(name) else rasters_without_masks(Path(name))
+            inside = [Path(name)] if is_raster(name) else find_pictures(Path(name))
             if not inside:
                 raise UserError(f"The folder {name} has no images in it.")
             found += map(str, inside)

@@ -91,9 +91,9 @@ def test_masks_beside_the_images_are_no_pictures(tmp_path, masks):
 
 
 def test_a_folder_of_images_alone_is_read_whole(tmp_path):
-    for folder in ("a", "masks"):  # without `images` beside it, a name says nothing
+    for i, folder in enumerate(("a", "masks")):  # without pictures of the same names beside it, a name says nothing
         (tmp_path / folder).mkdir()
-        Image.fromarray(draw((16, 16), 0)[0]).save(tmp_path / folder / "0.png")
+        Image.fromarray(draw((16, 16), 0)[0]).save(tmp_path / folder / f"{i}.png")
     assert len(load_unlabeled(data_dir=str(tmp_path))[0]) == 2
 
 

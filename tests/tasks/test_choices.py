@@ -1,10 +1,10 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Choices that configurations state, so that help needs no library, are those of the library."""
 
-from diffuseseg_diffusers.datasets.labeled import MASK_FORMATS
 from diffuseseg_diffusers.evaluation.decision_fitting import IMAGES
 from diffuseseg_diffusers.factory.sampling import IMAGE_FORMATS, SCHEDULERS
 from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.images.masks import MASK_FORMATS
 from diffuseseg_diffusers.jobs.hardware import DTYPES
 from diffuseseg_diffusers.paper.catalogue import STUDIES
 from diffuseseg_diffusers.paper.guided_diffusion import PRESETS

@@ -1,7 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Masks that were drawn on another grid than that of their image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +45,27 @@ class AlignedRaster(Raster):
         return self.grid.indices_in(self._own, at)  # type: ignore[union-attr]
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
+        return self._nearest(self._mask.read, plane, window)
+
+    def read_ids(self, plane: int, window: Window) -> np.ndarray:
+        return self._nearest(self._mask.read_ids, plane, window)
+
+    def _nearest(self, read: Callable[[int, Window], np.ndarray], plane: int, window: Window) -> np.ndarray:
         places = np.nan_to_num(self._places(plane, window), posinf=0.0)
         # A pixel between two goes to the first, however the headers are rounded.
         limits = np.reshape(self._own.shape, (3, 1, 1)) - 1
         at = np.floor(places + 0.5 - 1e-4).astype(np.int64).clip(0, limits)  # [3,h,w]
-        values = np.zeros((len(self.channels), window.height, window.width), self.dtype)
+        values: np.ndarray | None = None
         for found in np.unique(at[0]):
             own = at[0] == found
             rows, columns = at[1][own], at[2][own]
             top, left = int(rows.min()), int(columns.min())
             part = Window(top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1)
-            values[:, own] = self._mask.read(int(found), part)[:, rows - top, columns - left]
+            read_there = read(int(found), part)
+            if values is None:
+                values = np.zeros((len(read_there), window.height, window.width), read_there.dtype)
+            values[:, own] = read_there[:, rows - top, columns - left]
+        assert values is not None
         return values
 
     def uncovered(self, plane: int, window: Window) -> np.ndarray:

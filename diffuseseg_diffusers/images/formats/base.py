@@ -86,6 +86,10 @@ class Raster(ABC):
             UserError: The file is broken there; names it.
         """
 
+    def read_ids(self, plane: int, window: Window) -> np.ndarray:
+        """A window of a mask of class ids, `[C, height, width]`: as [`read`], but a palette's numbers, not colours."""
+        return self.read(plane, window)
+
     @abstractmethod
     def write_labels(
         self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None

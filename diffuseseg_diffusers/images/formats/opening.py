@@ -2,11 +2,10 @@
 """Chooses the reader of an image."""
 
 import importlib.util
-import logging
 import os
 from pathlib import Path
 
-from ..image_files import find_images
+from ..image_files import find_images, walk
 from ..image_processor import is_address
 from .base import Raster
 from .geotiff import GeoRaster
@@ -16,9 +15,6 @@ from .tiff import TiffRaster, is_georeferenced
 from .volumes import VolumeRaster
 
 
-logger = logging.getLogger(__name__)
-
-MASK_FOLDERS = ("masks", "mask", "labels", "label", "annotations", "annotation")
 TIFF = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff")
 GEO = (".vrt", ".img")
 VOLUME = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
@@ -71,51 +67,20 @@ def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: st
     return VolumeRaster(name, slice_axis)
 
 
-def name_of(path: Path) -> str:
-    """The path of an image without its suffix, double suffixes (`.ome.tif`, `.nii.gz`) included."""
-    name = path.with_suffix("").as_posix()
-    for second in (".ome", ".nii"):
-        name = name.removesuffix(second)
-    return name
-
-
 def find_rasters(folder: Path) -> list[Path]:
     """Pictures of any format anywhere below a folder, sorted: files, OME-Zarr folders, folders with DICOM slices."""
     found: list[Path] = []
     inside: set[Path] = set()  # files that are parts of a folder that is a picture
-    for root, folders, files in os.walk(folder):
-        here = Path(root)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for here, folders, files in walk(folder):
         for name in [name for name in folders if name.lower().endswith(ZARR)]:
             found.append(here / name)
             folders.remove(name)
             inside.add(here / name)
         if _dicom_files(here):
             found.append(here)
-        found += [here / n for n in files if n.lower().endswith((*GEO, *VOLUME[:-1], *TIFF)) and not n.startswith(".")]
+        found += [here / n for n in files if n.lower().endswith((*GEO, *VOLUME[:-1], *TIFF))]
     pictures = [p for p in find_images(folder) if not any(parent in inside for parent in p.parents)]
     return sorted({*found, *pictures})
-
-
-def rasters_without_masks(folder: Path) -> list[Path]:
-    """As [`find_rasters`], without the masks in folders beside a folder `images`; logs what is left out."""
-    found = find_rasters(folder)
-    below = {parent for path in found for parent in path.relative_to(folder).parents} - {Path()}
-    masks = {parent for parent in below if is_mask_folder(folder / parent)}
-    kept = [path for path in found if not masks.intersection(path.relative_to(folder).parents)]
-    if len(kept) < len(found):
-        where = ", ".join(sorted(str(folder / m) for m in masks))
-        logger.warning(
-            f"{len(found) - len(kept)} pictures of {where} are taken for masks of those in images beside it."
-        )
-    return kept
-
-
-def is_mask_folder(path: Path) -> bool:
-    """Whether a folder has a usual name for masks and a folder `images` beside it."""
-    if path.name.lower() not in MASK_FOLDERS or not path.is_dir():
-        return False
-    return any(p.name.lower() == "images" and p.is_dir() for p in path.parent.iterdir())
 
 
 def _dicom_files(folder: Path) -> list[Path]:

@@ -1,0 +1,514 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Which picture of a folder has which mask: splits, roles of folders and names of files, as people keep them."""
+
+import logging
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import PIL.Image
+
+from ..images.formats.opening import GEO, TIFF, VOLUME, ZARR, find_rasters
+from ..images.image_files import SUFFIXES, walk
+from ..images.image_processor import warn_once
+from ..jobs.errors import UserError
+from ..jobs.files import read_json
+
+
+logger = logging.getLogger(__name__)
+
+UNDERSTOOD = (
+    "images/ with masks/ (or labels/, annotations/) of the same names; both with folders train/, val/, test/ above or "
+    "in them; x.jpg beside x_mask.png, x.npy or a mask x.png; Pascal VOC (JPEGImages, SegmentationClass, ImageSets), "
+    "nnU-Net (imagesTr, labelsTr), MMSegmentation (img_dir, ann_dir), Cityscapes (leftImg8bit, gtFine)"
+)
+ALL = "all"  # the split of a folder without splits
+PICTURES = "pictures alone"
+
+_IMAGES = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "imgdir", "photos", "pictures", "inputs")
+_MASKS = (  # the first of those that are there is taken
+    *("masks", "mask", "labels", "label", "segmentationclass", "anndir", "annotations", "annotation", "annot"),
+    *("gtfine", "gt", "groundtruth", "segmentations", "segmentation", "gtcoarse", "targets"),
+)
+_NO_CLASSES = ("segmentationobject", "instanceids")  # masks too, of objects
+_SPLITS = {
+    "train": ("train", "training", "trainset", "trn", "tr"),
+    "validation": ("val", "valid", "validation", "dev", "valset"),
+    "test": ("test", "testing", "testset", "tst", "ts"),
+}
+_CANONICAL = {name: split for split, names in _SPLITS.items() for name in names}
+_SEVERAL = ("trainvaltest", "trainvaltestset", "all", "dir", "png", "raw", "aug")  # said of a folder, and no split
+_MASK_NAMES = (
+    r"(?P<name>.+?)[_.\- ](gt(Fine|Coarse)_labelTrainIds|labelTrainIds)",
+    r"(?P<name>.+?)[_.\- ](gt(Fine|Coarse)_labelIds|labelIds)",
+    r"(?P<name>.+?)[_.\- ]((bin_?)?masks?|labels?|segmentation|seg|gt|ground_?truth|annotations?|manual\d?|L)"
+    r"([_\-]\d+)?",
+    r"(mask|label|seg|gt)[_\- ](?P<name>.+)",
+)
+_NO_CLASS_NAMES = r".+[_.\- ](color|instanceIds|instanceTrainIds|overlay|viz)"
+_IMAGE_NAMES = (
+    r"(?P<name>.+?)[_.\- ](leftImg8bit|image|images|img|sat|training|test|\d{4})",
+    r"(image|img)[_\- ](?P<name>.+)",
+)
+_KNOWN = tuple(sorted({*SUFFIXES, *TIFF, *GEO, *VOLUME, *ZARR, ".npy"}, key=len, reverse=True))
+_TEXT = (".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".log", ".py", ".ini")
+_TEXT += (".geojson", ".parquet", ".arrow", ".tfw", ".jgw", ".pgw", ".rpb", ".db", ".ipynb", ".toml", ".hdr", ".raw")
+_LOSSY = (".jpg", ".jpeg")
+_LOOKED_AT = 8  # files whose content says whether they are masks
+
+Pair: TypeAlias = tuple[Path, Path]
+
+
+@dataclass
+class Layout:
+    """What a folder of pictures, and of masks perhaps, holds.
+
+    Args:
+        folder (`Path`): Where it is.
+        kind (`str`): What it looks like, for people: "images/ and masks/", "pictures alone", ….
+        splits (`dict`): Of each split, by the name that it has there, its pictures with their masks, sorted; of a
+            folder without splits one that is called "all".
+        unmasked (`dict`): Of each split, the pictures without a mask.
+        unused (`list` of `Path`): Masks without a picture, and those of another kind than is read.
+        ignored (`dict`): Files of formats that are not read: how many of each suffix.
+        notes (`list` of `str`): What was guessed or left out, a line each.
+        problems (`list` of `str`): What has no right reading, a sentence each.
+        label_names (`list` of `str`, *optional*), palette (`list`, *optional*): Of the classes, where the layout's own
+            files name them.
+    """
+
+    folder: Path
+    kind: str = PICTURES
+    splits: dict[str, list[Pair]] = field(default_factory=dict)
+    unmasked: dict[str, list[Path]] = field(default_factory=dict)
+    unused: list[Path] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    label_names: list[str] | None = None
+    palette: list[list[int]] | None = None
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether any picture has a mask."""
+        return any(self.splits.values())
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the splits, those of pictures without masks included."""
+        return sorted({*self.splits, *self.unmasked})
+
+    def pictures(self, split: str | None = None) -> list[Path]:
+        """The pictures of a split, or of all, with and without masks, sorted.
+
+        Raises:
+            UserError: There is no such split.
+        """
+        names = self.names if split is None else [self.split(split)]
+        found = [image for name in names for image, _ in self.splits.get(name, [])]
+        return sorted({*found, *(image for name in names for image in self.unmasked.get(name, []))})
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The pictures of a split with their masks.
+
+        Raises:
+            UserError: There is no such split, or one of its pictures has no mask, or none that is surely its own.
+        """
+        if self.problems:
+            raise UserError(f"{self.problems[0]} {self.advice}")
+        name = self.split(split)
+        lonely, found = self.unmasked.get(name, []), self.splits.get(name, [])
+        if lonely:
+            many = f" ({len(lonely)} of {len(lonely) + len(found)} have none)" if len(lonely) > 1 else ""
+            raise UserError(
+                f"{lonely[0]} has no mask of the same name in {self.folder}, read as {self.kind}{many}; add it, or "
+                f"move the picture elsewhere. {self.advice}"
+            )
+        return found
+
+    def split(self, wanted: str) -> str:
+        """The name that a split has in this folder: `val` for `validation`, `train2017` for `train`, ….
+
+        Raises:
+            UserError: There is none, or several; names those that there are.
+        """
+        names = self.names
+        same = [name for name in names if name == wanted] or [n for n in names if n.lower() == wanted.lower()]
+        same = same or [name for name in names if _split_of(wanted) and _split_of(name) == _split_of(wanted)]
+        if len(same) == 1:
+            return same[0]
+        if not same and ALL in names and (len(names) == 1 or _split_of(wanted) == "train"):
+            if len(names) == 1 and wanted not in ("train", ALL):
+                logger.warning(f"{self.folder} has no splits: all of its images are taken for {wanted!r}.")
+            elif len(names) > 1:
+                logger.warning(f"The pictures of {self.folder} that are of no split are taken for {wanted!r}.")
+            return ALL
+        raise UserError(
+            f"The dataset {self.folder} has {'several splits' if same else 'no split'} {wanted!r}; it has "
+            f"{', '.join(map(repr, same or names))}."
+        )
+
+    @property
+    def advice(self) -> str:
+        """Where to look, the last sentence of a refusal."""
+        return f"`diffuseseg inspect {self.folder}` shows what was understood."
+
+    def refusal(self) -> UserError:
+        """The error for a folder without masks that are understood: what is understood, and what was found."""
+        found = f"{len(self.pictures())} pictures" + (f" and {len(self.unused)} masks" if self.unused else "")
+        found += "".join(f", {number} files {suffix}" for suffix, number in list(self.ignored.items())[:5])
+        folders = sorted({p.relative_to(self.folder).parent.as_posix() for p in self._files})
+        return UserError(
+            f"{self.folder} holds {found} in {', '.join(folders[:8]) or 'no folder'}{', …' * (len(folders) > 8)}, and "
+            f"no layout of pictures with masks that is understood: {UNDERSTOOD}; or annotations of other programs "
+            f"(--annotations), or a dataset with columns (Parquet, metadata.csv). {self.advice}"
+        )
+
+    @property
+    def _files(self) -> list[Path]:
+        return [*self.pictures(), *self.unused]
+
+
+@dataclass
+class _File:
+    """A picture or mask, and what its path says."""
+
+    path: Path
+    role: str  # "image", "mask", "other" (a mask that holds no classes) or ""
+    kind: str  # name of the folder that says so
+    split: str
+    place: tuple[str, ...]  # folders above that, without the split
+    inner: tuple[str, ...]  # folders below it, without the split
+
+    @cached_property
+    def name(self) -> str:
+        return bare_name(self.path)
+
+    @property
+    def where(self) -> tuple:
+        return self.split, self.place, self.inner
+
+
+def report(layout: Layout) -> None:
+    """Logs what was guessed or left out of a folder whose pictures are read without their masks, once."""
+    masks = len(layout.unused) + sum(map(len, layout.splits.values()))
+    if masks:
+        warn_once(f"{masks} pictures of {layout.folder} are masks ({layout.kind}), and are left out.")
+    for note in layout.notes:
+        warn_once(note)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The pictures below a folder without masks, sorted; a line says what is left out."""
+    layout = find_layout(folder)
+    report(layout)
+    return layout.pictures()
+
+
+def is_described(folder: Path) -> bool:
+    """Whether a folder says by files of its own how `datasets` reads it: Parquet, metadata with file names, a card."""
+    for here, _, names in walk(folder):
+        for name in names:
+            if name.endswith((".parquet", ".arrow", ".tar")):
+                return True
+            if name in ("metadata.csv", "metadata.jsonl"):
+                with open(here / name, encoding="utf-8", errors="replace") as file:
+                    if "file_name" in file.readline():
+                        return True
+    card = folder / "README.md"
+    return card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace")
+
+
+def bare_name(path: Path) -> str:
+    """Name of a picture without the suffix of its format (`.ome.tif`, `.nii.gz`), as NFC; dots of UIDs stay."""
+    name = unicodedata.normalize("NFC", path.name)
+    suffix = next((s for s in _KNOWN if name.lower().endswith(s)), None)
+    if suffix is None or path.is_dir() and suffix not in ZARR:  # a folder of DICOM slices has any name
+        return name
+    name = name[: -len(suffix)]
+    return name[:-4] if name.lower().endswith((".ome", ".seg")) else name
+
+
+def find_layout(folder: Path) -> Layout:
+    """Looks at a folder: which pictures are in it, in which splits, and which masks are theirs.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Returns:
+        [`Layout`]: Of pictures without masks, one of the kind "pictures alone".
+    """
+    layout = Layout(folder)
+    rasters = find_rasters(folder)
+    files = [_look(path, folder) for path in rasters]
+    for path in _others(folder, rasters):
+        if path.suffix.lower() == ".npy":
+            files.append(_look(path, folder))
+        elif path.suffix.lower() not in _TEXT and not path.name.lower().startswith("thumbs"):
+            layout.ignored[path.suffix.lower() or path.name] = layout.ignored.get(path.suffix.lower(), 0) + 1
+    if layout.ignored:
+        said = ", ".join(f"{number} {suffix}" for suffix, number in sorted(layout.ignored.items()))
+        layout.notes.append(f"Files of {folder} that are not read: {said}.")
+    _places_as_splits(files)
+    images, masks = _by_folder(files, layout) or _beside(files, layout) or (files, [])
+    _match([f for f in images if f.path.suffix.lower() != ".npy"], masks, layout)
+    _read_lists(layout)
+    _read_names(layout)
+    return layout
+
+
+def _others(folder: Path, rasters: Iterable[Path]) -> Iterator[Path]:
+    """The files that are no pictures, nor parts of folders that are pictures."""
+    known = set(rasters)
+    for here, folders, names in walk(folder):
+        folders[:] = [n for n in folders if here / n not in known]
+        if here not in known:
+            yield from (here / n for n in names if here / n not in known)
+
+
+def _look(path: Path, folder: Path) -> _File:
+    """What the folders above a file say of it."""
+    parts = path.relative_to(folder).parts[:-1]
+    said = [_said_by(part) for part in parts]
+    at = next((i for i, (role, _) in enumerate(said) if role), None)
+    split = next((s for _, s in said[: len(parts) if at is None else at + 1] if s), "")
+    if at is None:
+        return _File(path, "", "", split, (), tuple(p for p, (_, s) in zip(parts, said) if not s))
+    place = tuple(p for p, (_, s) in zip(parts[:at], said) if not s)
+    below = at + 1
+    while below < len(parts) and (said[below][0] == said[at][0] or (said[below][1] and not split)):
+        split, below = split or said[below][1], below + 1
+    return _File(path, said[at][0], parts[at], split, place, parts[below:])
+
+
+def _said_by(folder: str) -> tuple[str, str]:
+    """Role and split that the name of a folder states, each empty if it does not."""
+    plain = re.sub(r"[^a-z0-9]", "", folder.lower())
+    if plain in _IMAGES:
+        return "image", ""
+    if plain in _MASKS:
+        return "mask", ""
+    if plain in _NO_CLASSES:
+        return "other", ""
+    if _split_of(folder) and len(plain) > 2:
+        return "", folder
+    for role, names in (("image", _IMAGES), ("mask", _MASKS)):
+        for name in names:
+            rest = plain.removeprefix(name) if plain.startswith(name) else plain.removesuffix(name)
+            if rest != plain and _split_of(rest):
+                return role, _split_of(rest)
+            if rest != plain and rest in _SEVERAL:
+                return role, ""
+    return "", ""
+
+
+def _split_of(name: str) -> str | None:
+    """The usual name of a split: `train` for `Training` or `train2017`."""
+    return _CANONICAL.get(re.sub(r"[^a-z]", "", re.sub(r"\d{4}$", "", name.lower())))
+
+
+def _places_as_splits(files: list[_File]) -> None:
+    """Several folders with images and masks each, and no names of splits, are splits by their own names."""
+    places = {f.place for f in files if f.role}
+    if len(places) > 1 and not any(f.split for f in files):
+        for f in files:
+            f.split = "/".join(f.place)
+
+
+def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_File]] | None:
+    """Pictures and masks by the names of their folders; `None` if those say nothing."""
+    kinds: dict[str, list[_File]] = defaultdict(list)
+    for f in files:
+        if f.role == "mask":
+            kinds[_plain(f.kind)].append(f)
+    images = [f for f in files if f.role == "image"]
+    if not kinds:
+        return None
+    loose = [f for f in files if not f.role and f.path.suffix.lower() != ".npy"]
+    if not images:
+        images = _partners(loose, [f for own in kinds.values() for f in own])
+        if not images:
+            return None
+    taken = min(kinds, key=lambda kind: next((i for i, m in enumerate(_MASKS) if m in kind), len(_MASKS)))
+    rest = [f for kind, own in kinds.items() if kind != taken for f in own]
+    others = [f for f in files if f.role == "other"]
+    if rest:
+        left = ", ".join(sorted({f"{f.kind}/" for f in rest}))
+        layout.notes.append(f"Masks of {layout.folder} are taken from {kinds[taken][0].kind}/, not from {left}.")
+    chosen = {id(f) for f in images}
+    extra = [f for f in loose if id(f) not in chosen]
+    if extra:
+        layout.notes.append(
+            f"{len(extra)} pictures of {layout.folder} are neither in {images[0].kind or 'the'}/ nor masks, and are "
+            f"left out, {extra[0].path} among them."
+        )
+    layout.kind = f"{images[0].kind + '/' if images[0].kind else 'pictures'} and {kinds[taken][0].kind}/"
+    layout.unused += [f.path for f in (*rest, *others)]
+    return images, kinds[taken]
+
+
+def _partners(loose: list[_File], masks: list[_File]) -> list[_File]:
+    """The pictures of folders without a telling name that have the masks' names: photos/ beside masks/."""
+    names = {(m.split, *m.place, *m.inner, key) for m in masks for key in _mask_keys(m)}
+    for drop in (0, 1):  # beside the folder of masks, or in one folder beside it
+        found = [f for f in loose if any((f.split, *f.inner[drop:], key) in names for key in _image_keys(f))]
+        if found:
+            tops = {f.inner[:drop] for f in found}
+            chosen = [f for f in loose if f.inner[:drop] in tops]
+            for f in chosen:
+                f.kind, f.inner = "".join(f.inner[:drop]), f.inner[drop:]
+            return chosen
+    return []
+
+
+def _beside(files: list[_File], layout: Layout) -> tuple[list[_File], list[_File]] | None:
+    """Masks beside their pictures: `.npy`, another name, or another format."""
+    arrays = [f for f in files if f.path.suffix.lower() == ".npy"]
+    pictures = [f for f in files if f.path.suffix.lower() != ".npy" and f.role != "other"]
+    layout.unused += [f.path for f in files if f.role == "other"]
+    if arrays:
+        layout.kind = "pictures with .npy masks beside them"
+        return pictures, arrays
+    names: dict[tuple, list[_File]] = defaultdict(list)
+    for f in pictures:
+        names[(*f.where, f.name)].append(f)
+    named = [f for f in pictures if any((*f.where, key) in names for key in _mask_keys(f) if key != f.name)]
+    if named:
+        layout.kind = f"pictures with masks beside them, such as {named[0].path.name}"
+        chosen = {id(f) for f in named}
+        return [f for f in pictures if id(f) not in chosen], named
+    twice = [own for own in names.values() if len(own) == 2 and len([f for f in own if _is_lossy(f.path)]) == 1]
+    if twice and 2 * len(twice) >= len(names):
+        masks = [f for own in twice for f in own if not _is_lossy(f.path)]
+        if all(_looks_like_mask(f.path) for f in masks[:: -(-len(masks) // _LOOKED_AT)]):
+            layout.kind = f"photos with masks of the same name beside them ({masks[0].path.suffix})"
+            layout.notes.append(f"{masks[0].path.name} and its like are taken for the masks of the photos beside them.")
+            chosen = {id(f) for f in masks}
+            return [f for f in pictures if id(f) not in chosen], masks
+    return None
+
+
+def _is_lossy(path: Path) -> bool:
+    return path.suffix.lower() in _LOSSY
+
+
+def _looks_like_mask(path: Path) -> bool:
+    """Whether a picture has so few values that it is a mask, and no photo."""
+    try:
+        with PIL.Image.open(path) as image:
+            if image.mode in ("1", "P"):
+                return True
+            values = np.asarray(image)
+    except OSError:
+        return False
+    flat = values.reshape(-1, values.shape[2]) if values.ndim == 3 else values.reshape(-1, 1)
+    counts = np.sort(np.unique(flat, axis=0, return_counts=True)[1])[::-1]
+    return len(counts) <= 64 or counts[:16].sum() >= 0.9 * len(flat)  # JPEG noise and smooth edges are few
+
+
+def _plain(folder: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", folder.lower())
+
+
+def _image_keys(f: _File) -> list[str]:
+    """Names that the mask of a picture may have, the likeliest first."""
+    keys = [unicodedata.normalize("NFC", f.path.name), f.name]
+    keys += [found["name"] for pattern in _IMAGE_NAMES if (found := re.fullmatch(pattern, f.name))]
+    return [*keys, ""] if _plain(f.name) in _IMAGES else keys
+
+
+def _mask_keys(f: _File) -> list[str]:
+    """Names that the picture of a mask may have, the likeliest first."""
+    keys = [f.name]
+    keys += [found["name"] for p in _MASK_NAMES if (found := re.fullmatch(p, f.name, re.IGNORECASE))]
+    return [*keys, ""] if _plain(f.name) in _MASKS else keys
+
+
+def _match(images: list[_File], masks: list[_File], layout: Layout) -> None:
+    """Gives each picture its mask; what is not one to one is a problem."""
+    train_ids = any("labeltrainids" in m.name.lower() for m in masks)
+    unread = [m for m in masks if re.fullmatch(_NO_CLASS_NAMES, m.name, re.IGNORECASE)]
+    unread += [m for m in masks if train_ids and m.name.lower().endswith("labelids")]
+    layout.unused += [m.path for m in unread]
+    out = {id(m) for m in unread}
+    by_key: dict[tuple, list[_File]] = defaultdict(list)
+    for m in masks:
+        if id(m) not in out:
+            for rank, key in enumerate(_mask_keys(m)):
+                by_key[(*m.where, key, rank > 0)].append(m)
+    owners: dict[Path, list[_File]] = defaultdict(list)
+    for f in images:
+        keys = [(*f.where, key, changed) for key in _image_keys(f) for changed in (False, True)]
+        own = next((by_key[key] for key in keys if key in by_key), [])
+        split = f.split or ALL
+        if not own:
+            layout.unmasked.setdefault(split, []).append(f.path)
+            continue
+        if len(own) > 1:
+            said = " and ".join(str(m.path) for m in own[:2])
+            layout.problems.append(f"{f.path} has {len(own)} masks, {said}; keep one of them.")
+        owners[own[0].path].append(f)
+        layout.splits.setdefault(split, []).append((f.path, own[0].path))
+    for mask, shared in owners.items():
+        if len(shared) > 1:
+            said = " and ".join(str(f.path) for f in shared[:2])
+            layout.problems.append(f"{said} would share the mask {mask}; give each picture a name of its own.")
+    lonely = [m.path for m in masks if m.path not in owners and id(m) not in out]
+    if lonely and masks:
+        layout.notes.append(f"{len(lonely)} masks of {layout.folder} have no picture, {lonely[0]} among them.")
+    layout.unused += lonely
+
+
+def _read_lists(layout: Layout) -> None:
+    """Splits that text files name, as those of Pascal VOC: a name of a picture in each line."""
+    if set(layout.splits) != {ALL}:
+        return
+    places = ("ImageSets/Segmentation", "ImageSets", "splits", ".")
+    lists = {p.stem: p for at in places[::-1] for p in sorted(layout.folder.glob(f"{at}/*.txt"))}
+    lists |= {p.stem: p for p in sorted(layout.folder.glob("*/*/ImageSets/Segmentation/*.txt"))}
+    of = {bare_name(image): (image, mask) for image, mask in layout.splits[ALL]}
+    lonely = {bare_name(image): image for image in layout.unmasked.get(ALL, [])}
+    splits: dict[str, list[Pair]] = {}
+    unmasked: dict[str, list[Path]] = {}
+    for name, path in lists.items():
+        lines = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        names = [bare_name(Path(unicodedata.normalize("NFC", line))) for line in lines]
+        if name != "trainval" and not _split_of(name) or not any(n in of for n in names):
+            continue
+        splits[name] = sorted({of[n] for n in names if n in of})
+        if missing := [lonely[n] for n in names if n in lonely]:
+            unmasked[name] = missing
+        if lost := [n for n in names if n not in of and n not in lonely]:
+            layout.problems.append(f"{path} names {lost[0]}, and there is no such picture in {layout.folder}.")
+    if splits:
+        listed = {pair for own in splits.values() for pair in own}
+        left = [pair for pair in layout.splits[ALL] if pair not in listed]
+        more = len(left) + len(layout.unmasked.get(ALL, [])) - sum(map(len, unmasked.values()))
+        if more:
+            layout.notes.append(f"{more} pictures of {layout.folder} are in none of the lists of splits.")
+        layout.splits, layout.unmasked = splits, unmasked
+
+
+def _read_names(layout: Layout) -> None:
+    """Names and colours of classes, from the files that nnU-Net and VOC's exporters write."""
+    described = layout.folder / "dataset.json"
+    if described.is_file() and isinstance(read := read_json(described), dict) and isinstance(read.get("labels"), dict):
+        labels = read["labels"]
+        named = {int(v): k for k, v in labels.items() if isinstance(v, int)}
+        named = named or {int(k): v for k, v in labels.items() if k.isdecimal() and isinstance(v, str)}  # version 1
+        named = {i: name for i, name in named.items() if name != "ignore"}
+        if sorted(named) == list(range(len(named))) and len(named) > 1:
+            layout.label_names = [named[i] for i in range(len(named))]
+    colors = layout.folder / "labelmap.txt"
+    if colors.is_file():
+        lines = [line.split(":") for line in colors.read_text().splitlines() if line[:1] not in ("#", "")]
+        found = [(name, color.split(",")) for name, color, *_ in lines if color.count(",") == 2]
+        if found:
+            layout.label_names = [name for name, _ in found]
+            layout.palette = [[int(x) for x in color] for _, color in found]
