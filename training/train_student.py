@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 
 from diffuseseg_diffusers.datasets.augmentation import augment
+from diffuseseg_diffusers.hub.files import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.hub.push import finish_push, prepare_push
-from diffuseseg_diffusers.hub.student_card import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.jobs.command_line import run_script
 from diffuseseg_diffusers.jobs.files import read_json, remove_matching, write_json
 from diffuseseg_diffusers.jobs.hardware import default_device, report_processes

@@ -23,12 +23,10 @@ from ..jobs.hub_errors import explain_hub_error, is_temporary
 from ..pipelines.composed import HEAD
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
-from .cards import CARD, RECORDS, SAMPLES, own_card, png
+from .cards import CARD, SAMPLES, own_card, png
 from .dataset_card import dataset_card, read_parts
-from .files import Upload, collect, without_local_paths
-from .head_card import head_card
-from .model_card import model_card, sample_sheet
-from .student_card import student_card
+from .files import RECORDS, Upload, collect, without_local_paths
+from .model_cards import head_card, pipeline_card, sample_sheet, student_card
 
 
 logger = logging.get_logger(__name__)
@@ -124,23 +122,15 @@ def push_folder(
 
         # 3. The repository, and the commit.
         message = commit_message or f"Upload {upload.kind}"
-        with hub_refusals(f"{folder} cannot be pushed to {repo_id}") as more:
-            return commit_upload(HfApi(token=token), repo_id, upload, card, message, private, create_pr, more)
+        what = f"{folder} cannot be pushed to {repo_id}"
+        return commit_upload(HfApi(token=token), repo_id, upload, card, message, private, create_pr, what)
 
 
 def check_access(repo_id: str, token: str | None, create_pr: bool, what: str) -> str:
-    """Checks repository name and token against the Hub before the long work; creates no repository.
+    """Checks repository name and token against the Hub before the long work; returns the full name.
 
-    The rights of a fine-grained token only show when it pushes.
-
-    Args:
-        repo_id (`str`): Repository, `user/name` or `name`.
-        token (`str`, *optional*): Access token; that of `hf auth login` if not given.
-        create_pr (`bool`): Whether it is for a pull request, which may go to any repository.
-        what (`str`): What fails, for the error.
-
-    Returns:
-        `str`: Full name of the repository.
+    Creates no repository. The rights of a fine-grained token only show when it pushes; a pull request (`create_pr`) may
+    go to any repository. `what` fails, for the error.
 
     Raises:
         UserError: Invalid repository name; or the token is invalid, read-only or of another namespace.
@@ -177,20 +167,14 @@ def hub_refusals(what: str) -> Iterator[list[str]]:
     except UserError:
         raise
     except Exception as error:
-        reason = explain_hub_error(error)
-        if reason is None and isinstance(error, HfHubHTTPError):
-            reason = str(error)
+        reason = explain_hub_error(error) or (str(error) if isinstance(error, HfHubHTTPError) else None)
         if reason is None:
             raise
         raise UserError(" ".join([f"{what}: {reason}.", *more])) from error
 
 
 def prepare_push(config: Any) -> None:
-    """Checks name and token before the long work; the repository itself is made by the push alone.
-
-    Args:
-        config (`Config`): With the fields of `tasks.options.Pushes` and `WritesFolder`.
-    """
+    """Checks name and token before the long work, for a configuration that pushes its output folder."""
     if config.push_to_hub:
         name = config.hub_id or config.output_dir.name
         check_access(name, None, False, f"{config.output_dir} cannot be pushed to {name}")
@@ -223,20 +207,16 @@ def _make_card(
     upload: Upload, folder: Path, loaded: Any, repo_id: str, license: str | None, evaluations: Sequence[Mapping]
 ) -> ModelCard | DatasetCard:
     """The card for what [`_load`] returned; that of a dataset adds a page of images to the upload."""
-    own = own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard)
-    if upload.kind == "pipeline":
-        found = [name for name in RECORDS if (folder / name).is_file()]
-        records = {name: without_local_paths(read_json(folder / name)) for name in found}
-        card = model_card(loaded, repo_id, upload.files, license, evaluations, records, own)
-    elif upload.kind == "head":
-        path = folder / RECORDS[1]
-        fitting = without_local_paths(read_json(path)) if path.is_file() else None
-        card = head_card(loaded, repo_id, license, evaluations, fitting, own)
-    elif upload.kind == "student":
-        card = student_card(folder, repo_id, license, own)
-    else:
-        card = dataset_card(upload.root, repo_id, upload.files, loaded, license, own)
-    return card
+    given = (repo_id, license, own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard))
+    if upload.kind == "dataset":
+        return dataset_card(upload.root, upload.files, loaded, *given)
+    if upload.kind == "student":
+        return student_card(folder, *given)
+    paths = [folder / name for name in RECORDS]
+    training, fitting = (without_local_paths(read_json(path)) if path.is_file() else {} for path in paths)
+    if upload.kind == "head":
+        return head_card(loaded, fitting, evaluations, *given)
+    return pipeline_card(loaded, upload.files, training, fitting, evaluations, *given)
 
 
 def commit_upload(
@@ -247,27 +227,30 @@ def commit_upload(
     message: str,
     private: bool | None,
     create_pr: bool,
-    more: list[str],
+    what: str,
 ) -> str:
     """Creates the repository if needed, and uploads everything in one commit; returns its address.
 
     If the Hub refuses the commit, a repository that was created here and is empty is removed, except after temporary
-    errors, where the next push resumes. `more` gets a sentence about it.
+    errors, where the next push resumes.
+
+    Raises:
+        UserError: The Hub refuses it; says `what` failed, why, and what became of the repository.
     """
-    _validate_card(api, repo_id, card, upload.repo_type)
-    upload.files[CARD] = str(card).encode()
-    operations = [CommitOperationAdd(name, content) for name, content in sorted(upload.files.items())]
-    is_new = _make_repository(api, repo_id, upload.repo_type, private)
-    try:
-        commit = api.create_commit(
-            repo_id, operations, commit_message=message, repo_type=upload.repo_type, create_pr=create_pr
-        )
-    except Exception as error:
-        if is_new and is_temporary(error):
-            more.append(f"The repository {repo_id} was made and is still empty; the next push resumes there.")
-        elif is_new:
-            more.append(_remove_empty(api, repo_id, upload.repo_type))
-        raise
+    with hub_refusals(what) as more:
+        _validate_card(api, repo_id, card, upload.repo_type)
+        upload.files[CARD] = str(card).encode()
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(upload.files.items())]
+        is_new = _make_repository(api, repo_id, upload.repo_type, private)
+        try:
+            options = {"commit_message": message, "repo_type": upload.repo_type, "create_pr": create_pr}
+            commit = api.create_commit(repo_id, operations, **options)
+        except Exception as error:
+            if is_new and is_temporary(error):
+                more.append(f"The repository {repo_id} was made and is still empty; the next push resumes there.")
+            elif is_new:
+                more.append(_remove_empty(api, repo_id, upload.repo_type))
+            raise
     return commit.pr_url or commit.commit_url
 
 

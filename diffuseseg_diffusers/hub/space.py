@@ -18,7 +18,7 @@ from ..jobs.errors import UserError
 from ..jobs.install import requirements_of
 from ..labeling.pictures import find_pictures
 from .files import Upload, collect
-from .push import check_access, commit_upload, hub_refusals
+from .push import check_access, commit_upload
 
 
 PACKAGE = "diffuseseg_diffusers"
@@ -61,13 +61,11 @@ def push_labeling_space(
 
     Args:
         repo_id (`str`): Space, `user/name`; made if it is not there.
-        model (`str`): Folder of a pipeline, which is uploaded, or its name on the Hub.
+        model (`str`), revision (`str`, *optional*), base_model (`str`, *optional*): As in [`load_pipeline`]; the folder
+            of a pipeline is uploaded.
         images (`Path`): Folder with the pictures.
-        classes (sequence of `str`, *optional*): Classes to begin with.
-        recipe (`str`, defaults to `"default"`): Recipe of the head.
+        classes (sequence of `str`, *optional*), recipe (`str`, defaults to `"default"`): As in `diffuseseg app`.
         private (`bool`, defaults to `True`): Whether a new Space is private; who sees it sees its pictures.
-        revision (`str`, *optional*): Of a model on the Hub.
-        base_model (`str`, *optional*): As in [`load_pipeline`].
         token (`str`, *optional*): The one that you logged in with if not given.
 
     Returns:
@@ -103,11 +101,8 @@ def push_labeling_space(
             files |= {f"model/{name}": content for name, content in upload.files.items()}
         repo_id = check_access(repo_id, token, False, what)
         card = space_card(repo_id, None if local else model, len(found))
-        with hub_refusals(what) as more:
-            upload = Upload("space", images, files)
-            return commit_upload(
-                HfApi(token=token), repo_id, upload, card, "Upload labelling page", private, False, more
-            )
+        upload, message = Upload("space", images, files), "Upload labelling page"
+        return commit_upload(HfApi(token=token), repo_id, upload, card, message, private, False, what)
 
 
 def space_card(repo_id: str, model: str | None, num_pictures: int) -> SpaceCard:
@@ -131,9 +126,8 @@ def space_card(repo_id: str, model: str | None, num_pictures: int) -> SpaceCard:
 
 def pinned_requirements() -> list[str]:
     """What the page needs, `name==version`, in the versions that are installed here."""
-    wanted = [one.name for one in requirements_of("app", base=True)]
-    versions = {name: importlib.metadata.version(name).split("+")[0] for name in wanted}  # no "+cpu"
-    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+    names = sorted(one.name for one in requirements_of("app", base=True))
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]  # no "+cpu"
 
 
 def package_files() -> dict[str, Path | bytes]:

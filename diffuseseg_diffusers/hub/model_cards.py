@@ -1,0 +1,247 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The cards of pipelines, heads and students: what is known about them, and nothing else."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from diffusers import DDIMScheduler
+from diffusers.utils import make_image_grid
+from huggingface_hub import EvalResult, ModelCard
+
+from ..features.pixel_unet import image_size
+from ..figures.pages import samples_page
+from ..heads.ensemble import PixelClassifierEnsemble
+from ..images.image_processor import default_palette, unnamed_classes
+from ..jobs.files import read_json
+from ..pipelines.pixel import DiffuseSegPipeline
+from ..students.unets import RECORD as UNET_RECORD
+from .cards import SAMPLES, describe_duration, describe_images, describe_machine, figure_image, hex_color, render
+from .files import CURVES, STUDENT_RECORD
+
+
+TAGS = ["diffuseseg", "ddpm", "label-efficient-segmentation"]
+SEGMENTS = "semantic-segmentation"
+GENERATES = "unconditional-image-generation"
+SAMPLE_STEPS = 50
+WITHOUT_PROMPT = ("DiTPipeline", "LDMPipeline", "ConsistencyModelPipeline")
+
+
+def pipeline_card(
+    pipe: DiffuseSegPipeline,
+    files: Mapping[str, Path | bytes],
+    training: Mapping,
+    fitting: Mapping,
+    evaluations: Sequence[Mapping],
+    repo_id: str,
+    license: str | None,
+    own: ModelCard | None,
+) -> ModelCard:
+    """The card of a pipeline.
+
+    Args:
+        pipe ([`DiffuseSegPipeline`]): What is described.
+        files (mapping): What goes with it.
+        training, fitting (mapping): Content of `training_state.json` and `head_training.json`, empty if not there.
+        evaluations (sequence of `dict`), license (`str`, *optional*): See [`push_folder`].
+        repo_id (`str`): Where it will be.
+        own (`ModelCard`, *optional*): What the user wrote, see [`render`].
+    """
+    unet, head = pipe.unet, None if pipe.segmentation_head is None else pipe.segmentation_head.config
+    height, width = image_size(unet)
+    kind = "grey-scale images" if unet.config.in_channels == 1 else "colour images"
+    facts = {
+        "U-Net": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} million parameters, "
+        f"{len(unet.config.block_out_channels)} levels",
+        "noise schedule": f"{pipe.scheduler.config.num_train_timesteps} timesteps, "
+        f"{pipe.scheduler.config.beta_schedule}, predicts {pipe.scheduler.config.prediction_type}",
+        "unlabelled images": describe_images(training.get("dataset"), None),
+    }
+    if training:
+        precision = training["mixed_precision"]
+        facts["training of the U-Net"] = (
+            f"{training['step']:,} steps, {training['images_seen']:,} images in "
+            f"{describe_duration(training['seconds'])}"
+            + (f", mixed precision {precision}" if precision != "no" else "")
+        )
+        facts["hardware for that"] = describe_machine(training)
+    if base := fitting.get("model_on_hub"):
+        facts["U-Net from"] = f"[{base}](https://huggingface.co/{base})"
+    return _render(
+        "model_card.md",
+        {
+            "pipeline_tag": "image-segmentation" if head else GENERATES,
+            "tags": [*TAGS, SEGMENTS if head else GENERATES],
+            "base_model": base,
+        },
+        facts | _fitting_facts(head, fitting) if head else facts,
+        [training.get("dataset"), fitting.get("dataset")],
+        [*evaluations, *_validation(fitting)],
+        *(repo_id, license, own),
+        head=head,
+        image_kind=f"{kind} of {width} × {height} pixels" + (" and any other size" if head else ""),
+        carries_code="pipeline_diffuseseg.py" in files,
+        classes=list(zip(pipe.label_names, map(hex_color, pipe.palette))) if head else [],
+        samples=SAMPLES if SAMPLES in files else None,
+        samples_made=f"{SAMPLE_STEPS} steps of DDIM, seed 0",
+        curves=CURVES if CURVES in files else None,
+        figures=[(Path(name).stem.replace("-", " "), name) for name in files if name.startswith("analysis/")],
+    )
+
+
+def head_card(
+    head: PixelClassifierEnsemble,
+    fitting: Mapping,
+    evaluations: Sequence[Mapping],
+    repo_id: str,
+    license: str | None,
+    own: ModelCard | None,
+) -> ModelCard:
+    """The card of a head alone, which names the `base` of its config; other arguments as in [`pipeline_card`]."""
+    config, base = head.config, head.config.base
+    facts = {
+        "base": f"[{base['model']}](https://huggingface.co/{base['model']})"
+        + (f", commit {base['revision']}" if base["revision"] else ""),
+        "images are read at": f"{' × '.join(map(str, reversed(config.image_size)))} pixels",
+        "prompt": "the null prompt" if config.prompt is None else config.prompt,
+    }
+    names = config.label_names or unnamed_classes(config.num_classes)
+    palette = config.palette or default_palette(config.num_classes)
+    return _render(
+        "head_card.md",
+        {"tags": [*TAGS, SEGMENTS], "base_model": base["model"], "base_model_relation": "adapter"},
+        facts | _fitting_facts(config, fitting),
+        [fitting.get("dataset")],
+        [*evaluations, *_validation(fitting)],
+        *(repo_id, license, own),
+        head=config,
+        base=base,
+        takes_prompt=base["pipeline"] not in WITHOUT_PROMPT,
+        classes=list(zip(names, map(hex_color, palette))),
+    )
+
+
+def student_card(folder: Path, repo_id: str, license: str | None = None, own: ModelCard | None = None) -> ModelCard:
+    """The card of a student that `train-student` left in a folder; other arguments as in [`pipeline_card`]."""
+    record, config = read_json(folder / STUDENT_RECORD), read_json(folder / "config.json")
+    dataset, real, unlabeled = (record.get(f"{kind}_dataset") for kind in ("train", "real", "unlabeled"))
+    is_unet = (folder / UNET_RECORD).is_file()
+    if is_unet:
+        classes, network = read_json(folder / UNET_RECORD)["label_names"], config["_class_name"]
+    else:
+        classes = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+        network = config["architectures"][0]
+    validation = record["validation_mean_iou"]
+    facts = {
+        "network": f"{network}, {record['parameters'] / 1e6:.1f} million parameters",
+        "weights at the start": record["start"],
+        "images with masks": describe_images(dataset, record["num_images"]) if dataset else None,
+        "and real ones": describe_images(real, record.get("num_real_images")),
+        "images without labels": describe_images(unlabeled, record.get("num_unlabeled_images")),
+        "their soft targets": f"by {record['teacher']}" if record.get("teacher") else None,
+        "class of a pixel": "the one that raises mean IoU most, with DiffuseSeg; the likeliest, with other libraries"
+        if record.get("decisions")
+        else None,
+        "training": f"{len(record['epochs'])} epochs in {describe_duration(record['seconds'])}",
+        "mean IoU on held-out training data": None if validation is None else f"{validation:.4f}",
+        "hardware": describe_machine(record),
+    }
+    return _render(
+        "student_card.md",
+        {
+            "library_name": "diffusers" if is_unet else "transformers",
+            "tags": ["diffuseseg", SEGMENTS],
+            "base_model": record.get("model_on_hub"),
+        },
+        facts,
+        [dataset, real, unlabeled],
+        [record["evaluation"]] if record.get("evaluation") else [],
+        *(repo_id, license, own),
+        model_type="U-Net" if is_unet else config["model_type"],
+        is_unet=is_unet,
+        decisions=record.get("decisions"),
+        labelled=dataset is not None or real is not None,
+        distilled=unlabeled is not None,
+        classes=[(name, None) for name in classes],
+        synthetic=record["synthetic"],
+    )
+
+
+def sample_sheet(pipe: DiffuseSegPipeline, count: int) -> PIL.Image.Image:
+    """Images that the pipeline generates with DDIM from seed 0, with their masks and overlays if it has a head."""
+    pipe = DiffuseSegPipeline(pipe.unet, DDIMScheduler.from_config(pipe.scheduler.config), pipe.segmentation_head)
+    pipe.set_progress_bar_config(desc="Samples for the card", leave=False)
+    output = pipe(count, num_inference_steps=SAMPLE_STEPS, generator=torch.Generator().manual_seed(0))
+    if output.masks is None:
+        columns = max(c for c in range(1, int(count**0.5) + 1) if count % c == 0)
+        return make_image_grid(output.images, rows=columns, cols=count // columns)
+    return figure_image(samples_page(output.images, output.masks, pipe.label_names, pipe.palette))
+
+
+def _render(
+    template: str,
+    data: Mapping[str, Any],
+    facts: Mapping[str, str | None],
+    datasets: Iterable[Mapping | None],
+    evaluations: Sequence[Mapping],
+    repo_id: str,
+    license: str | None,
+    own: ModelCard | None,
+    **values: Any,
+) -> ModelCard:
+    """A card with what all cards of models state: datasets that are on the Hub, results, and a table of facts."""
+    used = [*datasets, *(e.get("dataset") for e in evaluations)]
+    data = {
+        "library_name": "diffusers",
+        "pipeline_tag": "image-segmentation",
+        "datasets": list(dict.fromkeys(d["name"] for d in used if d and d.get("on_hub"))) or None,
+        "metrics": ["mean_iou", "accuracy"] if evaluations else None,
+        "model_name": repo_id.split("/")[-1],
+        "eval_results": [result for e in evaluations for result in _eval_results(e)] or None,
+        **data,
+    }
+    return render(ModelCard, template, data, repo_id, license, own, evaluations=evaluations, facts=facts, **values)
+
+
+def _validation(fitting: Mapping) -> list[dict]:
+    """What `fit` measured on images that it held out, if anything."""
+    return [{**fitting["validation"], "is_validation": True}] if fitting.get("validation") else []
+
+
+def _fitting_facts(config: Mapping, fitting: Mapping) -> dict[str, str | None]:
+    """Rows about a segmentation head, from its config and the record of its fitting, which may be empty."""
+    how = None
+    if "seconds" in fitting:
+        how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
+        how = f"{describe_duration(fitting['seconds'])}, {how}"
+    return {
+        "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
+        "segmentation head": f"{config['num_members']} members on blocks {', '.join(map(str, config['blocks']))} at "
+        f"timesteps {', '.join(map(str, config['timesteps']))}",
+        "class of a pixel": "the one that raises mean IoU most" if config.get("decisions") else None,
+        "fitting of the head": how,
+        "hardware for fitting": describe_machine(fitting),
+    }
+
+
+def _eval_results(metrics: Mapping) -> list[EvalResult]:
+    """Metrics that `diffuseseg evaluate` wrote, in the Hub's form."""
+    data = metrics.get("dataset") or {"name": "labelled images"}
+    values = [("mean_iou", "Mean IoU", metrics["mean_iou"]), ("accuracy", "Pixel accuracy", metrics["pixel_accuracy"])]
+    values += [("iou", f"IoU of {name}", iou) for name, iou in metrics["per_class_iou"].items()]
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=data["name"],
+            dataset_name=data["name"],
+            dataset_config=data.get("config"),
+            dataset_split=data.get("split"),
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(float(value), 4),
+        )
+        for kind, name, value in values
+        if value is not None
+    ]
