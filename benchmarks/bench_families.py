@@ -149,14 +149,14 @@ def floor(extractor: DenoiserFeatureExtractor, images: torch.Tensor) -> None:
     condition = {k: v.expand(len(steps), *v.shape[1:]) for k, v in extractor.condition().items()}
     arguments = extractor.arguments(latents.repeat(len(extractor.timesteps), 1, 1, 1), steps, condition)
     tap = {t.index: t for t in extractor.taps}[max(extractor.blocks, key=lambda b: extractor.shares()[b])]
-    module = extractor.denoiser.get_submodule(tap.module)
+    module = extractor.model.get_submodule(tap.module)
 
     def leave(*_):
         raise LastTapReached
 
     hook = module.register_forward_pre_hook(leave) if tap.of_input else module.register_forward_hook(leave)
     try:
-        extractor.denoiser(**arguments, return_dict=False)
+        extractor.model(**arguments, return_dict=False)
     except LastTapReached:
         pass
     finally:

@@ -2,20 +2,23 @@
 """The protocol of features: what can be tapped, images in, activations out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..jobs.errors import NotFiniteError, UserError
-from .noise import PAPER_TIMESTEPS, NoiseSchedule, paper_schedule
+from .dry_run import hooked
+from .noise import PAPER_TIMESTEPS, BetaSchedule, NoiseSchedule
 
 
 Block: TypeAlias = int | str  # what a block is called: its number, or the name of a module
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Tap:
         module (`str`): Name of the module whose output it is, for `model.get_submodule`.
         channels (`int`): Channels of the activation.
         stride (`int`): Pixels of the image for one of the activation, along each axis.
-        of_input (`bool`, defaults to `False`): Whether it is what goes into the module, and not what comes out.
+        of_input (`bool`, defaults to `False`): Whether it is the input of the module instead.
         share (`float`, *optional*): Fraction of forward FLOPs before the tap, if known.
     """
 
@@ -48,8 +51,7 @@ class FeatureInfo:
     Args:
         block (`int` or `str`): Number or name of the tap, [`Tap.index`].
         timestep (`int`): Diffusion timestep of the noised image; 0 for models without noise.
-        channels (`int`): Channels of the activation.
-        height (`int`), width (`int`): Its resolution in pixels.
+        channels (`int`), height (`int`), width (`int`): Shape of the activation.
     """
 
     block: int | str
@@ -81,7 +83,8 @@ class LastTapReached(Exception):
 class FeatureExtractor(ABC):
     """A frozen model as a source of pixel features: a choice of its taps and, for diffusion models, of noise levels.
 
-    A family of models is a subclass in a file of its own and a line in `features/families.py`.
+    A family of models is a subclass in a file of its own and a line in `features/families.py`. Its constructor sets
+    `model`, `origin` and `settings`.
 
     Args:
         taps (sequence of [`Tap`]): All that can be tapped.
@@ -94,6 +97,8 @@ class FeatureExtractor(ABC):
             timestep 0 alone.
 
     Attributes:
+        model (`torch.nn.Module`): Whose activations are read.
+        origin (`tuple`), settings (`dict`): Arguments of the constructor before and after `blocks` and `timesteps`.
         share_noise (`bool`), noise_seed (`int`): How noise is drawn; see [`DecoderFeatureExtractor`].
         prompt (`str`, *optional*): What conditions the model; the family's null prompt if none.
         numbers (`list[int]`): Of the taps that have one.
@@ -102,9 +107,13 @@ class FeatureExtractor(ABC):
         UserError: A block or timestep does not exist, is given twice, or none is given.
     """
 
+    model: Any
+    origin: tuple
+    settings: dict[str, Any]
     share_noise: bool = True
     noise_seed: int = 0
     prompt: str | None = None
+    _shapes: Mapping[Any, Sequence[int]] | None = None  # of activations, `[N,c,h,w]`, where strides do not tell them
 
     def __init__(
         self,
@@ -149,20 +158,37 @@ class FeatureExtractor(ABC):
         """
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
         """Of the activations."""
+        return self.model.dtype
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Of the activations."""
+        return self.settings["device"] or self.model.device
 
-    @abstractmethod
     def choose(
         self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
     ) -> "FeatureExtractor":
-        """A copy with other blocks or timesteps; `None` keeps the current choice."""
+        """A copy with other blocks or timesteps; `None` keeps the current choice.
+
+        Args:
+            blocks (sequence of `int` or `str`, *optional*), timesteps (sequence of `int`, *optional*): The new choice.
+            **options: `up_blocks`, of a U-Net, in place of `blocks`; others of the constructor.
+
+        Raises:
+            UserError: As the constructor.
+        """
+        if (up_blocks := options.pop("up_blocks", None)) is not None:
+            blocks = self.up_block_outputs(up_blocks)
+        blocks = self.blocks if blocks is None else blocks
+        timesteps = self.timesteps if timesteps is None else timesteps
+        family: Any = type(self)
+        return family(*self.origin, blocks, timesteps, **{**self.settings, **options})
+
+    def up_block_outputs(self, up_blocks: Sequence[int]) -> tuple[int, ...]:
+        """Numbers of the outputs of whole up-blocks; raises for models that have none."""
+        raise UserError(f"{type(self.model).__name__} has no up-blocks; give `blocks`.")
 
     @abstractmethod
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -182,15 +208,17 @@ class FeatureExtractor(ABC):
         """
         if self.schedule is None:
             return (0,)
-        paper = paper_schedule()
+        paper = BetaSchedule(DDPMScheduler())
         return tuple(dict.fromkeys(self.schedule.timestep(paper.ratio(t)) for t in of_1000))
 
-    def check_size(self, height: int, width: int) -> None:  # noqa: B027 (a family may take every size)
+    def check_size(self, height: int, width: int) -> None:
         """Refuses image sizes that the model cannot take.
 
         Raises:
             UserError: Names the nearest size that it takes.
         """
+        if (height, width) != self.size:
+            raise UserError(f"This extractor reads images of {self.size[0]} × {self.size[1]}, got {height} × {width}.")
 
     def shares(self) -> dict[Block, float | None]:
         """Fraction of forward FLOPs before each tap; `None` if unknown."""
@@ -210,26 +238,25 @@ class FeatureExtractor(ABC):
         """
         height, width = height or self.size[0], width or self.size[1]
         self.check_size(height, width)
-        taps = [self._by_index[block] for block in self.blocks]
-        return [
-            FeatureInfo(tap.index, t, tap.channels, height // tap.stride, width // tap.stride)
-            for t in self.timesteps
-            for tap in taps
-        ]
+        shapes = {}
+        for block in self.blocks:
+            tap = self._by_index[block]
+            strided = (tap.channels, height // tap.stride, width // tap.stride)
+            shapes[block] = strided if self._shapes is None else self._shapes[block][1:]
+        return [FeatureInfo(block, t, *shapes[block]) for t in self.timesteps for block in self.blocks]
 
     @abstractmethod
     def __call__(
-        self,
-        images: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
     ) -> Features:
         """Extracts the activations of a batch of images.
 
         Args:
             images (`torch.Tensor`): `[N, C, H, W]` in [-1, 1], `C` the extractor's `in_channels`.
-            class_labels (`torch.Tensor`, *optional*): `[N]`, for class-conditional models.
-            generator (`torch.Generator` or list of one per image, *optional*): Of noise that is drawn anew.
+            class_labels (`torch.Tensor`, *optional*): `[N]`, for class-conditional U-Nets on pixels; class 0 if not
+                given.
+            generator (`torch.Generator` or list of one per image, *optional*): Of the noise with `share_noise=False`;
+                images are drawn one after another, so the batch size does not change what an image gets.
 
         Returns:
             [`Features`]
@@ -239,9 +266,53 @@ class FeatureExtractor(ABC):
             NotFiniteError: An activation is not finite; names its block and timestep.
         """
 
-    def draw_noise(
-        self, images: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> torch.Tensor:
+    def _info_of(self, images: torch.Tensor) -> list[FeatureInfo]:
+        """Of the activations of a batch of images, which are checked."""
+        _, c, height, width = images.shape
+        if c != self.in_channels:
+            raise UserError(f"The images have {c} channels, but the model takes {self.in_channels}.")
+        return self.feature_info(height, width)
+
+    def _noised_pass(
+        self,
+        samples: torch.Tensor,
+        generator: Generators,
+        call: Callable[[torch.Tensor, torch.Tensor], Any],
+        last: Block,
+        info: list[FeatureInfo],
+    ) -> Features:
+        """Noises samples `[N, C, H, W]` to every timestep and runs the model once, up to block `last`.
+
+        `call(noisy, timesteps)` runs it on `[T*N, C, H, W]` and `[T*N]`; entry t * N + i is sample i at timestep t.
+        """
+        n, steps = len(samples), len(self.timesteps)
+        noise = self.draw_noise(samples, generator)  # [T*N,C,H,W]
+        timesteps = torch.tensor(self.timesteps, device=self.device).repeat_interleave(n)  # [T*N]
+        noisy = self.schedule.add_noise(samples.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,C,H,W]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.reading(stop_at=last) as seen:
+                call(noisy, timesteps)
+        except LastTapReached:
+            pass
+        finally:
+            self.model.train(was_training)
+        # Timestep-major, as in the published code.
+        maps = {block: self.as_map(out, samples.shape[-2:]).unflatten(0, (steps, n)) for block, out in seen.items()}
+        activations = [maps[i.block][self.timesteps.index(i.timestep)] for i in info]
+        return self.check_finite(Features(activations=activations, info=info))
+
+    def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
+        """What a tap sees as a map `[N, channels, h, w]`; of a tuple the first tensor.
+
+        Args:
+            output (`torch.Tensor` or tuple): As the module returns it.
+            grid (two `int`): Height and width of what the model takes.
+        """
+        return output[0] if isinstance(output, tuple) else output
+
+    def draw_noise(self, images: torch.Tensor, generator: Generators) -> torch.Tensor:
         """The noise of a batch `[N, C, H, W]`: `[T*N, C, H, W]` for `T` timesteps, on the device of the images."""
         n, *shape = images.shape
         steps = len(self.timesteps)
@@ -255,26 +326,21 @@ class FeatureExtractor(ABC):
         return torch.stack(drawn, dim=1).flatten(0, 1)
 
     @contextmanager
-    def reading(self, model: torch.nn.Module, stop_at: int | str | None = None) -> Iterator[dict[Block, Any]]:
+    def reading(self, stop_at: Block | None = None) -> Iterator[dict[Block, Any]]:
         """Hooks the taps; yields `{block: output}`, filled by every forward pass within the context.
 
-        Hooks are removed on exit.
-
         Args:
-            model (`torch.nn.Module`): The model that the taps are places of.
             stop_at (`int` or `str`, *optional*): The block behind which the pass ends, with [`LastTapReached`], which
                 the caller has to catch.
         """
         seen: dict[Block, Any] = {}
-        with ExitStack() as hooks:
-            for block in self.blocks:
-                tap = self._by_index[block]
-                module = model.get_submodule(tap.module)
-                hook = _reader(seen, block, tap.of_input, block == stop_at)
-                if tap.of_input:
-                    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-                else:
-                    hooks.callback(module.register_forward_hook(hook).remove)
+
+        def see(block: Block, output: Any) -> None:
+            seen[block] = output
+            if block == stop_at:
+                raise LastTapReached
+
+        with hooked(self.model, {block: self._by_index[block] for block in self.blocks}, see):
             yield seen
 
     def check_finite(self, features: Features) -> Features:
@@ -291,15 +357,31 @@ class FeatureExtractor(ABC):
         return features
 
 
+def check_multiple(height: int, width: int, multiple: int) -> None:
+    """Raises [`UserError`], naming the nearest size that works, unless both are multiples."""
+    if height % multiple or width % multiple:
+        near = " × ".join(str(max(multiple, round(x / multiple) * multiple)) for x in (height, width))
+        raise UserError(
+            f"This model takes sizes that are multiples of {multiple}, got {height} × {width}; the nearest is {near}."
+        )
+
+
+def refuse_prompt(model: Any, prompt: str | None) -> None:
+    """Raises [`UserError`] if a prompt is given to a model that takes none."""
+    if prompt is not None:
+        raise UserError(f"{type(model).__name__} takes no prompt; leave it out.")
+
+
+def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size in a config."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def relative_blocks(of_18: Iterable[int], total: int) -> tuple[int, ...]:
-    """Decoder blocks at the same relative depth as some of the paper's 18.
+    """Decoder blocks, of `total`, at the same relative depth as some of the paper's 18.
 
     Where a block of the paper falls between two, both are read: the one in which its middle lies, and the nearest by
     number. 6, 7, 12, 15 of 18 are 4, 5, 8, 10 of 12, and 2, 3, 5, 6, 7 of 8.
-
-    Args:
-        of_18 (iterable of `int`): Of a U-Net with 18 blocks.
-        total (`int`): Decoder blocks of the other one.
     """
     found = {where for b in of_18 for where in (int((b + 0.5) * total / 18), round(b * total / 18))}
     return tuple(sorted({min(where, total - 1) for where in found}))
@@ -308,15 +390,3 @@ def relative_blocks(of_18: Iterable[int], total: int) -> tuple[int, ...]:
 def ordered(blocks: Iterable[Block]) -> tuple[Block, ...]:
     """Numbers ascending, then names: the order in which features are concatenated."""
     return tuple(sorted(blocks, key=lambda block: (isinstance(block, str), block)))
-
-
-def _reader(seen: dict[Block, Any], block: int | str, of_input: bool, stop: bool):
-    def hook(module: torch.nn.Module, args: tuple, other: Any) -> None:  # `other`: keyword arguments, or the output
-        if of_input:
-            seen[block] = args[0] if args else other["hidden_states"]
-        else:
-            seen[block] = other
-        if stop:
-            raise LastTapReached
-
-    return hook

@@ -4,17 +4,19 @@
 import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ..jobs.errors import UserError
-from .base import Block, FeatureExtractor, FeatureInfo, Features, LastTapReached, Tap
+from .base import Block, FeatureExtractor, Features, Generators, Tap, both_sides, check_multiple
 from .dry_run import Place, dry_run
 from .latents import encode_latents, latent_stride
 from .noise import noise_schedule
 from .weights import state_of
 
+
+Condition: TypeAlias = dict[str, torch.Tensor]  # what conditions a pass, by the name of the denoiser's argument
 
 # What is known of each denoiser: its taps by size; its conditioning by prompt and size, with the state of the encoders.
 _DESCRIBED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -31,7 +33,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
     Args:
         pipe (`DiffusionPipeline`): With the denoiser, its autoencoder, scheduler and text encoders.
         blocks (sequence of `int` or `str`, *optional*):
-            Numbers of blocks, or names of modules as in `denoiser.named_modules()`, such as
+            Numbers of blocks, or names of modules as in `model.named_modules()`, such as
             `up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`.
         timesteps (sequence of `int`, *optional*): Of the model's own schedule; see [`NoiseSchedule`].
         share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0): As in [`DecoderFeatureExtractor`].
@@ -44,6 +46,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
     """
 
     component = "transformer"  # name of the denoiser in the pipeline
+    attention = "attn1"  # name of the layer in a transformer block whose input is tapped: normalised and modulated
     conditional_first = False  # which half of a batch under classifier-free guidance has the prompt
 
     def __init__(
@@ -57,15 +60,17 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         prompt: str | None = None,
         device: torch.device | None = None,
     ):
-        self.pipe, self.vae = pipe, autoencoder(pipe)
+        self.pipe, self.origin = pipe, (pipe,)
+        self.settings = dict(share_noise=share_noise, noise_seed=noise_seed, size=size, prompt=prompt, device=device)
+        self.share_noise, self.noise_seed, self.prompt = share_noise, noise_seed, prompt
+        self.vae = getattr(pipe, "vae", None) or pipe.vqvae
         denoiser = getattr(pipe, self.component)
-        self.denoiser = getattr(denoiser, "_orig_mod", denoiser)  # hooks and an early end would break compiled graphs
-        hidden = getattr(self.denoiser.config, "encoder_hid_dim_type", None)
-        if hidden == IP_ADAPTER or getattr(self.denoiser, "image_proj", None) is not None:
+        self.model = getattr(denoiser, "_orig_mod", denoiser)  # hooks and an early end would break compiled graphs
+        hidden = getattr(self.model.config, "encoder_hid_dim_type", None)
+        if hidden == IP_ADAPTER or getattr(self.model, "image_proj", None) is not None:
             raise UserError(
                 "This pipeline has an IP-Adapter, which conditions it on an image; call `unload_ip_adapter()` first."
             )
-        self.share_noise, self.noise_seed, self.prompt, self._device = share_noise, noise_seed, prompt, device
         self._vae_stride = latent_stride(self.vae)
         if self.vae.config.latent_channels != self.latent_channels:
             raise UserError(
@@ -75,30 +80,26 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         height, width = size or self.own_size()
         self.size = (height, width)
         self.check_size(height, width)
-        self._shapes: dict[Block, torch.Size] = {}
         taps = self._described(tuple(b for b in blocks or () if isinstance(b, str)))
-        super().__init__(
-            taps, blocks, timesteps, self.size, self.vae.config.in_channels, noise_schedule(pipe.scheduler)
-        )
+        channels = self.vae.config.in_channels
+        super().__init__(taps, blocks, timesteps, self.size, channels, noise_schedule(pipe.scheduler))
 
     # What a family says.
 
-    @abstractmethod
     def places(self) -> list[Place]:
         """Of the blocks that have numbers, in their order."""
+        depth = len(self.model.transformer_blocks)
+        return [Place(f"transformer_blocks.{i}.{self.attention}", True) for i in range(depth)]
 
     @abstractmethod
-    def encode_condition(self) -> dict[str, torch.Tensor]:
+    def encode_condition(self) -> Condition:
         """Conditioning of every pass from the pipeline's text encoders: tensors `[1, ...]` by name."""
 
     @abstractmethod
-    def stand_in(self) -> dict[str, torch.Tensor]:
+    def stand_in(self) -> Condition:
         """Tensors of the shapes of [`~DenoiserFeatureExtractor.encode_condition`], by the configs alone."""
 
-    @abstractmethod
-    def arguments(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
+    def arguments(self, latents: torch.Tensor, timesteps: torch.Tensor, condition: Condition) -> dict[str, Any]:
         """The arguments of the denoiser, as its pipeline gives them.
 
         Args:
@@ -106,20 +107,26 @@ class DenoiserFeatureExtractor(FeatureExtractor):
             timesteps (`torch.Tensor`): `[N]`, of the schedule.
             condition (`dict`): Of [`~DenoiserFeatureExtractor.encode_condition`], `[N, ...]`.
         """
+        return {"hidden_states": latents, "timestep": timesteps, **condition}
 
-    @abstractmethod
     def own_size(self) -> tuple[int, int]:
         """Height and width in pixels that the model was made for."""
+        height, width = both_sides(self.model.config.sample_size)
+        return height * self._vae_stride, width * self._vae_stride
 
     @property
     def latent_channels(self) -> int:
         """Channels of the latents that the denoiser takes."""
-        return self.denoiser.config.in_channels
+        return self.model.config.in_channels
 
     @property
     def patch_size(self) -> int:
         """Pixels of the latents for a token, along each axis; 1 for U-Nets."""
-        return self.denoiser.config.patch_size
+        return self.model.config.patch_size
+
+    def latent_multiple(self) -> int:
+        """What height and width of the latents are multiples of."""
+        return self.patch_size
 
     # What all share.
 
@@ -127,99 +134,51 @@ class DenoiserFeatureExtractor(FeatureExtractor):
     def of(cls, pipe: Any, **choice: Any) -> "DenoiserFeatureExtractor":
         return cls(pipe, **choice)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device or self.denoiser.device
-
-    def choose(
-        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
-    ) -> "DenoiserFeatureExtractor":
-        given = dict(share_noise=self.share_noise, noise_seed=self.noise_seed, size=self.size, prompt=self.prompt)
-        if (up_blocks := options.pop("up_blocks", None)) is not None:
-            blocks = self.up_block_outputs(up_blocks)
-        blocks = self.blocks if blocks is None else blocks
-        timesteps = self.timesteps if timesteps is None else timesteps
-        return type(self)(self.pipe, blocks, timesteps, **{**given, "device": self._device, **options})
-
-    def up_block_outputs(self, up_blocks: Sequence[int]) -> list[int]:
-        """Numbers of the outputs of whole up-blocks; refused by what has none."""
-        raise UserError(f"{type(self.denoiser).__name__} has no up-blocks; give `blocks`.")
-
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
         """Of a transformer the blocks at a third, a half and two thirds of its depth, whatever the recipe."""
-        total = len(self.numbers)
-        return tuple(sorted({round(total * part) for part in (1 / 3, 1 / 2, 2 / 3)}))
+        return tuple(sorted({round(len(self.numbers) * part) for part in (1 / 3, 1 / 2, 2 / 3)}))
 
     def check_size(self, height: int, width: int) -> None:
-        multiple = self._vae_stride * self.patch_size
-        if height % multiple or width % multiple:
-            near = " × ".join(str(max(multiple, round(x / multiple) * multiple)) for x in (height, width))
-            raise UserError(
-                f"This model takes sizes that are multiples of {multiple}, got {height} × {width}; the nearest is "
-                f"{near}."
-            )
-        if (height, width) != self.size:
-            raise UserError(f"This extractor reads images of {self.size[0]} × {self.size[1]}, got {height} × {width}.")
-
-    def feature_info(self, height: int | None = None, width: int | None = None) -> list[FeatureInfo]:
-        self.check_size(height or self.size[0], width or self.size[1])
-        return [FeatureInfo(b, t, *self._shapes[b][1:]) for t in self.timesteps for b in self.blocks]
+        check_multiple(height, width, self._vae_stride * self.latent_multiple())
+        super().check_size(height, width)
 
     @torch.no_grad()
     def __call__(
-        self,
-        images: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
     ) -> Features:
-        n, c, height, width = images.shape
-        if c != self.in_channels:
-            raise UserError(f"The images have {c} channels, but the autoencoder takes {self.in_channels}.")
-        info = self.feature_info(height, width)
-        device, steps = self.device, len(self.timesteps)
+        info, total = self._info_of(images), len(self.timesteps) * len(images)
+        latents = encode_latents(self.vae, images.to(self.device, torch.float32))  # [N,c,h,w]
+        condition = {}
+        for name, value in self.condition().items():  # all but ids and masks in the denoiser's precision
+            value = value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            condition[name] = value.expand(total, *value.shape[1:])
 
-        # 1. Latents, noised to every timestep; batch entry t * N + i is image i at timestep t.
-        latents = encode_latents(self.vae, images.to(device, torch.float32))  # [N,c,h,w]
-        noise = self.draw_noise(latents, generator)  # [T*N,c,h,w]
-        timesteps = torch.tensor(self.timesteps, device=device).repeat_interleave(n)  # [T*N]
-        noisy = self.schedule.add_noise(latents.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,c,h,w]
-        condition = {k: self._cast(v).expand(steps * n, *v.shape[1:]) for k, v in self.condition().items()}
+        def call(noisy: torch.Tensor, timesteps: torch.Tensor) -> None:
+            self.model(**self.arguments(noisy, timesteps, condition), return_dict=False)
 
-        # 2. One pass that ends at the last tap.
-        was_training = self.denoiser.training
-        self.denoiser.eval()
-        try:
-            with self.reading(self.denoiser, stop_at=self._last()) as seen:
-                self.denoiser(**self.arguments(noisy, timesteps, condition), return_dict=False)
-        except LastTapReached:
-            pass
-        finally:
-            self.denoiser.train(was_training)
-
-        # 3. Maps, timesteps apart.
-        maps = {block: self.as_map(output, noisy.shape[-2:]).unflatten(0, (steps, n)) for block, output in seen.items()}
-        activations = [maps[i.block][self.timesteps.index(i.timestep)] for i in info]
-        return self.check_finite(Features(activations=activations, info=info))
+        last = max(self.blocks, key=lambda block: (self._order[block], str(block)))
+        return self._noised_pass(latents, generator, call, last, info)
 
     @torch.no_grad()  # with gradients, attention takes other kernels, which round differently in bfloat16
-    def condition(self) -> dict[str, torch.Tensor]:
+    def condition(self) -> Condition:
         """What conditions every pass, `[1, ...]` by name.
 
         Encoded once, so that text encoders can be freed then, and anew when a text encoder or tokenizer is another one
         or its weights or adapters changed.
         """
-        known, key = _CONDITIONS.setdefault(self.denoiser, {}), (self.prompt, self.size)
-        state = self._encoders_state()
+        known, key = _CONDITIONS.setdefault(self.model, {}), (self.prompt, self.size)
+        encoders = {n: c for n, c in self.pipe.components.items() if n.startswith(("text_encoder", "tokenizer"))}
+        state = {
+            name: state_of(part) if name.startswith("text_encoder") else (weakref.ref(part), len(part))
+            for name, part in encoders.items()
+            if part is not None
+        }
         made, by = known.get(key, (None, {}))
         if made is None or any(by.get(name) != own for name, own in state.items()):
             try:
                 made = self.encode_condition()
             except (AttributeError, TypeError) as error:
-                gone = [n for n, c in self.pipe.components.items() if n.startswith("text_encoder") and c is None]
+                gone = [name for name, part in encoders.items() if name.startswith("text_encoder") and part is None]
                 if not gone:
                     raise
                 raise UserError(
@@ -228,16 +187,6 @@ class DenoiserFeatureExtractor(FeatureExtractor):
                 ) from error
             known[key] = made, state
         return made
-
-    def _encoders_state(self) -> dict[str, Any]:
-        """The state of the text encoders and tokenizers that are there."""
-        found: dict[str, Any] = {}
-        for name, part in self.pipe.components.items():
-            if part is not None and name.startswith("text_encoder"):
-                found[name] = state_of(part)
-            elif part is not None and name.startswith("tokenizer"):
-                found[name] = (weakref.ref(part), len(part))
-        return found
 
     def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
         """What a tap sees as a map `[N, channels, h, w]`: itself, or the tokens of the image in their places.
@@ -273,17 +222,9 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         given = kwargs["timestep"] if "timestep" in kwargs else args[1]
         return float(torch.as_tensor(given).flatten()[0])
 
-    def _cast(self, value: torch.Tensor) -> torch.Tensor:
-        """A tensor of the conditioning on the denoiser's device and, but for ids and masks, in its precision."""
-        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-
-    def _last(self) -> int | str:
-        """The last block in execution order."""
-        return max(self.blocks, key=lambda block: (self._order[block], str(block)))
-
     def _described(self, names: tuple[str, ...]) -> list[Tap]:
         """All numbered taps and those of the given names, by a dry run."""
-        known, key = _DESCRIBED.setdefault(self.denoiser, {}), (type(self), self.size, names)
+        known, key = _DESCRIBED.setdefault(self.model, {}), (type(self), self.size, names)
         if key not in known:
             known[key] = self._describe(names)
         taps, self._shapes, self._order = known[key]
@@ -292,32 +233,22 @@ class DenoiserFeatureExtractor(FeatureExtractor):
     @torch.no_grad()
     def _describe(self, names: tuple[str, ...]) -> tuple[list[Tap], dict, dict]:
         places: dict[Block, Place] = {**dict(enumerate(self.places())), **{name: Place(name) for name in names}}
-        modules = dict(self.denoiser.named_modules())
+        modules = dict(self.model.named_modules())
         for name in names:
             if name not in modules:
-                raise UserError(f"{type(self.denoiser).__name__} has no module {name!r}; `diffuseseg taps` lists some.")
+                raise UserError(f"{type(self.model).__name__} has no module {name!r}; `diffuseseg taps` lists some.")
         grid = self.latent_grid(*self.size)
 
         def arguments() -> dict[str, Any]:
             latents, timesteps = torch.zeros(1, self.latent_channels, *grid), torch.zeros(1, dtype=torch.long)
             return self.arguments(latents, timesteps, {k: v.to("meta") for k, v in self.stand_in().items()})
 
-        seen = dry_run(self.denoiser, places, arguments)
+        seen = dry_run(self.model, places, arguments)
         for index in places.keys() - seen.keys():
-            raise UserError(f"A pass of {type(self.denoiser).__name__} does not run {places[index].module}.")
+            raise UserError(f"A pass of {type(self.model).__name__} does not run {places[index].module}.")
         shapes = {index: self.as_map(sighting.output, grid).shape for index, sighting in seen.items()}
         taps = [
             Tap(i, p.module, shapes[i][1], self.size[0] // shapes[i][2], p.of_input, seen[i].share)
             for i, p in places.items()
         ]
-        return taps, shapes, {index: sighting.order for index, sighting in seen.items()}
-
-
-def autoencoder(pipe: Any) -> torch.nn.Module:
-    """The autoencoder of a latent diffusion pipeline."""
-    return getattr(pipe, "vae", None) or pipe.vqvae
-
-
-def both_sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a config's `sample_size`."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return taps, shapes, {index: order for order, index in enumerate(seen)}

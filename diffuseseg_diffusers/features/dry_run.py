@@ -1,7 +1,8 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Shape and FLOP inference on the meta device."""
+"""Hooks on the places where activations are read, and shape and FLOP inference there on the meta device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tap is: the output of a module, or what goes into it."""
+    """Where a tap is: the output of a module, or its input."""
 
     module: str
     of_input: bool = False
@@ -19,17 +20,37 @@ class Place:
 
 @dataclass(frozen=True)
 class Sighting:
-    """Output of a tap in a dry run.
-
-    Args:
-        output: Tensors of the meta device, which have shapes and no content.
-        order (`int`): How many taps were reached before.
-        share (`float`): Fraction of forward FLOPs before the tap.
-    """
+    """Output of a tap in a dry run, without content, and the fraction of forward FLOPs before it."""
 
     output: Any
-    order: int
     share: float
+
+
+@contextmanager
+def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Calls `see(key, value)` whenever a forward pass within the context reaches a place.
+
+    Args:
+        model (`torch.nn.Module`): The model; its hooks are removed at the end.
+        places (mapping): Of any key, with the fields of [`Place`].
+        see (`Callable`): Gets the module's output or input.
+    """
+    with ExitStack() as hooks:
+        for key, place in places.items():
+            module = model.get_submodule(place.module)
+            if place.of_input:
+
+                def before(module: Any, args: tuple, kwargs: dict, key: Any = key) -> None:
+                    see(key, args[0] if args else kwargs["hidden_states"])
+
+                hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            else:
+
+                def after(module: Any, args: tuple, output: Any, key: Any = key) -> None:
+                    see(key, output)
+
+                hooks.callback(module.register_forward_hook(after).remove)
+        yield
 
 
 @torch.no_grad()
@@ -44,26 +65,17 @@ def dry_run(
         arguments (`Callable`): Makes the arguments of the pass; called with the meta device as the default.
 
     Returns:
-        `dict`: What is seen at each place; a place that the pass does not run is missing.
+        `dict`: What is seen at each place, in the order of the pass; places that it does not run are missing.
     """
     with torch.device("meta"):
         twin = type(model).from_config(dict(model.config)).to("meta").eval()
         given = arguments()
     seen: dict[int | str, tuple[Any, int]] = {}
-
-    def watch(key: int | str, output: Any) -> None:
-        seen[key] = (output, counter.get_total_flops())
-
-    for key, place in places.items():
-        module = twin.get_submodule(place.module)
-        if place.of_input:
-            module.register_forward_pre_hook(
-                lambda m, args, kwargs, key=key: watch(key, args[0] if args else kwargs["hidden_states"]),
-                with_kwargs=True,
-            )
-        else:
-            module.register_forward_hook(lambda m, args, output, key=key: watch(key, output))
     with FlopCounterMode(display=False) as counter:
-        twin(**given, return_dict=False)
-    total = counter.get_total_flops()
-    return {key: Sighting(output, order, done / total) for order, (key, (output, done)) in enumerate(seen.items())}
+
+        def see(key: int | str, output: Any) -> None:
+            seen[key] = (output, counter.get_total_flops())
+
+        with hooked(twin, places, see):
+            twin(**given, return_dict=False)
+    return {key: Sighting(output, done / counter.get_total_flops()) for key, (output, done) in seen.items()}

@@ -26,13 +26,10 @@ FAMILIES: dict[tuple[str, str, str | None], str] = {
 
 
 def find_family(components: Mapping[str, Any]) -> type[FeatureExtractor]:
-    """The family that a pipeline's components belong to.
-
-    Args:
-        components (mapping): Of a pipeline, by name, as `DiffusionPipeline.components`.
+    """The family that a pipeline's components, by name, belong to.
 
     Raises:
-        UserError: The components match no known family; names them and the families.
+        UserError: They match no known family; names them and the families.
     """
     for (component, kind, other), where in FAMILIES.items():
         model = components.get(component)
@@ -41,7 +38,5 @@ def find_family(components: Mapping[str, Any]) -> type[FeatureExtractor]:
             module, name = where.split(":")
             return getattr(importlib.import_module(f".{module}", __package__), name)
     found = ", ".join(f"{name} ({type(value).__name__})" for name, value in components.items())
-    known = dict.fromkeys(
-        f"{component} ({kind}{f' with a {other}' if other else ''})" for component, kind, other in FAMILIES
-    )
+    known = [f"{component} ({kind}{f' with a {other}' if other else ''})" for component, kind, other in FAMILIES]
     raise UserError(f"A pipeline of {found} gives no features that are known here; one with {' or '.join(known)} does.")

@@ -34,7 +34,12 @@ def encode_latents(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         if upcast:
             vae.to(dtype=dtype)
         vae.train(was_training)
-    return scale_latents(vae.config, latents_of(encoded).float())
+    latents, config = latents_of(encoded).float(), vae.config
+    mean, std, factor = config.get("latents_mean"), config.get("latents_std"), config.get("scaling_factor") or 1.0
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(x, device=latents.device).view(1, -1, 1, 1) for x in (mean, std))
+        return (latents - mean) * factor / std
+    return (latents - (config.get("shift_factor") or 0.0)) * factor
 
 
 def latents_of(encoded: Any) -> torch.Tensor:
@@ -42,12 +47,3 @@ def latents_of(encoded: Any) -> torch.Tensor:
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.mode()
     return encoded.latents if hasattr(encoded, "latents") else encoded.latent
-
-
-def scale_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the denoiser sees them, by what the autoencoder's config says of their mean and scale."""
-    mean, std, factor = config.get("latents_mean"), config.get("latents_std"), config.get("scaling_factor") or 1.0
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(x, device=latents.device).view(1, -1, 1, 1) for x in (mean, std))
-        return (latents - mean) * factor / std
-    return (latents - (config.get("shift_factor") or 0.0)) * factor

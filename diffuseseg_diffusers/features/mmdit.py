@@ -9,41 +9,31 @@ from typing import Any
 import torch
 
 from ..jobs.errors import UserError
-from .denoiser import DenoiserFeatureExtractor, both_sides
+from .denoiser import Condition, DenoiserFeatureExtractor
 from .dry_run import Place
 
 
 class SD3FeatureExtractor(DenoiserFeatureExtractor):
     """[`SD3Transformer2DModel`]; block `i` is what the image's attention reads: normalised and modulated."""
 
-    def places(self) -> list[Place]:
-        return [Place(f"transformer_blocks.{i}.attn", True) for i in range(len(self.denoiser.transformer_blocks))]
+    attention = "attn"
 
-    def encode_condition(self) -> dict[str, torch.Tensor]:
+    def encode_condition(self) -> Condition:
         embeds, _, pooled, _ = self.pipe.encode_prompt(
             self.prompt or "", None, None, device=self.device, do_classifier_free_guidance=False
         )
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
-    def stand_in(self) -> dict[str, torch.Tensor]:
-        config = self.denoiser.config
+    def stand_in(self) -> Condition:
+        config = self.model.config
         return {
             "encoder_hidden_states": torch.zeros(1, 333, config.joint_attention_dim),
             "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
         }
 
-    def arguments(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
-        return {"hidden_states": latents, "timestep": timesteps, **condition}
-
-    def own_size(self) -> tuple[int, int]:
-        height, width = both_sides(self.denoiser.config.sample_size)
-        return height * self._vae_stride, width * self._vae_stride
-
     def check_size(self, height: int, width: int) -> None:
         super().check_size(height, width)
-        limit = self.denoiser.config.pos_embed_max_size * self.patch_size * self._vae_stride
+        limit = self.model.config.pos_embed_max_size * self.patch_size * self._vae_stride
         if max(height, width) > limit:
             near = " × ".join(str(min(x, limit)) for x in (height, width))
             raise UserError(f"This model takes up to {limit} pixels a side, got {height} × {width}; give {near}.")
@@ -56,31 +46,29 @@ class FluxFeatureExtractor(DenoiserFeatureExtractor):
     pipeline's default guidance scale, 3.5.
     """
 
+    attention = "attn"
     patch_size = 2  # packed before the denoiser sees the latents
 
     @property
     def latent_channels(self) -> int:
-        return self.denoiser.config.in_channels // 4
+        return self.model.config.in_channels // 4
 
     def places(self) -> list[Place]:
-        names = [f"transformer_blocks.{i}.attn" for i in range(len(self.denoiser.transformer_blocks))]
-        names += [f"single_transformer_blocks.{i}.attn" for i in range(len(self.denoiser.single_transformer_blocks))]
-        return [Place(name, True) for name in names]
+        single = range(len(self.model.single_transformer_blocks))
+        return [*super().places(), *(Place(f"single_transformer_blocks.{i}.attn", True) for i in single)]
 
-    def encode_condition(self) -> dict[str, torch.Tensor]:
+    def encode_condition(self) -> Condition:
         embeds, pooled, _ = self.pipe.encode_prompt(self.prompt or "", None, device=self.device)
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
-    def stand_in(self) -> dict[str, torch.Tensor]:
-        config = self.denoiser.config
+    def stand_in(self) -> Condition:
+        config = self.model.config
         return {
             "encoder_hidden_states": torch.zeros(1, 512, config.joint_attention_dim),
             "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
         }
 
-    def arguments(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
+    def arguments(self, latents: torch.Tensor, timesteps: torch.Tensor, condition: Condition) -> dict[str, Any]:
         n, c, height, width = latents.shape
         packed = latents.view(n, c, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)  # [N,h/2,w/2,C,2,2]
         places = torch.zeros(height // 2, width // 2, 3, device=latents.device, dtype=latents.dtype)
@@ -94,7 +82,7 @@ class FluxFeatureExtractor(DenoiserFeatureExtractor):
             "txt_ids": torch.zeros(text.shape[1], 3, device=text.device, dtype=text.dtype),
             **condition,
         }
-        if self.denoiser.config.guidance_embeds:
+        if self.model.config.guidance_embeds:
             made["guidance"] = torch.full((n,), 3.5, device=latents.device, dtype=torch.float32)
         return made
 

@@ -54,11 +54,8 @@ class NoiseSchedule(ABC):
 class BetaSchedule(NoiseSchedule):
     """A table of ᾱ: `x_t = √ᾱ x + √(1 - ᾱ) noise` (Ho et al., NeurIPS 2020), whatever the sampler.
 
-    Multistep samplers look timesteps up in their own schedule, and would noise to another level whenever it lacks one;
-    Euler's `add_noise` and `scale_model_input` together give the same as this.
-
-    Args:
-        scheduler: With `alphas_cumprod`.
+    Multistep samplers would noise to another level whenever their own schedule lacks a timestep; Euler's `add_noise`
+    and `scale_model_input` together give the same as this.
     """
 
     def __init__(self, scheduler: Any):
@@ -80,9 +77,6 @@ class FlowSchedule(NoiseSchedule):
 
     `FlowMatchEulerDiscreteScheduler.scale_noise` is not called: it looks timesteps up by equality in the schedule of
     the last sampling.
-
-    Args:
-        scheduler: Its `num_train_timesteps` says how timesteps count.
     """
 
     def __init__(self, scheduler: Any):
@@ -98,11 +92,7 @@ class FlowSchedule(NoiseSchedule):
 
 
 class ConsistencySchedule(NoiseSchedule):
-    """Consistency models: `(x + σ noise) / √(σ² + σ_data²)`, with `t = 250 ln σ` (Song et al., ICML 2023).
-
-    Args:
-        scheduler (`CMStochasticIterativeScheduler`): Says the range of σ, and the data's standard deviation.
-    """
+    """Consistency models: `(x + σ noise) / √(σ² + σ_data²)`, with `t = 250 ln σ` (Song et al., ICML 2023)."""
 
     def __init__(self, scheduler: Any):
         config = scheduler.config
@@ -127,11 +117,8 @@ def noise_schedule(scheduler: Any) -> NoiseSchedule:
     kind, config = type(scheduler).__name__, scheduler.config
     if kind == "CMStochasticIterativeScheduler":
         return ConsistencySchedule(scheduler)
-    if (
-        kind.startswith("FlowMatch")
-        or config.get("use_flow_sigmas")
-        or config.get("prediction_type") == "flow_prediction"
-    ):
+    flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if flow or kind.startswith("FlowMatch"):
         return FlowSchedule(scheduler)
     if hasattr(scheduler, "alphas_cumprod"):
         return BetaSchedule(scheduler)
@@ -139,8 +126,3 @@ def noise_schedule(scheduler: Any) -> NoiseSchedule:
         f"The noise of {kind} is not known here; known are schedules of betas (DDPM, DDIM, Euler, DPM-Solver, …), flow "
         f"matching, and consistency models."
     )
-
-
-def paper_schedule() -> NoiseSchedule:
-    """The linear schedule of 1,000 steps that the paper's timesteps count."""
-    return BetaSchedule(DDPMScheduler())

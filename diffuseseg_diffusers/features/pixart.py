@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from .denoiser import DenoiserFeatureExtractor, both_sides
-from .dry_run import Place
+from .denoiser import Condition, DenoiserFeatureExtractor
 
 
 class PixArtFeatureExtractor(DenoiserFeatureExtractor):
@@ -18,10 +17,7 @@ class PixArtFeatureExtractor(DenoiserFeatureExtractor):
     The null prompt is the empty one. Models that know the size of images are told the one at which they are read.
     """
 
-    def places(self) -> list[Place]:
-        return [Place(f"transformer_blocks.{i}.attn1", True) for i in range(len(self.denoiser.transformer_blocks))]
-
-    def encode_condition(self) -> dict[str, torch.Tensor]:
+    def encode_condition(self) -> Condition:
         embeds, mask, _, _ = self.pipe.encode_prompt(
             self.prompt or "", do_classifier_free_guidance=False, num_images_per_prompt=1, device=self.device
         )
@@ -34,27 +30,21 @@ class PixArtFeatureExtractor(DenoiserFeatureExtractor):
 
     @property
     def _knows_size(self) -> bool:
-        return self.denoiser.config.sample_size == 128  # as its pipeline tells it
+        return self.model.config.sample_size == 128  # as its pipeline tells it
 
-    def stand_in(self) -> dict[str, torch.Tensor]:
+    def stand_in(self) -> Condition:
         made = {
-            "encoder_hidden_states": torch.zeros(1, 120, self.denoiser.config.caption_channels),
+            "encoder_hidden_states": torch.zeros(1, 120, self.model.config.caption_channels),
             "encoder_attention_mask": torch.ones(1, 120),
         }
         if self._knows_size:
             made |= {"resolution": torch.zeros(1, 2), "aspect_ratio": torch.zeros(1, 1)}
         return made
 
-    def arguments(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
+    def arguments(self, latents: torch.Tensor, timesteps: torch.Tensor, condition: Condition) -> dict[str, Any]:
         known = {name: condition.get(name) for name in ("resolution", "aspect_ratio")}
         text = {name: condition[name] for name in ("encoder_hidden_states", "encoder_attention_mask")}
         return {"hidden_states": latents, "timestep": timesteps, **text, "added_cond_kwargs": known}
-
-    def own_size(self) -> tuple[int, int]:
-        height, width = both_sides(self.denoiser.config.sample_size)
-        return height * self._vae_stride, width * self._vae_stride
 
 
 class SanaFeatureExtractor(PixArtFeatureExtractor):
@@ -62,17 +52,13 @@ class SanaFeatureExtractor(PixArtFeatureExtractor):
 
     _knows_size = False
 
-    def encode_condition(self) -> dict[str, torch.Tensor]:
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            self.prompt or "", do_classifier_free_guidance=False, num_images_per_prompt=1, device=self.device
-        )
-        return {"encoder_hidden_states": embeds.to(self.dtype), "encoder_attention_mask": mask}
+    def encode_condition(self) -> Condition:
+        made = super().encode_condition()
+        return made | {"encoder_hidden_states": made["encoder_hidden_states"].to(self.dtype)}
 
-    def arguments(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
-        scaled = timesteps * self.denoiser.config.timestep_scale
-        return {"hidden_states": latents, "timestep": scaled, **condition}
+    def arguments(self, latents: torch.Tensor, timesteps: torch.Tensor, condition: Condition) -> dict[str, Any]:
+        scaled = timesteps * self.model.config.timestep_scale
+        return DenoiserFeatureExtractor.arguments(self, latents, scaled, condition)
 
     def timestep_of(self, args: tuple, kwargs: dict[str, Any]) -> float:
-        return super().timestep_of(args, kwargs) / self.denoiser.config.timestep_scale
+        return super().timestep_of(args, kwargs) / self.model.config.timestep_scale

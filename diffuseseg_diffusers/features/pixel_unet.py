@@ -6,6 +6,7 @@ noised to a few late timesteps, one U-Net pass per timestep predicts the noise, 
 blocks are the representation of its pixels.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,17 @@ import torch
 from diffusers import SchedulerMixin, UNet2DModel
 
 from ..jobs.errors import UserError
-from .base import Block, FeatureExtractor, Features, LastTapReached, Tap, relative_blocks
+from .base import (
+    Block,
+    FeatureExtractor,
+    Features,
+    Generators,
+    Tap,
+    both_sides,
+    check_multiple,
+    refuse_prompt,
+    relative_blocks,
+)
 from .dry_run import Place, dry_run
 from .noise import noise_schedule
 
@@ -21,40 +32,41 @@ from .noise import noise_schedule
 PAPER_BLOCKS = (5, 6, 7, 8, 12)
 
 
-def num_decoder_blocks(unet: UNet2DModel) -> int:
-    """Number of decoder blocks: `L * (layers_per_block + 1)` for `L` levels."""
-    return len(unet.config.block_out_channels) * (unet.config.layers_per_block + 1)
-
-
-def up_block_outputs(unet: UNet2DModel, up_blocks: Sequence[int]) -> tuple[int, ...]:
-    """Decoder-block numbers of the outputs of whole up-blocks: `k * (layers_per_block + 1) + layers_per_block`.
+def up_block_outputs(unet: UNet2DModel, up_blocks: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Decoder-block numbers of the outputs of whole up-blocks, of all if none are given.
 
     Raises:
         UserError: An up-block does not exist.
     """
-    levels = len(unet.config.block_out_channels)
-    for k in up_blocks:
-        if not 0 <= k < levels:
-            raise UserError(f"Up-block {k} does not exist: this U-Net has up-blocks 0 to {levels - 1}.")
-    layers = unet.config.layers_per_block
-    return tuple(k * (layers + 1) + layers for k in up_blocks)
+    ends = [end - 1 for end in itertools.accumulate(len(up_block.resnets) for up_block in unet.up_blocks)]
+    for k in up_blocks or ():
+        if not 0 <= k < len(ends):
+            raise UserError(f"Up-block {k} does not exist: this U-Net has up-blocks 0 to {len(ends) - 1}.")
+    return tuple(ends) if up_blocks is None else tuple(ends[k] for k in up_blocks)
+
+
+def decoder_places(unet: torch.nn.Module) -> list[Place]:
+    """All decoder blocks of a U-Net, the deepest first."""
+    places = []
+    for level, up_block in enumerate(unet.up_blocks):
+        layers = len(up_block.resnets)  # U-Nets may have another number of them at each level
+        # `AttnSkipUpBlock2D` has a single attention, after its last residual layer.
+        paired = len(getattr(up_block, "attentions", None) or ()) == layers
+        kind = "attentions" if paired else "resnets"
+        places += [Place(f"up_blocks.{level}.{kind}.{layer}") for layer in range(layers - 1)]
+        places.append(Place(f"up_blocks.{level}"))
+    return places
 
 
 def decoder_taps(unet: UNet2DModel) -> list[Tap]:
-    """All decoder blocks of a U-Net, the deepest first."""
-    channels = unet.config.block_out_channels[::-1]
-    levels, layers = len(channels), unet.config.layers_per_block
+    """All decoder blocks of a U-Net on pixels, the deepest first."""
+    channels, layers = unet.config.block_out_channels[::-1], unet.config.layers_per_block
     taps = []
-    for block in range(num_decoder_blocks(unet)):
+    for block, place in enumerate(decoder_places(unet)):
         level, layer = divmod(block, layers + 1)
-        upsampled = layer == layers and level < levels - 1 and not _upsamples_first(unet)
-        up_block, module = unet.up_blocks[level], f"up_blocks.{level}"
-        if layer < layers:
-            # `AttnSkipUpBlock2D` has a single attention, after its last residual layer.
-            attentions = getattr(up_block, "attentions", None)
-            paired = attentions and len(attentions) == len(up_block.resnets)
-            module += f".{'attentions' if paired else 'resnets'}.{layer}"
-        taps.append(Tap(block, module, channels[level], 2 ** (levels - 1 - level - upsampled)))
+        finer = len(channels) - 1 - level  # levels
+        upsampled = layer == layers and finer > 0 and not _upsamples_first(unet)
+        taps.append(Tap(block, place.module, channels[level], 2 ** (finer - upsampled)))
     return taps
 
 
@@ -121,113 +133,53 @@ class DecoderFeatureExtractor(FeatureExtractor):
         size: tuple[int, int] | None = None,
         device: torch.device | None = None,
     ):
-        if up_blocks is not None:
-            blocks = up_block_outputs(unet, up_blocks)
-        self.unet, self.scheduler = unet, scheduler
-        self.share_noise, self.noise_seed, self._device = share_noise, noise_seed, device
-        super().__init__(
-            decoder_taps(unet),
-            blocks,
-            timesteps,
-            size or image_size(unet),
-            unet.config.in_channels,
-            noise_schedule(scheduler),
-        )
+        self.model, self.origin = unet, (unet, scheduler)
+        self.settings = dict(share_noise=share_noise, noise_seed=noise_seed, size=size, device=device)
+        self.share_noise, self.noise_seed = share_noise, noise_seed
+        blocks = blocks if up_blocks is None else up_block_outputs(unet, up_blocks)
+        size, channels = size or image_size(unet), unet.config.in_channels
+        super().__init__(decoder_taps(unet), blocks, timesteps, size, channels, noise_schedule(scheduler))
 
     @classmethod
     def of(cls, pipe: Any, **choice: Any) -> "DecoderFeatureExtractor":
-        if choice.pop("prompt", None) is not None:
-            raise UserError(f"{type(pipe.unet).__name__} takes no prompt; leave it out.")
+        refuse_prompt(pipe.unet, choice.pop("prompt", None))
         return cls(pipe.unet, pipe.scheduler, **choice)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device or self.unet.device
-
-    def choose(
-        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
-    ) -> "DecoderFeatureExtractor":
-        given = dict(share_noise=self.share_noise, noise_seed=self.noise_seed, size=self.size, device=self._device)
-        blocks = self.blocks if blocks is None else blocks
-        timesteps = self.timesteps if timesteps is None else timesteps
-        return type(self)(self.unet, self.scheduler, blocks, timesteps, **{**given, **options})
+    def up_block_outputs(self, up_blocks: Sequence[int]) -> tuple[int, ...]:
+        return up_block_outputs(self.model, up_blocks)
 
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
-        total = num_decoder_blocks(self.unet)
         if of_18 is not None:
-            return relative_blocks(of_18, total)
-        if total == 18:
-            return PAPER_BLOCKS
-        return up_block_outputs(self.unet, range(len(self.unet.config.block_out_channels)))
+            return relative_blocks(of_18, len(self.taps))
+        return PAPER_BLOCKS if len(self.taps) == 18 else up_block_outputs(self.model)
 
     def shares(self) -> dict[Block, float | None]:
         def arguments() -> dict[str, Any]:
             images = torch.zeros(1, self.in_channels, *self.size)
-            return {"sample": images, "timestep": 0, "class_labels": default_class_labels(self.unet, 1, images.device)}
+            return {"sample": images, "timestep": 0, "class_labels": default_class_labels(self.model, 1, images.device)}
 
         places: dict[Block, Place] = {tap.index: Place(tap.module) for tap in self.taps}
-        return {index: sighting.share for index, sighting in dry_run(self.unet, places, arguments).items()}
+        return {index: sighting.share for index, sighting in dry_run(self.model, places, arguments).items()}
 
     def check_size(self, height: int, width: int) -> None:
-        check_image_size(self.unet, height, width)
+        check_image_size(self.model, height, width)
 
     @torch.no_grad()
     def __call__(
-        self,
-        images: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
     ) -> Features:
-        """Extracts the activations of a batch of images; see [`FeatureExtractor`].
-
-        Args:
-            images (`torch.Tensor`): `[N, C, H, W]` in [-1, 1], `C` the U-Net's `in_channels`.
-            class_labels (`torch.Tensor`, *optional*):
-                `[N]`, for class-conditional U-Nets; see [`default_class_labels`] for the default.
-            generator (`torch.Generator` or list of one per image, *optional*):
-                Of the noise when `share_noise=False`; images are drawn one after another, so the batch size does not
-                change what an image gets.
-        """
-        n, c, height, width = images.shape
-        if c != self.in_channels:
-            raise UserError(f"The images have {c} channels, but the U-Net takes {self.in_channels}.")
-        info = self.feature_info(height, width)
-        device, steps = self.device, len(self.timesteps)
-
-        # 1. Noise the images to every timestep; batch entry t * N + i is image i at timestep t.
-        images = images.to(device, torch.float32)  # [N,C,H,W]
-        noise = self.draw_noise(images, generator)  # [T*N,C,H,W]
-        timesteps = torch.tensor(self.timesteps, device=device).repeat_interleave(n)  # [T*N]
-        noisy = self.schedule.add_noise(images.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,C,H,W]
+        info = self._info_of(images)
         if class_labels is None:
-            class_labels = default_class_labels(self.unet, n, device)
+            class_labels = default_class_labels(self.model, len(images), self.device)
         if class_labels is not None:
-            class_labels = class_labels.to(device).repeat(steps, *[1] * (class_labels.ndim - 1))  # [T*N]
+            repeats = (len(self.timesteps), *[1] * (class_labels.ndim - 1))
+            class_labels = class_labels.to(self.device).repeat(repeats)  # [T*N]
 
-        # 2. One pass that ends at the last tapped block.
-        was_training = self.unet.training
-        self.unet.eval()
-        try:
-            with self.reading(self.unet, stop_at=self.blocks[-1]) as seen:
-                self.unet(noisy, timesteps, class_labels=class_labels)
-        except LastTapReached:
-            pass
-        finally:
-            self.unet.train(was_training)
+        def call(noisy: torch.Tensor, timesteps: torch.Tensor) -> None:
+            self.model(noisy, timesteps, class_labels=class_labels)
 
-        # 3. Timesteps apart, timestep-major as in the published code.
-        tapped = {block: first_tensor(output).unflatten(0, (steps, n)) for block, output in seen.items()}
-        activations = [tapped[i.block][self.timesteps.index(i.timestep)] for i in info]
-        return self.check_finite(Features(activations=activations, info=info))
-
-
-def first_tensor(output: torch.Tensor | tuple) -> torch.Tensor:
-    """The activation in what a module of a U-Net returns."""
-    return output[0] if isinstance(output, tuple) else output
+        images = images.to(self.device, torch.float32)  # [N,C,H,W]
+        return self._noised_pass(images, generator, call, self.blocks[-1], info)
 
 
 def image_size(unet: UNet2DModel) -> tuple[int, int]:
@@ -239,14 +191,9 @@ def image_size(unet: UNet2DModel) -> tuple[int, int]:
     size = unet.config.sample_size
     if size is None:
         raise UserError("This U-Net has no `sample_size` in its config; set it to the image size or (height, width).")
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return both_sides(size)
 
 
 def check_image_size(unet: UNet2DModel, height: int, width: int) -> None:
     """Raises [`UserError`], naming the nearest size that works, if the U-Net cannot halve these often enough."""
-    multiple = 2 ** (len(unet.config.block_out_channels) - 1 + _upsamples_first(unet))
-    if height % multiple or width % multiple:
-        near = " × ".join(str(max(multiple, round(x / multiple) * multiple)) for x in (height, width))
-        raise UserError(
-            f"This U-Net takes sizes that are multiples of {multiple}, got {height} × {width}; the nearest is {near}."
-        )
+    check_multiple(height, width, 2 ** (len(unet.config.block_out_channels) - 1 + _upsamples_first(unet)))

@@ -5,7 +5,6 @@ The baselines of Baranchuk et al. (ICLR 2022), section 4: the same head on the a
 """
 
 import copy
-import functools
 import inspect
 import weakref
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..jobs.errors import UserError
-from .base import Block, FeatureExtractor, FeatureInfo, Features, Tap
+from .base import Block, FeatureExtractor, Features, Generators, Tap, both_sides, refuse_prompt
+from .dry_run import Place, hooked
 
 
 DEFAULT_SIZE = 224  # of images, where neither image processor nor config say one
@@ -52,101 +52,52 @@ class VisionFeatureExtractor(FeatureExtractor):
     ):
         if "pixel_values" not in inspect.signature(backbone.forward).parameters:
             raise UserError(f"{type(backbone).__name__} takes no images; a backbone is a vision model.")
-        self.backbone, self.image_processor, self._device = backbone, image_processor, device
+        self.model, self.origin = backbone, (backbone, image_processor)
+        self.settings = dict(size=size, device=device)
         self.mean, self.std = (
             torch.tensor(getattr(image_processor, name, None) or [0.5] * 3).view(3, 1, 1)
             for name in ("image_mean", "image_std")
         )
         height, width = size or own_size(backbone, image_processor)
-        size = (height, width)
-        by_size = _DESCRIBED.setdefault(backbone, {})
-        described = (
-            by_size[size] if size in by_size else by_size.setdefault(size, describe_hidden_states(backbone, size))
-        )
-        self._shapes: dict[Any, torch.Size] = dict(enumerate(shape for _, shape in described))
-        taps = [Tap(i, name, s[1], -(-size[0] // s[2])) for i, (name, s) in enumerate(described)]
-        super().__init__(taps, blocks, timesteps, size, in_channels=3)
+        known = _DESCRIBED.setdefault(backbone, {})
+        if (height, width) not in known:
+            known[height, width] = describe_hidden_states(backbone, (height, width))
+        names, shapes = zip(*known[height, width])
+        self._shapes = dict(enumerate(shapes))
+        taps = [Tap(i, name, s[1], -(-height // s[2])) for i, (name, s) in enumerate(zip(names, shapes))]
+        super().__init__(taps, blocks, timesteps, (height, width), in_channels=3)
 
     @classmethod
     def of(cls, pipe: Any, **choice: Any) -> "VisionFeatureExtractor":
-        if choice.pop("prompt", None) is not None:
-            raise UserError(f"{type(pipe.backbone).__name__} takes no prompt; leave it out.")
+        refuse_prompt(pipe.backbone, choice.pop("prompt", None))
         choice = {name: value for name, value in choice.items() if name not in ("share_noise", "noise_seed")}
         return cls(pipe.backbone, pipe.image_processor, **choice)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device or self.backbone.device
-
-    def choose(
-        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **options: Any
-    ) -> "VisionFeatureExtractor":
-        if "up_blocks" in options:
-            raise UserError(f"{type(self.backbone).__name__} has no up-blocks; give `blocks`, its hidden states.")
-        blocks = self.blocks if blocks is None else blocks
-        given = dict(size=self.size, device=self._device)
-        return type(self)(self.backbone, self.image_processor, blocks, timesteps, **{**given, **options})
-
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
-        total = len(self.taps)
-        return tuple(sorted({round(total * part / 4) - 1 for part in (1, 2, 3, 4)} - {-1}))
-
-    def check_size(self, height: int, width: int) -> None:
-        if (height, width) != self.size:
-            raise UserError(f"This extractor reads images of {self.size[0]} × {self.size[1]}, got {height} × {width}.")
-
-    def feature_info(self, height: int | None = None, width: int | None = None) -> list[FeatureInfo]:
-        self.check_size(height or self.size[0], width or self.size[1])
-        return [FeatureInfo(b, 0, *self._shapes[b][1:]) for b in self.blocks]  # sizes are rounded as the model does it
+        return tuple(sorted({round(len(self.taps) * part / 4) - 1 for part in (1, 2, 3, 4)} - {-1}))
 
     @torch.no_grad()
     def __call__(
-        self,
-        images: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
     ) -> Features:
-        """Hidden states of a batch of images, `[N, 3, H, W]` in [-1, 1]; there is no class and no noise."""
-        states: Any = hidden_states(self.backbone, self._normalize(images.to(self.device)))
-        return self.check_finite(Features(activations=[states[b] for b in self.blocks], info=self.feature_info()))
-
-    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
-        return ((images / 2 + 0.5 - self.mean.to(images)) / self.std.to(images)).to(self.dtype)  # [N,3,H,W]
-
-
-def hidden_states(backbone: PreTrainedModel, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """All hidden states of normalised images, as maps.
-
-    Args:
-        backbone (`PreTrainedModel`): The model; its mode and config are left as they were.
-        pixels (`torch.Tensor`): `[N, 3, H, W]`, normalised.
-
-    Returns:
-        `list[torch.Tensor]`: `[N, channels, h, w]` each.
-
-    Raises:
-        UserError: The model gives none, or some that have no place in the image.
-    """
-    return [_as_map(backbone, state, pixels.shape[-2:]) for state in _output(backbone, pixels)["maps"]]
+        info, images = self._info_of(images), images.to(self.device)
+        pixels = ((images / 2 + 0.5 - self.mean.to(images)) / self.std.to(images)).to(self.dtype)  # [N,3,H,W]
+        states: Any = _output(self.model, pixels)["maps"]
+        activations = [_as_map(self.model, states[block], pixels.shape[-2:]) for block in self.blocks]
+        return self.check_finite(Features(activations=activations, info=info))
 
 
 def _output(backbone: PreTrainedModel, pixels: torch.Tensor) -> dict[str, Sequence[torch.Tensor]]:
     """Hidden states as the model computes them, `raw`, and as it reshapes them to `maps` if it does."""
-    accepted = inspect.signature(backbone.forward).parameters
+    accepted, config = inspect.signature(backbone.forward).parameters, backbone.config
     options: dict[str, Any] = {}
     if "interpolate_pos_encoding" in accepted:
         options["interpolate_pos_encoding"] = True
-    before = {}
-    if "noise" in accepted and hasattr(backbone.config, "mask_ratio"):
+    ratio = getattr(config, "mask_ratio", None) if "noise" in accepted else None
+    if ratio is not None:
         # MAE drops and shuffles patches by this noise; in ascending order and with none dropped, it does neither.
-        before = {"mask_ratio": backbone.config.mask_ratio}
-        backbone.config.mask_ratio = 0.0
-        patch = backbone.config.patch_size
-        patches = (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
+        config.mask_ratio = 0.0
+        patches = (pixels.shape[-2] // config.patch_size) * (pixels.shape[-1] // config.patch_size)
         options["noise"] = torch.arange(patches, device=pixels.device).float().expand(len(pixels), -1)
     was_training = backbone.training
     backbone.eval()
@@ -154,8 +105,8 @@ def _output(backbone: PreTrainedModel, pixels: torch.Tensor) -> dict[str, Sequen
         output = backbone(pixels, output_hidden_states=True, **options)
     finally:
         backbone.train(was_training)
-        for name, value in before.items():
-            setattr(backbone.config, name, value)
+        if ratio is not None:
+            config.mask_ratio = ratio
     raw = getattr(output, "hidden_states", None)
     if not raw:
         raise UserError(f"{type(backbone).__name__} gives no hidden states; it cannot be a backbone here.")
@@ -167,27 +118,21 @@ def describe_hidden_states(backbone: PreTrainedModel, size: tuple[int, int]) -> 
 
     The module is the innermost one whose output is the hidden state; where there is none, because the model computes
     it from several modules' outputs, it is called `hidden_states.{i}`.
-
-    Args:
-        backbone (`PreTrainedModel`): The model.
-        size (two `int`): Height and width of the images in pixels.
     """
     with torch.device("meta"), torch.no_grad():
         twin = type(backbone)(copy.deepcopy(backbone.config)).eval()
         outputs: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, so that its identity is not given anew
-        for name, module in twin.named_modules():
-            if name:
-                module.register_forward_hook(functools.partial(_remember, outputs, name))
-        states = _output(twin, torch.zeros(1, 3, *size))
+
+        def remember(name: str, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, torch.Tensor):
+                outputs.setdefault(id(tensor), (name, tensor))
+
+        with hooked(twin, {name: Place(name) for name, _ in twin.named_modules() if name}, remember):
+            states = _output(twin, torch.zeros(1, 3, *size))
     maps = [_as_map(backbone, state, size).shape for state in states["maps"]]
     names = [outputs.get(id(state), (f"hidden_states.{i}",))[0] for i, state in enumerate(states["raw"])]
     return list(zip(names, maps, strict=True))
-
-
-def _remember(outputs: dict, name: str, module: torch.nn.Module, args: tuple, output: Any) -> None:
-    tensor = output[0] if isinstance(output, tuple) else output
-    if isinstance(tensor, torch.Tensor):
-        outputs.setdefault(id(tensor), (name, tensor))
 
 
 def _as_map(backbone: PreTrainedModel, state: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -213,5 +158,4 @@ def own_size(backbone: PreTrainedModel, image_processor: Any) -> tuple[int, int]
             return size["height"], size["width"]
         if "shortest_edge" in size:
             return size["shortest_edge"], size["shortest_edge"]
-    size = getattr(backbone.config, "image_size", DEFAULT_SIZE)
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return both_sides(getattr(backbone.config, "image_size", DEFAULT_SIZE))

@@ -127,7 +127,7 @@ def convert_members(
     Raises:
         UserError: A state dict is of another kind of network, or does not fit the U-Net.
     """
-    blocks = up_block_outputs(unet, range(len(unet.config.block_out_channels)))
+    blocks = up_block_outputs(unet)
     channels = list(unet.config.block_out_channels[::-1])
     for i, member in enumerate(members):
         width = member["fc1.weight"].shape[1] if "fc1.weight" in member and "fc_out.bias" in member else 0

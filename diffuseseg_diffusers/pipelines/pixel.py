@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..features.base import Block, FeatureExtractor
 from ..features.dry_run import Place
 from ..features.noise import NoiseSchedule
-from ..features.pixel_unet import DecoderFeatureExtractor, default_class_labels, first_tensor, image_size
+from ..features.pixel_unet import DecoderFeatureExtractor, default_class_labels, image_size
 from ..features.weights import base_weights
 from ..heads.decisions import Decisions
 from ..heads.ensemble import PixelClassifierEnsemble
@@ -256,7 +256,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         tapped: dict[int, Any] = {}  # by step, then by block
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_input = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)
-            with extractor.reading(self.unet) if i in steps else nullcontext() as tapped[i]:
+            with extractor.reading() if i in steps else nullcontext() as tapped[i]:
                 prediction = self.unet(model_input, t, class_labels=class_labels).sample  # [N,C,H,W] or [N,2C,H,W]
             prediction = prediction.float()
             if not self._scheduler_uses_variance():
@@ -266,7 +266,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
                 given = callback[0](self, i, int(t), dict.fromkeys(callback[1], sample)) or {}
                 sample = next((given[name] for name in callback[1] if name in given), sample)
         blocks = extractor.blocks if extractor is not None else ()
-        return sample, [first_tensor(tapped[i][block]) for i in steps for block in blocks]
+        return sample, [extractor.as_map(tapped[i][block], ()) for i in steps for block in blocks]
 
     def check_class_labels(self, class_labels: Any, batch_size: int) -> torch.Tensor | None:
         if class_labels is None:

@@ -22,7 +22,7 @@ def nearest_steps(extractor: DenoiserFeatureExtractor) -> Iterator[dict[int, dic
     distances = dict.fromkeys(extractor.timesteps, math.inf)
     wanted = {t: math.log(max(extractor.schedule.ratio(t), 1e-6)) for t in extractor.timesteps}
 
-    with extractor.reading(extractor.denoiser) as seen:
+    with extractor.reading() as seen:
 
         def keep(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             ratio = extractor.schedule.ratio(extractor.timestep_of(args, kwargs))
@@ -31,7 +31,7 @@ def nearest_steps(extractor: DenoiserFeatureExtractor) -> Iterator[dict[int, dic
                 if distance < distances[t]:
                     distances[t], nearest[t] = distance, dict(seen)
 
-        hook = extractor.denoiser.register_forward_hook(keep, with_kwargs=True)
+        hook = extractor.model.register_forward_hook(keep, with_kwargs=True)
         try:
             yield nearest
         finally:

@@ -91,7 +91,7 @@ def test_masks_while_sampling_read_the_activations_of_the_steps_nearest_to_the_h
     nearest = [min(timesteps, key=lambda t: abs(t - wanted)) for wanted in pipe.segmentation_head.config.timesteps]
     extractor = pipe.head_extractor()
     activations = []
-    with torch.no_grad(), extractor.reading(extractor.unet) as tapped:
+    with torch.no_grad(), extractor.reading() as tapped:
         for t in nearest:
             pipe.unet(seen[timesteps[timesteps.index(t) - 1]], t)
             activations += [tapped[block] for block in extractor.blocks]

@@ -50,8 +50,8 @@ def full_pass(extractor: DenoiserFeatureExtractor, latents: torch.Tensor, timest
     """What the taps see in a pass that does not end early, and the denoiser's output."""
     timesteps = torch.full((len(latents),), timestep)
     condition = {k: v.expand(len(latents), *v.shape[1:]) for k, v in extractor.condition().items()}
-    with torch.no_grad(), extractor.reading(extractor.denoiser) as seen:
-        output = extractor.denoiser(**extractor.arguments(latents, timesteps, condition), return_dict=False)[0]
+    with torch.no_grad(), extractor.reading() as seen:
+        output = extractor.model(**extractor.arguments(latents, timesteps, condition), return_dict=False)[0]
     return seen, output
 
 
@@ -128,7 +128,7 @@ def by_hand(name: str, block: torch.nn.Module, given: dict) -> torch.Tensor:
 def test_taps_of_transformers_are_those_of_a_loop_over_the_blocks_by_hand(name):
     extractor = extractor_of(name)
     extractor = extractor.choose(extractor.numbers)
-    denoiser, first = extractor.denoiser, {}
+    denoiser, first = extractor.model, {}
     blocks = [*denoiser.transformer_blocks, *getattr(denoiser, "single_transformer_blocks", [])]
 
     def record(module, args, kwargs):
@@ -162,7 +162,7 @@ def test_taps_of_transformers_are_those_of_a_loop_over_the_blocks_by_hand(name):
 def test_taps_of_unets_are_those_of_a_loop_over_the_layers_by_hand(name):
     extractor = extractor_of(name)
     extractor = extractor.choose(extractor.numbers)
-    unet, given = extractor.denoiser, {}
+    unet, given = extractor.model, {}
 
     def record(module, args, kwargs):
         given[module] = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
@@ -197,7 +197,7 @@ def test_without_attention_one_patch_of_the_latents_changes_its_own_cell_alone(n
     extractor = extractor_of(name)
     block = 0 if name == "Sana" else extractor.numbers[-1]  # Sana's feed-forward layers are convolutions
     extractor = extractor.choose([block])
-    for path, module in extractor.denoiser.named_modules():
+    for path, module in extractor.model.named_modules():
         if path.rpartition(".")[2] in ("attn", "attn1", "attn2"):
             for out in ("to_out", "to_add_out"):
                 for p in getattr(module, out, None) and getattr(module, out).parameters() or ():
@@ -219,7 +219,7 @@ def test_without_attention_one_patch_of_the_latents_changes_its_own_cell_alone(n
 @pytest.mark.parametrize("name", LATENT)
 def test_an_early_end_sees_what_a_full_pass_sees_and_leaves_nothing_behind(name):
     extractor = extractor_of(name)
-    pipe, denoiser = extractor.pipe, extractor.denoiser
+    pipe, denoiser = extractor.pipe, extractor.model
     denoiser.train()
     weights = {k: v.clone() for k, v in denoiser.state_dict().items()}
     config, timesteps = dict(pipe.scheduler.config), pipe.scheduler.timesteps
@@ -400,7 +400,7 @@ def test_a_pass_that_ends_early_raises_nothing_to_the_outside_and_images_of_othe
         extractor(pixels("SD3"))
     except LastTapReached:
         pytest.fail("the end of a pass is an inner matter")
-    with pytest.raises(UserError, match="have 1 channels, but the autoencoder takes 3"):
+    with pytest.raises(UserError, match="have 1 channels, but the model takes 3"):
         extractor(torch.zeros(1, 1, 16, 24))
     with pytest.raises(UserError, match="reads images of 16 × 24, got 16 × 16"):
         extractor(torch.zeros(1, 3, 16, 16))

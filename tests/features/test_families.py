@@ -32,7 +32,7 @@ class Pyramid(torch.nn.Module):
 
 class PyramidFeatureExtractor(FeatureExtractor):
     def __init__(self, backbone, blocks=None, timesteps=None, size=None):
-        self.backbone = backbone
+        self.model, self.origin, self.settings = backbone, (backbone,), {"size": size}
         taps = [Tap(i, f"levels.{i}", 3, stride) for i, stride in enumerate((4, 2, 1))]
         super().__init__(taps, blocks, timesteps, size or (16, 16), in_channels=3)
 
@@ -40,17 +40,13 @@ class PyramidFeatureExtractor(FeatureExtractor):
     def of(cls, pipe, **choice: Any):
         return cls(pipe.backbone, choice.get("blocks"), choice.get("timesteps"), choice.get("size"))
 
-    dtype = property(lambda self: torch.float32)
     device = property(lambda self: torch.device("cpu"))
-
-    def choose(self, blocks=None, timesteps=None, **options):
-        return PyramidFeatureExtractor(self.backbone, blocks or self.blocks, timesteps or self.timesteps, self.size)
 
     def default_blocks(self, of_18=None):
         return (0, 2)
 
     def __call__(self, images, class_labels=None, generator=None):
-        levels = self.backbone(images)
+        levels = self.model(images)
         return self.check_finite(Features(activations=[levels[b] for b in self.blocks], info=self.feature_info()))
 
 

@@ -13,7 +13,7 @@ from diffusers import (
 from safetensors import safe_open
 
 from diffuseseg_diffusers import DecoderFeatureExtractor, DiffuseSegPipeline
-from diffuseseg_diffusers.features.pixel_unet import num_decoder_blocks
+from diffuseseg_diffusers.features.pixel_unet import decoder_taps
 
 from ..conftest import make_unet, shared
 
@@ -88,7 +88,7 @@ def test_every_block_is_what_a_full_pass_computes_and_what_feature_info_says(nam
     if unet.class_embedding is not None:
         labels = torch.randn(2, 32) if name == "class embedding" else torch.tensor([3, 1])
         kwargs = {"class_labels": labels}
-    blocks, timesteps = range(num_decoder_blocks(unet)), (250, 50)
+    blocks, timesteps = range(len(decoder_taps(unet))), (250, 50)
     extractor = DecoderFeatureExtractor(unet, scheduler, blocks, timesteps)
     features = extractor(x, **kwargs)
     noise = torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_stopping_early_changes_no_bit_of_any_block(name):
     unet = make_unet(**UNETS[name])
     height, width = (16, 16) if isinstance(unet.config.sample_size, int) else unet.config.sample_size
     x = torch.rand(2, unet.config.in_channels, height, width) * 2 - 1
-    for block in range(num_decoder_blocks(unet)):
+    for block in range(len(decoder_taps(unet))):
         extractor = DecoderFeatureExtractor(unet, DDPMScheduler(), [block], (50, 150))
         inputs, outputs = [], []
         hook = unet.register_forward_pre_hook(lambda m, a, k, to=inputs: to.append((a, k)), with_kwargs=True)
@@ -235,7 +235,7 @@ def test_sizes_and_channels_that_do_not_fit_are_refused_with_what_would():
     extractor = DecoderFeatureExtractor(make_unet(), DDPMScheduler(), (1,))
     with pytest.raises(ValueError, match="multiples of 4, got 18 × 16; the nearest is 16 × 16"):
         extractor(torch.zeros(1, 1, 18, 16))
-    with pytest.raises(ValueError, match="have 3 channels, but the U-Net takes 1"):
+    with pytest.raises(ValueError, match="have 3 channels, but the model takes 1"):
         extractor(torch.zeros(1, 3, 16, 16))
 
 

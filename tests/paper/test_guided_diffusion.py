@@ -110,7 +110,7 @@ def test_any_model_is_what_the_plain_formulas_say(mult, layers, attention, switc
     output, blocks = forward(state, flags, x, t, y)
     unet, scheduler = convert_checkpoint(state, flags)
     extractor = DecoderFeatureExtractor(unet, scheduler, range(len(blocks)))
-    with torch.no_grad(), extractor.reading(extractor.unet) as tapped:
+    with torch.no_grad(), extractor.reading() as tapped:
         got = unet(x, t, class_labels=y).sample
     assert relative(got, output) < 1e-4
     for block, wanted in enumerate(blocks):

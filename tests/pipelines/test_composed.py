@@ -73,7 +73,7 @@ def test_under_guidance_activations_while_sampling_are_those_of_the_half_with_th
     def record(module, args, kwargs):
         passes.append((args, kwargs))
 
-    hook = extractor.denoiser.register_forward_pre_hook(record, with_kwargs=True)
+    hook = extractor.model.register_forward_pre_hook(record, with_kwargs=True)
     with nearest_steps(extractor) as steps:
         images = pipe.base(**call, output_type="np", generator=seeded()).images
     hook.remove()
@@ -85,8 +85,8 @@ def test_under_guidance_activations_while_sampling_are_those_of_the_half_with_th
         wanted = math.log(extractor.schedule.ratio(t))
         nearest = min(range(len(levels)), key=lambda j: abs(levels[j] - wanted))
         args, kwargs = passes[per_step * nearest]  # of Flux, the first of two passes
-        with torch.no_grad(), extractor.reading(extractor.denoiser) as seen:
-            extractor.denoiser(*half(args, pipe, name), **half(kwargs, pipe, name))
+        with torch.no_grad(), extractor.reading() as seen:
+            extractor.model(*half(args, pipe, name), **half(kwargs, pipe, name))
         for j, block in enumerate(extractor.blocks):
             expected = extractor.as_map(seen[block], grid)
             got = found[i * len(extractor.blocks) + j]
