@@ -23,14 +23,15 @@ from ..jobs.files import read_json
 from ..jobs.hardware import default_dtype, find_device, find_dtype
 from ..jobs.hub_errors import explain_hub_error
 from ..jobs.install import missing_extra
-from .composed import HEAD, INDEX, WHERE, ComposedDiffuseSegPipeline
+from .composed import HEAD, INDEX, ComposedDiffuseSegPipeline
 from .pixel import DiffuseSegPipeline
-from .segmenter import HeadSegmenter, Segmenter
+from .segmenter import HeadSegmenter, Segmenter, hub_options
 from .variants import load_variant
 
 
 logger = logging.get_logger(__name__)
 ONNX, CONFIG = ".onnx", "config.json"
+CONSISTENCY = "CMStochasticIterativeScheduler"  # needs the sampling loop of its own pipeline
 
 # Which class loads what, imported when needed: by `_class_name` in the index of a pipeline or in the config of a model
 # of diffusers, or by the end of the class in `architectures` of one of transformers. All pipelines of diffusers that
@@ -100,7 +101,7 @@ class AutoDiffuseSegPipeline:
         else:
             check_name(name)
             with errors_explained(name):
-                kind = find_kind(name, **{k: kwargs[k] for k in WHERE if k in kwargs})
+                kind = find_kind(name, **hub_options(kwargs))
         if base_model is not None and kind != COMPOSED:
             raise UserError(f"{name} is not a head on another pipeline; leave --base_model out.")
         if not kwargs.get("lora"):
@@ -130,9 +131,8 @@ class AutoDiffuseSegPipeline:
             if segmentation_head is not None:
                 pipe.segmentation_head = segmentation_head
             return pipe
-        if find_family(pipe.components) is DecoderFeatureExtractor and not is_consistency(
-            type(pipe.scheduler).__name__
-        ):
+        consistency = type(pipe.scheduler).__name__ == CONSISTENCY
+        if find_family(pipe.components) is DecoderFeatureExtractor and not consistency:
             return DiffuseSegPipeline(pipe.unet, pipe.scheduler, segmentation_head)
         name = pipe.config.get("_name_or_path")
         return ComposedDiffuseSegPipeline(pipe, segmentation_head, name or None)
@@ -199,14 +199,9 @@ def errors_explained(name: str) -> Iterator[None]:
 
 
 def find_kind(name: str, **where: Any) -> str:
-    """The key in `KINDS` of what a folder or a repository holds.
+    """The key in `KINDS` of what a folder or a repository holds; raises [`UserError`] for others.
 
-    Args:
-        name (`str`): Folder or Hub name.
-        **where: `revision`, `cache_dir`, … as in `hf_hub_download`.
-
-    Raises:
-        UserError: It is of an unknown kind.
+    `where` is `revision`, `cache_dir`, … as in `hf_hub_download`.
     """
     index = _read(name, INDEX, where)
     if index is not None and not isinstance(index, dict):
@@ -230,21 +225,10 @@ def find_kind(name: str, **where: Any) -> str:
 
 def is_pixel_index(index: dict[str, Any]) -> bool:
     """Whether the index of a pipeline is of a U-Net on pixels, which [`DiffuseSegPipeline`] samples itself."""
-
-    def kind(component: str) -> str | None:
-        return (index.get(component) or [None])[-1]
-
-    latent = kind("vae") or kind("vqvae")
-    return (
-        kind("unet") in ("UNet2DModel", "DiffuseSegUNet2DModel")
-        and not latent
-        and not is_consistency(kind("scheduler") or "")
-    )
-
-
-def is_consistency(scheduler: str) -> bool:
-    """Whether this is a consistency-model scheduler, which needs its own sampling loop."""
-    return scheduler == "CMStochasticIterativeScheduler"
+    names = ("unet", "vae", "vqvae", "scheduler")
+    unet, vae, vqvae, scheduler = ((index.get(name) or [None])[-1] for name in names)
+    pixels = unet in ("UNet2DModel", "DiffuseSegUNet2DModel") and not (vae or vqvae)
+    return pixels and scheduler != CONSISTENCY
 
 
 def _agreement(name: str, kind: str, kwargs: dict[str, Any]) -> dict[str, float]:
@@ -252,7 +236,7 @@ def _agreement(name: str, kind: str, kwargs: dict[str, Any]) -> dict[str, float]
     if kind not in AGREEMENT:  # DDPMs have no head; heads on other pipelines were not compared
         return {}
     try:
-        config = _read(name, AGREEMENT[kind], {k: kwargs[k] for k in WHERE if k in kwargs})
+        config = _read(name, AGREEMENT[kind], hub_options(kwargs))
     except LocalEntryNotFoundError:  # without a network: a model without a head, perhaps
         return {}
     found = config.get("agreement") if isinstance(config, dict) else None

@@ -3,12 +3,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
 
+from ..features.base import Generators
 from ..heads.decisions import Decisions, winners
-from ..images.channels import InputChannels
 from ..jobs.errors import UserError
 from .outputs import SegmentedBatch
 from .segmenter import Segmenter
@@ -40,31 +41,19 @@ class AveragedSegmenter(Segmenter):
             ):
                 if one != another:
                     raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")
-        self.names, self.models = list(models), list(models.values())
+        self.first, self.names, self.models = model, list(models), list(models.values())
         every = [model.decisions for model in self.models]
         if not any(decisions is None for decisions in every):
             iou, union = (torch.tensor([getattr(d, name) for d in every]).mean(0) for name in ("iou", "union"))
             self.decisions = Decisions(tuple(iou.tolist()), tuple(union.tolist()))
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.models[0].image_size
-
-    @property
-    def in_channels(self) -> int:
-        return self.models[0].in_channels
-
-    @property
-    def label_names(self) -> list[str]:
-        return self.models[0].label_names
-
-    @property
-    def palette(self) -> list[list[int]]:
-        return self.models[0].palette
-
-    @property
-    def ignore_index(self) -> int:
-        return self.models[0].ignore_index
+    image_size = property(attrgetter("first.image_size"))
+    in_channels = property(attrgetter("first.in_channels"))
+    label_names = property(attrgetter("first.label_names"))
+    palette = property(attrgetter("first.palette"))
+    ignore_index = property(attrgetter("first.ignore_index"))
+    channels = property(attrgetter("first.channels"))
+    fitted_tiles = property(attrgetter("first.fitted_tiles"))
 
     @property
     def nbytes(self) -> int:
@@ -73,14 +62,6 @@ class AveragedSegmenter(Segmenter):
     def identity(self) -> dict[str, str]:
         parts = [(i, model.identity()) for i, model in enumerate(self.models)]
         return {f"{i}.{name}": value for i, own in parts for name, value in own.items()}
-
-    @property
-    def channels(self) -> InputChannels:
-        return self.models[0].channels
-
-    @property
-    def fitted_tiles(self) -> dict:
-        return self.models[0].fitted_tiles
 
     def check_can_segment(self) -> None:
         for model in self.models:
@@ -101,7 +82,7 @@ class AveragedSegmenter(Segmenter):
         pixels: torch.Tensor,
         sizes: Sequence[tuple[int, int]],
         class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
         given = (pixels, sizes, class_labels, generator, True)

@@ -2,21 +2,17 @@
 """A pipeline that segments images with a head on a frozen vision model of `transformers`."""
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoImageProcessor, AutoModel
 
-from ..features.base import Block, FeatureExtractor
+from ..features.base import FeatureExtractor
 from ..features.families import find_family
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import explain_hub_error
-from .composed import INDEX, WHERE
-from .segmenter import HeadPipeline
+from .segmenter import HeadPipeline, hub_options
 
 
 class BackbonePipeline(HeadPipeline, DiffusionPipeline):
@@ -55,8 +51,12 @@ class BackbonePipeline(HeadPipeline, DiffusionPipeline):
         """
         name = os.fspath(pretrained_model_name_or_path)
         kwargs = {"use_safetensors": True, **kwargs, "trust_remote_code": False}
-        where = {k: kwargs[k] for k in WHERE if k in kwargs}
-        if _is_pipeline(name, where):
+        where = hub_options(kwargs)
+        try:
+            is_pipeline = bool(cls.load_config(name, **where))
+        except OSError:  # one model; or the next request says why the Hub does not answer
+            is_pipeline = False
+        if is_pipeline:
             return super().from_pretrained(name, **kwargs)
         where["revision"] = where.get("revision") or "main"
         dtype = kwargs.pop("dtype", torch.float32)
@@ -69,21 +69,9 @@ class BackbonePipeline(HeadPipeline, DiffusionPipeline):
             raise UserError(f"The backbone {name} cannot be loaded: {reason or error}") from error
         return cls(backbone, processor)
 
-    def features(
-        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
-    ) -> FeatureExtractor:
-        family = find_family(self.components)
-        return family.of(self, blocks=blocks, timesteps=timesteps, device=self._execution_device, **choice)
-
-
-def _is_pipeline(name: str, where: dict[str, Any]) -> bool:
-    """Whether a folder or repository holds a pipeline of diffusers rather than one model."""
-    if os.path.isdir(name):
-        return os.path.isfile(os.path.join(name, INDEX))
-    try:
-        return os.path.isfile(hf_hub_download(name, INDEX, **where))
-    except (OSError, HfHubHTTPError):  # missing; or the next request says why the Hub does not answer
-        return False
+    @property
+    def family(self) -> type[FeatureExtractor]:  # type: ignore[override]
+        return find_family(self.components)
 
 
 def load_backbone(

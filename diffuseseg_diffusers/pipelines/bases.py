@@ -77,8 +77,7 @@ def describe_base(pipe: Any, timesteps: Sequence[int]) -> dict[str, Any]:
         `dict`: `model`, `revision`, `pipeline` (its class), `fingerprint` (see [`sketch`]), `adapters`, `adapted` (the
         fingerprint with them, if there are any), `freeu` and `noise`.
     """
-    networks = pipe.read_networks()
-    models = [pipe.denoiser, *(networks[name] for name in ("vae", "vqvae") if name in networks)]
+    networks, models = pipe.read_networks(), _fingerprinted(pipe)
     adapters = describe_adapters({k: v for k, v in networks.items() if k != "segmentation_head"})
     return {
         "model": pipe.model,
@@ -92,17 +91,23 @@ def describe_base(pipe: Any, timesteps: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def check_base(fitted: Mapping[str, Any], found: Mapping[str, Any], models: Sequence[nn.Module]) -> None:
+def _fingerprinted(pipe: Any) -> list[nn.Module]:
+    """Denoiser and autoencoder."""
+    networks = pipe.read_networks()
+    return [pipe.denoiser, *(networks[name] for name in ("vae", "vqvae") if name in networks)]
+
+
+def check_base(fitted: Mapping[str, Any], pipe: Any, timesteps: Sequence[int]) -> None:
     """Refuses a base that is not the one that a head was fitted on; what the head does not state is not checked.
 
     Args:
         fitted (mapping): The head's `base`.
-        found (mapping): Of [`describe_base`].
-        models (sequence of `torch.nn.Module`): Denoiser and autoencoder.
+        pipe ([`ComposedDiffuseSegPipeline`]), timesteps (sequence of `int`): As in [`describe_base`].
 
     Raises:
         UserError: They differ; says in what, and what to do.
     """
+    found, models = describe_base(pipe, timesteps), _fingerprinted(pipe)
     stored = sorted({kind for model in models for kind in _quantised(model)})
     tolerance = QUANTISED if stored else TOLERANCE
     missing, extra, scaled = _compare_adapters(fitted.get("adapters", found["adapters"]), found["adapters"])
@@ -140,15 +145,9 @@ def check_base(fitted: Mapping[str, Any], found: Mapping[str, Any], models: Sequ
 
 
 def check_condition(fitted: Mapping[str, Any], condition: Mapping[str, torch.Tensor], adapters: list) -> None:
-    """Refuses text encoders that embed the head's prompt differently, or other class labels.
+    """Refuses text encoders that embed the prompt differently than `fitted`, the head's `base`, or other class labels.
 
-    Args:
-        fitted (mapping): The head's `base`.
-        condition (mapping): Of [`~DenoiserFeatureExtractor.condition`].
-        adapters (list): Of the text encoders, see [`describe_adapters`].
-
-    Raises:
-        UserError: They differ.
+    The adapters are those of the text encoders, see [`describe_adapters`].
     """
     if "condition" not in fitted:
         return

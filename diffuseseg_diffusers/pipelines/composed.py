@@ -5,7 +5,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers import __version__ as diffusers_version
 from diffusers.utils import PushToHubMixin, logging
 
-from ..features.base import Block, FeatureExtractor
+from ..features.base import FeatureExtractor
 from ..features.denoiser import DenoiserFeatureExtractor
 from ..features.families import find_family
 from ..features.noise import noise_schedule
@@ -23,29 +23,21 @@ from ..features.weights import state_of
 from ..heads.ensemble import ADAPTED_FORMAT, FOREIGN_FORMAT, PixelClassifierEnsemble
 from ..jobs.errors import UserError
 from .adapters import load_adapters
-from .bases import (
-    check_base,
-    check_condition,
-    describe_adapters,
-    describe_base,
-    describe_condition,
-    tell_unstated,
-)
+from .bases import check_base, check_condition, describe_adapters, describe_base, describe_condition, tell_unstated
 from .identity import describe_freeu, describe_noise
 from .outputs import DiffuseSegPipelineOutput, check_output_type
 from .sampled import nearest_steps, sampled_activations
-from .segmenter import HOW_TO_FIT, HeadSegmenter, predict_masks
+from .segmenter import HOW_TO_FIT, HeadSegmenter, hub_options, predict_masks
 from .variants import load_variant, only_variant
 
 
 logger = logging.get_logger(__name__)
 
 INDEX, HEAD = "model_index.json", "segmentation_head"
-WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision")  # arguments that say where files are
 
 
 class _WithBaseSignature:
-    """Descriptor of a method whose signature is that of the base's method and the arguments that it adds."""
+    """Descriptor of a method whose signature is that of the base's `__call__` and the arguments that it adds."""
 
     def __init__(self, method: Callable):
         self.method, self.__doc__, self.__name__ = method, method.__doc__, method.__name__
@@ -54,17 +46,11 @@ class _WithBaseSignature:
         if pipe is None:
             return self.method
         bound = functools.wraps(self.method)(functools.partial(self.method, pipe))
-        own = inspect.signature(self.method).parameters
-        of_base = dict(inspect.signature(type(pipe.base).__call__).parameters)
-        of_base.pop("self")
-        rest = [p for p in of_base.values() if p.kind is p.VAR_KEYWORD]
-        added = [
-            p.replace(kind=p.KEYWORD_ONLY)
-            for name, p in own.items()
-            if name not in (*of_base, "self", "args", "kwargs")
-        ]
-        given = [p for p in of_base.values() if p not in rest]
-        bound.__signature__ = inspect.Signature([*given, *added, *rest])  # type: ignore[attr-defined]
+        given = inspect.signature(pipe.base.__call__).parameters
+        own = inspect.signature(self.method).parameters.items()
+        added = [p.replace(kind=p.KEYWORD_ONLY) for k, p in own if k not in (*given, "self", "args", "kwargs")]
+        every = sorted([*given.values(), *added], key=lambda p: p.kind)  # `**kwargs` stay last
+        bound.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
         return bound
 
 
@@ -158,8 +144,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         noise = describe_noise(noise_schedule(self.base.scheduler), head.config.timesteps)
         state = ({name: state_of(network) for name, network in networks.items()}, describe_freeu(self.denoiser), noise)
         if state != self._state:
-            models = [self.denoiser, *(networks[name] for name in ("vae", "vqvae") if name in networks)]
-            check_base(head.config.base, describe_base(self, head.config.timesteps), models)
+            check_base(head.config.base, self, head.config.timesteps)
             self._state = state
 
     def head_extractor(self) -> FeatureExtractor:
@@ -184,15 +169,6 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             dtypes = [value for value in (*args, kwargs.get("dtype")) if isinstance(value, torch.dtype)]
             self._head.to(self.base._execution_device, *dtypes)
         return self
-
-    def features(
-        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
-    ) -> FeatureExtractor:
-        device = self.base._execution_device
-        return self.family.of(self.base, blocks=blocks, timesteps=timesteps, device=device, **choice)
-
-    def release(self) -> None:
-        self.base.maybe_free_model_hooks()
 
     @_WithBaseSignature
     @torch.no_grad()
@@ -261,9 +237,8 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             images = self.base.numpy_to_pil(images)
         elif output_type == "pt":
             images = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N,C,H,W]
-        if not return_dict:
-            return images, masks, uncertainty
-        return DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
+        output = DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
+        return output if return_dict else (images, masks, uncertainty)
 
     def save_pretrained(
         self,
@@ -343,7 +318,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             >>> pipe = ComposedDiffuseSegPipeline.from_pretrained("user/faces-head", dtype=torch.float16)
         """
         name, kwargs = os.fspath(pretrained_model_name_or_path), {"use_safetensors": True, **kwargs}
-        where = {k: kwargs[k] for k in WHERE if k in kwargs}
+        where = hub_options(kwargs)
         index = DiffusionPipeline.load_config(name, **where)
         if index.get("_class_name") != ComposedDiffuseSegPipeline.__name__:
             if base_model is not None:

@@ -51,7 +51,8 @@ def load_pipeline(
         parts = name.split(JOINED)
         if len({os.path.realpath(part) if os.path.exists(part) else part for part in parts}) < len(parts):
             raise UserError(f"{name} names a model twice; give every model once.")
-        return AveragedSegmenter(load_pipelines(parts, revision, device, dtype, cache_dir, base_model, lora))
+        options = dict(device=device, dtype=dtype, lora=lora)
+        return AveragedSegmenter(load_pipelines(parts, revision, base_model, cache_dir, **options))
     if not name.endswith(ONNX):  # which say more if a device was named
         check_name(name)
         device = find_device(device)
@@ -63,16 +64,11 @@ def load_pipeline(
 def load_pipelines(
     names: Sequence[str],
     revision: str | None = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "auto",
-    cache_dir: str | os.PathLike | None = None,
     base_model: str | None = None,
-    lora: Sequence[str] = (),
+    cache_dir: str | os.PathLike | None = None,
+    **options: Any,
 ) -> dict[str, Segmenter]:
-    """Loads several models as [`load_pipeline`] does; `revision` and `base_model` are of the one that they can be of.
-
-    Returns:
-        `dict`: Each model by its name.
+    """Loads several models, by name, as [`load_pipeline`] does.
 
     Raises:
         UserError: A model cannot be loaded, or there are several that the revision or the base may be of.
@@ -96,7 +92,7 @@ def load_pipelines(
     found = {}
     for name, own in parts.items():
         base = base_model if set(own) & set(heads) or not heads else None  # with no such head, loading refuses it
-        found[name] = load_pipeline(name, revision, device, dtype, cache_dir, base, lora)
+        found[name] = load_pipeline(name, revision, base_model=base, cache_dir=cache_dir, **options)
     return found
 
 

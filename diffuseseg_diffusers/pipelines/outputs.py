@@ -11,9 +11,6 @@ from diffusers.utils import BaseOutput
 from ..jobs.errors import UserError
 
 
-OUTPUT_TYPES = ("pil", "np", "pt")
-
-
 @dataclass
 class DiffuseSegPipelineOutput(BaseOutput):
     """Generated images with their masks.
@@ -71,8 +68,8 @@ class SegmentedBatch:
 
 
 def check_output_type(output_type: str) -> None:
-    """Raises [`UserError`] unless it is one of `OUTPUT_TYPES`."""
-    if output_type not in OUTPUT_TYPES:
+    """Raises [`UserError`] unless it is `"pil"`, `"np"` or `"pt"`."""
+    if output_type not in ("pil", "np", "pt"):
         raise UserError(f'`output_type` is "pil", "np" or "pt", got {output_type!r}.')
 
 

@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMix
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..features.base import Block, FeatureExtractor
+from ..features.base import FeatureExtractor
 from ..features.dry_run import Place
 from ..features.noise import NoiseSchedule
 from ..features.pixel_unet import DecoderFeatureExtractor, default_class_labels, image_size
@@ -28,7 +28,7 @@ from ..jobs.errors import UserError
 from .identity import describe_segmenter
 from .outputs import DiffuseSegPipelineOutput, SegmentationOutput, check_output_type
 from .saved_code import code_files
-from .segmenter import HOW_TO_FIT, HeadPipeline, Segmenter, predict_masks
+from .segmenter import HOW_TO_FIT, HeadPipeline, Segmenter, hub_options, predict_masks
 
 
 logger = logging.get_logger(__name__)
@@ -44,9 +44,8 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         channels (mapping, *optional*): Which channels of an image the U-Net was trained on, and between which values:
             `names` and `windows` of [`InputChannels`].
 
-    Loading with this class runs no code of a repository, whatever it carries. A saved folder carries the code that it
-    needs, so any pipeline class of diffusers loads it with `from_pretrained(..., trust_remote_code=True)`, without this
-    package too.
+    Loading with this class runs no code of a repository. A saved folder carries the code that it needs, so any pipeline
+    class of diffusers loads it with `from_pretrained(..., trust_remote_code=True)`, without this package too.
 
     Examples:
         >>> pipe = DiffuseSegPipeline.from_pretrained("user/faces-diffuseseg").to("cuda")
@@ -54,6 +53,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         >>> output = pipe(batch_size=4, num_inference_steps=50)
     """
 
+    family = DecoderFeatureExtractor
     model_cpu_offload_seq = "unet->segmentation_head"
     _optional_components = ["segmentation_head"]
     _callback_tensor_inputs = ["latents"]
@@ -86,8 +86,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         except OSError as error:
             if "necessary `safetensors` weights" not in str(error):
                 raise
-            where = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-            index = cls.load_config(pretrained_model_name, **{k: kwargs[k] for k in where if k in kwargs})
+            index = cls.load_config(pretrained_model_name, **hub_options(kwargs))
             if (index.get("segmentation_head") or [None])[0] is not None and "segmentation_head" not in kwargs:
                 raise UserError(
                     f"{pretrained_model_name} has weights that are not in the safetensors format; pickled ones (.bin) "
@@ -123,20 +122,12 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
 
     @staticmethod
     def code_files(index: dict) -> dict[str, str]:
-        """Files with the code that loads the pipeline where this package is missing, and the index that names it.
-
-        Args:
-            index (`dict`): Content of the pipeline's `model_index.json`.
-
-        Returns:
-            `dict`: Content of each file by its path below the folder.
-        """
+        """[`code_files`][diffuseseg_diffusers.pipelines.saved_code.code_files] of a pipeline with this `index`."""
         # Each after those that it needs.
         needed: tuple[Any, ...] = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place)
         needed += (FeatureExtractor, DecoderFeatureExtractor, base_weights, Decisions, Blend, PixelClassifierEnsemble)
         needed += (describe_segmenter, SegmentationOutput, Segmenter, code_files, DiffuseSegPipeline)
-        modules = [one.__module__ for one in needed]
-        return code_files(index, modules, DiffuseSegPipeline.__name__, PixelClassifierEnsemble.__name__)
+        return code_files(index, [one.__module__ for one in needed])
 
     @property
     def num_timesteps(self) -> int:
@@ -147,12 +138,6 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
     def denoiser(self) -> UNet2DModel:
         """The model whose activations are read."""
         return self.unet
-
-    def features(
-        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
-    ) -> DecoderFeatureExtractor:
-        device = self._execution_device
-        return DecoderFeatureExtractor.of(self, blocks=blocks, timesteps=timesteps, device=device, **choice)
 
     @torch.no_grad()
     def __call__(
@@ -178,8 +163,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
                 `[N, C, H, W]` as the scheduler leaves it, without masks.
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
             class_labels (`torch.Tensor`, sequence of `int` or `int`, *optional*):
-                Class of each image for a class-conditional U-Net; class 0 if not given. Features for the mask always
-                use the default class, as they did when the head was fitted.
+                Class of each image for a class-conditional U-Net; class 0 if not given, and always for the masks.
             masks_while_sampling (`bool`, defaults to `False`):
                 Read the activations for the masks during the denoising steps nearest to the head's timesteps, without
                 further passes of the U-Net, instead of from the finished image with fresh noise.
@@ -232,9 +216,8 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         images = DiffuseSegImageProcessor(self.unet.config.in_channels).postprocess(sample, output_type)
         masks, uncertainty = self.stacked(found, output_type)
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return images, masks, uncertainty
-        return DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
+        output = DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
+        return output if return_dict else (images, masks, uncertainty)
 
     def _denoise(
         self,
@@ -280,11 +263,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         return labels
 
     def _steps_to_tap(self, extractor: DecoderFeatureExtractor) -> list[int]:
-        """The denoising step that is nearest to each of the head's timesteps.
-
-        Raises:
-            UserError: The scheduler's samples are not on the scale of the noised images that the head was fitted on.
-        """
+        """The denoising step that is nearest to each of the head's timesteps; refuses samples of another scale."""
         if float(self.scheduler.init_noise_sigma) != 1:
             raise UserError(
                 f"{type(self.scheduler).__name__} scales samples in its own way; masks while sampling need DDPM, DDIM "

@@ -14,16 +14,13 @@ PIPELINE_CODE = "pipeline_diffuseseg.py"
 HEAD_CODE = "segmentation_head/pixel_classifier_ensemble.py"
 
 
-def code_files(index: dict, modules: Sequence[str], pipeline: str, head: str) -> dict[str, str]:
+def code_files(index: dict, modules: Sequence[str]) -> dict[str, str]:
     """Files that let a saved pipeline load with `trust_remote_code=True` where this package is missing.
-
-    The code is one file, made of the given modules; in a pipeline that was itself loaded from such code, that is one
-    file already.
 
     Args:
         index (`dict`): Content of the pipeline's `model_index.json`.
-        modules (sequence of `str`): Names of the modules, each after those that it needs.
-        pipeline (`str`), head (`str`): Names of the classes.
+        modules (sequence of `str`): What the code is made of, each after those that it needs; of a pipeline that was
+            itself loaded from such code, that is one file.
 
     Returns:
         `dict`: Content of each file by its path below the folder; `model_index.json` is one of them.
@@ -31,10 +28,10 @@ def code_files(index: dict, modules: Sequence[str], pipeline: str, head: str) ->
     sources = dict.fromkeys(sys.modules[name].__file__ for name in modules)
     code = "\n\n".join(_stand_alone(Path(source).read_text(encoding="utf-8")) for source in sources)
     index = {k: v for k, v in index.items() if k != "_name_or_path"}  # strips local paths
-    index["_class_name"] = [Path(PIPELINE_CODE).stem, pipeline]
+    index["_class_name"] = [Path(PIPELINE_CODE).stem, "DiffuseSegPipeline"]
     files = {PIPELINE_CODE: code}
     if (index.get("segmentation_head") or [None])[0] is not None:
-        index["segmentation_head"] = [Path(HEAD_CODE).stem, head]
+        index["segmentation_head"] = [Path(HEAD_CODE).stem, "PixelClassifierEnsemble"]
         files[HEAD_CODE] = code
     files["model_index.json"] = json.dumps(index, indent=2, sort_keys=True) + "\n"
     return files

@@ -5,12 +5,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..features.base import Block, FeatureExtractor
+from ..features.base import Block, FeatureExtractor, Generators
 from ..heads.decisions import Decisions
 from ..heads.ensemble import DECIDING_FORMAT, PixelClassifierEnsemble
 from ..images.channels import InputChannels
@@ -94,15 +95,12 @@ class Segmenter(ABC):
         pixels: torch.Tensor,
         sizes: Sequence[tuple[int, int]],
         class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
-        """Segments images of the model's size.
+        """Segments images `[N, in_channels, *image_size]` in [-1, 1]; `sizes` are those of the masks.
 
-        Args:
-            pixels (`torch.Tensor`): `[N, in_channels, *image_size]` in [-1, 1].
-            sizes (sequence of `(height, width)`): Of the masks, for each image.
-            class_labels, generator, return_probabilities: As in [`~Segmenter.segment`].
+        The other arguments are as in [`~Segmenter.segment`].
         """
 
     def check_can_segment(self) -> None:  # noqa: B027 (most need nothing more)
@@ -116,9 +114,6 @@ class Segmenter(ABC):
         """Checks that the model can segment; batches within the block share what no image changes.
 
         The model must not be changed within the block. What it holds on the device is freed at the end.
-
-        Raises:
-            UserError: See [`~Segmenter.check_can_segment`].
         """
         self.check_can_segment()
         try:
@@ -139,7 +134,7 @@ class Segmenter(ABC):
         batch_size: int = 8,
         mask_size: tuple[int, int] | None = None,
         class_labels: torch.Tensor | Sequence[int] | int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
         return_probabilities: bool = False,
         return_dict: bool = True,
@@ -194,11 +189,8 @@ class Segmenter(ABC):
                 sizes = [(mask_size[0], mask_size[1])] * len(loaded[own]) if mask_size else processor.sizes(loaded[own])
                 pixels = processor.preprocess(loaded[own], *self.image_size)  # [N,C,H,W]
                 noise = generator[own] if isinstance(generator, (list, tuple)) else generator
-                found.append(
-                    self.segment_batch(
-                        pixels, sizes, None if labels is None else labels[own], noise, return_probabilities
-                    )
-                )
+                classes = None if labels is None else labels[own]
+                found.append(self.segment_batch(pixels, sizes, classes, noise, return_probabilities))
 
         # 2. Convert.
         masks = together([batch.masks for batch in found], output_type)
@@ -221,10 +213,11 @@ class HeadSegmenter(Segmenter):
 
     segmentation_head: PixelClassifierEnsemble | None
     config: Any
-    maybe_free_model_hooks: Callable[[], None]  # of diffusers' pipelines
+    family: type[FeatureExtractor]  # reads the activations
+    _execution_device: torch.device  # these two of diffusers' pipelines
+    maybe_free_model_hooks: Callable[[], None]
     _extractor: FeatureExtractor | None = None  # within `prepared`
 
-    @abstractmethod
     def features(
         self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
     ) -> FeatureExtractor:
@@ -239,13 +232,10 @@ class HeadSegmenter(Segmenter):
             >>> features = pipe.features(blocks=[5, 6], timesteps=[50])(images)  # images: [N,C,H,W] in [-1, 1]
             >>> shapes = [tuple(a.shape) for a in features.activations]
         """
+        return self.family.of(self, blocks=blocks, timesteps=timesteps, device=self._execution_device, **choice)
 
     def head_extractor(self) -> FeatureExtractor:
-        """The features that the head was fitted on.
-
-        Raises:
-            UserError: There is no head, or it does not fit the model; says which number differs.
-        """
+        """The features that the head was fitted on; raises [`UserError`] if there is none, or it does not fit."""
         if self._extractor is not None:
             return self._extractor
         if self.segmentation_head is None:
@@ -291,9 +281,8 @@ class HeadSegmenter(Segmenter):
     def image_size(self) -> tuple[int, int]:
         return tuple(self.segmentation_head.config.image_size)
 
-    @property
-    def in_channels(self) -> int:
-        return self.segmentation_head.config.in_channels
+    in_channels = property(attrgetter("segmentation_head.config.in_channels"))
+    ignore_index = property(attrgetter("segmentation_head.config.ignore_index"))
 
     @property
     def channels(self) -> InputChannels:
@@ -307,10 +296,6 @@ class HeadSegmenter(Segmenter):
     @property
     def palette(self) -> list[list[int]]:
         return self.segmentation_head.config.palette or default_palette(self.segmentation_head.config.num_classes)
-
-    @property
-    def ignore_index(self) -> int:
-        return self.segmentation_head.config.ignore_index
 
     @property
     def decisions(self) -> Decisions | None:
@@ -336,7 +321,7 @@ class HeadSegmenter(Segmenter):
         pixels: torch.Tensor,
         sizes: Sequence[tuple[int, int]],
         class_labels: torch.Tensor | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
         extractor, head = self.head_extractor(), self.segmentation_head
@@ -367,15 +352,9 @@ class HeadSegmenter(Segmenter):
 
 
 class HeadPipeline(HeadSegmenter):
-    """A diffusers pipeline of which the head is a component.
+    """Mixin of a [`DiffusionPipeline`] whose optional component `segmentation_head` is the head."""
 
-    To be mixed into a [`DiffusionPipeline`] with an optional component `segmentation_head`
-    ([`PixelClassifierEnsemble`]).
-    """
-
-    # What the diffusers pipeline brings.
-    config: Any
-    register_modules: Callable[..., None]
+    register_modules: Callable[..., None]  # of the diffusers pipeline
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
@@ -414,15 +393,7 @@ def predict_masks(
     sizes: Sequence[tuple[int, int]],
     return_probabilities: bool = False,
 ) -> SegmentedBatch:
-    """Masks and uncertainties of a batch, each image's at a size of its own.
-
-    Args:
-        head ([`PixelClassifierEnsemble`]): The classifiers.
-        activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each.
-        mirrored (sequence of `torch.Tensor`, *optional*): The same of the mirror images.
-        sizes (sequence of `(height, width)`): For each image.
-        return_probabilities (`bool`, defaults to `False`): Whether to return mean class probabilities.
-    """
+    """[`PixelClassifierEnsemble.predict`] for a batch of images whose masks differ in size, `(height, width)` each."""
     names = ["labels", "uncertainty", *(["probabilities"] if return_probabilities else [])]
     found: dict[str, list] = {name: [None] * len(sizes) for name in names}
     for size in dict.fromkeys(sizes):  # images of one size go together
@@ -434,6 +405,12 @@ def predict_masks(
             for i, tensor in zip(same, output[name].cpu()):
                 found[name][i] = tensor
     return SegmentedBatch(found["labels"], found["uncertainty"], found.get("probabilities"))
+
+
+def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments of a `from_pretrained` that say where files are."""
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+    return {name: kwargs[name] for name in names if name in kwargs}
 
 
 def weight_bytes(module: nn.Module) -> int:
