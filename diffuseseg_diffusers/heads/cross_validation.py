@@ -8,7 +8,6 @@ side, by the recipe that a head will be fitted with: its augmented views, class 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import evaluate
 import numpy as np
@@ -59,19 +58,13 @@ class LabeledActivations:
         Args:
             extractor, dataset, seed, batch_size, cache_dir, show_progress: As in [`extract_activations`].
             recipe ([`Recipe`]): Says how many augmented views there are, and whether mirror images count.
-            flip (`bool`, *optional*): Whether left and right may be exchanged; if not given, as the recipe says, but
-                not if names of classes tell left from right.
+            flip (`bool`, *optional*): As in [`fit_segmentation_head`].
         """
         flip = (recipe.flip and not Classes.of(dataset).tell_sides) if flip is None else flip
         views = recipe.num_views(len(dataset))
-        common: dict[str, Any] = dict(
-            seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress
-        )
-        table = extract_activations(extractor, dataset, augmented_views=views, flip=flip, **common)
-        table.to(extractor.device)
-        mirrored = None
-        if flip:
-            mirrored = extract_activations(extractor, dataset, mirror=True, **common).to(extractor.device)
+        reading = (extractor, dataset, 0.0, seed, batch_size, cache_dir, show_progress)
+        table = extract_activations(*reading, augmented_views=views, flip=flip).to(extractor.device)
+        mirrored = extract_activations(*reading, mirror=True).to(extractor.device) if flip else None
         return cls(table, views, mirrored, extractor.device)
 
     def __len__(self) -> int:
@@ -90,8 +83,7 @@ class LabeledActivations:
 def folds_of(num_images: int, num_folds: int, seed: int = 0) -> list[list[int]]:
     """The images that each fold of a cross-validation holds out, of sizes that differ by one at most.
 
-    Raises:
-        UserError: There are fewer images than folds, or fewer than two folds.
+    Raises [`UserError`] for fewer images than folds, or fewer than two folds.
     """
     if not 2 <= num_folds <= num_images:
         raise UserError(
@@ -137,20 +129,15 @@ def fit_groups(
     num_members: int = 1,
     seed: int = 0,
 ) -> list[PixelClassifierEnsemble]:
-    """Heads on some of the activations of a table, one for each group of images, all trained at once.
+    """Heads on some of the activations of a table, which stays as it is, all trained at once.
 
     Args:
-        activations ([`LabeledActivations`]): Raw activations; they stay as they are.
-        blocks (sequence of `int`), timesteps (sequence of `int`): What the heads read.
+        activations ([`LabeledActivations`]), blocks, timesteps: What the heads read.
         classes ([`Classes`]): What they tell apart.
-        images (sequence of sequences of `int`): What each of them learns from, with its augmented views.
-        recipe ([`Recipe`]): How they are trained. If it standardises, then by all images of the table, held out or not;
-            labels of other images count for nothing.
+        images (sequence of sequences of `int`): What each head learns from, with its augmented views.
+        recipe ([`Recipe`]): How they are trained. If it standardises, then by all images of the table, held out or not.
         num_members (`int`, defaults to 1): Members of each.
         seed (`int`): Of weights and order.
-
-    Returns:
-        `list[PixelClassifierEnsemble]`, of raw activations.
     """
     blocks = list(ordered(blocks))
     chosen = activations.table.select(entries_of(activations.table, blocks, timesteps)).to(activations.device)
@@ -184,11 +171,6 @@ def score(
 ) -> dict:
     """Mean IoU over all images together, each segmented by the head of its group.
 
-    Args:
-        heads (sequence of [`PixelClassifierEnsemble`]), images (sequence of sequences of `int`): Groups.
-        activations ([`LabeledActivations`]): Of those images, with their labels.
-        classes ([`Classes`]): Class names, palette, ignore index.
-
     Returns:
         `dict`: `mean_iou` (0 to 1) and `per_class_iou` (list of 0 to 1, or `None` for an absent class).
     """
@@ -197,11 +179,8 @@ def score(
         chosen = entries_of(activations.table, head.config.blocks, head.config.timesteps)
         for image in own:
             row = activations.rows([image])[0]
-            # Of large tables, which stay in memory, one image goes to the device.
-            straight = [a.to(head.device) for a in activations.table.image(row, chosen)]
-            mirrored = None
-            if head.config.flip:
-                mirrored = [a.to(head.device) for a in activations.mirrored.image(image, chosen)]
+            straight = activations.table.image(row, chosen, head.device)
+            mirrored = activations.mirrored.image(image, chosen, head.device) if head.config.flip else None
             predicted = head.predict(straight, mirrored=mirrored).labels[0]
             metric.add(prediction=predicted.cpu().numpy(), reference=activations.table.labels[row].cpu().numpy())
     result = metric.compute(num_labels=classes.number, ignore_index=classes.ignore_index)

@@ -47,11 +47,7 @@ class Decisions:
 
     @classmethod
     def of(cls, config: Any, num_classes: int) -> "Decisions | None":
-        """Those that a config holds, if it does: the mapping that [`~Decisions.config`] gave.
-
-        Raises:
-            UserError: It holds something else, or they are of another number of classes.
-        """
+        """Those that a config holds, if any; refuses anything else, and those of another number of classes."""
         if config is None:
             return None
         try:
@@ -89,17 +85,10 @@ def winners(p: torch.Tensor, decisions: Decisions | None, dim: int = 1) -> torch
 
 
 def expected_decisions(p: torch.Tensor) -> Decisions | None:
-    """The decisions for pixels of which only the probabilities are known.
+    """The decisions with the highest expected mean IoU, by the class probabilities `[C, P]` float32 of pixels.
 
-    Starts with the likeliest classes; then expectations and classes take turns. The decisions that give the highest
-    expected mean IoU are kept, and it is never below that of the likeliest classes. Classes that are not expected do
-    not count, and only get pixels that are probably theirs.
-
-    Args:
-        p (`torch.Tensor`): `[C, P]` float32, probabilities of the classes of pixels that stand for all.
-
-    Returns:
-        [`Decisions`], or `None` if the likeliest classes are the best.
+    Starts with the likeliest classes; then expectations and classes take turns. Classes that are not expected do not
+    count, and only get pixels that are probably theirs. `None` if the likeliest classes are the best.
     """
     classes, number = p.shape
     present = p.sum(1, dtype=torch.float64)  # [C]; in float32, sums of many pixels would not be right

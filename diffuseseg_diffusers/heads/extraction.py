@@ -59,11 +59,10 @@ def extract_activations(
     examples = labeled_examples(dataset, extractor, min_label_fraction, seed, augmented_views, flip)
     with tqdm(total=total, desc="Extracting features", unit="image", disable=not show_progress, leave=None) as bar:
         for start in range(0, total, batch_size):
-            pixels, labels = zip(*islice(examples, batch_size))
-            batch = torch.stack(pixels).flip(-1) if mirror else torch.stack(pixels)  # [N,C,H,W]
-            own = torch.stack(labels)  # [N,H,W]
-            activations = extractor(batch, generator=generator).activations
-            table.put(start, activations, own.flip(-1) if mirror else own)
+            pixels, labels = map(torch.stack, zip(*islice(examples, batch_size)))  # [N,C,H,W], [N,H,W]
+            if mirror:
+                pixels, labels = pixels.flip(-1), labels.flip(-1)
+            table.put(start, extractor(pixels, generator=generator).activations, labels)
             bar.update(len(labels))
     return table
 
@@ -78,11 +77,7 @@ def labeled_examples(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every image with its labels, and after it its augmented views, as [`extract_activations`] sees them.
 
-    Other labels of the same images get the same augmentation, so that they can replace those of a table:
-    `table.labels = torch.stack([labels for _, labels in labeled_examples(relabelled, extractor, …)])`.
-
-    Args:
-        dataset, extractor, min_label_fraction, seed, augmented_views, flip: As in [`extract_activations`].
+    Other labels of the same images get the same augmentation, so that they can replace those of a table.
 
     Yields:
         `[C, H, W]` float32 in [-1, 1], and `[H, W]` uint8.

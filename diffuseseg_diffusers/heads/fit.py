@@ -115,26 +115,16 @@ def fit_segmentation_head(
         mirrored = extract_activations(extractor, labels, rare, *reading, mirror=True) if flip else None
         sure = pseudo_labels(fit(), table, mirrored, labels, recipe)
         table.labels = torch.stack([m for _, m in labeled_examples(sure, extractor, rare, seed, views, flip)])
-    _warn_of_strokes(table, dataset.ignore_index, sparse_labels)
-    head = fit(in_place=True)
-    _record_reading(head, dataset, extractor.size)
+    elif (share := float((table.labels != dataset.ignore_index).float().mean())) < STROKES:
+        logger.warning(f"{share:.0%} of the pixels have a label; `sparse_labels` learns from the others too.")
+    head, channels = fit(in_place=True), dataset.channels.config
+    version = head.config.format_version if channels is None else DECIDING_FORMAT
+    tiling = _tiling_of(dataset, extractor.size)
+    head.register_to_config(channels=channels, tiling=tiling, format_version=version)
     return head
 
 
-def _warn_of_strokes(table: ActivationTable, ignore_index: int, sparse_labels: bool) -> None:
-    share = float((table.labels != ignore_index).float().mean())
-    if share < STROKES and not sparse_labels:
-        logger.warning(f"{share:.0%} of the pixels have a label; `sparse_labels` learns from the others too.")
-
-
-def _record_reading(head: PixelClassifierEnsemble, dataset: LabeledImages, size: tuple[int, int]) -> None:
-    """Puts into a head's config how its labelled images were read: which channels, at which scale."""
-    channels = dataset.channels.config
-    version = head.config.format_version if channels is None else DECIDING_FORMAT
-    head.register_to_config(channels=channels, tiling=_how_seen(dataset, size), format_version=version)
-
-
-def _how_seen(dataset: LabeledImages, size: tuple[int, int]) -> dict:
+def _tiling_of(dataset: LabeledImages, size: tuple[int, int]) -> dict:
     """At which scale the model saw the labelled images, for those that it will be used on."""
     if dataset.tiling is not None:
         return dataset.tiling

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,7 @@ class Budget:
 def cost_of(
     table: ActivationTable, blocks: Sequence[Block], timesteps: Sequence[int], pass_milliseconds: dict[Block, float]
 ) -> dict:
-    """What blocks × timesteps cost, with the keys of [`Budget`].
-
-    Args:
-        table ([`ActivationTable`]): Describes the activations.
-        blocks (sequence of `int`), timesteps (sequence of `int`): The choice.
-        pass_milliseconds (`dict`): Of one pass that ends after a block, by block; see [`time_passes`].
-    """
+    """What blocks × timesteps cost, with the keys of [`Budget`]; `pass_milliseconds` are those of [`time_passes`]."""
     info = [table.info[i] for i in entries_of(table, blocks, timesteps)]
     return {
         "dimensions": sum(f.channels for f in info),
@@ -67,13 +62,7 @@ def cost_of(
 
 
 def time_passes(extractor: FeatureExtractor, image: torch.Tensor, repeats: int = 3) -> dict[Block, float]:
-    """Median milliseconds per image and timestep of a pass up to each block.
-
-    Args:
-        extractor ([`FeatureExtractor`]): Says which blocks.
-        image (`torch.Tensor`): `[1, C, H, W]` in [-1, 1].
-        repeats (`int`, defaults to 3): How often each is timed, after a warm-up.
-    """
+    """Median milliseconds per timestep of a pass up to each block of an image `[1, C, H, W]`, after a warm-up."""
     milliseconds = {}
     for block in extractor.blocks:
         one = extractor.choose([block], extractor.timesteps[:3])
@@ -172,9 +161,8 @@ def choose_features(
     Args:
         pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]), dataset ([`LabeledImages`]): The frozen model, and the
             images to fit on.
-        recipe (`str` or [`Recipe`], defaults to `"default"`):
-            The one that the head will be fitted with. Every choice is measured by it, shortened by
-            [`Recipe.for_studies`], and its own features compete.
+        recipe (`str` or [`Recipe`], defaults to `"default"`): The one that the head will be fitted with. Every choice
+            is measured by [`Recipe.for_studies`] of it, and its own features compete.
         blocks (sequence of `int`, *optional*), timesteps (sequence of `int`, *optional*):
             Taken as they are if given, else chosen.
         budget ([`Budget`], *optional*): As many dimensions as the recipe's own features have, if not given.
@@ -203,10 +191,8 @@ def choose_features(
     extractor = usual.choose(*candidates)
 
     # 2. All of it, extracted once.
-    given: dict[str, Any] = dict(
-        seed=seed, batch_size=batch_size, cache_dir=cache_dir, show_progress=show_progress, flip=flip
-    )
-    activations = LabeledActivations.extract(extractor, dataset, recipe, **given)
+    given = (recipe, seed, batch_size, cache_dir, show_progress, flip)
+    activations = LabeledActivations.extract(extractor, dataset, *given)
     table, classes = activations.table, Classes.of(dataset)
     passes = time_passes(extractor, torch.zeros(1, extractor.in_channels, *table.size, device=extractor.device))
     rival = (usual.blocks, usual.timesteps)
@@ -226,21 +212,14 @@ def choose_features(
             bar.update()
             return result["mean_iou"]
 
-        def cost(b: Sequence[Block], t: Sequence[int]) -> dict:
-            return cost_of(table, b, t, passes)
-
+        cost = partial(cost_of, table, pass_milliseconds=passes)
         return select_features(scored, cost, *candidates, budget, rival, choose, announce)
 
 
 def configured_features(
     config: Any, pipe: Any, dataset: LabeledImages, size: tuple[int, int] | None, accelerator: Accelerator
 ) -> tuple[dict[str, Any], list[dict]]:
-    """Which features a configuration of `fit` reads, chosen by cross-validation where it says `auto`.
-
-    Args:
-        config (`Config`): With the fields of `tasks.fit.FitConfig`.
-        pipe, dataset, size: As in [`choose_features`].
-        accelerator (`Accelerator`): The main process chooses for all.
+    """Which features a `FitConfig` reads, chosen by cross-validation, in the main process, where it says `auto`.
 
     Returns:
         `dict`: `blocks`, `timesteps`, `up_blocks` and `noise_levels` for [`fit_segmentation_head`].

@@ -26,12 +26,7 @@ EVEN = 0.02  # of the shares that all classes have alike, so that none is though
 
 
 class Relabeled(LabeledImages):
-    """Labelled images with other masks.
-
-    Args:
-        images ([`LabeledImages`]): The images.
-        masks (sequence of `np.ndarray`): `[H, W]` uint8 each, of any size.
-    """
+    """Labelled images with other masks, `[H, W]` uint8 of any size."""
 
     def __init__(self, images: LabeledImages, masks: Sequence[np.ndarray]):
         self.__dict__.update(images.__dict__)
@@ -45,14 +40,9 @@ class Relabeled(LabeledImages):
 
 
 def with_strokes(dataset: LabeledImages, size: tuple[int, int]) -> Relabeled:
-    """Labelled images with masks resized so that thin strokes survive.
+    """Labelled images with masks resized to `(height, width)` so that thin strokes survive.
 
-    Args:
-        dataset ([`LabeledImages`]): Images with masks that are mostly `ignore_index`.
-        size (two `int`): Height and width of the new masks.
-
-    Raises:
-        UserError: Fewer than two classes are labelled.
+    Raises [`UserError`] if fewer than two classes are labelled.
     """
     masks = [resize_strokes(dataset[i].mask, size, dataset.ignore_index) for i in range(len(dataset))]
     present = {int(label) for mask in masks for label in np.unique(mask)} - {dataset.ignore_index}
@@ -81,19 +71,17 @@ def pseudo_labels(
     """Extends strokes by confident predictions of a head fitted on them, under estimated class priors.
 
     Args:
-        head ([`PixelClassifierEnsemble`]): Fitted on `table`.
+        head ([`PixelClassifierEnsemble`]): Fitted on `table` by `recipe`.
         table ([`ActivationTable`]): The strokes' images, each with its augmented views after it.
-        mirrored ([`ActivationTable`], *optional*): Of the mirror images, without augmented views, if the head sees
-            them.
+        mirrored ([`ActivationTable`], *optional*): Of the mirror images alone, if the head sees them.
         strokes ([`LabeledImages`]): See [`with_strokes`].
         recipe ([`Recipe`]): How the head was trained.
     """
     entries, every = range(len(table.info)), len(table.labels) // len(strokes)
     found = []
     for i in range(len(strokes)):
-        given, other = table.image(i * every, entries), mirrored.image(i, entries) if mirrored is not None else None
-        given, other = (None if maps is None else [m.to(head.device) for m in maps] for maps in (given, other))
-        output = head.predict(given, None, True, mirrored=other)
+        other = mirrored.image(i, entries, head.device) if mirrored is not None else None
+        output = head.predict(table.image(i * every, entries, head.device), None, True, mirrored=other)
         found.append(output.probabilities[0].cpu())
     probabilities = torch.stack(found)  # [N,C,H,W]
     counts = torch.bincount(table.labels.flatten().long(), minlength=256)[: probabilities.shape[1]].float().cpu()
@@ -110,15 +98,7 @@ def pseudo_labels(
 
 
 def correct_shares(probabilities: torch.Tensor, assumed: torch.Tensor) -> torch.Tensor:
-    """Corrects probabilities to the class priors estimated from them.
-
-    Args:
-        probabilities (`torch.Tensor`): `[N, C, H, W]`, of a classifier trained with the class priors `assumed`.
-        assumed (`torch.Tensor`): `[C]`, above 0, 1 in sum.
-
-    Returns:
-        `torch.Tensor` `[N, C, H, W]`, 1 in sum over the classes.
-    """
+    """Corrects probabilities `[N, C, H, W]` to the class priors that [`estimate_shares`] finds in them."""
     flat = probabilities.movedim(1, -1).flatten(0, -2)  # [N*H*W,C]
     shares = estimate_shares(flat[:: max(1, len(flat) // 2**17)], assumed)
     corrected = probabilities * (shares / assumed)[:, None, None]
@@ -129,13 +109,9 @@ def estimate_shares(probabilities: torch.Tensor, assumed: torch.Tensor, iteratio
     """Estimates class priors on unlabelled pixels by expectation maximisation; no class is assumed absent.
 
     Args:
-        probabilities (`torch.Tensor`): `[U, C]`, probabilities of a classifier trained with the class
-            priors `assumed`.
-        assumed (`torch.Tensor`): `[C]`, above 0, 1 in sum.
+        probabilities (`torch.Tensor`): `[U, C]`, of a classifier trained with the class priors `assumed`.
+        assumed (`torch.Tensor`): `[C]`, above 0, 1 in sum; what is returned is so too.
         iterations (`int`): Of the algorithm.
-
-    Returns:
-        `torch.Tensor` `[C]`, 1 in sum.
     """
     shares = assumed
     for _ in range(iterations):

@@ -11,16 +11,15 @@ import torch.nn.functional as F
 
 from ..features.base import FeatureInfo
 from ..jobs.errors import NotFiniteError, UserError
+from .upsampling import bilinear
 
 
 class ActivationTable:
     """Activations of all training images at their own resolutions, and the labels of their pixels.
 
-    [`extract_activations`] fills it, [`~ActivationTable.append`] adds images, `labels` may be replaced by other class
-    ids, and [`fit_head`] fits a head on it without changing it.
-
-    There is one table of pixels × channels for each resolution, in half precision, so that a labelled pixel's features
-    are the blend of four rows: the full-size feature map is never built.
+    [`extract_activations`] fills it, `labels` may be replaced, and [`fit_head`] fits a head on it. There is one table
+    of pixels × channels for each resolution, in half precision, so that a labelled pixel's features are the blend of
+    four rows: the full-size feature map is never built.
 
     Args:
         info (sequence of [`FeatureInfo`]): What an image's activations are, in the order of concatenation.
@@ -128,14 +127,16 @@ class ActivationTable:
         chosen.labels = self.labels
         return chosen
 
-    def image(self, image: int, entries: Sequence[int]) -> list[torch.Tensor]:
-        """Some activations of an image, `[1, channels, h, w]` each; in float32, if they are not in bfloat16."""
+    def image(self, image: int, entries: Sequence[int], device: torch.device | None = None) -> list[torch.Tensor]:
+        """Some activations of an image, `[1, channels, h, w]`, on a device; in float32, if they are not in bfloat16."""
         activations = []
         for i in entries:
             h, w = self.info[i].height, self.info[i].width
             rows = self.tables[h, w][image * h * w : (image + 1) * h * w]  # [h*w,c]
             activation = rows[:, self._columns(i)].T.unflatten(1, (h, w))[None]
-            activations.append(activation if self.dtype == torch.bfloat16 else activation.float())
+            activations.append(
+                (activation if self.dtype == torch.bfloat16 else activation.float()).to(device or self.device)
+            )
         return activations
 
     def _columns(self, entry: int) -> torch.Tensor:
@@ -219,8 +220,7 @@ class ActivationTable:
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
-    """Whether the bytes fit into a third of the free GPU memory, which leaves room for a copy and for forward passes;
-    `True` on other devices."""
+    """Whether the bytes fit into a third of the free GPU memory, which leaves room for a copy and forward passes."""
     return device.type != "cuda" or nbytes <= torch.cuda.mem_get_info(device)[0] / 3
 
 
@@ -236,8 +236,6 @@ def _allocate(
 
 
 def _bilinear(source: int, target: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bilinear interpolation (`align_corners=False`) along an axis: `[target, 2]` source positions and weights."""
-    at = ((torch.arange(target, device=device) + 0.5) * (source / target) - 0.5).clamp(min=0)
-    low = at.long().clamp(max=source - 1)
-    fraction = at - low
-    return torch.stack([low, (low + 1).clamp(max=source - 1)], 1), torch.stack([1 - fraction, fraction], 1).to(dtype)
+    """Bilinear interpolation along an axis: `[target, 2]` source positions and weights."""
+    low, high, fraction = bilinear(source, target, slice(0, target), device)
+    return torch.stack([low, high], 1), torch.stack([1 - fraction, fraction], 1).to(dtype)

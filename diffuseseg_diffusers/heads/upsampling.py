@@ -25,13 +25,13 @@ def blend_of(x: torch.Tensor, height: int, rows: slice) -> Blend:
     # The first and the last source row, in whole numbers: to ask the device for them would be to wait for it.
     first, last = (max(0, ((2 * row + 1) * h - height) // (2 * height)) for row in (rows.start, rows.stop - 1))
     used = slice(first, min(last + 2, h))
-    return Blend(used, _bilinear(h, height, rows, used, x))
+    return Blend(used, _matrix(h, height, rows, used, x))
 
 
 def columns_of(x: torch.Tensor, width: int) -> torch.Tensor | None:
     """For a map `[N, h, w, C]`, `[width, w]` of its columns, or `None` where interpolation is faster or not needed."""
     w = x.shape[2]
-    return None if w == width or w > NARROW else _bilinear(w, width, slice(0, width), slice(0, w), x)
+    return None if w == width or w > NARROW else _matrix(w, width, slice(0, width), slice(0, w), x)
 
 
 def upsampled_rows(
@@ -72,13 +72,22 @@ def upsampled_rows(
     return total.unflatten(2, (width, -1))
 
 
-def _bilinear(source: int, target: int, chosen: slice, used: slice, like: torch.Tensor) -> torch.Tensor:
-    """Bilinear interpolation (`align_corners=False`) along an axis as a matrix: the `chosen` of `target` positions from
-    the `used` of `source`, of the dtype and on the device of a tensor."""
-    position = torch.arange(chosen.start, chosen.stop, device=like.device) + 0.5
-    position = (position * (source / target) - 0.5).clamp(min=0)
-    above = position.long().clamp(max=source - 1)
-    below = (above + 1).clamp(max=source - 1)
-    share = (position - above).to(like.dtype)[:, None]  # [chosen,1]
+def bilinear(
+    source: int, target: int, chosen: slice, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Bilinear interpolation (`align_corners=False`) of the `chosen` of `target` positions along an axis.
+
+    Returns:
+        The two positions of `source` that each is between, int64, and the weight of the second, float32.
+    """
+    at = ((torch.arange(chosen.start, chosen.stop, device=device) + 0.5) * (source / target) - 0.5).clamp(min=0)
+    low = at.long().clamp(max=source - 1)
+    return low, (low + 1).clamp(max=source - 1), at - low
+
+
+def _matrix(source: int, target: int, chosen: slice, used: slice, like: torch.Tensor) -> torch.Tensor:
+    """[`bilinear`] from the `used` of `source` as a matrix, of the dtype and on the device of a tensor."""
+    above, below, fraction = bilinear(source, target, chosen, like.device)
+    share = fraction.to(like.dtype)[:, None]  # [chosen,1]
     at = torch.arange(used.start, used.stop, device=like.device)
     return (at == above[:, None]) * (1 - share) + (at == below[:, None]) * share  # [chosen,used]

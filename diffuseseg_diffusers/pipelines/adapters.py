@@ -21,9 +21,6 @@ def load_adapters(pipe: Any, given: Sequence[str], **where: Any) -> None:
 
     Raises:
         UserError: The pipeline takes no LoRA, or one cannot be loaded; says why.
-
-    Examples:
-        >>> load_adapters(pipe, ["user/style=0.8", "out/lora/pytorch_lora_weights.safetensors"])
     """
     if given and not hasattr(pipe, "load_lora_weights"):
         raise UserError(f"A {type(pipe).__name__} takes no LoRA; leave --lora out.")
@@ -32,8 +29,9 @@ def load_adapters(pipe: Any, given: Sequence[str], **where: Any) -> None:
         source, scale = split_scale(one)
         name = re.sub(r"\W+", "_", os.path.basename(os.path.splitext(source)[0])).strip("_") or "lora"
         name = name if name not in names else f"{name}_{len(names)}"
-        folder, file = (os.path.split(source)) if os.path.isfile(source) else (source, None)
-        options = {**where, "use_safetensors": True, **({} if file is None else {"weight_name": file})}
+        folder, options = source, {**where, "use_safetensors": True}
+        if os.path.isfile(source):
+            folder, options["weight_name"] = os.path.split(source)
         try:
             pipe.load_lora_weights(folder or ".", adapter_name=name, **options)
         except ImportError as error:
@@ -50,12 +48,7 @@ def load_adapters(pipe: Any, given: Sequence[str], **where: Any) -> None:
 
 
 def split_scale(text: str) -> tuple[str, float]:
-    """Path or name of a LoRA as typed, and its scale, 1 if none is given.
-
-    Examples:
-        >>> split_scale("user/style=0.8")
-        ('user/style', 0.8)
-    """
+    """Path or name of a LoRA as typed, and its scale, 1 if none is given: `user/style=0.8`."""
     source, separator, scale = text.rpartition("=")
     if separator and source and re.fullmatch(r"-?\d*\.?\d+", scale):
         return source, float(scale)

@@ -69,16 +69,15 @@ class AutoDiffuseSegPipeline:
         """Loads a pipeline, a head with its base, a vision backbone, a student or an ONNX file.
 
         Args:
-            pretrained_model_name_or_path (`str` or path): Folder or Hub name of a [`DiffuseSegPipeline`], of any
-                pipeline of diffusers whose denoiser is of a known family, of a head as
-                [`ComposedDiffuseSegPipeline.save_pretrained`] saves it, of a [`BackbonePipeline`], of a vision model of
-                transformers, or of a student; or the path of an ONNX file that `diffuseseg export-onnx` wrote.
+            pretrained_model_name_or_path (`str` or path): Folder or Hub name of a pipeline of diffusers whose denoiser
+                is of a known family, of a head as [`ComposedDiffuseSegPipeline.save_pretrained`] saves it, of a vision
+                model of transformers, with or without a head, or of a student; or the path of an ONNX file.
             base_model (`str` or path, *optional*): Where the base of a head is, if not where the head says.
             device (`str` or `torch.device`, *optional*): Where to; the CPU if not given. ONNX files run on the CPU.
-            **kwargs: As in [`DiffusionPipeline.from_pretrained`]. `dtype` as a `torch.dtype` converts head and model,
-                as in diffusers; as a name, `"auto"`, `"bfloat16"`, …, it is the precision of the model alone, and the
-                head keeps float32. Where weights are only there as a variant, such as `fp16`, that is loaded, with a
-                warning. `lora` lists LoRAs to load onto a pipeline of diffusers, see [`load_adapters`].
+            **kwargs: As in [`DiffusionPipeline.from_pretrained`]. A `torch.dtype` as `dtype` converts head and model; a
+                name, `"auto"`, `"bfloat16"`, …, is the precision of the model, and the head keeps float32. Weights that
+                are there as a variant alone, such as `fp16`, are loaded with a warning. `lora` lists LoRAs to load onto
+                a pipeline of diffusers: `PATH_OR_NAME` or `PATH_OR_NAME=SCALE`.
 
         Returns:
             [`Segmenter`]: [`DiffuseSegPipeline`] for U-Nets on pixels, [`ComposedDiffuseSegPipeline`] for all other
@@ -94,19 +93,16 @@ class AutoDiffuseSegPipeline:
         """
         name = os.fspath(pretrained_model_name_or_path)
         kwargs.pop("trust_remote_code", None)
-        if base_model is not None:
-            kwargs["base_model"] = base_model
-        if name.endswith(ONNX):
-            kind = ONNX
-        else:
+        kind = ONNX
+        if not name.endswith(ONNX):
             check_name(name)
             with errors_explained(name):
                 kind = find_kind(name, **hub_options(kwargs))
-        if base_model is not None and kind != COMPOSED:
+        if kind == COMPOSED:
+            kwargs["base_model"] = base_model
+        elif base_model is not None:
             raise UserError(f"{name} is not a head on another pipeline; leave --base_model out.")
-        if not kwargs.get("lora"):
-            kwargs.pop("lora", None)
-        elif kind != COMPOSED:
+        elif kwargs.pop("lora", None):
             raise UserError(f"{name} takes no LoRA; leave --lora out.")
         with errors_explained(name):
             return _load(name, kind, device, kwargs)
@@ -131,8 +127,8 @@ class AutoDiffuseSegPipeline:
             if segmentation_head is not None:
                 pipe.segmentation_head = segmentation_head
             return pipe
-        consistency = type(pipe.scheduler).__name__ == CONSISTENCY
-        if find_family(pipe.components) is DecoderFeatureExtractor and not consistency:
+        is_pixel = find_family(pipe.components) is DecoderFeatureExtractor
+        if is_pixel and type(pipe.scheduler).__name__ != CONSISTENCY:
             return DiffuseSegPipeline(pipe.unet, pipe.scheduler, segmentation_head)
         name = pipe.config.get("_name_or_path")
         return ComposedDiffuseSegPipeline(pipe, segmentation_head, name or None)

@@ -45,9 +45,6 @@ class BackbonePipeline(HeadPipeline, DiffusionPipeline):
 
         Raises:
             UserError: The vision model cannot be loaded; says why.
-
-        Examples:
-            >>> pipe = BackbonePipeline.from_pretrained("facebook/vit-mae-base", dtype=torch.bfloat16)
         """
         name = os.fspath(pretrained_model_name_or_path)
         kwargs = {"use_safetensors": True, **kwargs, "trust_remote_code": False}
@@ -81,9 +78,5 @@ def load_backbone(
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> BackbonePipeline:
-    """[`BackbonePipeline.from_pretrained`] on a device.
-
-    Examples:
-        >>> pipe = load_backbone("facebook/vit-mae-base", device="cuda")
-    """
+    """[`BackbonePipeline.from_pretrained`] on a device."""
     return BackbonePipeline.from_pretrained(name, dtype=dtype, revision=revision, cache_dir=cache_dir).to(device)

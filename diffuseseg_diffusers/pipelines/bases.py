@@ -69,10 +69,6 @@ def describe_condition(condition: Mapping[str, torch.Tensor]) -> list[float]:
 def describe_base(pipe: Any, timesteps: Sequence[int]) -> dict[str, Any]:
     """What a head says of its base, but for the embedding of its prompt.
 
-    Args:
-        pipe ([`ComposedDiffuseSegPipeline`]): With the base.
-        timesteps (sequence of `int`): Of the head.
-
     Returns:
         `dict`: `model`, `revision`, `pipeline` (its class), `fingerprint` (see [`sketch`]), `adapters`, `adapted` (the
         fingerprint with them, if there are any), `freeu` and `noise`.
@@ -98,11 +94,7 @@ def _fingerprinted(pipe: Any) -> list[nn.Module]:
 
 
 def check_base(fitted: Mapping[str, Any], pipe: Any, timesteps: Sequence[int]) -> None:
-    """Refuses a base that is not the one that a head was fitted on; what the head does not state is not checked.
-
-    Args:
-        fitted (mapping): The head's `base`.
-        pipe ([`ComposedDiffuseSegPipeline`]), timesteps (sequence of `int`): As in [`describe_base`].
+    """Refuses a base that is not `fitted`, the `base` of a head; what the head does not state is not checked.
 
     Raises:
         UserError: They differ; says in what, and what to do.
@@ -138,9 +130,8 @@ def check_base(fitted: Mapping[str, Any], pipe: Any, timesteps: Sequence[int]) -
         )
     if stored and distance > TOLERANCE:
         logger.warning(
-            "The weights are stored as %s, %.1f %% from those that the head was fitted on; masks may differ.",
-            ", ".join(stored),
-            100 * distance,
+            f"The weights are stored as {', '.join(stored)}, {100 * distance:.1f} % from those that the head was "
+            f"fitted on; masks may differ."
         )
 
 

@@ -259,10 +259,6 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
 
         Raises:
             UserError: There is no head.
-
-        Examples:
-            >>> pipe.save_pretrained("out/head")
-            >>> pipe = AutoDiffuseSegPipeline.from_pretrained("out/head")  # loads the base from where it was
         """
         if self._head is None:
             raise UserError(f"This pipeline has no segmentation head to save; {HOW_TO_FIT}.")
@@ -281,9 +277,6 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
 
         Raises:
             UserError: There is no head, or the base is not on the Hub.
-
-        Examples:
-            >>> pipe.push_to_hub("user/faces-head")
         """
         base = self._head.config.base["model"] if self._head is not None else ""
         if base is None or os.path.isabs(base):
@@ -308,8 +301,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             base_model (`str` or path, *optional*): Where the base of a head is, if not where the head says.
             **kwargs: As in [`DiffusionPipeline.from_pretrained`], for head and base. `revision` is the head's, which
                 names that of its base; `dtype` may name `segmentation_head`; `variant` applies to whichever of the two
-                has it. Only safetensors are read unless `use_safetensors` says otherwise. `lora` lists LoRAs to load
-                onto the base, see [`load_adapters`].
+                has it. `use_safetensors` is `True` if not given. `lora` lists LoRAs to load onto the base.
 
         Raises:
             UserError: The pipeline is of no known family, or the base is not the one that the head was fitted on.
@@ -330,13 +322,13 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             dtype = dtype.get(HEAD, dtype.get("default"))
             kwargs["dtype"] = {k: v for k, v in kwargs["dtype"].items() if k != HEAD}
         given = {**where, "subfolder": HEAD, **({} if dtype is None else {"dtype": dtype})}
-        variant, refused = kwargs.pop("variant", None), 0
+        variant, refused = kwargs.pop("variant", None), False
         try:
             head = load_variant(PixelClassifierEnsemble.from_pretrained, name, variant=variant, **given)
         except UserError:
             if variant is None:
                 raise
-            head, refused = load_variant(PixelClassifierEnsemble.from_pretrained, name, **given), 1
+            head, refused = load_variant(PixelClassifierEnsemble.from_pretrained, name, **given), True
         base, revision = _find_base(name, index.get("base") or {}, base_model)
         kwargs |= {} if revision is None else {"revision": revision}
         try:
@@ -355,9 +347,8 @@ def _find_base(head: str, named: dict[str, Any], given: str | os.PathLike | None
         return os.fspath(given), None
     name = named.get("model")
     if name is None:
-        raise UserError(
-            f"The head in {head} does not say where its base is, a {named.get('pipeline')}; give `base_model`."
-        )
+        kind = named.get("pipeline")
+        raise UserError(f"The head in {head} does not say where its base is, a {kind}; give `base_model`.")
     if os.path.isabs(name) and not os.path.isdir(name):
         raise UserError(f"The base of the head in {head} is not in {name} any more; give `base_model`.")
     return name, named.get("revision")
@@ -366,15 +357,15 @@ def _find_base(head: str, named: dict[str, Any], given: str | os.PathLike | None
 def _load_base(name: str, kwargs: dict[str, Any]) -> tuple[DiffusionPipeline, None, str, str | None]:
     """A pipeline of diffusers, no head, and its name and revision for heads that are fitted on it."""
     lora, kwargs = kwargs.get("lora") or (), {k: v for k, v in kwargs.items() if k != "lora"}
-    where = {k: kwargs[k] for k in ("cache_dir", "token") if k in kwargs}
+    where, revision = {k: kwargs[k] for k in ("cache_dir", "token") if k in kwargs}, None
     if os.path.isdir(name):
         pipe = load_variant(DiffusionPipeline.from_pretrained, name, trust_remote_code=False, **kwargs)
-        load_adapters(pipe, lora, **where)
-        return pipe, None, os.path.abspath(name), None
-    folder = Path(load_variant(DiffusionPipeline.download, name, **kwargs))
-    revision = folder.name if folder.parent.name == "snapshots" else kwargs.get("revision")
-    variant = kwargs.get("variant") or only_variant(folder, {})
-    pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=False, **{**kwargs, "variant": variant})
+        name = os.path.abspath(name)
+    else:
+        folder = Path(load_variant(DiffusionPipeline.download, name, **kwargs))
+        revision = folder.name if folder.parent.name == "snapshots" else kwargs.get("revision")
+        variant = kwargs.get("variant") or only_variant(folder, {})
+        pipe = DiffusionPipeline.from_pretrained(name, trust_remote_code=False, **{**kwargs, "variant": variant})
     load_adapters(pipe, lora, **where)
     return pipe, None, name, revision
 

@@ -20,21 +20,13 @@ APART = {"agreement", "base", "decisions", "dtype", "format_version", "torch_dty
 
 
 def digest(value: Any) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over a value, as JSON holds it."""
+    """The first 16 hexadecimal digits of a SHA-256 over a value as JSON."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def weights_digest(*models: nn.Module) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over all weights, buffers and active adapters in float32.
-
-    Args:
-        *models (`torch.nn.Module`): A U-Net and its head, for instance.
-
-    Examples:
-        >>> weights_digest(pipe.unet) == weights_digest(pipe.unet.float())
-        True
-    """
+    """The first 16 hexadecimal digits of a SHA-256 over all weights, buffers and active adapters in float32."""
     seen = hashlib.sha256()
 
     def add(name: str, weight: torch.Tensor) -> None:
@@ -48,11 +40,9 @@ def weights_digest(*models: nn.Module) -> str:
             for adapter in active_adapters(layer):
                 add(f"{place} {layer.scaling[adapter]}", torch.zeros(0))
                 for kind in layer.adapter_layer_names:
-                    held = getattr(layer, kind)
-                    if adapter in held:
-                        own = held[adapter]
-                        for name, weight in [("", own)] if isinstance(own, torch.Tensor) else own.named_parameters():
-                            add(kind + name, weight)
+                    own = getattr(layer, kind)[adapter] if adapter in getattr(layer, kind) else nn.Module()
+                    for name, weight in [("", own)] if isinstance(own, torch.Tensor) else own.named_parameters():
+                        add(kind + name, weight)
     return seen.hexdigest()[:16]
 
 
@@ -60,7 +50,7 @@ def sketch(*models: nn.Module, adapters: bool = False, raw: bool = False) -> lis
     """Random projections of the weights of models, relative to their norm: nearly the same in every precision.
 
     The Euclidean distance of two sketches estimates the distance of the weights, relative to their norm (Johnson and
-    Lindenstrauss, 1984): about 0.001 for bfloat16 against float32. A digest would call these different.
+    Lindenstrauss, 1984): about 0.001 for bfloat16 against float32.
 
     Args:
         *models (`torch.nn.Module`): Such as a denoiser and its autoencoder.
@@ -113,19 +103,14 @@ def describe_freeu(denoiser: Any) -> list[float] | None:
 
 
 def describe_noise(schedule: NoiseSchedule, timesteps: Sequence[int]) -> list[list[float]]:
-    """The shares of image and noise at each timestep, `[[α, σ], …]`; they depend on the betas, not on the sampler.
-
-    Args:
-        schedule ([`NoiseSchedule`]): Of a pipeline's scheduler.
-        timesteps (sequence of `int`): Of a head.
-    """
+    """The shares of image and noise at each timestep, `[[α, σ], …]`; they depend on the betas, not on the sampler."""
     ones, zeros, steps = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), [torch.tensor([t]) for t in timesteps]
     pairs = [(schedule.add_noise(ones, zeros, t), schedule.add_noise(zeros, ones, t)) for t in steps]
     return [[round(float(signal), 6), round(float(noise), 6)] for signal, noise in pairs]
 
 
 def describe_segmenter(segmenter: Any) -> dict[str, str]:
-    """Everything that the masks of a segmenter depend on, beside the images: what [`Segmenter.identity`] returns."""
+    """What [`Segmenter.identity`] returns: everything that masks depend on, beside the images."""
     networks = getattr(segmenter, "read_networks", segmenter.networks)()
     found = {name: describe_network(network) for name, network in sorted(networks.items())}
     components = getattr(segmenter, "components", {})

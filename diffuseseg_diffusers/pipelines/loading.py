@@ -36,8 +36,7 @@ def load_pipeline(
         dtype (`str` or `torch.dtype`, defaults to `"auto"`): Precision of the model, see [`find_dtype`]; the head keeps
             float32.
         cache_dir (`str` or path, *optional*): Folder of downloads.
-        base_model (`str`, *optional*): Where the base of a head is, if not where the head says.
-        lora (sequence of `str`): LoRAs to load onto a pipeline of diffusers, `PATH_OR_NAME=SCALE`.
+        base_model (`str`, *optional*), lora (sequence of `str`): As there.
 
     Raises:
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
@@ -97,23 +96,16 @@ def load_pipelines(
 
 
 def save_fitted(
-    pipe: Any,
-    folder: Path,
-    name: str,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    pipe: Any, folder: Path, name: str, revision: str | None = None, cache_dir: str | os.PathLike | None = None
 ) -> None:
-    """Saves a pipeline with its head, and its U-Net in the precision of the original rather than of the run.
+    """Saves a pipeline of [`load_pipeline`] with its head, and its U-Net in the precision in which it was found.
 
-    Args:
-        pipe ([`HeadSegmenter`]): From [`load_pipeline`], with a head.
-        folder (`Path`): Output folder.
-        name (`str`), revision (`str`, *optional*), cache_dir (path, *optional*): As given to [`load_pipeline`].
+    The name, revision and cache are those that [`load_pipeline`] was given.
     """
     original = pipe
     if isinstance(pipe, DiffuseSegPipeline):
-        where = dict(revision=revision, cache_dir=cache_dir)
-        original = DiffuseSegPipeline.from_pretrained(name, segmentation_head=None, **where)
+        where: dict[str, Any] = dict(segmentation_head=None, revision=revision, cache_dir=cache_dir)
+        original = DiffuseSegPipeline.from_pretrained(name, **where)
         original.segmentation_head = pipe.segmentation_head
     original.save_pretrained(folder)
     trained = Path(name) / "training_state.json"

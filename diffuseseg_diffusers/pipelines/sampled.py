@@ -41,11 +41,7 @@ def nearest_steps(extractor: DenoiserFeatureExtractor) -> Iterator[dict[int, dic
 def sampled_activations(
     extractor: DenoiserFeatureExtractor, steps: dict[int, dict], shape: Sequence[int]
 ) -> list[torch.Tensor]:
-    """The activations of [`nearest_steps`] as a head takes them, `[N, channels, h, w]` each.
-
-    Args:
-        extractor ([`DenoiserFeatureExtractor`]), steps (`dict`): Of [`nearest_steps`].
-        shape (sequence of four `int`): Of the images, `[N, H, W, C]`.
+    """The activations that [`nearest_steps`] found, as a head takes them, for images of `shape` `[N, H, W, C]`.
 
     Raises:
         UserError: The passes were of another number of images than these, or of twice as many.

@@ -20,10 +20,9 @@ def load_variant(load: Callable, name: str, variant: str | None = None, **kwargs
     """Calls `load(name, variant=variant, **kwargs)`; with the only variant where weights without one are missing.
 
     Args:
-        load (`Callable`): A `from_pretrained` or `download`.
+        load (`Callable`): A `from_pretrained` or `download`, with `**kwargs`.
         name (`str`): Folder or Hub name.
         variant (`str`, *optional*): Loaded as it is named.
-        **kwargs: Of `load`.
 
     Raises:
         OSError, ValueError: What `load` raises, if there is not exactly one variant to load instead.
@@ -48,9 +47,7 @@ def load_variant(load: Callable, name: str, variant: str | None = None, **kwargs
 def only_variant(name: str | os.PathLike, kwargs: dict[str, Any]) -> str | None:
     """The variant in which all folders without other weights have theirs, if there is exactly one.
 
-    Args:
-        name (`str` or path): Folder or Hub name.
-        kwargs (`dict`): Of `from_pretrained`: `subfolder`, `revision` and `token` are read.
+    Of `kwargs`, those of `from_pretrained`, `subfolder`, `revision` and `token` are read.
     """
     variants: dict[str, set] = {}
     for file in _files(name, kwargs):
