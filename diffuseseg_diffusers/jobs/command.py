@@ -15,20 +15,9 @@ from .locks import unlock_folder
 
 DEBUG = "DIFFUSESEG_DEBUG"  # set to 1, every error shows its traceback
 
-# What the machine, not the program, has to be blamed for.
-_ENVIRONMENT = {
-    *(
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EMFILE,
-        errno.EIO,
-        errno.ENAMETOOLONG,
-        errno.EFBIG,
-    ),
-}
+# errno values of environment failures.
+_ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO}
+_ENVIRONMENT |= {errno.ENAMETOOLONG, errno.EFBIG}
 
 
 def keep_freed_memory() -> bool:
@@ -77,11 +66,10 @@ def run_command(command: Callable[[], int | None]) -> None:
 
 def _is_of_machine(error: Exception) -> bool:
     """Whether the system refused something; PyTorch and safetensors have classes of their own for a full disk."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None:
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        number = int(found[1]) if found else None
-    return number in _ENVIRONMENT
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _ENVIRONMENT
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return found is not None and int(found[1]) in _ENVIRONMENT
 
 
 def _sentence(error: Exception) -> str:

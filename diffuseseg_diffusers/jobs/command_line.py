@@ -16,12 +16,7 @@ from .config import Config, Option
 
 
 def command_line(name: str, description: str, version: str, configs: Mapping[str, type[Config]]) -> App:
-    """The parser of a program with a command for each configuration; a command's first line of help is its docstring's.
-
-    Args:
-        name (`str`), description (`str`), version (`str`): Of the program.
-        configs (mapping of `str` to subclasses of [`Config`]): By the name of their command.
-    """
+    """The parser of a program with a command for each configuration; a command's help begins with its docstring."""
     app = _app(name, description, version=version)
     for command, config in configs.items():
         app.command(_app(command, config.__doc__, default=config))
@@ -61,8 +56,8 @@ def _explained(app: App, error: CycloptsError, words: list[str]) -> str:
     if isinstance(error, MissingArgumentError) and not (error.tokens_so_far or error.keyword):
         given = {word.partition("=")[0] for word in words}
         required = [one for one in known if one.required and one.name.startswith("--")]
-        absent = [error.argument.name, *(one.name for one in required if not given & set(one.names))]  # type: ignore[union-attr]
-        absent = list(dict.fromkeys(absent))
+        missing = (one for one in required if not given & set(one.names))
+        absent = list(dict.fromkeys([error.argument.name, *(one.name for one in missing)]))  # type: ignore[union-attr]
         sentence = f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} required."
     return f"usage: {command} {form}; {command} --help lists them\nerror: {sentence}"
 
@@ -79,14 +74,7 @@ def _with_phrases(words: list[str]) -> list[str]:
 
 
 def run_script(config: type[Config], function: Callable[[Any], Any]) -> None:
-    """Runs a task with the configuration that the process's command line gives, and ends the process.
-
-    For the `__main__` of scripts.
-
-    Args:
-        config (subclass of [`Config`]): What the command line is parsed into.
-        function (`Callable`): Takes it.
-    """
+    """Runs a task with the configuration that the process's command line gives, and ends the process."""
 
     def run() -> int:
         given = parse(config_line(Path(sys.argv[0]).name, config), sys.argv[1:])

@@ -6,7 +6,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -116,7 +116,7 @@ class Config:
         positional: list[str] = []
         for one in fields(self):
             value, own = getattr(self, one.name), one.metadata["option"]
-            several = list(map(str, value if isinstance(value, tuple) else (value,)))
+            several = list(map(str, _each(value)))
             if value == one.default or value is None:
                 continue
             if own.positional:
@@ -136,7 +136,7 @@ class Config:
         for name, own in self.options().items():
             value = getattr(self, name)
             if own.reads and value is not None:
-                found += map(str, value if isinstance(value, tuple) else (value,))
+                found += map(str, _each(value))
         return found
 
     @classmethod
@@ -168,15 +168,17 @@ def exclusive(config: Config, *names: str) -> None:
         raise UserError(f"{' and '.join(given)} exclude each other; give one of them.")
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    for one in value if isinstance(value, tuple) else (value,):
-        if isinstance(one, (int, float)) and not isinstance(one, bool):
-            yield one
+def _each(value: Any) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _check(name: str, value: Any, own: Option) -> None:
-    minimum = 0 if own.minimum is None else own.minimum
-    for number in _numbers(value):
+    minimum, allowed = 0 if own.minimum is None else own.minimum, own.allowed()
+    for number in _each(value):
+        if allowed and number is not None and number not in allowed:
+            raise UserError(f"--{name} must be one of {', '.join(map(str, allowed))}; got {number}.")
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
         if not math.isfinite(number):
             raise UserError(f"--{name} must be a finite number, got {number}.")
         if own.above is not None and not number > own.above:
@@ -187,21 +189,15 @@ def _check(name: str, value: Any, own: Option) -> None:
             raise UserError(f"--{name} must be at most {own.maximum:g}, got {number}.")
         if own.above is None and number < minimum:
             raise UserError(f"--{name} must be at least {minimum:g}, got {number}.")
-    allowed = own.allowed()
-    for one in value if isinstance(value, tuple) else (value,):
-        if allowed and one is not None and one not in allowed:
-            raise UserError(f"--{name} must be one of {', '.join(map(str, allowed))}; got {one}.")
 
 
 def _normalised(value: Any, hint: Any) -> Any:
     kinds = _kinds(hint)
     several = next((kind for kind in kinds if typing.get_origin(kind) is tuple), None)
     if several is not None and value is not None:
-        found = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
+        found = value if isinstance(value, (list, tuple, range)) else (value,)
         element = typing.get_args(several)[0]
-        return tuple(
-            str(one) if element is str and isinstance(one, int) else _normalised(one, element) for one in found
-        )
+        return tuple(str(x) if element is str and isinstance(x, int) else _normalised(x, element) for x in found)
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value).expanduser()  # of `--output_dir=~/out` most shells leave the `~` to us
     if isinstance(value, Path):

@@ -17,15 +17,8 @@ BY_NAME = "known by name alone"
 def contents_of(names: Iterable[object]) -> dict[str, str | dict[str, str]]:
     """Sizes and SHA-256 of files, and of all files below folders.
 
-    Every byte is read, about a gigabyte a second from a fast disk, in constant memory; linked folders are followed. Of
-    folders with more than `LISTED` files one hash over all is kept. Addresses, and names of nothing on this machine,
-    are known by name alone; a warning says so for addresses.
-
-    Args:
-        names (iterable): Names of files, folders and addresses; `None` is left out.
-
-    Returns:
-        `dict`: By name, the size and hash of a file, a `dict` of them for a folder, or `BY_NAME`.
+    Linked folders are followed. Of folders with more than `LISTED` files one hash over all is kept. Addresses, and
+    names of nothing on this machine, are known by name alone; a warning says so for addresses. `None` is left out.
 
     Examples:
         >>> contents_of(["cat.png"])

@@ -1,15 +1,15 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Starts the processes that share the parts of a run: on this machine, or on others by datatrove's executors.
 
-Every process runs the same command line, and takes parts of its run (see `jobs/parts.py`). So nothing is lost with a
-process, and there is no schedule to keep. On this machine they are plain processes: datatrove's pool waits for ever for
-one that was killed.
+Every process runs the same command line, and takes parts of its run (see `jobs/parts.py`), so nothing is lost with a
+process. On this machine they are plain processes: datatrove's pool waits for ever for one that was killed.
 """
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,7 @@ def is_worker() -> bool:
 
 
 def check_executor(executor: str, options: Sequence[str]) -> None:
-    """Checks the options of an executor.
-
-    Args:
-        executor (`str`): `"local"`, `"slurm"` or `"ray"`.
-        options (sequence of `str`): `name=value` words.
-
-    Raises:
-        UserError: An option is malformed or missing, or the executor takes none.
-    """
+    """Raises [`UserError`] if an option, a `name=value` word, is malformed or missing, or the executor takes none."""
     if executor == "local" and options:
         raise UserError("--executor_options are for --executor slurm or ray.")
     missing = {"partition", "time"} - parse_options(options).keys()
@@ -49,11 +41,7 @@ def check_executor(executor: str, options: Sequence[str]) -> None:
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
-    """Parses `name=value` words; values are YAML, except times, which stay text.
-
-    Raises:
-        UserError: A word has no `=`.
-    """
+    """Parses `name=value` words; values are YAML, except times, which stay text."""
     options = {}
     for word in given:
         name, equals, value = word.partition("=")
@@ -74,9 +62,6 @@ def share_work(config: Any, words: Sequence[str], folder: Path, work: Callable[[
 
     Returns:
         `bool`: Whether the run is complete; with Slurm it is only submitted.
-
-    Raises:
-        UserError: A package is missing, or the job cannot be submitted.
     """
     if is_worker() or (config.executor == "local" and config.tasks == 1):
         work()
@@ -91,14 +76,13 @@ def share_work(config: Any, words: Sequence[str], folder: Path, work: Callable[[
             for process in started:
                 process.wait()
         return True
-    options = parse_options(config.executor_options)
-    executor, worker = load_executor(config.executor), Worker(words, os.getcwd())
     common: dict[str, Any] = dict(tasks=config.tasks, logging_dir=str(logs.absolute()), skip_completed=False)
     if config.executor == "slurm":
         common |= dict(job_name="diffuseseg", venv_path=os.path.join(sys.prefix, "bin", "activate"), qos=None)
         common["slurm_logs_folder"] = str((logs / "slurm").absolute())
+    worker = partial(run_worker, list(words), os.getcwd())
     try:
-        made = executor(pipeline=[worker], **{**common, **options})
+        made = load_executor(config.executor)(pipeline=[worker], **{**common, **parse_options(config.executor_options)})
     except TypeError as error:
         raise UserError(f"--executor_options: {error}.") from error
     try:
@@ -110,34 +94,25 @@ def share_work(config: Any, words: Sequence[str], folder: Path, work: Callable[[
     return config.executor != "slurm"
 
 
-class Worker:
-    """A task of datatrove: runs the command line as one of the processes that share the run.
+def run_worker(words: Sequence[str], folder: str, data: Any, rank: int = 0, world_size: int = 1) -> None:
+    """Runs a command line in a folder, as a task of datatrove, whose executor tries again what fails."""
+    subprocess.run(_command(words), check=True, cwd=folder, env={**os.environ, WORKER: str(rank)})
 
-    Args:
-        words (sequence of `str`): The words after `diffuseseg`.
-        folder (`str`): Working directory.
-    """
 
-    def __init__(self, words: Sequence[str], folder: str):
-        self.words, self.folder = list(words), folder
-
-    def __call__(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        """Raises [`subprocess.CalledProcessError`] if it fails, so that the executor tries again."""
-        command = [sys.executable, "-m", "diffuseseg_diffusers", *self.words]
-        subprocess.run(command, check=True, cwd=self.folder, env={**os.environ, WORKER: str(rank)})
+def _command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "diffuseseg_diffusers", *words]
 
 
 def _start(words: Sequence[str], rank: int, logs: Path) -> subprocess.Popen:
     """A further process on this machine; where there are several GPUs, each sees another."""
     import torch
 
-    command, environment = [sys.executable, "-m", "diffuseseg_diffusers", *words], {**os.environ, WORKER: str(rank)}
-    count = torch.cuda.device_count()
+    environment, count = {**os.environ, WORKER: str(rank)}, torch.cuda.device_count()
     if count > 1 and "--device" not in words:  # all see their own as cuda:0, and no command line differs
-        visible = os.environ.get(VISIBLE, "").split(",") if os.environ.get(VISIBLE) else list(map(str, range(count)))
+        visible = os.environ[VISIBLE].split(",") if os.environ.get(VISIBLE) else list(map(str, range(count)))
         environment[VISIBLE] = visible[rank % count]
     with open(logs / f"worker-{rank}.log", "w", encoding="utf-8") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(_command(words), stdout=log, stderr=log, env=environment)
 
 
 def load_executor(name: str) -> Any:

@@ -39,11 +39,7 @@ def shown_name(model: str) -> str:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its name once the block has ended well.
-
-    Raises:
-        OSError: It could not be written, as on a full disk; an old file of that name is kept.
-    """
+    """Yields a temporary path beside `path`, which takes its name once the block has ended well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
@@ -77,11 +73,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def to_json(content: object, indent: int | None = None) -> str:
-    """Strict JSON that can be written as UTF-8.
-
-    Numbers that are not finite become `null`, which JSON has in place of NaN; only names of files that are not text
-    (`\\udc…`) are escaped.
-    """
+    """Strict JSON that can be written as UTF-8: `null` for numbers that are not finite; only names of files that are
+    not text (`\\udc…`) are escaped."""
     try:
         text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -103,11 +96,7 @@ def write_json(path: str | os.PathLike, content: object) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict:
-    """Reads a JSON file.
-
-    Raises:
-        UserError: There is no such file, or it is no JSON.
-    """
+    """Reads a JSON file; raises [`UserError`] if there is none, or it is no JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -117,8 +106,7 @@ def read_json(path: str | os.PathLike) -> dict:
 
 
 def remove_matching(folder: Path, patterns: Iterable[str]) -> None:
-    """Removes the files below a folder whose paths match one of the patterns (`fnmatch`), and folders that are empty
-    then, itself among them; other files stay."""
+    """Removes the files below a folder whose paths match one of the patterns (`fnmatch`), and what is empty then."""
     matches = _matching(patterns)
     _remove_files(folder, [path for path in _files(folder) if matches(path)])
     if not any(folder.iterdir()):
@@ -137,11 +125,8 @@ def flush_to_disk(folder: Path) -> None:
 
 
 def check_writable(folder: Path, argument: str) -> Path:
-    """Where a folder really is, which need not be there.
-
-    Raises:
-        UserError: It, or one above it, is a file or cannot be written to; advises another `argument`.
-    """
+    """Where a folder really is, which need not be there; raises [`UserError`] that advises another `argument` if it, or
+    one above it, is a file or cannot be written to."""
     real = Path(os.path.realpath(folder))
     existing = next(path for path in (real, *real.parents) if os.path.lexists(path))
     if not existing.is_dir():
@@ -151,55 +136,49 @@ def check_writable(folder: Path, argument: str) -> Path:
     return real
 
 
-def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[object] = (), command: str = "") -> None:
+def check_output_folder(folder: Path, overwrite: bool, inputs: Iterable[str] = (), command: str = "") -> None:
     """Refuses a folder that must not or cannot be written to, before the long work; removes nothing.
 
     Args:
         folder (`Path`): Where a run is to write; need not be there.
         overwrite (`bool`): Whether an earlier run's files may be replaced.
-        inputs (iterable): What the new run reads: names, of which those of files and folders are kept.
+        inputs (iterable of `str`): Names of what the new run reads; those of files and folders are kept.
         command (`str`, *optional*): Of the new run, if it never reads what it wrote itself: an earlier report of it may
             be replaced below a folder that is read.
 
     Raises:
-        UserError: The folder is a file; cannot be written to; holds something, and `overwrite` is off; holds what no
-            run recorded, or what the new run reads.
+        UserError: The folder cannot be written to; holds something, and `overwrite` is off; holds what no run
+            recorded, or what the new run reads.
     """
     real = check_writable(folder, "--output_dir")
     if not real.exists():
         return
     _replace(real)
-    found = list(_files(real))
+    found, foreign = _found(real)
     if found and not overwrite:
         raise UserError(f"{folder} exists and is kept; choose another --output_dir, or pass --overwrite.")
-    foreign = _foreign(real, found)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UserError(
             f"{folder} holds files that no run of DiffuseSeg recorded ({foreign[0]}{more}) and is kept; --overwrite "
             f"replaces a run's own files alone: move the others away, or choose another --output_dir."
         )
-    names: list[str] = [os.fspath(name) for name in inputs if isinstance(name, (str, os.PathLike)) and name]
-    read = [Path(os.path.realpath(part)) for name in names for part in {name, *name.split(JOINED)}]
+    read = [Path(os.path.realpath(part)) for name in inputs for part in {name, *name.split(JOINED)} if part]
     if command and (read_record(real) or {}).get("command") == command:  # nothing reads what it wrote itself
         read = [given for given in read if given not in real.parents]
     for path in (real / name for name in found):
-        if any(path == given or given in path.parents for given in read):
+        if any(path.is_relative_to(given) for given in read):
             raise UserError(
                 f"--overwrite would remove {path}, which this run is to read; choose another --output_dir than "
                 f"{folder}."
             )
 
 
-def clear_output_folder(folder: Path, inputs: Iterable[object] = ()) -> None:
+def clear_output_folder(folder: Path, inputs: Iterable[str] = ()) -> None:
     """Removes the files that the folder's record lists; to be called once all inputs are known to be valid.
 
-    Args:
-        folder (`Path`): Of a run.
-        inputs (iterable): What the new run reads: names, of which those of files and folders are kept.
-
     Raises:
-        UserError: There are other files, or one of the files is an input.
+        UserError: See [`check_output_folder`]; there are other files, or one of the files is an input.
     """
     check_output_folder(folder, True, inputs)
     folder = Path(os.path.realpath(folder))
@@ -210,23 +189,13 @@ def clear_output_folder(folder: Path, inputs: Iterable[object] = ()) -> None:
 
 
 @contextmanager
-def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[object] = ()) -> Iterator[Path]:
+def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[str] = ()) -> Iterator[Path]:
     """Yields a temporary folder; what is in it becomes the content of `folder` once the block has ended well.
 
     A new folder appears under its name whole. In one that is there (it may be a mount, a link, or the working folder)
     an earlier run's files stay until the new ones are whole; a process that is killed while it replaces them leaves
-    that to the next one.
-
-    Args:
-        folder (`Path`): What is to be made.
-        overwrite (`bool`): Whether an earlier run's files may be replaced.
-        command (`str`): For the record.
-        inputs (iterable): See [`check_output_folder`].
-
-    Raises:
-        UserError: See [`check_output_folder`].
+    that to the next one. Arguments and errors are those of [`check_output_folder`].
     """
-    inputs = list(inputs)
     check_output_folder(folder, overwrite, inputs, command)
     real = Path(os.path.realpath(folder))
     real.parent.mkdir(parents=True, exist_ok=True)
@@ -261,8 +230,7 @@ def write_record(
         command (`str`): Which command the run is of.
         owns (iterable of `str`): Files of the run, as patterns of paths below the folder (`fnmatch`; `*` also matches
             `/`) that do not begin with a wildcard. A folder below with another record must list them there too.
-        settings (`dict`, *optional*): Options on which its results depend.
-        reads (`dict`, *optional*): Contents of what it reads.
+        settings, reads (`dict`, *optional*): Options on which its results depend, and contents of what it reads.
     """
     owns = list(owns)
     if wide := [pattern for pattern in owns if _is_wide(pattern)]:
@@ -278,15 +246,12 @@ def read_record(folder: Path) -> dict | None:
         UserError: The file of that name is no record.
     """
     path = Path(folder, RECORD)
-    record = read_json(path) if path.is_file() else None
-    kinds = {"command": str, "owns": list, "settings": dict}
-    whole = (
-        isinstance(record, dict)
-        and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
-        and all(isinstance(pattern, str) for pattern in record["owns"])
-        and isinstance(record.get("reads", {}), dict)  # which earlier versions did not record
-    )
-    if record is not None and not whole:
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    kinds = {"command": str, "owns": list, "settings": dict, "reads": dict}
+    full = {"reads": {}, **record} if isinstance(record, dict) else {}  # which earlier versions did not record
+    if not all(isinstance(full.get(name), kind) for name, kind in kinds.items()) or {*map(type, full["owns"])} - {str}:
         raise UserError(f"{path} is no record of a run; remove it, or choose another --output_dir.")
     return record
 
@@ -298,8 +263,7 @@ def exact_pattern(path: str) -> str:
 
 def remove_partials(folder: Path) -> None:
     """Removes what a killed process left of [`atomic_file`] and [`output_folder`] among the files of the record."""
-    found = list(_files(folder))
-    foreign = set(_foreign(folder, found))
+    found, foreign = _found(folder)
     _remove_files(folder, [path for path in found if path not in foreign and _final(path) != path])
 
 
@@ -316,13 +280,13 @@ def _final(path: str) -> str:
 def _abandoned(folder: Path, name: str) -> list[Path]:
     """Temporary folders of that name in a folder whose process has ended, or is this one."""
     found = []
-    readable = folder.is_dir() and os.access(folder, os.R_OK)
-    for path in folder.iterdir() if readable else ():
+    for path in folder.iterdir() if folder.is_dir() and os.access(folder, os.R_OK) else ():
         partial = _PARTIAL.fullmatch(path.name)
-        if partial and partial["name"] == name and path.is_dir() and not path.is_symlink():
-            process = int(partial["process"])
-            if process == os.getpid() or not psutil.pid_exists(process):
-                found.append(path)
+        if not partial or partial["name"] != name or path.is_symlink() or not path.is_dir():
+            continue
+        process = int(partial["process"])
+        if process == os.getpid() or not psutil.pid_exists(process):
+            found.append(path)
     return found
 
 
@@ -339,30 +303,25 @@ def _files(folder: Path) -> Iterator[str]:
                 yield Path(path).as_posix()
 
 
-def _foreign(folder: Path, found: list[str]) -> list[str]:
-    """Those of the paths that the folder's record does not list, or the record of a folder between."""
-    lists = {"": _matcher(folder)}
+def _found(folder: Path) -> tuple[list[str], list[str]]:
+    """Paths of all files below a folder; those that its record, or that of a folder between, does not list."""
+    found = list(_files(folder))
+    lists = {"": _matching((read_record(folder) or {"owns": []})["owns"])}
     for path in found:
         if path.endswith(f"/{RECORD}"):
             below = path.removesuffix(RECORD)
-            lists[below] = _matcher(folder / below, RECORD)
+            lists[below] = _matching([*(read_record(folder / below) or {"owns": []})["owns"], RECORD])
 
     def is_own(path: str) -> bool:
-        return all(matches(path.removeprefix(below)) for below, matches in lists.items() if path.startswith(below))
+        for below, matches in lists.items():
+            name = path.removeprefix(below)
+            *folders, last = _final(name).split("/")
+            left = _NEW in (*folders, last) or is_lock(last)  # by a killed process
+            if path.startswith(below) and not (left or matches(name) or matches(_final(name))):
+                return False
+        return True
 
-    return sorted(path for path in found if not is_own(path))
-
-
-def _matcher(folder: Path, *more: str) -> Callable[[str], bool]:
-    """Tells whether the record of a folder lists a path below it, or what the path is a temporary form of."""
-    matches = _matching([*(read_record(folder) or {"owns": []})["owns"], *more])
-    return lambda path: matches(path) or matches(_final(path)) or _is_left(path)
-
-
-def _is_left(path: str) -> bool:
-    """Whether a path below a folder is what a killed process left of a lock or of [`output_folder`]."""
-    parts = _final(path).split("/")
-    return _NEW in parts or is_lock(parts[-1])
+    return found, sorted(path for path in found if not is_own(path))
 
 
 def _matching(patterns: Iterable[str]) -> Callable[[str], bool]:
@@ -380,10 +339,9 @@ def _is_wide(pattern: str) -> bool:
 
 def _remove_run(folder: Path) -> None:
     """Removes the files of the folder's record, then the record, and folders that are empty because of it."""
-    found = list(_files(folder))
-    foreign = set(_foreign(folder, found))
+    found, foreign = _found(folder)
     # Records of folders below go last: a kill on the way must not make their files foreign.
-    own = sorted((path for path in found if path not in foreign), key=lambda path: path.endswith(f"/{RECORD}"))
+    own = sorted(set(found) - set(foreign), key=lambda path: path.endswith(f"/{RECORD}"))
     _remove_files(folder, own)
     (folder / RECORD).unlink(missing_ok=True)
 
@@ -402,9 +360,6 @@ def _replace(folder: Path) -> None:
     """Puts whole new files, if there are any, in the place of an earlier run's; can be cut off and called again.
 
     The old record is the last old file to go and the new one the last to come, so that which step is next can be seen.
-
-    Raises:
-        UserError: A file that no run recorded is in the way, or another process does the same.
     """
     whole = folder / _NEW
     if not whole.is_dir():

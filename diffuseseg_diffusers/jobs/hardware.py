@@ -42,11 +42,7 @@ def default_device() -> torch.device:
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name, or [`default_device`].
-
-    Raises:
-        UserError: There is no such device.
-    """
+    """The device of that name, or [`default_device`]; raises [`UserError`] if there is none."""
     try:
         device = torch.device(name) if name else default_device()
         torch.empty(0, device=device)
@@ -158,9 +154,7 @@ def _read_speedups(path: Path) -> dict[str, dict[str, float]]:
 @torch.no_grad()
 def bfloat16_speedups() -> dict[str, float]:
     """How many times as fast as in float32 this CPU computes in bfloat16: a convolution of a small U-Net and a product
-    of a small transformer. Takes a fraction of a second; the best of many short rounds, so that other load matters
-    little.
-    """
+    of a small transformer. Takes a fraction of a second; the best of many rounds, so that other load matters little."""
     speedups = {}
     for name, (operation, shape, weight_shape) in OPERATIONS.items():
         seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
@@ -190,11 +184,7 @@ def hardware(device: torch.device) -> str:
 
 def report_processes(accelerator: Accelerator) -> None:
     """Says so where one process runs though `accelerate launch` was asked for several: on CPUs it wants MPI for them,
-    and starts a single one without a word where there is none.
-
-    Args:
-        accelerator (`Accelerator`): Of this process; the main one prints.
-    """
+    and starts a single one without a word where there is none."""
     # `accelerate launch` names a master for several processes alone, and a number of them once they run.
     several = {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
     if several and accelerator.is_main_process and accelerator.num_processes == 1:

@@ -26,15 +26,9 @@ _HTTP_CLIENTS = ("httpx", "httpx2", "requests", "urllib3")
 
 
 def explain_hub_error(error: BaseException) -> str | None:
-    """What kept the Hub from answering, and what to do; `None` if the error does not come from the Hub.
+    """What kept the Hub from answering, and what to do, as a clause; `None` if the error does not come from the Hub.
 
     Libraries wrap each other's errors, so those that led to this one are looked at too.
-
-    Args:
-        error (`BaseException`): As it was caught.
-
-    Returns:
-        `str`, a clause without full stop, or `None`.
     """
     found = list(_chain(error))
     for kind, meaning in (

@@ -19,12 +19,8 @@ INSTALL_WITHOUT_US = "pip install diffusers transformers accelerate"  # for `tru
 
 
 def requirements_of(extra: str, base: bool = False) -> list["Requirement"]:
-    """What an extra of this package installs, those that it includes resolved.
-
-    Args:
-        extra (`str`): Name of the extra, such as `"onnx"`.
-        base (`bool`, defaults to `False`): Whether to list what every installation has too.
-    """
+    """What an extra of this package installs, those that it includes resolved; with `base`, what every installation
+    has too."""
     from packaging.requirements import Requirement  # not a part of Python, and `diffuseseg --help` does without
 
     needed = [Requirement(text) for text in importlib.metadata.requires(NAME) or ()]
@@ -36,11 +32,6 @@ def requirements_of(extra: str, base: bool = False) -> list["Requirement"]:
 
 
 def missing_extra(extra: str, module: str | None = None) -> UserError:
-    """The error for a missing optional package.
-
-    Args:
-        extra (`str`): Extra of this package that brings it, such as `"onnx"`.
-        module (`str`, *optional*): The module that is missing.
-    """
+    """The error for a missing module that an extra of this package brings, such as `"onnx"`."""
     named = [f"'{one.name}{one.specifier}'" for one in requirements_of(extra)]
     return UserError(f"{module or f'The extra {extra!r}'} is not installed; run `pip install {' '.join(named)}`.")

@@ -2,9 +2,7 @@
 """Long work in parts that any number of processes share, on one machine or on many with a common folder.
 
 A part is a file, or a folder, that is written atomically, and the same bytes whoever makes it. A process takes the next
-part that is missing and that nobody else has taken. Who is killed leaves nothing taken, so the others make its part,
-and a run that is started again makes what is missing. Where a file system has no locks, two processes may make the same
-part, which costs time and nothing else.
+part that is missing and not locked. Without locks two processes may make the same part, which costs time alone.
 """
 
 import time
@@ -46,13 +44,8 @@ class Part:
 
 
 def finish_parts(parts: Sequence[Part], bar: tqdm) -> None:
-    """Makes all parts together with whoever else is at it; returns when all are there.
-
-    Args:
-        parts (sequence of [`Part`]): In the order in which they are taken.
-        bar (`tqdm`): Shows the sizes of those that are there.
-    """
-    waiting = list(parts)
+    """Makes all parts in order, cooperatively with other workers; returns when all are there, as the bar shows."""
+    waiting = parts
     while waiting:
         left, busy = [], False
         for part in waiting:

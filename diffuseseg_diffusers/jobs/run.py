@@ -1,12 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Runs that can be cut off: the same command line resumes, another one is refused."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .config import WritesFolder
 from .contents import differences
@@ -24,29 +23,22 @@ from .files import (
 from .locks import join_folder, lock_folder, try_lock_folder, unlock_folder
 
 
-if TYPE_CHECKING:
-    import torch
-
-
 def open_run(
     config: WritesFolder, command: str, reads: Mapping[str, Any], owns: Iterable[str], together: bool = False
 ) -> bool:
     """Begins a run in `config.output_dir`, or resumes the one that is there; call it once all inputs are known to be
     valid.
 
-    The run's identity is derived: all fields with influence, and the content of what it reads. With
-    `config.overwrite` an earlier run's own files are removed first, but never by a process that shares the run with
-    the one that began it.
+    Its identity is all fields with influence, and the content of what it reads. With `config.overwrite` an earlier
+    run's own files are removed first, but never by a process that shares the run with the one that began it.
 
     Args:
         config ([`WritesFolder`]): The task's configuration.
         command (`str`): Name of its command.
-        reads (mapping): What the result depends on beside the fields: by name of the field that names it, such as
-            `model` or `dataset_name`, the content as JSON holds it (see [`contents_of`], `dataset_contents` and
-            `Segmenter.identity`); by other names further values, such as the precision that `auto` became.
+        reads (mapping): What the result depends on beside the fields, as JSON holds it: by name of the field that names
+            it, such as `model`, the content (see [`contents_of`]); by other names further values, such as a precision.
         owns (iterable of `str`): Files that the run writes, as patterns of paths below the folder (`fnmatch`).
-        together (`bool`, defaults to `False`): Whether other processes may work in the folder on the same run, each on
-            parts that it takes (see [`finish_parts`]).
+        together (`bool`, defaults to `False`): Whether other processes may share the run (see [`finish_parts`]).
 
     Returns:
         `bool`: Whether a run of this identity was there, to be resumed.
@@ -103,11 +95,7 @@ def _begin(config: WritesFolder, command: str, reads: dict, owns: Iterable[str],
 
 
 def check_run(config: WritesFolder, command: str) -> None:
-    """Refuses an output folder in which this run could neither begin nor resume, before models and data are read.
-
-    Raises:
-        UserError: See [`check_output_folder`].
-    """
+    """Refuses an output folder in which this run could neither begin nor resume; see [`check_output_folder`]."""
     if not is_worker() and (config.overwrite or not may_resume(config.output_dir, command)):
         check_output_folder(config.output_dir, config.overwrite, config.inputs())
 
@@ -119,15 +107,15 @@ def adopt_run(config: WritesFolder, command: str, reads: Mapping[str, Any], owns
 
 def settings_of(config: WritesFolder) -> dict[str, Any]:
     """All fields with influence; local files and folders as absolute paths, so that a run resumes from anywhere."""
+
+    def absolute(name: Any) -> Any:
+        return os.path.abspath(name) if isinstance(name, str) and os.path.exists(name) else name
+
     options, found = config.options(), config.settings()
     for name, value in found.items():
-        if options[name].reads and value is not None:
-            found[name] = [_absolute(one) for one in value] if isinstance(value, list) else _absolute(value)
+        if options[name].reads:
+            found[name] = list(map(absolute, value)) if isinstance(value, list) else absolute(value)
     return found
-
-
-def _absolute(name: Any) -> Any:
-    return os.path.abspath(name) if isinstance(name, str) and os.path.exists(name) else name
 
 
 def _as_json(value: Any) -> Any:
@@ -170,19 +158,6 @@ def may_resume(folder: Path, command: str) -> bool:
     return record is not None and record["command"] == command
 
 
-def check_same(where: Path, there: dict, now: dict) -> None:
-    """Compares the settings of a run that is there with those that are asked for now.
-
-    Raises:
-        UserError: They differ; says in what.
-    """
-    now = json.loads(json.dumps(now))  # tuples become lists, as in the record
-    other = [name for name in now if there.get(name) != now[name]]
-    if other:
-        what = ", ".join(f"{name} {there.get(name)} (now {now[name]})" for name in other)
-        raise UserError(f"{where} holds another run: {what}. Choose another --output_dir, or pass --overwrite.")
-
-
 class Results:
     """Results of a run by key, a line of JSON each, so that a run that was cut off resumes after the last whole one.
 
@@ -200,7 +175,7 @@ class Results:
         # Not `splitlines`, which also parts at characters that JSON leaves in texts.
         lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
         if any(lines):
-            check_same(path, self._first(lines[0]), settings)
+            self._check(lines[0], _as_json(settings))
         for line in lines[1:]:
             try:
                 found = json.loads(line)
@@ -208,33 +183,23 @@ class Results:
                 continue
             self.by_key[found["key"]] = found["result"]
         known = [{"settings": settings}, *({"key": key, "result": result} for key, result in self.by_key.items())]
-        write_text(path, "".join(map(self._line, known)))
+        write_text(path, "".join(to_json(one) + "\n" for one in known))
 
     def get(self, key: str, compute: Callable[[], dict]) -> dict:
         """The result of that key, as JSON holds it: the one that is there, or a new one."""
         if key not in self.by_key:
-            line = self._line({"key": key, "result": compute()})
+            line = to_json({"key": key, "result": compute()}) + "\n"
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line)
             self.by_key[key] = json.loads(line)["result"]
         return self.by_key[key]
 
-    def _first(self, line: str) -> dict:
+    def _check(self, line: str, settings: dict) -> None:
         try:
-            return json.loads(line)["settings"]
+            there = json.loads(line)["settings"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} holds no results of a run; remove it, or pass --overwrite.") from error
-
-    @staticmethod
-    def _line(content: object) -> str:
-        return to_json(content) + "\n"
-
-
-def fingerprint(*modules: "torch.nn.Module") -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over all weights in float32: of U-Net and head, for instance."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        other = [f"{name} {there.get(name)} (now {now})" for name, now in settings.items() if there.get(name) != now]
+        if other:
+            what = ", ".join(other)
+            raise UserError(f"{self.path} holds another run: {what}. Choose another --output_dir, or pass --overwrite.")

@@ -23,7 +23,8 @@ from ..heads.recipes import Recipe, find_recipe
 from ..heads.selection import STUDY_TIMESTEPS
 from ..jobs.errors import UserError
 from ..jobs.hardware import short_name
-from ..jobs.run import Results, fingerprint
+from ..jobs.run import Results
+from ..pipelines.identity import weights_digest
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Study:
         components = self.pipe.components.items()
         weights = [c for name, c in components if isinstance(c, torch.nn.Module) and name != "segmentation_head"]
         return {
-            "weights": fingerprint(*weights),
+            "weights": weights_digest(*weights),
             "dtype": short_name(self.extractor.dtype),
             **self.about,
             "images": images_fingerprint(self.dataset),

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,7 @@ from diffuseseg_diffusers.jobs.contents import contents_of
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.jobs.files import RECORD, write_json
 from diffuseseg_diffusers.jobs.locks import unlock_folder
-from diffuseseg_diffusers.jobs.run import Results, adopt_run, check_run, fingerprint, may_resume, open_run
+from diffuseseg_diffusers.jobs.run import Results, adopt_run, check_run, may_resume, open_run
 
 
 OWNS = ("parts/*", "result.json")
@@ -190,11 +189,3 @@ def test_a_result_that_was_cut_off_anywhere_is_computed_again(tmp_path):
 def test_a_result_is_the_same_whether_it_was_just_computed_or_read(tmp_path):
     first = Results(tmp_path / "r.jsonl", {}).get("a", lambda: {"pair": (1, 2), 3: None})
     assert first == Results(tmp_path / "r.jsonl", {}).get("a", dict) == json.loads('{"pair": [1, 2], "3": null}')
-
-
-def test_a_fingerprint_is_of_the_weights_and_not_of_their_precision():
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(3, 2).bfloat16()
-    assert fingerprint(layer) == fingerprint(layer.float()) and len(fingerprint(layer)) == 16
-    other = torch.nn.Linear(3, 2)
-    assert len({fingerprint(layer), fingerprint(other), fingerprint(layer, other)}) == 3
