@@ -7,7 +7,6 @@ accelerate launch training/generate_dataset.py --model MODEL --num_samples 10000
 import shutil
 import statistics
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,9 +40,6 @@ def generate(config: GenerateConfig) -> dict | None:
     """Generates images with masks, leaves out uncertain ones and duplicates, and writes the rest as Parquet shards.
 
     The same seed, batch size, precision and number of threads give the same bytes, on any number of processes.
-
-    Args:
-        config ([`GenerateConfig`]): What to generate, with which model, and where to write.
 
     Returns:
         `dict`: The `result` of `generation.json`, such as `num_kept`; `None` if the work is submitted to a cluster.
@@ -105,8 +101,7 @@ def generate(config: GenerateConfig) -> dict | None:
         with tqdm(total=sum(part.size for part in parts), **show) as bar:
             finish_parts(parts, bar)
 
-    words = ["generate", *replace(config, overwrite=False).arguments()]
-    if not complete.is_file() and not share_work(config, words, config.output_dir, work):
+    if not complete.is_file() and not share_work(config, "generate", work):
         print(f"The job is submitted; {config.output_dir} is complete when it has a {GENERATION}.")
         return None
     accelerator.wait_for_everyone()

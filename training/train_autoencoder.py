@@ -45,9 +45,6 @@ COMMAND = "train-autoencoder"
 def train_autoencoder(config: TrainAutoencoderConfig) -> dict[str, Any]:
     """Trains an autoencoder on unlabelled images, or resumes its training.
 
-    Args:
-        config ([`TrainAutoencoderConfig`]): On what, what, how and where.
-
     Returns:
         `dict`: What `training_state.json` in the output folder holds. The folder is an `AutoencoderKL` of diffusers.
 

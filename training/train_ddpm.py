@@ -52,9 +52,6 @@ COMMAND = "train-ddpm"
 def train_ddpm(config: TrainDDPMConfig) -> dict[str, Any]:
     """Trains a diffusion model on unlabelled images, or resumes its training.
 
-    Args:
-        config ([`TrainDDPMConfig`]): On what, what, how and where.
-
     Returns:
         `dict`: What `training_state.json` in the output folder holds. The folder is a pipeline of diffusers.
 

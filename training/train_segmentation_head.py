@@ -38,9 +38,6 @@ def fit(config: FitConfig) -> Any:
 
     On several processes, each fits a share of the ensemble's members.
 
-    Args:
-        config ([`FitConfig`]): What to fit, on what, and where to save.
-
     Returns:
         The pipeline with its head; `None` on further processes of a launcher.
 

@@ -35,13 +35,7 @@ from diffuseseg_diffusers.students.setup import (
     targets_settings,
 )
 from diffuseseg_diffusers.students.student import Student
-from diffuseseg_diffusers.students.targets import (
-    IN_TARGETS,
-    TARGETS,
-    claim_targets,
-    compute_targets,
-    distillation_loss,
-)
+from diffuseseg_diffusers.students.targets import IN_TARGETS, TARGETS, claim_targets, compute_targets, distillation_loss
 from diffuseseg_diffusers.tasks.train_student import TrainStudentConfig
 from diffuseseg_diffusers.trainer.checkpoints import BEST, CHECKPOINT_FILES, checkpoints, remove_checkpoints
 from diffuseseg_diffusers.trainer.log import LOG_FILE
@@ -54,9 +48,6 @@ OWNED = (*CHECKPOINT_FILES, *STUDENT_FILES, STUDENT_RECORD, LOG_FILE, *(f"{TARGE
 
 def train_student(config: TrainStudentConfig) -> dict[str, Any]:
     """Trains a student, or resumes its training after the last whole epoch.
-
-    Args:
-        config ([`TrainStudentConfig`]): On what, what, how and where.
 
     Returns:
         `dict`: What `student_training.json` in the output folder holds; `load_pipeline` loads the folder.

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,12 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def share_work(config: Any, words: Sequence[str], folder: Path, work: Callable[[], None]) -> bool:
+def share_work(config: Any, command: str, work: Callable[[], None]) -> bool:
     """Makes the parts of a run in the number of processes that its configuration states.
 
     Args:
-        config (`Config`): With the fields of `tasks.options.SharesWork`.
-        words (sequence of `str`): Command line of the further processes, after `diffuseseg`.
-        folder (`Path`): Output folder of the run, whose record is there, so that processes can join it.
+        config (`Config`): With the fields of `tasks.options.SharesWork`; the record of the run is in its `output_dir`.
+        command (`str`): Name of its command, which further processes run.
         work (`Callable`): Makes parts until all are there.
 
     Returns:
@@ -66,7 +66,8 @@ def share_work(config: Any, words: Sequence[str], folder: Path, work: Callable[[
     if is_worker() or (config.executor == "local" and config.tasks == 1):
         work()
         return True
-    logs = folder / LOGS
+    words = [command, *replace(config, overwrite=False).arguments()]
+    logs = config.output_dir / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     if config.executor == "local":
         started = [_start(words, rank, logs) for rank in range(1, config.tasks)]
@@ -80,7 +81,7 @@ def share_work(config: Any, words: Sequence[str], folder: Path, work: Callable[[
     if config.executor == "slurm":
         common |= dict(job_name="diffuseseg", venv_path=os.path.join(sys.prefix, "bin", "activate"), qos=None)
         common["slurm_logs_folder"] = str((logs / "slurm").absolute())
-    worker = partial(run_worker, list(words), os.getcwd())
+    worker = partial(run_worker, words, os.getcwd())
     try:
         made = load_executor(config.executor)(pipeline=[worker], **{**common, **parse_options(config.executor_options)})
     except TypeError as error:

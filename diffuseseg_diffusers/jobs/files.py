@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from .errors import UserError
-from .locks import is_lock, taken
+from .locks import at_work, is_lock, taken
 
 
 RECORD = ".diffuseseg-run.json"
@@ -366,7 +366,7 @@ def _replace(folder: Path) -> None:
         return
     with taken(folder / _NEW.removeprefix(".")) as mine:
         if not mine:
-            raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
+            raise at_work(folder)
         if (whole / RECORD).exists():
             if (folder / RECORD).exists():
                 _remove_run(folder)

@@ -139,16 +139,14 @@ def kept_speedups(path: Path) -> dict[str, float]:
 
 def _read_speedups(path: Path) -> dict[str, dict[str, float]]:
     try:
-        kept = read_json(path) if path.is_file() else {}
-    except (UserError, RecursionError):  # it can be made again
+        kept = read_json(path)
+        whole = all(
+            ratios.keys() == OPERATIONS.keys() and all(0 < ratio < math.inf for ratio in ratios.values())
+            for ratios in kept.values()
+        )
+    except (UserError, RecursionError, AttributeError, TypeError):  # it can be made again
         return {}
-    return {
-        key: ratios
-        for key, ratios in (kept.items() if isinstance(kept, dict) else ())
-        if isinstance(ratios, dict)
-        and ratios.keys() == OPERATIONS.keys()
-        and all(isinstance(ratio, float) and 0 < ratio < math.inf for ratio in ratios.values())
-    }
+    return kept if whole else {}
 
 
 @torch.no_grad()

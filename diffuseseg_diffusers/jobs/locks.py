@@ -32,14 +32,16 @@ def is_lock(name: str) -> bool:
     return name == LOCK or (name.startswith(_SHARED.split("{")[0]) and name.endswith(".lock"))
 
 
-def lock_folder(folder: Path) -> None:
-    """Keeps other processes of DiffuseSeg out of a run's folder until this one ends, or locks another folder.
+def at_work(folder: Path) -> UserError:
+    """The error for a folder that another process has."""
+    return UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
 
-    Raises:
-        UserError: Another process is at work in it.
-    """
+
+def lock_folder(folder: Path) -> None:
+    """Keeps other processes of DiffuseSeg out of a run's folder until this one ends, or locks another folder; raises
+    [`UserError`] if another one is at work in it."""
     if not try_lock_folder(folder):
-        raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
+        raise at_work(folder)
 
 
 def try_lock_folder(folder: Path) -> bool:
@@ -56,11 +58,8 @@ def try_lock_folder(folder: Path) -> bool:
 
 
 def join_folder(folder: Path) -> None:
-    """Locks a folder for this process and others that join it, and against those that want it for themselves.
-
-    Raises:
-        UserError: Another process has it for itself.
-    """
+    """Locks a folder for this process and others that join it, and against those that want it for themselves; raises
+    [`UserError`] if another one has it for itself."""
     for _ in range(50):  # one that begins has it for itself for a moment
         lock = _take(folder / LOCK)
         if lock is not None:
@@ -70,11 +69,11 @@ def join_folder(folder: Path) -> None:
             _hold(shared)
             return
         time.sleep(0.1)
-    raise UserError(f"Another process is at work in {folder}; wait for it, or choose another --output_dir.")
+    raise at_work(folder)
 
 
 def hold_folder(folder: Path) -> bool:
-    """Keeps other processes out of a folder until this one ends, whatever else it locks; whether nobody else has it."""
+    """Takes an exclusive lock on a folder until this process ends, whatever else it locks; returns success."""
     folder = folder.resolve()
     lock = _HELD.get(folder) or _take(folder / LOCK, singleton=False)
     if lock is not None:
@@ -91,11 +90,7 @@ def unlock_folder() -> None:
 
 @contextmanager
 def taken(path: Path) -> Iterator[bool]:
-    """Takes a part for this process until the block ends; yields whether it could.
-
-    Args:
-        path (`Path`): Of the part; a file beside it, which is gone afterwards, is locked.
-    """
+    """Takes a part for this process until the block ends, by a lock beside it; yields whether it could."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _take(path.with_name(f".{path.name}.lock"), singleton=False)
     try:

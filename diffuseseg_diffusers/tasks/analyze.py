@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
+from ..jobs.files import atomic_file, write_json, write_text
+from ..jobs.run import check_run, open_run
 from .options import RECIPES, CachesDownloads, FitsHeads, NamesModel, ReadsLabels, WritesFolder
 
 
@@ -58,9 +60,6 @@ def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
     The same configuration resumes where a study was cut off, and other studies of the same model and images may share
     the folder.
 
-    Args:
-        config ([`AnalyzeConfig`]): What to study, on what, and where to write.
-
     Returns:
         `dict`: By study, its [`StudyReport`].
 
@@ -75,7 +74,6 @@ def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
     """
     from ..datasets.columns import dataset_contents
     from ..figures.studies import FIGURES
-    from ..jobs.run import check_run, open_run
     from ..paper.catalogue import STUDIES
     from ..pipelines.identity import describe_pipeline
 
@@ -114,24 +112,16 @@ def load_study(config: AnalyzeConfig) -> "Study":
     pipe.segmentation_head = None  # studies fit heads themselves
     dataset, test = load_data(config), None
     if any(STUDIES[name].needs_test for name in config.study):
-        classes: dict[str, Any] = dict(label_names=dataset.label_names, num_classes=dataset.num_classes)
-        test = load_data(config, config.test_split, **classes)
-    return Study(
-        pipe,
-        dataset,
-        config.output_dir,
-        test=test,
-        cache_dir=config.activation_dir,
-        about={"dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split)},
-        **{name: getattr(config, name) for name in ("recipe", "blocks", "timesteps", "folds", "draws", "counts")},
-        **{name: getattr(config, name) for name in ("num_clusters", "num_images", "seed", "batch_size")},
-    )
+        test = load_data(config, config.test_split, label_names=dataset.label_names, num_classes=dataset.num_classes)
+    about = {"dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split)}
+    names = ("recipe", "blocks", "timesteps", "folds", "draws", "counts", "num_clusters", "num_images", "seed")
+    options = {name: getattr(config, name) for name in (*names, "batch_size")}
+    return Study(pipe, dataset, config.output_dir, test=test, cache_dir=config.activation_dir, about=about, **options)
 
 
 def write_report(folder: Path, name: str, report: "StudyReport") -> None:
     """The results of a study: `NAME.json`, `NAME.csv`, and each figure as PNG and SVG."""
     from ..figures.studies import study_figures
-    from ..jobs.files import atomic_file, write_json, write_text
 
     write_json(folder / f"{name}.json", {"settings": report.settings, "rows": report.rows})
     flat = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in report.rows]

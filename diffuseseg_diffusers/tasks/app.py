@@ -2,14 +2,18 @@
 """Labels images in the browser: `diffuseseg app`."""
 
 import ipaddress
+import secrets
 import socket
 import sys
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
+from ..jobs.files import output_folder
+from ..jobs.install import missing_extra
 from .options import CachesDownloads, NamesModel
 
 
@@ -48,16 +52,8 @@ class AppConfig(NamesModel, CachesDownloads):
 
     def check(self) -> None:
         super().check()
-        alone: dict[str, Any] = {
-            "session": None,
-            "max_pixels": None,
-            "device": None,
-            "port": 0,
-            "no_token": False,
-            "open": False,
-        }
-        alone |= {"lora": (), "dtype": "auto", "host": LOCAL}
-        unread = [name for name, default in alone.items() if getattr(self, name) != default]
+        alone = ("session", "max_pixels", "device", "port", "no_token", "open", "lora", "dtype", "host")
+        unread = [name for name in alone if getattr(self, name) != getattr(type(self), name)]
         if self.push_space and unread:
             raise UserError(f"--{unread[0]} is not for a Space, whose page begins without strokes; leave it out.")
         if self.public and not self.push_space:
@@ -67,9 +63,6 @@ class AppConfig(NamesModel, CachesDownloads):
 def app(config: AppConfig) -> None:
     """Serves the page on which images are labelled, until it is interrupted; or uploads a Space that does.
 
-    Args:
-        config ([`AppConfig`]): Which images and model, and where the page is served.
-
     Raises:
         UserError: Model, images, session or address cannot be used.
 
@@ -77,8 +70,6 @@ def app(config: AppConfig) -> None:
         >>> from diffuseseg_diffusers import AppConfig, app
         >>> app(AppConfig(model="google/ddpm-cat-256", images="photos", open=True))
     """
-    from ..jobs.install import missing_extra
-
     if config.push_space:
         push_space(config)
         return
@@ -89,9 +80,6 @@ def app(config: AppConfig) -> None:
         from ..labeling.session import LabelSession
     except ModuleNotFoundError as error:
         raise missing_extra("app", error.name) from error
-    import secrets
-    import webbrowser
-
     from ..images.image_processor import limit_pixels
     from ..pipelines.loading import load_pipeline
 
@@ -132,7 +120,6 @@ def app(config: AppConfig) -> None:
 def savers(config: AppConfig, pipe: Any) -> tuple[Any, Any]:
     """Functions that save the fitted pipeline to a folder, and push a folder to the Hub."""
     from ..hub.push import push_folder
-    from ..jobs.files import output_folder
     from ..pipelines.loading import save_fitted
 
     def save(target: Path) -> None:
@@ -146,14 +133,9 @@ def savers(config: AppConfig, pipe: Any) -> tuple[Any, Any]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        UserError: The port is taken, or the address is none of this machine.
-    """
+    """A socket that listens; raises [`UserError`] if the port is taken, or the address is none of this machine."""
     try:
-        family = socket.getaddrinfo(host, port)[0][0]
-        listener = socket.socket(family)
+        listener = socket.socket(socket.getaddrinfo(host, port)[0][0])
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen()
@@ -165,20 +147,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def push_space(config: AppConfig) -> None:
-    """Uploads the Space."""
     from ..hub.space import push_labeling_space
 
     assert config.push_space is not None
-    url = push_labeling_space(
-        config.push_space,
-        config.model,
-        config.images,
-        classes=config.classes,
-        recipe=config.recipe,
-        private=not config.public,
-        revision=config.revision,
-        base_model=config.base_model,
-    )
+    shared = {name: getattr(config, name) for name in ("classes", "recipe", "revision", "base_model")}
+    url = push_labeling_space(config.push_space, config.model, config.images, private=not config.public, **shared)
     print(f"Pushed: {url}")
     if config.public:
         print("The Space is public: everyone can see its images.", file=sys.stderr)

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..jobs.config import option
+from ..jobs.contents import contents_of
 from ..jobs.errors import UserError
+from ..jobs.files import output_folder, write_json
+from ..jobs.run import Results, check_run, open_run
 from . import run_task
 from .generate import GenerateConfig
 from .options import DTYPES, RECIPES, FitsHeads, WritesFolder
@@ -67,9 +70,6 @@ class BenchmarkConfig(FitsHeads, WritesFolder):
 def benchmark(config: BenchmarkConfig) -> dict:
     """Fits, measures and compares with the paper; the same configuration resumes after the last whole seed.
 
-    Args:
-        config ([`BenchmarkConfig`]): Which benchmark and method, and where its data are.
-
     Returns:
         `dict`: `benchmark`, `method`, `mean_iou` of each run in percent, their `mean` and `std`.
 
@@ -81,13 +81,15 @@ def benchmark(config: BenchmarkConfig) -> dict:
         >>> where = dict(data="datasets/horse_21", checkpoint="lsun_horse.pt", output_dir="out/horse_21")
         >>> benchmark(BenchmarkConfig(benchmark="horse_21", **where))["mean"]
     """
-    from ..jobs.contents import contents_of
-    from ..jobs.files import output_folder, write_json
-    from ..jobs.run import Results, check_run, open_run
     from ..paper.published_benchmarks import compare_with_published, load_benchmark_images, read_benchmark
 
     # 1. The inputs, and only then the folder.
-    spec = read_benchmark(find_benchmark(config.benchmark))
+    path = BENCHMARKS.get(config.benchmark, Path(config.benchmark))
+    if not path.is_file():
+        raise UserError(
+            f"There is no benchmark {config.benchmark}; there are {', '.join(BENCHMARKS)}, or give a JSON file."
+        )
+    spec = read_benchmark(path)
     if config.method == "dataset_ddpm" and spec.dataset_ddpm is None:
         raise UserError(f"The paper has no DatasetDDPM for {spec.title}; use --method ddpm.")
     check_run(config, COMMAND)
@@ -115,14 +117,6 @@ def benchmark(config: BenchmarkConfig) -> dict:
     return report
 
 
-def find_benchmark(name: str) -> Path:
-    """The file of a benchmark of that name."""
-    path = BENCHMARKS.get(name, Path(name))
-    if not path.is_file():
-        raise UserError(f"There is no benchmark {name}; there are {', '.join(BENCHMARKS)}, or give a JSON file.")
-    return path
-
-
 def converted_checkpoint(config: BenchmarkConfig, spec: "Benchmark") -> Any:
     """The checkpoint as a pipeline."""
     from diffusers import DDPMPipeline
@@ -139,11 +133,14 @@ def run_seed(config: BenchmarkConfig, spec: "Benchmark", train: Any, test: Any, 
     """Fits with a seed, measures, and returns the metrics."""
     from ..evaluation.evaluate import evaluate_segmentation, format_metrics
     from ..figures.pages import examples_page
-    from ..jobs.files import write_json
 
     folder = config.output_dir / f"{config.name}-seed{seed}"
     folder.mkdir(exist_ok=True)
-    fitted = {"ddpm": ddpm, "dataset_ddpm": dataset_ddpm}[config.method](config, spec, train, seed, folder)
+    if config.method == "ddpm":  # a head on real images
+        fitted = fitted_pipeline(config, spec, train, seed)
+        fitted.segmentation_head.save_pretrained(folder / "segmentation_head")
+    else:
+        fitted = dataset_ddpm(config, spec, train, seed, folder)
     # As published: absent classes count as 0, and what is predicted where there is no label is wrong.
     metrics, examples = evaluate_segmentation(
         fitted, test, config.batch_size, absent_as_zero=True, count_ignored=True, num_examples=12
@@ -156,16 +153,8 @@ def run_seed(config: BenchmarkConfig, spec: "Benchmark", train: Any, test: Any, 
     return metrics
 
 
-def ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: int, folder: Path) -> Any:
-    """The paper's method: a head on real images."""
-    pipe = fitted_pipeline(config, spec, train, seed)
-    pipe.segmentation_head.save_pretrained(folder / "segmentation_head")
-    return pipe
-
-
 def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: int, folder: Path) -> Any:
     """A head on generated images, a dataset generated and labelled with it, and a student of that."""
-    from ..jobs.files import output_folder
     from ..jobs.hardware import find_device
     from ..pipelines.pixel import DiffuseSegPipeline
     from ..students.student import StudentSegmenter
@@ -197,9 +186,7 @@ def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: i
             model=own["student"],
             from_scratch=True,
             no_augmentation=True,
-            num_epochs=own["num_epochs"],
-            train_batch_size=own["train_batch_size"],
-            learning_rate=own["learning_rate"],
+            **{name: own[name] for name in ("num_epochs", "train_batch_size", "learning_rate")},
             seed=seed,
             output_dir=student,
         )

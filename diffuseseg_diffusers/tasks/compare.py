@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
+from ..jobs.files import check_output_folder, output_folder, shown_name, write_json
 from .options import CachesDownloads, ReadsLabels, RunsModel, WritesFolder
 
 
@@ -34,9 +35,6 @@ class CompareConfig(RunsModel, ReadsLabels, CachesDownloads, WritesFolder):
 def compare(config: CompareConfig) -> dict:
     """Measures models side by side on the same labelled images; writes `comparison.json` and `comparison.png`.
 
-    Args:
-        config ([`CompareConfig`]): Which models, on what, and where to write.
-
     Returns:
         `dict`: What `comparison.json` holds; `models` is the list of [`compare_models`], and `hardware` what ran it.
 
@@ -52,7 +50,6 @@ def compare(config: CompareConfig) -> dict:
     from ..datasets.labeled import load_data
     from ..evaluation.comparison import compare_models, format_comparison
     from ..figures.curves import accuracy_over_speed
-    from ..jobs.files import check_output_folder, output_folder, shown_name, write_json
     from ..jobs.hardware import find_device, hardware
     from ..pipelines.loading import load_pipelines
 

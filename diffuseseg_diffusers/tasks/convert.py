@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
+from ..jobs.files import check_output_folder, output_folder
 from .options import DTYPES, WritesFolder, needs
 
 
@@ -40,9 +41,6 @@ def convert(config: ConvertConfig) -> None:
 
     Every tensor of the checkpoint is used exactly once.
 
-    Args:
-        config ([`ConvertConfig`]): Which checkpoint, and where to write.
-
     Raises:
         UserError: A tensor of the checkpoint does not fit; names it.
 
@@ -52,7 +50,6 @@ def convert(config: ConvertConfig) -> None:
     """
     from diffusers import DDPMPipeline
 
-    from ..jobs.files import check_output_folder, output_folder
     from ..jobs.hardware import DTYPES
     from ..paper.diffuseseg import convert_members, convert_unet
     from ..paper.guided_diffusion import PRESETS, Flags, convert_checkpoint, read_checkpoint

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs.config import option
+from ..jobs.contents import contents_of
+from ..jobs.files import check_output_folder, output_folder, write_json
+from ..jobs.run import check_run, open_run
 from . import run_task
 from .options import WritesFolder
 from .train_ddpm import TrainDDPMConfig
@@ -39,9 +42,6 @@ class DemoConfig(WritesFolder):
 def demo(config: DemoConfig) -> dict:
     """Fits a head on a few drawn faces, measures it on others, and generates images with masks.
 
-    Args:
-        config ([`DemoConfig`]): How many of each, and where to write.
-
     Returns:
         `dict`: What `metrics.json` holds: mean IoU and more, and the seconds of each stage.
 
@@ -59,10 +59,7 @@ def demo(config: DemoConfig) -> dict:
     from ..datasets.labeled import LabeledImages
     from ..evaluation.evaluate import evaluate_segmentation, format_metrics
     from ..heads.fit import fit_segmentation_head
-    from ..jobs.contents import contents_of
-    from ..jobs.files import check_output_folder, write_json
     from ..jobs.hardware import default_device
-    from ..jobs.run import check_run, open_run
     from ..pipelines.loading import load_pipeline
 
     # 1. The inputs, and only then the folder.
@@ -116,7 +113,6 @@ def own_files(config: DemoConfig) -> list[str]:
 def write(folder: Path, pipe: Any, labeled: Any, examples: list, generated: list[tuple]) -> None:
     """Writes the pipeline, the generated images with their masks, and the contact sheet of all."""
     from ..figures.pages import contact_sheet
-    from ..jobs.files import output_folder
 
     with output_folder(folder / "model", overwrite=True, command=COMMAND) as partial:
         pipe.save_pretrained(partial)
@@ -133,7 +129,6 @@ def train(config: DemoConfig) -> None:
     import torch
 
     from ..datasets.drawn_faces import SHIPPED_MODEL, write_drawn_faces
-    from ..jobs.files import output_folder
     from ..jobs.hardware import default_device, default_dtype
 
     data = config.output_dir / "drawn-faces"

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from ..jobs.config import option
+from ..jobs.files import check_output_folder, output_folder, write_json
 from .options import CachesDownloads, NamesModel, ReadsLabels, WritesFolder
 
 
@@ -21,9 +22,6 @@ class EvaluateConfig(NamesModel, ReadsLabels, CachesDownloads, WritesFolder):
 def evaluate(config: EvaluateConfig) -> dict:
     """Measures a fitted model on labelled images; writes `metrics.json` and a page of examples.
 
-    Args:
-        config ([`EvaluateConfig`]): What to measure, on what, and where to write.
-
     Returns:
         `dict`: What `metrics.json` holds: `mean_iou` and `per_class_iou` in 0 to 1, and more.
 
@@ -39,7 +37,6 @@ def evaluate(config: EvaluateConfig) -> dict:
     from ..datasets.labeled import load_data
     from ..evaluation.evaluate import evaluate_segmentation, format_metrics
     from ..figures.pages import examples_page
-    from ..jobs.files import check_output_folder, output_folder, write_json
     from ..pipelines.loading import load_pipeline
 
     check_output_folder(config.output_dir, config.overwrite, config.inputs(), "evaluate")

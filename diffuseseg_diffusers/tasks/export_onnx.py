@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
+from ..jobs.files import check_writable
 from .options import CachesDownloads
 
 
@@ -24,9 +25,6 @@ class ExportOnnxConfig(CachesDownloads):
 def export_onnx(config: ExportOnnxConfig) -> None:
     """Writes a student as an ONNX file that takes pixels `[N, C, H, W]` in 0 to 1 and gives masks.
 
-    Args:
-        config ([`ExportOnnxConfig`]): Which student, and the file.
-
     Raises:
         UserError: The model is not a student, or the file cannot be written.
 
@@ -34,7 +32,6 @@ def export_onnx(config: ExportOnnxConfig) -> None:
         >>> from diffuseseg_diffusers import ExportOnnxConfig, export_onnx
         >>> export_onnx(ExportOnnxConfig(model="out/student", file="student.onnx"))
     """
-    from ..jobs.files import check_writable
     from ..pipelines.loading import ONNX, load_pipeline
     from ..students.export import export_onnx as write_onnx
     from ..students.student import Student

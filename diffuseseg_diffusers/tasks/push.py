@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..jobs.config import Config, option
+from ..jobs.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,6 @@ class PushConfig(Config):
 def push(config: PushConfig) -> str:
     """Uploads a folder to the Hub with its card, in one commit.
 
-    Args:
-        config ([`PushConfig`]): What to upload, and where to.
-
     Returns:
         `str`: Address of the commit.
 
@@ -43,18 +41,14 @@ def push(config: PushConfig) -> str:
         >>> push(PushConfig(folder="out/model", repo_id="user/faces-diffuseseg"))
     """
     from ..hub.push import push_folder
-    from ..jobs.files import read_json
 
+    names = ("commit_message", "create_pr", "license", "num_samples", "analysis")
     url = push_folder(
         config.folder,
         config.repo_id,
-        commit_message=config.commit_message,
         private=config.private or None,
-        create_pr=config.create_pr,
-        license=config.license,
         evaluations=[read_json(folder / "metrics.json") for folder in config.evaluation],
-        num_samples=config.num_samples,
-        analysis=config.analysis,
+        **{name: getattr(config, name) for name in names},
     )
     print(f"Pushed: {url}")
     return url

@@ -4,14 +4,23 @@
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from ..jobs.config import option
+from ..jobs.contents import contents_of
 from ..jobs.errors import IncompleteError, UserError
+from ..jobs.executors import is_worker, load_executor, share_work
+from ..jobs.files import read_json, shown_name
+from ..jobs.install import missing_extra
+from ..jobs.parts import PARTS, finish_parts
+from ..jobs.run import check_run, open_run
 from ..tiling.options import Reading
 from .options import CachesDownloads, NamesModel, ReadsDataset, SharesWork, WritesFolder
 
@@ -65,9 +74,6 @@ def segment(config: SegmentConfig) -> Path:
 
     A run that was cut off is resumed.
 
-    Args:
-        config ([`SegmentConfig`]): What to segment, with which model, and where to write.
-
     Returns:
         `Path`: The list of results in the output folder: `segments.jsonl` of files, a line of JSON each;
         `segmentation.json` of a dataset. With Slurm it is there when the job has ended.
@@ -81,8 +87,6 @@ def segment(config: SegmentConfig) -> Path:
         >>> lines = segment(SegmentConfig(model="out/model", images=["photo.jpg"], output_dir="out/masks"))
     """
     from ..images.image_processor import limit_pixels
-    from ..jobs.executors import load_executor
-    from ..jobs.run import check_run
     from ..pipelines.loading import load_pipeline
 
     # 1. The inputs, and only then the folder.
@@ -98,12 +102,6 @@ def segment(config: SegmentConfig) -> Path:
 
 
 def _segment(config: SegmentConfig, pipe: Any, images: list[str], dataset: tuple[Any, str] | None) -> Path:
-    from tqdm.auto import tqdm
-
-    from ..jobs.executors import share_work
-    from ..jobs.parts import PARTS, finish_parts
-    from ..jobs.run import open_run
-
     run, owns, last, total = plan_run(config, pipe, images, dataset)
 
     # 2. The folder: a new run, or one that is there, which this process resumes or joins.
@@ -121,8 +119,7 @@ def _segment(config: SegmentConfig, pipe: Any, images: list[str], dataset: tuple
         with tqdm(total=total, desc="Segmenting", unit=unit) as bar:
             finish_parts(run.parts(), bar)
 
-    words = [COMMAND, *replace(config, overwrite=False).arguments()]
-    if not share_work(config, words, config.output_dir, work):
+    if not share_work(config, COMMAND, work):
         print(f"The job is submitted; the results appear in {config.output_dir}, and {last} when all are there.")
         return complete
     if not complete.is_file():
@@ -133,33 +130,29 @@ def _segment(config: SegmentConfig, pipe: Any, images: list[str], dataset: tuple
 
 def contents_read(pipe: Any, images: list[str], dataset: tuple[Any, str] | None) -> dict[str, Any]:
     """What the masks depend on beside the options: the model, and the contents of the images."""
+    if dataset is not None and not images:
+        from ..datasets.columns import dataset_contents
+
+        return {"model": pipe.identity(), "dataset_name": dataset_contents(*dataset)}
     from ..images.image_processor import is_address
-    from ..jobs.contents import contents_of
 
-    reads = {"model": pipe.identity()}
-    if images:
-        return reads | {"images": contents_of(name if is_address(name) else os.path.abspath(name) for name in images)}
-    assert dataset is not None
-    from ..datasets.columns import dataset_contents
-
-    return reads | {"dataset_name": dataset_contents(*dataset)}
+    names = (name if is_address(name) else os.path.abspath(name) for name in images)
+    return {"model": pipe.identity(), "images": contents_of(names)}
 
 
 def plan_run(
     config: SegmentConfig, pipe: Any, images: list[str], dataset: tuple[Any, str] | None
 ) -> tuple[Any, list[str], str, int]:
     """The run over files or a dataset, patterns of its files, the file that is written last, and how much there is."""
-    from ..jobs.executors import is_worker
-    from ..jobs.files import shown_name
     from ..tiling.files import LINES, FileRun
 
     if dataset is not None:
         from ..tiling.collections import COLLECTION_FILES, SUMMARY, CollectionRun
 
+        data, column = dataset
         described = {"model": shown_name(config.model)}
-        collection = CollectionRun(
-            pipe, *dataset, config.output_dir, config, config.rows_per_file, config.copy_images, described
-        )
+        how = (config, config.rows_per_file, config.copy_images, described)
+        collection = CollectionRun(pipe, data, column, config.output_dir, *how)
         return collection, list(COLLECTION_FILES), SUMMARY, len(collection)
     run = FileRun(pipe, images, config.output_dir, config)
     if not is_worker():
@@ -173,21 +166,12 @@ def plan_run(
 
 
 def finish(config: SegmentConfig, complete: Path, number: int, is_collection: bool) -> None:
-    """Removes what is needed no more, and says what the run did.
-
-    Raises:
-        IncompleteError: Some images could not be read.
-    """
-    from shutil import rmtree
-
-    from ..jobs.executors import is_worker
-    from ..jobs.files import read_json
-    from ..jobs.parts import PARTS
+    """Removes what is needed no more, and says what the run did; raises [`IncompleteError`] if images were left out."""
     from ..tiling.files import UNREADABLE
 
-    rmtree(config.output_dir / PARTS, ignore_errors=True)
+    shutil.rmtree(config.output_dir / PARTS, ignore_errors=True)
     unreadable = config.output_dir / UNREADABLE
-    broken = len(unreadable.read_text(encoding="utf-8").splitlines()) if unreadable.is_file() else 0
+    broken = count_lines(unreadable)
     if is_collection:
         number = read_json(complete)["rows"] + broken
     else:
@@ -203,22 +187,23 @@ def check_results(lines: Path, number: int) -> None:
     """Raises [`IncompleteError`] if the list of results lacks images, or names files that are not there."""
     from ..tiling.files import UNREADABLE
 
-    folder, unreadable = lines.parent, lines.with_name(UNREADABLE)
+    folder = lines.parent
     rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").split("\n") if line]
-    broken = len(unreadable.read_text(encoding="utf-8").splitlines()) if unreadable.is_file() else 0
     names = [row[kind] for row in rows for kind in ("mask", "overlay")]
     missing = [name for name in names if not (folder / name).exists()]
-    if missing or len(rows) + broken != number:
+    if missing or len(rows) + count_lines(folder / UNREADABLE) != number:
         what = f"{missing[0]} is missing" if missing else f"{lines.name} lists {len(rows)} of {number} images"
         raise IncompleteError(f"The results in {folder} are not whole: {what}. Pass --overwrite to make them anew.")
+
+
+def count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
 def load_dataset_of(config: SegmentConfig, images: list[str]) -> tuple[Any, str] | None:
     """The dataset to segment into Parquet files, and its column of images; `None` if files are wanted."""
     if config.format == "files":
         return None
-    from ..jobs.install import missing_extra
-
     try:
         from datasets import Dataset, Features, Image
 
@@ -227,17 +212,12 @@ def load_dataset_of(config: SegmentConfig, images: list[str]) -> tuple[Any, str]
         raise missing_extra("train", error.name) from error
     if not config.dataset_name:
         return Dataset.from_dict({"image": images}, features=Features({"image": Image(decode=False)})), "image"
-    where = dict(cache_dir=config.cache_dir, revision=config.dataset_revision)
     names = (config.dataset_name, config.dataset_config_name, config.split, None, config.image_column)
-    return load_unlabeled(*names, config.streaming, **where)
+    return load_unlabeled(*names, config.streaming, cache_dir=config.cache_dir, revision=config.dataset_revision)
 
 
 def list_images(given: Sequence[str]) -> list[str]:
-    """Expands folders into the images anywhere below them; addresses and files stay as they are.
-
-    Raises:
-        UserError: A folder has no images, or none of the files is there.
-    """
+    """Expands folders into the images anywhere below them; addresses and files stay as they are."""
     from ..datasets.layouts import find_pictures
     from ..images.formats.opening import is_raster
     from ..images.image_processor import is_address

@@ -23,9 +23,6 @@ class TapsConfig(RunsModel, SetsSize, CachesDownloads):
 def taps(config: TapsConfig) -> str:
     """Lists the taps of a model: number, module, channels, resolution, stride, share of a pass, bytes an image.
 
-    Args:
-        config ([`TapsConfig`]): Which model, and the size of its images.
-
     Returns:
         `str`: The table, which is printed too.
 

@@ -46,11 +46,7 @@ class ShuffledBatches:
         return {"position": self.position, "num_images": len(self.images)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Resumes at a checkpoint.
-
-        Raises:
-            UserError: It was made with another number of images.
-        """
+        """Resumes at a checkpoint; raises [`UserError`] if it was made with another number of images."""
         if state.get("num_images") != len(self.images):
             raise UserError(
                 f"The checkpoint was made with {state.get('num_images', 'streamed')} training images, and now there "
@@ -107,9 +103,9 @@ class StreamedBatches:
         size, channels, resize_mode, skip_unreadable: As in [`UnlabeledImages`].
         batch_size (`int`): Images in a batch of one process.
         seed (`int`): Of the shuffling.
-        held_out (sequence, *optional*): Results of the column that are left out, such as the validation images.
+        held_out (sequence, *optional*): Cells of the column that are left out, such as the validation images.
         buffer_size (`int`, defaults to 1000): Undecoded images in the shuffling buffer.
-        num_threads (`int`, defaults to 1): A process of its own reads ahead, and decodes in so many threads.
+        num_threads (`int`, defaults to 1): Threads of the process that reads ahead, at least one.
     """
 
     def __init__(
@@ -140,11 +136,8 @@ class StreamedBatches:
         return {"position": self.position, "read": self.read, "num_processes": PartialState().num_processes}
 
     def load_state_dict(self, state: dict) -> None:
-        """Resumes at a checkpoint.
-
-        Raises:
-            UserError: It was made by another number of processes, which share the stream in another way.
-        """
+        """Resumes at a checkpoint; raises [`UserError`] if another number of processes made it, which share the stream
+        in another way."""
         processes = PartialState().num_processes
         if state.get("num_processes") != processes:
             raise UserError(

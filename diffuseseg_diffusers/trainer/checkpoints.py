@@ -56,13 +56,8 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def find_checkpoint(output_dir: Path, named: str | None, overwrite: bool) -> Path | None:
-    """The checkpoint to resume from, if there is one.
-
-    Args:
-        output_dir (`Path`): The run's folder.
-        named (`str`, *optional*): Folder of a checkpoint, or `"latest"` for the newest.
-        overwrite (`bool`): Whether the run in the folder is replaced.
-    """
+    """The checkpoint to resume from, if there is one: a folder that is named, or the newest, if none or `"latest"` is
+    named and the run in the folder is not replaced."""
     if named not in (None, LATEST):
         return Path(named)
     found = checkpoints(output_dir)
@@ -126,15 +121,9 @@ def save_checkpoint(
 def load_checkpoint(
     accelerator: Accelerator, folder: Path, model: torch.nn.Module, ema: EMAModel | None, batches: Any
 ) -> dict[str, Any]:
-    """Brings a run back to where a checkpoint was made.
+    """Brings a run back to where a checkpoint was made; returns what was given for `run.json`.
 
-    Args:
-        accelerator, model, ema: As in [`save_checkpoint`].
-        folder (`Path`): The checkpoint.
-        batches: Gets the position by its `load_state_dict`.
-
-    Returns:
-        `dict`: What was given for `run.json`.
+    Arguments are those of [`save_checkpoint`]; `batches` get their position by `load_state_dict`.
 
     Raises:
         UserError: The folder is no checkpoint, one of another version, model or dataset, damaged, or made without EMA

@@ -81,7 +81,6 @@ class Trainer:
         self.accelerator.print(f"Resuming from {checkpoint}.")
 
     def __enter__(self) -> Self:
-        """Starts the log, the clock and the progress bar."""
         self.log = TrainingLog(self.accelerator, self.folder, self.state["step"], self.settings)
         self._before, self._began = dict(self.state), time.perf_counter()
         if self.stream.unreadable:
@@ -91,7 +90,6 @@ class Trainer:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Ends trackers and processes."""
         self._stop.restore()
         self._bar.close()
         if kind in (None, StoppedError):
@@ -132,8 +130,7 @@ class Trainer:
     def step(self, loss: torch.Tensor) -> None:
         """Updates the weights once a step's gradients are all there; then logs and saves what is due.
 
-        Args:
-            loss (`torch.Tensor`): Scalar, of this batch; `accelerator.backward(loss)` has been called.
+        The scalar loss is of this batch; `accelerator.backward(loss)` has been called.
 
         Raises:
             NotFiniteError: A loss or gradient of the last steps is not finite.
@@ -179,8 +176,7 @@ class Trainer:
         check_finite(self.folder, state["step"], losses, self.accelerator.mixed_precision)
         mean_loss, mean_norm = losses.mean(0).tolist()
         speed = (self.stream.position - position) / (now - began)
-        waited = state["seconds_waiting_for_data"] - self._before["seconds_waiting_for_data"]
-        waiting = waited / (now - self._began)
+        waiting = (state["seconds_waiting_for_data"] - self._before["seconds_waiting_for_data"]) / (now - self._began)
         self.log.write(
             state["step"],
             loss=mean_loss,

@@ -35,8 +35,8 @@ class Plan:
 
     def is_over(self, state: Mapping[str, Any]) -> bool:
         """Whether the steps or minutes of a run in this state are over."""
-        seconds = 60 * (math.inf if self.max_minutes is None else self.max_minutes)
-        return state["step"] >= (math.inf if self.max_steps is None else self.max_steps) or state["seconds"] >= seconds
+        steps, minutes = (math.inf if x is None else x for x in (self.max_steps, self.max_minutes))
+        return state["step"] >= steps or state["seconds"] >= 60 * minutes
 
 
 def learning_rate_schedule(
@@ -44,12 +44,7 @@ def learning_rate_schedule(
 ) -> Callable[[int, float], float]:
     """Learning rate at a step and second: warm-up by steps, then the schedule over the run's steps or minutes.
 
-    Args:
-        optimizer (`torch.optim.Optimizer`): As `diffusers.optimization.get_scheduler` wants it.
-        name (`str`): Of the schedule, as that function knows it.
-        learning_rate (`float`): Highest learning rate.
-        warmup_steps (`int`): Steps over which it rises from 0.
-        plan ([`Plan`]): How long the run goes on.
+    `name` is that of a schedule of `diffusers.optimization.get_scheduler`.
     """
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=SCHEDULE_STEPS)
     factor = scheduler.lr_lambdas[0]

@@ -50,11 +50,8 @@ def agree(
 
 
 def check_finite(folder: Path, step: int, losses: torch.Tensor, mixed_precision: str) -> None:
-    """Looks at losses and gradient norms, `[steps, 2]`, of the steps up to `step`.
-
-    Raises:
-        NotFiniteError: One of them is not finite; names the step and the last good checkpoint in `folder`.
-    """
+    """Raises [`NotFiniteError`] if one of the losses and gradient norms, `[steps, 2]`, of the steps up to `step` is not
+    finite; names the step and the last good checkpoint in `folder`."""
     # In float16 the gradient scaler meets infinite gradients and passes over their steps by itself.
     watched = losses[:, :1] if mixed_precision == "fp16" else losses
     bad = (~watched.isfinite().all(1)).nonzero().flatten()

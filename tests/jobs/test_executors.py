@@ -28,9 +28,9 @@ def test_each_process_sees_another_gpu_and_has_the_same_command_line(monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(subprocess, "Popen", Started)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    config, words = Drawing(output_dir=tmp_path, tasks=4), ["draw", "--tasks", "4"]
-    assert share_work(config, words, tmp_path, lambda: None)
-    assert [command for command, _ in Started.every] == [words] * 3
+    config = Drawing(output_dir=tmp_path, tasks=4, overwrite=True)
+    assert share_work(config, "draw", lambda: None)
+    assert [command for command, _ in Started.every] == [["draw", f"--output_dir={tmp_path}", "--tasks=4"]] * 3
     assert [(env[WORKER], env["CUDA_VISIBLE_DEVICES"]) for _, env in Started.every] == [
         ("1", "1"),
         ("2", "0"),

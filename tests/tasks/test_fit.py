@@ -75,10 +75,7 @@ def test_images_without_labels_decide_which_classes_pixels_get(drawn, tmp_path):
         (("--split", "validation"), None),
         (("--mask_column", "depth"), "no column 'depth'; it has 'image', 'mask'"),
         (("--model", "nowhere/at/all"), "There is no folder nowhere/at/all."),
-        (
-            ("--model", "nobody/nothing"),
-            "the pipeline nobody/nothing cannot be loaded: the Hub has none of that name",
-        ),
+        (("--model", "nobody/nothing"), "the pipeline nobody/nothing cannot be loaded: the Hub has none of that name"),
         (("--dataset_name", "nobody/nothing"), "the dataset nobody/nothing cannot be loaded"),
         (("--dataset_name", "./nowhere"), "There is no folder ./nowhere."),
         (("--validation_split", "train"), "are the same images; hold some of them out with --validation_fraction"),

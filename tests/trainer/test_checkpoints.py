@@ -10,12 +10,7 @@ from safetensors.torch import load_file
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.trainer import checkpoints
 from diffuseseg_diffusers.trainer.batches import ShuffledBatches
-from diffuseseg_diffusers.trainer.checkpoints import (
-    load_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-    save_pipeline,
-)
+from diffuseseg_diffusers.trainer.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, save_pipeline
 
 from ..conftest import make_unet
 
@@ -50,11 +45,7 @@ def test_the_newest_checkpoints_stay_and_folders_of_others_too(tmp_path, acceler
 def test_what_does_not_fit_a_checkpoint_is_named(tmp_path, accelerator):
     path = save_checkpoint(accelerator, tmp_path, {"step": 1}, make_unet(), None, batches().state_dict())
     for unet, data, sentence in (
-        (
-            make_unet(block_out_channels=(8, 16, 32)),
-            batches(),
-            r"block_out_channels is \[8, 16, 24\] there and",
-        ),
+        (make_unet(block_out_channels=(8, 16, 32)), batches(), r"block_out_channels is \[8, 16, 24\] there and"),
         (make_unet(), batches(9), "8 training images, and now there are 9"),
     ):
         with pytest.raises(UserError, match=sentence):
