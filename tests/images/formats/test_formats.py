@@ -251,7 +251,7 @@ def test_a_single_dicom_file_comes_back_as_one(tmp_path):
 
 
 def test_the_largest_picture_of_a_file_is_the_picture_and_a_note_says_so(tmp_path):
-    """Slides keep a label and a preview, in some files in front of the slide (Leica SCN: the macro image comes first)."""
+    """Slides keep a label and a preview, in some files in front of the slide (Leica SCN: the macro image)."""
     tifffile = pytest.importorskip("tifffile")
     label, slide = values(3, 10, 12).transpose(1, 2, 0), values(3, 40, 50).transpose(1, 2, 0)
     with tifffile.TiffWriter(tmp_path / "slide.tif") as file:
