@@ -63,7 +63,7 @@ def option_tables(config: type[Config]) -> str:
             flags = [name] if own.positional else [f"--{name}", *own.aliases, *([own.negative] if own.negative else [])]
             shown = "required" if default is MISSING else "" if default in (None, False, ()) else f"`{default}`"
             kind = getattr(hints[name], "__name__", str(hints[name])) if isinstance(hints[name], type) else hints[name]
-            words = f"{own.help} One of {', '.join(map(str, own.allowed()))}." if own.allowed() else own.help
+            words = f"{own.help} One of {', '.join(map(str, own.choices))}." if own.choices else own.help
             kind = str(kind).replace("pathlib.", "").replace("|", "\\|")
             text += f"| {', '.join(f'`{flag}`' for flag in flags)} | `{kind}` | {shown} | {words} |\n"
     return text

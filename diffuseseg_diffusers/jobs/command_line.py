@@ -135,7 +135,6 @@ def _last_given(hint: Any, tokens: Sequence[Token]) -> Any:
 
 
 def _parameter(name: str, own: Option, hint: Any, default: Any, group: Group) -> Parameter:
-    choices = own.allowed()
     more: dict[str, Any] = {} if own.positional else {"name": (f"--{name}", *own.aliases)}
     if own.negative:
         more["negative"] = own.negative
@@ -147,5 +146,5 @@ def _parameter(name: str, own: Option, hint: Any, default: Any, group: Group) ->
     if any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint))):
         more |= {"consume_multiple": True, "converter": _last_given}
     return Parameter(
-        help=own.help + (f" [choices: {', '.join(map(str, choices))}]" if choices else ""), group=group, **more
+        help=own.help + (f" [choices: {', '.join(map(str, own.choices))}]" if own.choices else ""), group=group, **more
     )

@@ -23,7 +23,7 @@ class Option:
         aliases (`tuple[str, ...]`): Further names of the option on the command line, such as `--train_data_dir`.
         negative (`str`): Name of the option that sets a flag to `False`.
         group (`str`): Heading in the help; that of the class (`title`) if empty.
-        choices (`tuple`): Values that are allowed; all if empty. May be a function without arguments that gives them.
+        choices (`tuple`): Values that are allowed; all if empty.
         minimum, above, maximum (`float`, *optional*): Limits of the number, or of each number of a tuple.
         parse (`Callable[[str], Any]`, *optional*): Makes the value of a word of the command line.
         positional (`bool`): Whether the command line takes it without a name.
@@ -36,7 +36,7 @@ class Option:
     aliases: tuple[str, ...] = ()
     negative: str = ""
     group: str = ""
-    choices: tuple | Callable[[], tuple] = ()
+    choices: tuple = ()
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
@@ -45,10 +45,6 @@ class Option:
     influence: bool = True
     why: str = ""
     reads: bool = False
-
-    def allowed(self) -> tuple:
-        """The values of `choices`; empty for all."""
-        return self.choices() if callable(self.choices) else self.choices
 
 
 def option(default: Any = MISSING, help: str = "", **more: Any) -> Any:
@@ -173,10 +169,10 @@ def _each(value: Any) -> tuple:
 
 
 def _check(name: str, value: Any, own: Option) -> None:
-    minimum, allowed = 0 if own.minimum is None else own.minimum, own.allowed()
+    minimum = 0 if own.minimum is None else own.minimum
     for number in _each(value):
-        if allowed and number is not None and number not in allowed:
-            raise UserError(f"--{name} must be one of {', '.join(map(str, allowed))}; got {number}.")
+        if own.choices and number is not None and number not in own.choices:
+            raise UserError(f"--{name} must be one of {', '.join(map(str, own.choices))}; got {number}.")
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         if not math.isfinite(number):

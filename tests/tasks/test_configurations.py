@@ -35,7 +35,7 @@ def values(hint, own):
     """Values of a field's type within its limits."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     kinds = [kind for kind in kinds if kind is not type(None)]
-    choices = own.allowed()
+    choices = own.choices
     if typing.get_origin(kinds[0]) is tuple:
         of, *more = typing.get_args(kinds[0])
         number = dict(min_size=1, max_size=3) if more == [...] else dict(min_size=1 + len(more), max_size=1 + len(more))
