@@ -38,21 +38,7 @@ def drawn(*words: str) -> Config:
 
 
 def test_a_command_line_and_python_give_the_same_configuration():
-    words = [
-        "a.png",
-        "b.png",
-        "--blocks",
-        "1",
-        "mid",
-        "--whole",
-        "--number",
-        "3",
-        "--offsets",
-        "-2",
-        "5",
-        "--scale",
-        "2",
-    ]
+    words = ("a.png", "b.png", "--blocks", "1", "mid", "--whole", "--number=3", "--offsets", "-2", "5", "--scale", "2")
     given = dict(blocks=[1, "mid"], tile=False, count=3, offsets=(-2, 5), scale=2)
     assert drawn(*words) == Drawing(images=["a.png", "b.png"], output_dir="out", **given)
     assert drawn() == Drawing(output_dir="out")

@@ -83,17 +83,7 @@ def test_a_process_locks_one_folder_and_holds_any_number(tmp_path, start):
     lock_folder(folders[2])
     assert not list(folders[1].iterdir())
     assert not try_lock_folder(folders[0])
-    found = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PROGRAM.replace("getattr", "print(getattr").replace("[2]))", "[2])))"),
-            "hold_folder",
-            folders[0],
-        ],
-        input="",
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    program = PROGRAM.replace("getattr", "print(getattr").replace("[2]))", "[2])))")
+    command = [sys.executable, "-c", program, "hold_folder", folders[0]]
+    found = subprocess.run(command, input="", capture_output=True, text=True, cwd=ROOT)
     assert found.stdout.startswith("False")

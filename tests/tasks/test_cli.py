@@ -22,13 +22,13 @@ def all_commands(drawn):
     }
 
 
-@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
-def test_files_that_no_run_recorded_are_kept_with_and_without_overwrite(drawn, overwrite, tmp_path):
+def test_files_that_no_run_recorded_are_kept(drawn, tmp_path):
+    """With `--overwrite` too, see the next test and tests/jobs/test_files.py."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("keep me")
     for command, arguments in all_commands(drawn).items():
-        result = run("diffuseseg", command, *arguments, "--output_dir", out, *overwrite, expect=1)
+        result = run("diffuseseg", command, *arguments, "--output_dir", out, expect=1)
         assert f"{out} " in result.stderr and "is kept" in result.stderr and "Traceback" not in result.stderr
         assert [p.name for p in out.iterdir()] == ["precious.txt"]
 

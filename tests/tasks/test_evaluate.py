@@ -42,16 +42,8 @@ def test_evaluating_ignores_what_the_model_was_fitted_to_ignore(drawn, tmp_path)
 
 
 def test_a_student_is_measured_as_a_pipeline_is(drawn, student, tmp_path):
-    run(
-        "diffuseseg",
-        "evaluate",
-        "--model",
-        student,
-        "--dataset_name",
-        drawn / "data",
-        "--output_dir",
-        tmp_path / "eval",
-    )
+    data = ("--dataset_name", drawn / "data")
+    run("diffuseseg", "evaluate", "--model", student, *data, "--output_dir", tmp_path / "eval")
     metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert list(metrics["per_class_iou"]) == ["sky", "disc", "bar"] and metrics["num_images"] == 4
     assert (tmp_path / "eval" / "examples.png").exists()  # of a model without uncertainty

@@ -173,40 +173,17 @@ echo "Submitted batch job $((100 + n))"
         (tools / name).chmod((tools / name).stat().st_mode | stat.S_IXUSR)
     path = f"{tools}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     out = tmp_path / "out"
-    options = (
-        "--executor",
-        "slurm",
-        "--tasks",
-        "2",
-        "--executor_options",
-        "partition=gpu",
-        "time=00:10:00",
-        "gpus_per_task=1",
-    )
-    command = worker_command(drawn, collection, out, *options, "mem_per_cpu_gb=4")
+    options = ("--executor", "slurm", "--tasks", "2", "--executor_options", "partition=gpu", "time=00:10:00")
+    command = worker_command(drawn, collection, out, *options, "gpus_per_task=1", "mem_per_cpu_gb=4")
     assert start(command, PATH=path).wait(timeout=120) == 0
     submitted = (jobs / "0.script").read_text()
-    for line in (
-        "--partition=gpu",
-        "--time=00:10:00",
-        "--gpus=1",
-        "--array=0-1",
-        "--mem-per-cpu=4G",
-        "launch_pickled_pipeline",
-    ):
-        assert line in submitted
+    for line in ("partition=gpu", "time=00:10:00", "gpus=1", "array=0-1", "mem-per-cpu=4G"):
+        assert f"--{line}" in submitted
+    assert "launch_pickled_pipeline" in submitted
     assert not (out / "segmentation.json").exists()
-    tasks = [
-        start(
-            ["bash", str(jobs / "0.script")],
-            tmp_path,
-            PATH=path,
-            SLURM_ARRAY_TASK_ID=str(i),
-            SLURM_NODELIST="node1",
-            SLURM_JOB_ID="100",
-        )
-        for i in range(2)
-    ]
+    slurm = {"SLURM_NODELIST": "node1", "SLURM_JOB_ID": "100"}
+    job = ["bash", str(jobs / "0.script")]
+    tasks = [start(job, tmp_path, PATH=path, SLURM_ARRAY_TASK_ID=str(i), **slurm) for i in range(2)]
     assert [task.wait(timeout=200) for task in tasks] == [0, 0], tasks[0].stdout.read().decode()[-3000:]
     assert len(load_dataset(str(out), split="train")) == 22
     assert "is complete" in run("diffuseseg", *command[3:]).stdout
