@@ -173,7 +173,8 @@ def dataset_files(folder: Path, scratch: Path) -> tuple[Path, Files, set[str]]:
     run = (read_record(folder) or {}).get("command")
     if run is not None and not (folder / DATASET_RUNS.get(run, "no file")).is_file():
         raise UserError(f"The folder {folder} holds what `diffuseseg {run}` left, and {NEITHER}")
-    root, files, converted = folder, {}, set()
+    root, converted = folder, set()
+    files: Files = {}
     if as_parquet(folder, scratch) is not None:
         root = scratch
         converted = {own_name(folder, path) for path in (*find_images(folder), *folder.rglob("*.npy"))}

@@ -98,7 +98,7 @@ def map_grid(size: Sequence[int], transform: Any, crs: Any = None) -> Grid | Non
 def inside(at: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Which places `[3, …]` lie in pixels of a grid of a shape, `[…]` bool."""
     limits = np.reshape(shape, (3,) + (1,) * (at.ndim - 1))
-    return ((at >= -0.5) & (at < limits - 0.5)).all(0)
+    return np.logical_and.reduce((at >= -0.5) & (at < limits - 0.5))
 
 
 def _reprojected(source: Any, target: Any, points: np.ndarray) -> np.ndarray:
