@@ -53,30 +53,19 @@ def blocks_timesteps(study: Study) -> StudyReport:
         f"Best: block {best['block']} at timestep {best['timestep']}, mean IoU {best['mean_iou']:.4f}.",
         f"Small classes, below the median share of the area: {', '.join(named)}.",
     ]
-    return StudyReport(
-        sorted(rows, key=lambda r: (features.blocks.index(r["block"]), r["timestep"])), settings, summary
-    )
+    rows.sort(key=lambda r: (features.blocks.index(r["block"]), r["timestep"]))
+    return StudyReport(rows, settings, summary)
 
 
 def class_sizes(labels: torch.Tensor, classes: Classes) -> tuple[list[float], list[bool]]:
-    """Mean share of the labelled area of each class, and whether it is small: below the median (paper, section 3).
-
-    Args:
-        labels (`torch.Tensor`): `[N, H, W]` uint8.
-        classes ([`Classes`]): Class names, palette, ignore index.
-    """
+    """Share of the labelled area `[N, H, W]` uint8 of each class, and whether it is below the median (section 3)."""
     counts = torch.bincount(labels.flatten().long(), minlength=256)[: classes.number].double()
     shares = counts / counts.sum()
     return shares.tolist(), (shares < shares.quantile(0.5)).tolist()
 
 
 def means_by_size(per_class_iou: Sequence[float | None], small: Sequence[bool]) -> dict[str, float | None]:
-    """Mean IoU of the small and of the large classes; `None` where there are none of a kind.
-
-    Args:
-        per_class_iou (sequence of `float`): IoU of each class, `None` for an absent one.
-        small (sequence of `bool`): Which are small.
-    """
+    """Mean IoU of the small and of the large classes; `None` for absent classes, and where there are none of a kind."""
     means = {}
     for kind in ("small", "large"):
         own = [iou for iou, is_small in zip(per_class_iou, small) if is_small == (kind == "small") and iou is not None]

@@ -10,17 +10,11 @@ from .study import Study, StudyReport
 
 @dataclass(frozen=True)
 class StudyKind:
-    """A study that can be asked for.
-
-    Args:
-        run (`Callable`): The study.
-        check (`Callable`): Raises [`UserError`] if it cannot be run, before anything is written.
-        needs_test (`bool`): Whether it measures on test images.
-    """
+    """A study that can be asked for."""
 
     run: Callable[[Study], StudyReport]
-    check: Callable[[Study], None]
-    needs_test: bool = False
+    check: Callable[[Study], None]  # raises UserError if it cannot be run, before anything is written
+    needs_test: bool = False  # whether it measures on test images
 
 
 STUDIES = {

@@ -59,13 +59,7 @@ def _grid(study: Study) -> FeatureExtractor:
 def cluster_maps(activations: Sequence[torch.Tensor], num_clusters: int = 5, seed: int = 0) -> list[np.ndarray]:
     """k-means clusters of the pixels of several images for one block and timestep (paper, figure 4).
 
-    Args:
-        activations (sequence of `torch.Tensor`): `[channels, h, w]` of each image.
-        num_clusters (`int`, defaults to 5): k.
-        seed (`int`): Of the initial centres.
-
-    Returns:
-        `list[np.ndarray]`: `[h, w]` uint8 of each image, cluster ids.
+    From activations `[channels, h, w]`, cluster ids `[h, w]` uint8 of each image; `seed` is of the initial centres.
 
     Raises:
         UserError: There are fewer pixels than clusters.
@@ -83,10 +77,7 @@ def cluster_maps(activations: Sequence[torch.Tensor], num_clusters: int = 5, see
 def matched(maps: Sequence[np.ndarray], neighbours: Sequence[np.ndarray], num_clusters: int) -> list[np.ndarray]:
     """Renames clusters so that they overlap most with those of a neighbouring panel (Hungarian assignment).
 
-    Args:
-        maps (sequence of `np.ndarray`), neighbours (sequence of `np.ndarray`):
-            Cluster ids of the same images, `[h, w]`; resolutions may differ.
-        num_clusters (`int`): Of both.
+    Cluster ids `[h, w]` are of the same images; resolutions may differ.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -20,13 +20,7 @@ SEVERITIES = range(1, 6)
 
 
 class Corrupted(LabeledImages):
-    """Labelled images, corrupted by `imagecorruptions`; masks stay as they are.
-
-    Args:
-        dataset ([`LabeledImages`]): Clean images.
-        corruption (`str`): One of [`corruption_names`].
-        severity (`int`): 1 to 5.
-    """
+    """Labelled images under one of [`corruption_names`] at a severity of 1 to 5; masks stay as they are."""
 
     def __init__(self, dataset: LabeledImages, corruption: str, severity: int):
         self.__dict__.update(dataset.__dict__)
@@ -71,9 +65,8 @@ def check_corruptions(study: Study) -> None:
 
 def corruptions(study: Study) -> StudyReport:
     """Mean IoU on test images, clean and under every corruption at every severity, of one head."""
-    test, extractor = study.need_test(), study.extractor
-    chosen = {"blocks": list(extractor.blocks), "timesteps": list(extractor.timesteps)}
-    settings = study.settings | chosen | {"test_images": images_fingerprint(test)}
+    test = study.need_test()
+    settings = study.settings | study.read | {"test_images": images_fingerprint(test)}
     results = study.results(NAME, settings)
     pairs = [(name, severity) for name in corruption_names() for severity in SEVERITIES]
     if any(key not in results.by_key for key in ("clean", *(f"{name} {severity}" for name, severity in pairs))):

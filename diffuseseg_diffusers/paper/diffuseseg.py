@@ -81,8 +81,7 @@ def convert_unet(
     """Makes a U-Net and its scheduler of a DiffuseSeg state dict; every tensor is used exactly once.
 
     Args:
-        state (mapping): The checkpoint; see [`read_checkpoint`].
-        config (`Path`): Its `config.yaml`.
+        state (mapping), config (`Path`): The checkpoint, see [`read_checkpoint`], and its `config.yaml`.
         dtype (`torch.dtype`, defaults to float32): Of the U-Net.
 
     Raises:

@@ -21,13 +21,9 @@ GROUPS, HEADS, LAST = 8, 4, 16  # of all group norms; of all attentions; channel
 
 
 class Level(nn.Module):
-    """Residual layers, each followed by attention, with the resampling of a level before or behind them.
+    """Residual layers, the first ones followed by attention, with the resampling of a level before or behind them.
 
-    Args:
-        channels (sequence of `int`): Channels into the first layer, and out of each.
-        temb_channels (`int`): Channels of the time embedding.
-        num_attentions (`int`): Number of layers that an attention follows, from the first on.
-        before, after (`nn.Module`, *optional*): Resampling.
+    `channels` are those into the first layer and out of each.
     """
 
     def __init__(
@@ -42,20 +38,10 @@ class Level(nn.Module):
         how = dict(temb_channels=temb_channels, groups=GROUPS, eps=1e-5, use_in_shortcut=True)
         pairs = list(zip(channels, channels[1:]))
         self.resnets = nn.ModuleList([ResnetBlock2D(in_channels=i, out_channels=o, **how) for i, o in pairs])
+        attend = dict(heads=HEADS, eps=1e-5, norm_num_groups=GROUPS, residual_connection=True, bias=True)
+        widths = channels[1 : num_attentions + 1]
         self.attentions = nn.ModuleList(
-            [
-                Attention(
-                    width,
-                    heads=HEADS,
-                    dim_head=width // HEADS,
-                    eps=1e-5,
-                    norm_num_groups=GROUPS,
-                    residual_connection=True,
-                    bias=True,
-                    upcast_softmax=True,
-                )
-                for width in channels[1 : num_attentions + 1]
-            ]
+            [Attention(w, dim_head=w // HEADS, upcast_softmax=True, **attend) for w in widths]
         )
         self.before, self.after = before or nn.Identity(), after or nn.Identity()
 

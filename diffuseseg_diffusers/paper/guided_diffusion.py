@@ -10,7 +10,7 @@ import pickle
 import shlex
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,28 @@ RESIDUAL = {
     "skip_connection": "conv_shortcut",
 }
 ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}  # and qkv, which is three of ours
+
+
+def _numbers(name: str, text: str, kind: type) -> list:
+    """A flag's numbers, above 0, with commas between them."""
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) <= 0:
+        raise UserError(f"The flag --{name} is positive numbers with commas between them, got {text}.")
+    return numbers
+
+
+def _read(name: str, value: str, kind: type) -> int | float | bool | str:
+    if kind is bool:
+        if value.lower() not in ("true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"):
+            raise UserError(f"The flag {name} is True or False, got {value}.")
+        return value.lower() in ("true", "t", "yes", "y", "1")
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise UserError(f"The flag {name} is a number, got {value}.") from error
 
 
 @dataclass(frozen=True)
@@ -103,45 +125,18 @@ class Flags:
         return [2**level in rates for level in range(len(self.multipliers))]
 
 
-def _numbers(name: str, text: str, kind: type) -> list:
-    """A flag's numbers, above 0, with commas between them."""
-    try:
-        numbers = [kind(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) <= 0:
-        raise UserError(f"The flag --{name} is positive numbers with commas between them, got {text}.")
-    return numbers
-
-
-LSUN_256 = Flags(
-    image_size=256,
-    num_channels=256,
-    num_head_channels=64,
-    attention_resolutions="32,16,8",
-    dropout=0.1,
-    resblock_updown=True,
-    learn_sigma=True,
-)
+PUBLISHED = "--num_head_channels 64 --attention_resolutions 32,16,8 --resblock_updown True --learn_sigma True "
+LSUN_256 = Flags.parse(f"{PUBLISHED} --image_size 256 --num_channels 256 --dropout 0.1")
 PRESETS = {
     "lsun_256": LSUN_256,  # bedroom, cat, horse
-    "lsun_256_nodropout": Flags(**{**vars(LSUN_256), "dropout": 0.0}),
+    "lsun_256_nodropout": replace(LSUN_256, dropout=0.0),
     "ffhq_256": LSUN_256,  # of Baranchuk et al., with the same flags
-    "imagenet_64": Flags(
-        image_size=64,
-        num_channels=192,
-        num_res_blocks=3,
-        num_head_channels=64,
-        attention_resolutions="32,16,8",
-        dropout=0.1,
-        class_cond=True,
-        resblock_updown=True,
-        use_new_attention_order=True,
-        learn_sigma=True,
-        noise_schedule="cosine",
+    "imagenet_64": Flags.parse(
+        f"{PUBLISHED} --image_size 64 --num_channels 192 --num_res_blocks 3 --dropout 0.1 --class_cond True "
+        "--use_new_attention_order True --noise_schedule cosine"
     ),
-    "imagenet_256": Flags(**{**vars(LSUN_256), "dropout": 0.0, "class_cond": True}),
-    "imagenet_256_uncond": Flags(**{**vars(LSUN_256), "dropout": 0.0}),
+    "imagenet_256": replace(LSUN_256, dropout=0.0, class_cond=True),
+    "imagenet_256_uncond": replace(LSUN_256, dropout=0.0),
 }
 
 
@@ -174,12 +169,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def unet_config(flags: Flags, in_channels: int = 3, num_classes: int = 1000) -> dict:
-    """The arguments of the [`UNet2DModel`] that these flags describe.
-
-    Args:
-        flags ([`Flags`]): Of the checkpoint.
-        in_channels (`int`, defaults to 3): Channels of the images.
-        num_classes (`int`, defaults to 1000): If the model is class-conditional.
+    """The arguments of the [`UNet2DModel`] that these flags describe; `num_classes` if it is class-conditional.
 
     Raises:
         UserError: `UNet2DModel` cannot hold such a model; says why.
@@ -197,10 +187,11 @@ def unet_config(flags: Flags, in_channels: int = 3, num_classes: int = 1000) -> 
         )
     widths = [round(m * flags.num_channels) for m in flags.multipliers]
     attends = flags.attention_levels
-    resample = "resnet" if flags.resblock_updown else "conv"
-    plain = ("DownBlock2D", "UpBlock2D")
-    if flags.resblock_updown:
-        plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    resample, *plain = (
+        ("resnet", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+        if flags.resblock_updown
+        else ("conv", "DownBlock2D", "UpBlock2D")
+    )
     return {
         "sample_size": flags.image_size,
         "in_channels": in_channels,
@@ -225,10 +216,9 @@ def make_scheduler(flags: Flags) -> DDPMScheduler:
     if flags.noise_schedule not in ("linear", "cosine"):
         raise UserError(f"--noise_schedule is linear or cosine, got {flags.noise_schedule}.")
     scale = 1000 / flags.diffusion_steps  # the end points are of 1,000 steps
-    linear = flags.noise_schedule == "linear"
     return DDPMScheduler(
         num_train_timesteps=flags.diffusion_steps,
-        beta_schedule="linear" if linear else "squaredcos_cap_v2",
+        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[flags.noise_schedule],
         beta_start=scale * 0.0001,
         beta_end=scale * 0.02,
         variance_type="learned_range" if flags.learn_sigma else "fixed_large",
@@ -242,10 +232,8 @@ def convert_checkpoint(
     """Makes a [`UNet2DModel`] and its scheduler of a guided-diffusion state dict; every tensor is used exactly once.
 
     Args:
-        state (`dict[str, torch.Tensor]`): The checkpoint; see [`read_checkpoint`].
-        flags ([`Flags`]): What it is the weights of.
-        dtype (`torch.dtype`, defaults to float32): Of the U-Net; a checkpoint in half precision stays bit for bit what
-            it is if this is its dtype.
+        state (`dict[str, torch.Tensor]`), flags ([`Flags`]): The checkpoint, see [`read_checkpoint`], and its flags.
+        dtype (`torch.dtype`, defaults to float32): Of the U-Net; with its own dtype, a checkpoint stays bit for bit.
 
     Raises:
         UserError: The checkpoint is of another kind of model, contradicts the flags (names the first tensor, both
@@ -273,14 +261,6 @@ def convert_checkpoint(
     return unet.requires_grad_(False).eval(), make_scheduler(flags)
 
 
-def checkpoint_shapes(flags: Flags, in_channels: int = 3, num_classes: int = 1000) -> dict[str, list[int]]:
-    """Names and shapes of the tensors of a guided-diffusion checkpoint with these flags."""
-    with torch.device("meta"):
-        unet = UNet2DModel(**unet_config(flags, in_channels, num_classes))
-    sources = _sources(unet, flags)
-    return {sources[name][0]: _their_shape(name, p.shape) for name, p in unet.state_dict().items()}
-
-
 def inspect_checkpoint(state: dict[str, torch.Tensor], image_size: int) -> dict:
     """The flags that the names and shapes of a checkpoint betray.
 
@@ -291,10 +271,8 @@ def inspect_checkpoint(state: dict[str, torch.Tensor], image_size: int) -> dict:
         raise UserError("This checkpoint is a classifier: it has input blocks but no output blocks to draw images.")
     try:
         if state["input_blocks.0.0.weight"].shape[1] == 6:
-            raise UserError(
-                "This checkpoint is a super-resolution model: it takes 6 channels, a low-resolution image beside the "
-                "noisy one, and cannot stand alone."
-            )
+            what = "it takes 6 channels, a low-resolution image beside the noisy one, and cannot stand alone"
+            raise UserError(f"This checkpoint is a super-resolution model: {what}.")
         blocks = sorted({int(n.split(".")[1]) for n in state if n.startswith("output_blocks.")})
         parts = [{n.split(".", 3)[2]: n for n in state if n.startswith(f"output_blocks.{b}.")} for b in blocks]
         attends = [f"output_blocks.{b}.1.qkv.weight" in state for b in blocks]
@@ -400,12 +378,11 @@ def _check_shapes(state: dict, expected: dict[str, list[int]], flags: Flags, fou
     odd = odd or next((n for n in state if n not in expected), None)
     if odd is None:
         return
+    levels = enumerate(flags.attention_levels)
     asked = {
         **{name: getattr(flags, name) for name in found},
         "channel_mult": ",".join(f"{m:g}" for m in flags.multipliers),
-        "attention_resolutions": ",".join(
-            str(flags.image_size // 2**i) for i, a in enumerate(flags.attention_levels) if a
-        ),
+        "attention_resolutions": ",".join(str(flags.image_size // 2**i) for i, a in levels if a),
     }
     wrong = [f"--{n} ({asked[n]}, but {found[n]} in the checkpoint)" for n in found if asked[n] != found[n]]
     here = f"has the shape {list(state[odd].shape)} in the checkpoint" if odd in state else "is not in the checkpoint"
@@ -433,14 +410,3 @@ def _head_width(flags: Flags, widths: list[int]) -> int:
             f"hold this model."
         )
     return found.pop()
-
-
-def _read(name: str, value: str, kind: type) -> int | float | bool | str:
-    if kind is bool:
-        if value.lower() not in ("true", "t", "yes", "y", "1", "false", "f", "no", "n", "0"):
-            raise UserError(f"The flag {name} is True or False, got {value}.")
-        return value.lower() in ("true", "t", "yes", "y", "1")
-    try:
-        return kind(value)
-    except ValueError as error:
-        raise UserError(f"The flag {name} is a number, got {value}.") from error

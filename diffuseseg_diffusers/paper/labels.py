@@ -2,6 +2,7 @@
 """What labels are worth: mean IoU on test images over the number of labelled ones."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -24,10 +25,8 @@ def check_labels(study: Study) -> None:
     study.need_test()
     _ = study.extractor
     if not _counts(study):
-        raise UserError(
-            f"--counts {' '.join(map(str, study.counts))} asks for more than the {len(study.dataset)} images that "
-            f"there are; give a smaller number."
-        )
+        asked = f"--counts {' '.join(map(str, study.counts))} asks for more than the {len(study.dataset)} images"
+        raise UserError(f"{asked} that there are; give a smaller number.")
 
 
 def labels(study: Study) -> StudyReport:
@@ -35,9 +34,8 @@ def labels(study: Study) -> StudyReport:
 
     A head is fitted for each draw, as `diffuseseg fit` would on these images, with seeds that differ.
     """
-    test, extractor = study.need_test(), study.extractor
-    chosen = {"blocks": list(extractor.blocks), "timesteps": list(extractor.timesteps)}
-    settings = study.settings | chosen | {"test_images": images_fingerprint(test)}
+    test = study.need_test()
+    settings = study.settings | study.read | {"test_images": images_fingerprint(test)}
     results = study.results(NAME, settings)
 
     def compute(images: list[int], seed: int) -> dict:
@@ -63,11 +61,5 @@ def _counts(study: Study) -> list[int]:
 
 
 def _spread(scores: list[float]) -> dict:
-    values = np.array(scores)
-    return {
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-        "least": float(values.min()),
-        "most": float(values.max()),
-        "mean_iou": scores,
-    }
+    summary: dict[str, Any] = {"mean": np.mean, "std": np.std, "least": np.min, "most": np.max}
+    return {**{name: float(of(scores)) for name, of in summary.items()}, "mean_iou": scores}

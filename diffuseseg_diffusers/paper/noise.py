@@ -65,17 +65,14 @@ def check_noise(study: Study) -> None:
     """Refuses models without noise, and more folds than images, before the long work."""
     study.held_out()
     if not isinstance(study.extractor, DecoderFeatureExtractor):
-        raise UserError(
-            f"The study of noise is for diffusion U-Nets on pixels, and {type(study.pipe).__name__} holds none; "
-            f"choose another --study."
-        )
+        what = f"is for diffusion U-Nets on pixels, and {type(study.pipe).__name__} holds none"
+        raise UserError(f"The study of noise {what}; choose another --study.")
 
 
 def noise(study: Study) -> StudyReport:
     """Mean IoU of the variants of noise, trained and tested in all combinations, cross-validated."""
     extractor, held_out = study.extractor, study.held_out()
-    chosen = {"blocks": list(extractor.blocks), "timesteps": list(extractor.timesteps)}
-    settings = study.settings | {"folds": study.folds, **chosen, "draws": study.draws}
+    settings = study.settings | {"folds": study.folds, **study.read, "draws": study.draws}
     results = study.results(NAME, settings)
     pairs = [(trained, tested) for trained in NOISES for tested in NOISES]
     tables: dict[str, LabeledActivations] = {}
@@ -84,7 +81,7 @@ def noise(study: Study) -> StudyReport:
         study.say_missing_classes(study.labels())
         for kind in tqdm(NOISES, "Noise", unit="kind"):
             how = dict(noise_seed=study.seed, noise=kind, draws=study.draws)
-            tables[kind] = study.activations(NoiseVariant.of(study.pipe, **chosen, **how))
+            tables[kind] = study.activations(NoiseVariant.of(study.pipe, **study.read, **how))
 
     def compute(trained: str, tested: str) -> dict:
         if trained not in heads:

@@ -16,43 +16,26 @@ from ..jobs.files import read_json
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as published.
+    """A benchmark as published."""
 
-    Args:
-        title (`str`): Its name in the paper.
-        label_names (sequence of `str`), palette (sequence of `[red, green, blue]`, *optional*): Of the classes.
-        ignore_index (`int`): Mask value that is not measured on.
-        dataset_url (`str`), checkpoint_url (`str`): Where the authors offer dataset and diffusion model.
-        checkpoint (`str`): File name of the latter.
-        train_images (`int`), test_images (`int`): Number of images in each split.
-        image_size (`int`): Side of the square images in pixels.
-        blocks (sequence of `int`), timesteps (sequence of `int`): Features of the paper's method.
-        num_members (`int`): Classifiers in the ensemble.
-        batch_size (`int`): Pixels in a step of their training.
-        published_mean_iou (`dict`): Method to mean and standard deviation of its mean IoU in percent.
-        preset (`str`, *optional*): Flags of guided-diffusion that the checkpoint was trained with, by name.
-        flags (`str`, *optional*): The same as its command line has them, where there is no preset.
-        dataset_ddpm (`dict`, *optional*): How the paper's DatasetDDPM generates and trains, where it does.
-    """
-
-    title: str
+    title: str  # its name in the paper
     label_names: Sequence[str]
     palette: Sequence[Sequence[int]] | None
-    ignore_index: int
-    dataset_url: str
-    checkpoint_url: str
-    checkpoint: str
+    ignore_index: int  # mask value that is not measured on
+    dataset_url: str  # where the authors offer the dataset
+    checkpoint_url: str  # and the diffusion model
+    checkpoint: str  # file name of the latter
     train_images: int
     test_images: int
-    image_size: int
-    blocks: Sequence[int]
+    image_size: int  # side of the square images in pixels
+    blocks: Sequence[int]  # features of the paper's method
     timesteps: Sequence[int]
-    num_members: int
-    batch_size: int
-    published_mean_iou: dict[str, Sequence[float]]
-    preset: str | None = None
-    flags: str | None = None
-    dataset_ddpm: dict | None = None
+    num_members: int  # classifiers in the ensemble
+    batch_size: int  # pixels in a step of their training
+    published_mean_iou: dict[str, Sequence[float]]  # method to mean and standard deviation of its mean IoU in percent
+    preset: str | None = None  # flags of guided-diffusion that the checkpoint was trained with, by name
+    flags: str | None = None  # the same as its command line has them, where there is no preset
+    dataset_ddpm: dict | None = None  # how the paper's DatasetDDPM generates and trains, where it does
 
 
 def read_benchmark(path: Path) -> Benchmark:
@@ -74,12 +57,7 @@ def read_benchmark(path: Path) -> Benchmark:
 
 
 class SquareImages(LabeledImages):
-    """Square labelled images at a benchmark's size, as the published code reads them.
-
-    Args:
-        dataset ([`LabeledImages`]): The images at their own size.
-        size (`int`): Side in pixels.
-    """
+    """Square labelled images at a benchmark's side in pixels, as the published code reads them."""
 
     def __init__(self, dataset: LabeledImages, size: int):
         self.__dict__.update(dataset.__dict__)
@@ -120,12 +98,7 @@ def load_benchmark_images(benchmark: Benchmark, folder: Path, count: int) -> Squ
 
 
 def compare_with_published(benchmark: Benchmark, method: str, mean_ious: Sequence[float]) -> tuple[str, dict]:
-    """Our runs beside the column of the paper's table.
-
-    Args:
-        benchmark ([`Benchmark`]): What was run.
-        method (`str`): Row of the table that the runs reproduce.
-        mean_ious (sequence of `float`): Mean IoU of each run in percent.
+    """Our runs (mean IoU in percent) beside the row of the paper's table that they reproduce.
 
     Returns:
         `(text, report)`: the table, and a dict with `benchmark`, `method`, `mean_iou`, `mean` and `std`.

@@ -29,61 +29,38 @@ from ..pipelines.identity import weights_digest
 
 @dataclass
 class StudyReport:
-    """What a study found.
+    """What a study found."""
 
-    Args:
-        rows (`list[dict]`): Its table.
-        settings (`dict`): What the table depends on, as JSON holds it.
-        summary (`list[str]`): Lines to print.
-        shown (`dict`): What its figures show besides the rows.
-    """
-
-    rows: list[dict]
-    settings: dict
-    summary: list[str] = field(default_factory=list)
-    shown: dict = field(default_factory=dict)
+    rows: list[dict]  # its table
+    settings: dict  # what the table depends on, as JSON holds it
+    summary: list[str] = field(default_factory=list)  # lines to print
+    shown: dict = field(default_factory=dict)  # what its figures show besides the rows
 
 
 @dataclass
 class Study:
     """The model and the images of a study, and how it measures.
 
-    Args:
-        pipe ([`DiffuseSegPipeline`] or [`BackbonePipeline`]): The frozen model; studies replace its head.
-        dataset ([`LabeledImages`]): Images to learn from.
-        folder (`Path`): Where results are kept, so that a study resumes.
-        recipe (`str`, defaults to `"default"`): The one that heads will be fitted with. It says what is read, where
-            that is not given, and how classifiers are trained; cross-validations shorten it by [`Recipe.for_studies`].
-        blocks (sequence of `int`, *optional*), timesteps (sequence of `int`, *optional*):
-            What is studied; each study has a default of its own.
-        test ([`LabeledImages`], *optional*): Images to measure on, for the studies that do.
-        folds (`int`, defaults to 5): Of cross-validations.
-        draws (`int`, defaults to 5): Of labelled images, and of averaged noise.
-        counts (sequence of `int`): Numbers of labelled images.
-        num_clusters (`int`, defaults to 5): k of the clusters.
-        num_images (`int`, defaults to 3): Images that are clustered.
-        seed (`int`, defaults to 0): Of noise, folds, draws, augmented views and classifiers.
-        batch_size (`int`, defaults to 4): Images in a pass of the model.
-        cache_dir (path, *optional*): See [`ActivationTable`].
-        about (`dict`): What reports say of the data, for instance their names.
+    The recipe says what is read where blocks or timesteps are not given, and how classifiers are trained;
+    cross-validations shorten it by [`Recipe.for_studies`].
     """
 
-    pipe: Any
-    dataset: LabeledImages
-    folder: Path
+    pipe: Any  # a frozen DiffuseSegPipeline or BackbonePipeline; studies replace its head
+    dataset: LabeledImages  # images to learn from
+    folder: Path  # where results are kept, so that a study resumes
     recipe: str = "default"
-    blocks: Sequence[Block] | None = None
+    blocks: Sequence[Block] | None = None  # what is studied; each study has a default of its own
     timesteps: Sequence[int] | None = None
-    test: LabeledImages | None = None
-    folds: int = 5
-    draws: int = 5
-    counts: Sequence[int] = (1, 2, 5, 10, 20)
+    test: LabeledImages | None = None  # images to measure on, for the studies that do
+    folds: int = 5  # of cross-validations
+    draws: int = 5  # of labelled images, and of averaged noise
+    counts: Sequence[int] = (1, 2, 5, 10, 20)  # numbers of labelled images
     num_clusters: int = 5
-    num_images: int = 3
-    seed: int = 0
-    batch_size: int = 4
-    cache_dir: str | os.PathLike | None = None
-    about: dict = field(default_factory=dict)
+    num_images: int = 3  # images that are clustered
+    seed: int = 0  # of noise, folds, draws, augmented views and classifiers
+    batch_size: int = 4  # images per forward pass
+    cache_dir: str | os.PathLike | None = None  # see ActivationTable
+    about: dict = field(default_factory=dict)  # what reports say of the data, for instance their names
 
     @property
     def classes(self) -> Classes:
@@ -101,6 +78,11 @@ class Study:
             self.blocks or self.extractor.numbers,
             self.timesteps or self.extractor.default_timesteps(STUDY_TIMESTEPS),
         )
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """What heads read, as JSON holds it."""
+        return {"blocks": list(self.extractor.blocks), "timesteps": list(self.extractor.timesteps)}
 
     @property
     def short_recipe(self) -> Recipe:
@@ -149,16 +131,8 @@ class Study:
 
     def fit(self, dataset: LabeledImages, seed: int) -> None:
         """Fits a head as `diffuseseg fit` would, and gives it to the pipeline."""
-        self.pipe.segmentation_head = fit_segmentation_head(
-            self.pipe,
-            dataset,
-            self.extractor.blocks,
-            self.extractor.timesteps,
-            recipe=self.recipe,
-            seed=seed,
-            batch_size=self.batch_size,
-            cache_dir=self.cache_dir,
-        )
+        how: dict[str, Any] = dict(recipe=self.recipe, batch_size=self.batch_size, cache_dir=self.cache_dir)
+        self.pipe.segmentation_head = fit_segmentation_head(self.pipe, dataset, **self.read, **how, seed=seed)
 
     def measure(self, dataset: LabeledImages) -> float:
         """Mean IoU (0 to 1) of the pipeline's head on images at their own size."""
