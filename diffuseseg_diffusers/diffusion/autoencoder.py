@@ -15,7 +15,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ..features.latents import latents_of
+from .latents import decode
 from .objective import to_model_range
+from .unets import side_or_sides
 
 
 MEASURED = 2048  # training images that the scale of the latents is measured on
@@ -27,10 +29,8 @@ def make_autoencoder(
     """An autoencoder with fresh weights.
 
     Args:
-        size (two `int`): Height and width of the images in pixels.
-        channels (`int`): Of the images, 1 or 3.
-        latent_channels (`int`): Of the latents.
-        downsample (`int`): Pixels of the image for one of the latents, along each axis; a power of two.
+        size (two `int`), channels (`int`): Of the images: height and width in pixels, 1 or 3 channels.
+        latent_channels (`int`), downsample (`int`): Of the latents; pixels of the image for one of them, 2 to a power.
         base_channels (`int`): Width of the finest level; deeper ones are twice as wide.
     """
     levels = int(math.log2(downsample)) + 1
@@ -43,7 +43,7 @@ def make_autoencoder(
         latent_channels=latent_channels,
         norm_num_groups=math.gcd(base_channels, 8),
         layers_per_block=1,
-        sample_size=size[0] if size[0] == size[1] else list(size),
+        sample_size=side_or_sides(size),
         mid_block_add_attention=False,
     )
 
@@ -64,15 +64,7 @@ class Reconstruction(nn.Module):
 
 @torch.no_grad()
 def reconstruction_errors(vae: AutoencoderKL, pixels: torch.Tensor) -> dict[str, float]:
-    """Errors of reconstructions.
-
-    Args:
-        vae (`AutoencoderKL`): On the device that computes.
-        pixels (`torch.Tensor`): `[N, C, H, W]` uint8.
-
-    Returns:
-        `dict`: `absolute_error`, the mean in [0, 1], and `psnr`, the peak signal-to-noise ratio in dB.
-    """
+    """Errors of reconstructions of `[N, C, H, W]` uint8: `absolute_error`, the mean in [0, 1], and `psnr` in dB."""
     absolute, squared = [], []
     for batch in pixels.split(64):
         images = to_model_range(batch, vae.device)
@@ -95,12 +87,10 @@ def draw_reconstructions(vae: AutoencoderKL, pixels: torch.Tensor) -> list[PIL.I
 def latent_scale(vae: AutoencoderKL, images: Any) -> float:
     """The factor that makes the standard deviation of latents 1 (Rombach et al., appendix G).
 
-    Args:
-        vae (`AutoencoderKL`): On the device that computes.
-        images (`torch.Tensor` or [`UnlabeledImages`]): `[N, C, H, W]` uint8, or images to decode.
+    Of images `[N, C, H, W]` uint8, or an [`UnlabeledImages`] that is decoded.
     """
     if not torch.is_tensor(images):
-        images = torch.stack([images[i][0] for i in range(min(len(images), MEASURED))])
+        images = decode(images, range(min(len(images), MEASURED)))
     found = [latents_of(vae.encode(to_model_range(b, vae.device))) for b in images[:MEASURED].split(64)]
     return 1 / torch.cat(found).std().item()
 

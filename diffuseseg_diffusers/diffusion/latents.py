@@ -47,25 +47,16 @@ def latent_shape(vae: AutoencoderKL, size: tuple[int, int]) -> tuple[int, int, i
     stride = latent_stride(vae)
     if any(side % stride for side in size):
         near = " × ".join(str(max(stride, round(side / stride) * stride)) for side in size)
-        raise UserError(
-            f"The autoencoder takes sizes that are multiples of {stride}, got {size[0]} × {size[1]}; the nearest is "
-            f"{near}."
-        )
+        what = f"The autoencoder takes sizes that are multiples of {stride}, got {size[0]} × {size[1]}"
+        raise UserError(f"{what}; the nearest is {near}.")
     return vae.config.latent_channels, size[0] // stride, size[1] // stride
 
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: Any, mirrored: bool = False) -> torch.Tensor:
-    """Scaled latents of images, in memory.
+    """Scaled latents `[N, c, h, w]` float32 on the CPU, of images `[N, C, H, W]` uint8 or an [`UnlabeledImages`].
 
-    Args:
-        vae (`AutoencoderKL`): On the device that computes.
-        images (`torch.Tensor` or [`UnlabeledImages`]): `[N, C, H, W]` uint8, or images to decode.
-        mirrored (`bool`, defaults to `False`): Whether the latents of the mirror images follow those of all images,
-            since latents cannot be mirrored themselves.
-
-    Returns:
-        `torch.Tensor` `[N, c, h, w]`, or `[2N, c, h, w]`, float32 on the CPU.
+    With `mirrored`, the latents of the mirror images follow, `[2N, c, h, w]`: latents cannot be mirrored themselves.
     """
     found: list[torch.Tensor] = []
     turns = (False, True) if mirrored else (False,)

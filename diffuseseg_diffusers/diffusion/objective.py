@@ -25,13 +25,7 @@ NUM_BUCKETS = 10
 
 
 def draw_step(
-    seed: int,
-    position: int,
-    total: int,
-    rows: slice,
-    shape: tuple[int, ...],
-    num_timesteps: int,
-    device: torch.device,
+    seed: int, position: int, total: int, rows: slice, shape: tuple[int, ...], num_timesteps: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What is random about a batch: a function of the seed and the batch's position in the stream alone.
 
@@ -41,11 +35,8 @@ def draw_step(
 
     Args:
         seed (`int`), position (`int`): Of the run, and images before this batch.
-        total (`int`): Images of all processes together.
-        rows (`slice`): Those of this process.
-        shape (`tuple[int, int, int]`): Of an image.
-        num_timesteps (`int`): Timesteps are 0 to `num_timesteps - 1`.
-        device (`torch.device`): Where the noise is drawn.
+        total (`int`), rows (`slice`): Images of all processes together, and those of this process.
+        shape (`tuple[int, int, int]`), num_timesteps (`int`), device (`torch.device`): Of the noise and timesteps.
 
     Returns:
         Noise `[N, C, H, W]`, timesteps `[N]` (int64) and whether to flip, `[N]` (bool).
@@ -143,10 +134,8 @@ def denoising_losses(
 
     Args:
         unet ([`UNet2DModel`]), scheduler ([`DDPMScheduler`]): The model, of any prediction type.
-        pixels (`torch.Tensor`): `[N, C, H, W]` uint8.
-        batch_size (`int`, defaults to 64): Images and timesteps that go through the model at once.
-        seed (`int`, defaults to 0): Of timesteps and noise.
-        progress (`bool`, defaults to `False`): Whether to show a bar.
+        pixels (`torch.Tensor`): `[N, C, H, W]` uint8, or latents.
+        batch_size (`int`, defaults to 64): Images times timesteps per forward pass.
 
     Returns:
         `[10]` float64 on the CPU, the noisiest range last; not a number if there are no images.
@@ -159,24 +148,17 @@ def denoising_losses(
     errors = []
     batches = pixels.split(max(1, batch_size // NUM_BUCKETS))
     for batch in tqdm(batches, desc="Measuring", leave=False, disable=not progress):
-        n = len(batch)
-        # image by image, so that the batch size does not change what one gets
-        jitter, noise = zip(
-            *[
-                (
-                    torch.rand(NUM_BUCKETS, generator=generator),
-                    torch.randn(NUM_BUCKETS, *batch.shape[1:], generator=generator),
-                )
-                for _ in range(n)
-            ]
-        )
+        jitter, noises = [], []
+        for _ in batch:  # image by image, so that the batch size does not change what one gets
+            jitter.append(torch.rand(NUM_BUCKETS, generator=generator))
+            noises.append(torch.randn(NUM_BUCKETS, *batch.shape[1:], generator=generator))
         timesteps = (low + torch.stack(jitter) * steps / NUM_BUCKETS).long().flatten().to(unet.device)  # [N*10]
-        noise = torch.cat(noise).to(unet.device)  # [N*10,C,H,W]
+        noise = torch.cat(noises).to(unet.device)  # [N*10,C,H,W]
         images = to_model_range(batch.repeat_interleave(NUM_BUCKETS, 0), unet.device)
         noisy = scheduler.add_noise(images, noise, timesteps)
         output = unet(noisy, timesteps, **null_condition(unet.config, timesteps), return_dict=False)[0].float()
         error = (predicted_noise(scheduler, output, noisy, timesteps) - noise).square().mean((1, 2, 3))
-        errors.append(error.unflatten(0, (n, NUM_BUCKETS)).double().cpu())
+        errors.append(error.unflatten(0, (-1, NUM_BUCKETS)).double().cpu())
     return torch.cat(errors).mean(0)
 
 
@@ -188,13 +170,7 @@ def measure_losses(
     batch_size: int,
     seed: int,
 ) -> dict[str, list[float]]:
-    """Denoising losses by range of timesteps, over the images of all processes.
-
-    Args:
-        images (mapping of `str` to `torch.Tensor`): `[N, C, H, W]` of this process by name; names without any image
-            are left out.
-        accelerator, unet, scheduler, batch_size, seed: See [`denoising_losses`].
-    """
+    """[`denoising_losses`] of the images of all processes; `images` are this one's by name, without any left out."""
     losses = {}
     for name, pixels in images.items():
         with accelerator.autocast():

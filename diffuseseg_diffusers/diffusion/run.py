@@ -33,12 +33,7 @@ OWN_FILES = (
 
 
 def begin(config: Any, command: str) -> Accelerator:
-    """Checks the output folder and the trackers, and sets up the processes.
-
-    Args:
-        config (`Config`): With the fields of `tasks.train_options` and `tasks.options.WritesFolder`.
-        command (`str`): Name of its command.
-    """
+    """Checks the output folder and the trackers of a configuration (`tasks.train_options`); sets up the processes."""
     check_run(config, command)
     check_trackers(config.report_to)
     accelerator = Accelerator(
@@ -53,20 +48,11 @@ def begin(config: Any, command: str) -> Accelerator:
 
 
 def make_trainer(
-    config: Any,
-    accelerator: Accelerator,
-    model: Any,
-    images: TrainingImages,
-    around: torch.nn.Module | None = None,
+    config: Any, accelerator: Accelerator, model: Any, images: TrainingImages, around: torch.nn.Module | None = None
 ) -> Trainer:
     """The model with AdamW, averaged weights if they are asked for, and the schedule of a configuration.
 
-    Args:
-        config (`Config`): As in [`begin`].
-        accelerator (`Accelerator`): From [`begin`].
-        model (`ModelMixin`): What is trained, in place.
-        images ([`TrainingImages`]): What it is trained on.
-        around (`torch.nn.Module`, *optional*): A module around the model that is called in its place.
+    A module `around` the model is called in its place.
     """
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
@@ -74,18 +60,10 @@ def make_trainer(
     torch.set_float32_matmul_precision("high")
     ema = None
     if config.use_ema:
-        ema = EMAModel(
-            model.parameters(),
-            decay=config.ema_max_decay,
-            use_ema_warmup=True,
-            power=config.ema_power,
-            foreach=True,
-            model_cls=type(model),
-            model_config=model.config,
-        )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.adam_weight_decay, fused=True
-    )
+        rates = dict(decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True)
+        ema = EMAModel(model.parameters(), **rates, model_cls=type(model), model_config=model.config)
+    decay = config.adam_weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=decay, fused=True)
     if config.compile:
         model.compile()
     plan = Plan(
@@ -105,12 +83,8 @@ def make_trainer(
 def open_folder(config: Any, command: str, trainer: Trainer, dataset: Dataset | IterableDataset, column: str) -> bool:
     """Resumes a run at its checkpoint, or begins one; returns whether it is complete.
 
-    All inputs are known to be valid by now, so that --overwrite costs nothing that is still needed.
-
-    Args:
-        config (`Config`), command (`str`): As in [`begin`].
-        trainer ([`Trainer`]): Is brought to where the run was cut off.
-        dataset, column: From [`load_images`].
+    All inputs are known to be valid by now, so that --overwrite costs nothing that is still needed; the
+    images are those of [`load_images`].
     """
     accelerator, folder = trainer.accelerator, config.output_dir
     checkpoint = find_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
@@ -133,10 +107,8 @@ def open_folder(config: Any, command: str, trainer: Trainer, dataset: Dataset | 
     path = folder / SUMMARY
     complete = trainer.finished and path.is_file() and read_json(path).get("step") == trainer.state["step"]
     if complete:
-        accelerator.print(
-            f"The run in {folder} is complete, {trainer.state['step']} steps; more of them need a higher "
-            f"--max_train_steps or --max_train_minutes."
-        )
+        done = f"The run in {folder} is complete, {trainer.state['step']} steps"
+        accelerator.print(f"{done}; more of them need a higher --max_train_steps or --max_train_minutes.")
     return complete
 
 
@@ -166,6 +138,7 @@ def summary(config: Any, trainer: Trainer) -> dict[str, Any]:
     """What `training_state.json` says: what was trained, on what, for how long, with which result."""
     accelerator, state, entries = trainer.accelerator, trainer.state, trainer.log.entries
     position = trainer.stream.position
+    where = (config.dataset_name or config.train_data_dir, config.dataset_config_name, config.split)
     trained = [e for e in entries if "loss" in e]
     measured = [e for e in entries if "validation" in e]
     return {
@@ -175,9 +148,7 @@ def summary(config: Any, trainer: Trainer) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.bare.parameters()),
         "loss": trained[-1]["loss"] if trained else None,
         "denoising_loss": {k: measured[-1][k] for k in ("validation", "train_sample")} if measured else None,
-        "dataset": describe_dataset(
-            config.dataset_name or config.train_data_dir, config.dataset_config_name, config.split
-        ),
+        "dataset": describe_dataset(*where),
         "device": str(accelerator.device),
         "hardware": hardware(accelerator.device),
         "num_processes": accelerator.num_processes,

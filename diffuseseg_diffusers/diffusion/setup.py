@@ -23,7 +23,7 @@ from ..pipelines.pixel import DiffuseSegPipeline
 from ..trainer.batches import ShuffledBatches, StreamedBatches
 from .latents import as_pipeline, encode_images, latent_shape, load_autoencoder
 from .transformers import make_transformer, transformer_config
-from .unets import BETA_SCHEDULES, check_trainable, make_unet, preset_config, read_model_config
+from .unets import BETA_SCHEDULES, check_trainable, make_unet, preset_config, read_model_config, side_or_sides
 
 
 VALIDATION_IMAGES = 128
@@ -31,19 +31,12 @@ VALIDATION_IMAGES = 128
 
 @dataclass
 class Denoiser:
-    """A denoiser before its training, and what belongs to it.
+    """A denoiser before its training, and what belongs to it."""
 
-    Args:
-        model (`UNet2DModel` or `DiTTransformer2DModel`): The denoiser, on the CPU.
-        scheduler (`DDPMScheduler`): Its noise schedule.
-        vae (`AutoencoderKL`, *optional*): Decodes what it denoises, on the device that computes.
-        channels ([`InputChannels`]): Which channels of the images it sees.
-    """
-
-    model: Any
+    model: Any  # UNet2DModel or DiTTransformer2DModel, on the CPU
     scheduler: DDPMScheduler
-    vae: AutoencoderKL | None
-    channels: InputChannels
+    vae: AutoencoderKL | None  # decodes what it denoises, on the device that computes
+    channels: InputChannels  # of the images
 
     def pipeline(self, model: Any) -> DiffusionPipeline:
         """The pipeline with a trained model."""
@@ -51,12 +44,9 @@ class Denoiser:
 
 
 def make_denoiser(config: Any, dataset: Dataset | IterableDataset, column: str, device: torch.device) -> Denoiser:
-    """The denoiser of a configuration, and what belongs to it.
+    """The denoiser of a configuration; channels and intensities are looked up in the images of [`load_images`].
 
-    Args:
-        config ([`TrainDDPMConfig`]): Says which.
-        dataset, column: From [`load_images`]; channels and intensities are looked up there.
-        device (`torch.device`): Where latents are encoded.
+    Latents are encoded on `device`.
     """
     pretrained: Any = None
     if config.pretrained:
@@ -89,11 +79,7 @@ def make_model(
 ) -> tuple[UNet2DModel | DiTTransformer2DModel, DDPMScheduler]:
     """The denoiser, fresh or pretrained, whose config states size and channels of its input, and its noise schedule.
 
-    Args:
-        config ([`TrainDDPMConfig`]): Says which.
-        pretrained ([`DiffuseSegPipeline`], *optional*): What `--pretrained` names.
-        vae (`AutoencoderKL`, *optional*): What `--vae` names.
-        count_channels (`Callable`): Channels of the images, called where nothing else states them.
+    `pretrained` and `vae` are what the options name; `count_channels` is called where nothing else states channels.
 
     Raises:
         UserError: The pipeline has no U-Net for such images, or the config makes none.
@@ -125,7 +111,7 @@ def make_model(
     else:
         size = size or (64, 64)
         given = preset_config(size, config.channels or count_channels(), config.base_channels)
-    return make_unet({**given, "sample_size": _side_or_sides(size), "dropout": config.dropout}), scheduler
+    return make_unet({**given, "sample_size": side_or_sides(size), "dropout": config.dropout}), scheduler
 
 
 def _pretrained_model(
@@ -137,7 +123,7 @@ def _pretrained_model(
     if config.channels not in (None, unet.config.in_channels):
         raise UserError(f"{config.pretrained} has {unet.config.in_channels} channels, not {config.channels}.")
     if size:
-        unet.register_to_config(sample_size=_side_or_sides(size))
+        unet.register_to_config(sample_size=side_or_sides(size))
     check_trainable(unet)
     for module in unet.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -155,29 +141,17 @@ def _latent_model(config: Any, shape: tuple[int, int, int]) -> UNet2DModel | DiT
         return make_transformer({**transformer_config(size, config.base_channels), **given}, shape)
     given = given or preset_config(size, channels, config.base_channels)
     given |= {"in_channels": channels, "out_channels": channels, "dropout": config.dropout}
-    return make_unet({**given, "sample_size": _side_or_sides(size)})
-
-
-def _side_or_sides(size: tuple[int, int]) -> int | list[int]:
-    """A size as configs of diffusers hold it."""
-    return size[0] if size[0] == size[1] else list(size)
+    return make_unet({**given, "sample_size": side_or_sides(size)})
 
 
 @dataclass
 class TrainingImages:
-    """Images of a training, decoded or latents of such.
-
-    Args:
-        batches ([`ShuffledBatches`] or [`StreamedBatches`]): To train on.
-        validation (`torch.Tensor`), train_sample (`torch.Tensor`): `[N, C, H, W]` uint8, or latents in float32: the
-            share of this process of the images that are held out, and of as many training images.
-        shape (three `int`): Channels, height and width of what the model sees.
-    """
+    """Images of a training: `[N, C, H, W]` uint8, or their latents in float32."""
 
     batches: ShuffledBatches | StreamedBatches
-    validation: torch.Tensor
-    train_sample: torch.Tensor
-    shape: tuple[int, int, int]
+    validation: torch.Tensor  # this process's share of the images that are held out
+    train_sample: torch.Tensor  # and of as many training images
+    shape: tuple[int, int, int]  # channels, height and width of what the model sees
 
     def describe(self) -> str:
         """How many images there are and where they are decoded, in a clause."""
@@ -207,14 +181,7 @@ def make_images(
     shape: tuple[int, int, int],
     channels: InputChannels | None = None,
 ) -> TrainingImages:
-    """Training batches, and images to measure on.
-
-    Args:
-        config (`Config`): With the fields of `tasks.train_options`.
-        dataset, column: From [`load_images`].
-        shape (three `int`): Channels, height and width that images are decoded to.
-        channels ([`InputChannels`], *optional*): Which channels of the images are read.
-    """
+    """Training batches and images to measure on, from [`load_images`]; `shape` is what images are decoded to."""
     state, size = PartialState(), (shape[1], shape[2])
     options: dict[str, Any] = dict(resize_mode=config.resize_mode, skip_unreadable=config.skip_unreadable)
     wanted = config.num_validation_images
@@ -265,12 +232,7 @@ def make_images(
 
 
 def encode_training_images(vae: AutoencoderKL, images: TrainingImages, mirrored: bool) -> TrainingImages:
-    """The same with the latents of images in their place; the order of training stays.
-
-    Args:
-        vae (`AutoencoderKL`), mirrored (`bool`): See [`encode_images`].
-        images ([`TrainingImages`]): Not streamed.
-    """
+    """The latents of images that are not streamed, see [`encode_images`]; the order of training stays."""
     batches = images.batches
     batches.images = encode_images(vae, batches.images, mirrored)
     validation, train_sample = encode_images(vae, images.validation), encode_images(vae, images.train_sample)

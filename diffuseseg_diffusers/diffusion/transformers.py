@@ -13,12 +13,7 @@ HEAD_CHANNELS = 64
 
 
 def transformer_config(size: tuple[int, int], width: int | None = None) -> dict:
-    """Arguments of [`DiTTransformer2DModel`] that suit a size of latents.
-
-    Args:
-        size (two `int`): Height and width of the latents.
-        width (`int`, *optional*): In place of the preset's; a multiple of 64, or less.
-    """
+    """Arguments of [`DiTTransformer2DModel`] that suit a height and width of latents; `width` replaces the preset's."""
     preset, layers = PRESETS[next((s for s in PRESETS if max(size) <= s), max(PRESETS))]
     width = width or preset
     heads = max(1, width // HEAD_CHANNELS)

@@ -40,13 +40,15 @@ PRESETS = {
 }
 
 
-def preset_config(size: tuple[int, int], channels: int, base_channels: int | None = None) -> dict:
-    """Arguments of [`UNet2DModel`] that suit an image size, with group norms that divide its channels.
+def side_or_sides(size: tuple[int, int]) -> int | list[int]:
+    """A size as configs of diffusers hold it."""
+    return size[0] if size[0] == size[1] else list(size)
 
-    Args:
-        size (`tuple[int, int]`): Height and width in pixels; the smallest preset that covers the longer side is taken.
-        channels (`int`): Of the images.
-        base_channels (`int`, *optional*): Channels of the finest level, in place of the preset's.
+
+def preset_config(size: tuple[int, int], channels: int, base_channels: int | None = None) -> dict:
+    """Arguments of [`UNet2DModel`] that suit a height and width, with group norms that divide its channels.
+
+    The smallest preset that covers the longer side is taken; `base_channels` replaces its width of the finest level.
     """
     preset = PRESETS[next((s for s in PRESETS if max(size) <= s), max(PRESETS))]
     base = base_channels or preset.base_channels
@@ -55,7 +57,7 @@ def preset_config(size: tuple[int, int], channels: int, base_channels: int | Non
     # A group of one channel forgets its mean, and with it what the channel says: four at least.
     groups = max(g for g in range(1, 33) if base % g == 0 and (base >= 4 * g or g == 1))
     return {
-        "sample_size": size[0] if size[0] == size[1] else list(size),
+        "sample_size": side_or_sides(size),
         "in_channels": channels,
         "out_channels": channels,
         "layers_per_block": 2,
@@ -77,14 +79,13 @@ def read_model_config(name: str) -> dict:
     if path.is_file():
         config = _read_config_file(path)
     else:
-        config = None
         for subfolder in ("unet", None):  # of a pipeline, or of a model
             try:
                 config = UNet2DModel.load_config(name, subfolder=subfolder)
                 break
             except OSError as error:
                 reason = explain_hub_error(error) or str(error).splitlines()[0]
-        if config is None:
+        else:
             raise UserError(f"{name} is no file, and neither a folder nor a Hub repository with a U-Net: {reason}")
     if not isinstance(config, dict):
         raise UserError(f"{name} must hold the arguments of UNet2DModel by name, found {type(config).__name__}.")
@@ -118,10 +119,9 @@ def make_unet(config: dict) -> UNet2DModel:
     wrong = [w for w in widths if groups and w % groups] if isinstance(widths, (list, tuple)) else []
     if wrong:
         works = [g for g in range(1, 65) if all(w % g == 0 for w in widths)]
-        raise UserError(
-            f"{wrong[0]} channels do not divide into {groups} groups of the normalisation; norm_num_groups that work "
-            f"with block_out_channels {list(widths)} are {', '.join(map(str, works))}."
-        )
+        what = f"{wrong[0]} channels do not divide into {groups} groups of the normalisation"
+        fits = f"with block_out_channels {list(widths)} are {', '.join(map(str, works))}"
+        raise UserError(f"{what}; norm_num_groups that work {fits}.")
     try:
         unet = UNet2DModel(**config)
     except (TypeError, ValueError) as error:
