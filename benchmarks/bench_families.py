@@ -10,6 +10,7 @@ tap; both are called as the family's pipeline calls them, with random weights. B
 default recipe's features and the whole of `segment`.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +18,13 @@ from functools import partial
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from harness import Result, arguments, in_turn, ratio
+from harness import Result, arguments, in_turn, random_head, ratio
 from tables import ROOT
 
 
 sys.path.insert(0, str(ROOT))
 
-from diffuseseg_diffusers import AutoDiffuseSegPipeline, PixelClassifierEnsemble, recipe_extractor  # noqa: E402
+from diffuseseg_diffusers import AutoDiffuseSegPipeline, recipe_extractor  # noqa: E402
 from diffuseseg_diffusers.features.base import LastTapReached  # noqa: E402
 from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor  # noqa: E402
 from diffuseseg_diffusers.features.families import find_family  # noqa: E402
@@ -95,24 +96,16 @@ def published_shapes() -> dict[str, Callable]:
 
 def memory(args) -> None:
     """Bytes of the default recipe's features, and the share of a pass that is done for them."""
-    columns = {
-        "model": ("model", "text"),
-        "images": ("images", "text"),
-        "blocks": ("blocks", "text"),
-        "timesteps": ("timesteps", "text"),
-        "features": ("features", "text"),
-        "share": ("share of a pass", "text"),
-        "megabytes": ("MB an image", "1"),
-    }
+    columns = {key: (key, "text") for key in ("model", "images", "blocks", "timesteps", "features")}
+    columns |= {"share": ("share of a pass", "text"), "megabytes": ("MB an image", "1")}
     about = "Computed of the models' configurations, in half precision; no model was run."
     result = Result(args.name or "families-memory", columns, args, about)
     default = RECIPES["default"]
     for name, make in published_shapes().items():
         pipe = make()
         extractor = find_family(pipe.components).of(pipe, timesteps=[10])
-        extractor = extractor.choose(
-            extractor.default_blocks(default.blocks), extractor.default_timesteps(default.timesteps)
-        )
+        timesteps = extractor.default_timesteps(default.timesteps)
+        extractor = extractor.choose(extractor.default_blocks(default.blocks), timesteps)
         info, shares = extractor.feature_info(), extractor.shares()
         result.row(
             model=name,
@@ -124,20 +117,6 @@ def memory(args) -> None:
             megabytes=sum(2 * i.channels * i.height * i.width for i in info) / 1e6,
         )
     result.show()
-
-
-def head_for(extractor: DenoiserFeatureExtractor) -> PixelClassifierEnsemble:
-    """A head with random weights that reads an extractor."""
-    head = PixelClassifierEnsemble(
-        num_classes=6,
-        block_channels=[i.channels for i in extractor.feature_info()[: len(extractor.blocks)]],
-        blocks=list(extractor.blocks),
-        timesteps=list(extractor.timesteps),
-        num_members=RECIPES["default"].num_members,
-        image_size=list(extractor.size),
-        voting="soft",
-    )
-    return head.eval()
 
 
 @torch.no_grad()
@@ -155,12 +134,8 @@ def floor(extractor: DenoiserFeatureExtractor, images: torch.Tensor) -> None:
         raise LastTapReached
 
     hook = module.register_forward_pre_hook(leave) if tap.of_input else module.register_forward_hook(leave)
-    try:
+    with hook, contextlib.suppress(LastTapReached):
         extractor.model(**arguments, return_dict=False)
-    except LastTapReached:
-        pass
-    finally:
-        hook.remove()
 
 
 def main() -> None:
@@ -175,10 +150,8 @@ def main() -> None:
         "segment": ("segment, ms", "ms"),
         "segment_ratio": ("ratio", "2"),
     }
-    about = (
-        f"Images of {args.size} × {args.size}, DiT 16 × 16, SD3 32 × 32; float32, medians of {args.rounds} rounds in "
-        "turn."
-    )
+    sizes = f"Images of {args.size} × {args.size}, DiT 16 × 16, SD3 32 × 32"
+    about = f"{sizes}; float32, medians of {args.rounds} rounds in turn."
     result = Result(args.name or f"families{'-full' if args.full else ''}", columns, args, about)
     makes = {"SD 1.5's shape": full_size} if args.full else {n: make for n, (make, _) in FAMILIES.items()}
     for name, make in makes.items():
@@ -187,7 +160,7 @@ def main() -> None:
         pipe = AutoDiffuseSegPipeline.from_pipe(make())
         size = (32, 32) if name == "SD3" else (16, 16) if name == "DiT" else (args.size, args.size)  # what they take
         extractor = recipe_extractor(pipe, "default", size=size)
-        pipe.segmentation_head = head_for(extractor)
+        pipe.segmentation_head = random_head(extractor, 6, num_members=RECIPES["default"].num_members, voting="soft")
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
         sides = {

@@ -9,25 +9,17 @@ anew (as in the paper), and from the denoising steps. `ddpm-1000` is the sampler
 
 import numpy as np
 import torch
-from harness import Result, Task, arguments, now
+from harness import Result, Task, arguments, fit, now
 
-from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.factory.sampling import scheduler_for
 
 
 def main() -> None:
-    args = arguments(
-        __doc__,
-        seeds=[0],
-        dtype="auto",
-        samplers=["ddim-50", "ddim-20", "dpmsolver++-20"],
-        num_samples=16,
-        batch_size=8,
-    )
+    samplers = ["ddim-50", "ddim-20", "dpmsolver++-20"]
+    args = arguments(__doc__, seeds=[0], dtype="auto", samplers=samplers, num_samples=16, batch_size=8)
     task = Task(args.task)
-    pipe = task.pipe(args.dtype)
+    pipe = fit(task.pipe(args.dtype), task.train, seed=args.seeds[0])
     pipe.set_progress_bar_config(disable=True)
-    pipe.segmentation_head = fit_segmentation_head(pipe, task.train, seed=args.seeds[0])
     original = pipe.scheduler
     columns = {
         "sampler": ("sampler", "text"),

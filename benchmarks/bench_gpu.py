@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from harness import Machine, Result, arguments, count, drawn_faces, peak_gib
+from harness import Machine, Result, arguments, count, drawn_faces, peak_gib, random_head
 
-from diffuseseg_diffusers import DiffuseSegPipeline, PixelClassifierEnsemble, fit_segmentation_head
+from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head, recipe_extractor
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.jobs.hardware import DTYPES, default_device, default_dtype
@@ -42,14 +42,7 @@ class Table:
         self.result, self.machine, self.end = result, machine, time.perf_counter() + 60 * minutes
 
     def row(
-        self,
-        model: str,
-        part: str,
-        run: Callable[[], Any],
-        images: int,
-        nbytes: float,
-        flops: Callable[[], float],
-        once: bool = False,
+        self, model: str, part: str, run: Callable, images: int, nbytes: float, flops: Callable, once: bool = False
     ) -> None:
         """Times a part on so many images, a long one `once`; `flops` counts those of all of them."""
         if time.perf_counter() > self.end:
@@ -62,34 +55,8 @@ class Table:
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             return self.result.row(model=model, part=part, rate="left out: not enough memory")
-        self.result.row(
-            model=model,
-            part=part,
-            rate=1 / seconds,
-            seconds=seconds,
-            floor=floor,
-            ratio=seconds / floor,
-            peak=peak_gib(self.machine.device),
-        )
-
-
-def random_head(pipe: DiffuseSegPipeline, size: int) -> PixelClassifierEnsemble:
-    """A head of the default recipe with random weights, for six classes."""
-    recipe = find_recipe("default")
-    pipe.segmentation_head = None
-    probe = pipe.features(timesteps=recipe.timesteps)
-    blocks = probe.default_blocks(recipe.blocks)
-    features = probe.choose(blocks).feature_info()
-    return PixelClassifierEnsemble(
-        num_classes=CLASSES,
-        num_members=recipe.num_members,
-        block_channels=[f.channels for f in features[: len(blocks)]],
-        blocks=list(blocks),
-        timesteps=list(recipe.timesteps),
-        image_size=[size] * 2,
-        flip=True,
-        voting="soft",
-    ).eval()
+        found = {"rate": 1 / seconds, "seconds": seconds, "floor": floor, "ratio": seconds / floor}
+        self.result.row(model=model, part=part, **found, peak=peak_gib(self.machine.device))
 
 
 def train(table: Table, name: str, unet: torch.nn.Module, size: int, batch: int, dtype: torch.dtype) -> None:
@@ -139,11 +106,13 @@ def segmenting(table: Table, name: str, pipe: DiffuseSegPipeline, pixels: torch.
 def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: tuple[int, ...], fit: bool) -> None:
     """Extraction, fit, segmenting and generation of a pipeline on the device."""
     device, unet = table.machine.device, pipe.unet
-    pipe.segmentation_head = head = random_head(pipe, size).to(device)
+    recipe, pipe.segmentation_head = find_recipe("default"), None
+    how = dict(num_members=recipe.num_members, flip=True, voting="soft")
+    pipe.segmentation_head = head = random_head(recipe_extractor(pipe, recipe), CLASSES, **how).to(device)
     for batch in batches:
         flops = segmenting(table, name, pipe, torch.rand(batch, 3, size, size, device=device) * 2 - 1)
     if fit:
-        recipe, images = find_recipe("default"), drawn_faces(range(20), CLASSES)
+        images = drawn_faces(range(20), CLASSES)
         members, features = head.config.num_members, sum(head.channels)
         first, second = head.layers[0].weight.shape[1], head.layers[3].weight.shape[1]
         # Each pixel goes through the first layer forwards and for its weights, through the others thrice.
@@ -166,14 +135,8 @@ def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: t
     def every() -> float:
         return STEPS * count(lambda: unet(pixels, 10)) + flops["segment"]()
 
-    table.row(
-        name,
-        f"generate with masks, {STEPS} steps, batch of {batch}",
-        generate,
-        batch,
-        STEPS * weight_bytes(unet),
-        every,
-    )
+    part = f"generate with masks, {STEPS} steps, batch of {batch}"
+    table.row(name, part, generate, batch, STEPS * weight_bytes(unet), every)
 
 
 def main() -> None:

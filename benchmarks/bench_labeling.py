@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from harness import Result, arguments
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from diffuseseg_diffusers.datasets.drawn_faces import LABEL_NAMES, draw_face
 
@@ -44,6 +46,41 @@ def save_model(folder: Path, size: tuple[int, int]) -> None:
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
 
 
+@contextmanager
+def labeling_page(model: str | Path, pictures: Path) -> Iterator[tuple[Page, int, float]]:
+    """The page of `diffuseseg app` with all features, the server's process id, and the seconds they took."""
+    command = ["diffuseseg", "app", "--model", model, "--images", pictures, "--classes", *LABEL_NAMES]
+    server = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
+        began = time.perf_counter()
+        with sync_playwright() as p:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.goto(address)
+            page.wait_for_selector("#classes .pick")
+            while not page.evaluate("location.hash && document.querySelector('#progress').hidden"):
+                time.sleep(0.2)
+            yield page, server.pid, time.perf_counter() - began
+            browser.close()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def stroke(page: Page, shape: tuple[int, int], own: int, y: int, first: int, last: int) -> None:
+    """Draws a stroke of a class with the mouse, along a row of the open picture, whose height and width are given."""
+    box = page.locator("#view").bounding_box()
+    scale = 0.94 * min(box["width"] / shape[1], box["height"] / shape[0])
+    left = box["x"] + (box["width"] - scale * shape[1]) / 2
+    top = box["y"] + (box["height"] - scale * shape[0]) / 2
+    page.keyboard.press(str(own + 1))
+    page.mouse.move(left + (first + 0.5) * scale, top + (y + 0.5) * scale)
+    page.mouse.down()
+    page.mouse.move(left + (last + 0.5) * scale, top + (y + 0.5) * scale, steps=4)
+    page.mouse.up()
+
+
 def measure(size: tuple[int, int], count: int, strokes: int, folder: Path) -> dict:
     """Labels in the browser; returns what was measured."""
     save_model(folder / "model", size)
@@ -53,31 +90,14 @@ def measure(size: tuple[int, int], count: int, strokes: int, folder: Path) -> di
         image, mask = (Image.fromarray(a) for a in draw_face(i))
         image.resize(size[::-1]).save(folder / "pictures" / f"{i:03}.png")
         masks[f"{i:03}.png"] = np.asarray(mask.resize(size[::-1], Image.Resampling.NEAREST))
-    command = ["diffuseseg", "app", "--model", folder / "model", "--images", folder / "pictures", "--classes"]
-    began = time.perf_counter()
-    server = subprocess.Popen([*map(str, command), *LABEL_NAMES], stdout=subprocess.PIPE, text=True)
-    try:
-        address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
-        started = time.perf_counter() - began
-        with sync_playwright() as p:
-            browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-            page = browser.new_page(viewport={"width": 1280, "height": 800})
-            page.goto(address)
-            page.wait_for_selector("#classes .pick")
-            while not page.evaluate("location.hash && document.querySelector('#progress').hidden"):
-                time.sleep(0.5)
-            extracted = time.perf_counter() - began - started
-            label(page, masks, strokes)
-            measured = page.evaluate("performance.getEntriesByName('stroke-to-mask').map((entry) => entry.duration)")
-            browser.close()
-        memory = psutil.Process(server.pid).memory_info().rss / 2**30
-    finally:
-        server.kill()
-        server.wait()
+    with labeling_page(folder / "model", folder / "pictures") as (page, server, extracted):
+        label(page, masks, strokes)
+        measured = page.evaluate("performance.getEntriesByName('stroke-to-mask').map((entry) => entry.duration)")
+        memory = psutil.Process(server).memory_info().rss / 2**30
     return {"strokes": [ms / 1000 for ms in measured], "extracted": extracted, "memory": memory}
 
 
-def label(page, masks: dict[str, np.ndarray], strokes: int) -> None:
+def label(page: Page, masks: dict[str, np.ndarray], strokes: int) -> None:
     """True strokes with the mouse: each class in turn, and the next picture after five."""
     random = np.random.default_rng(0)
     for number in range(strokes):
@@ -94,16 +114,8 @@ def label(page, masks: dict[str, np.ndarray], strokes: int) -> None:
         run = x + np.arange(max(2, mask.shape[1] // 10))
         run = run[run < mask.shape[1]]
         stop = run[np.cumprod(mask[y, run] == own).astype(bool)][-1]
-        box = page.locator("#view").bounding_box()
-        scale = 0.94 * min(box["width"] / mask.shape[1], box["height"] / mask.shape[0])
-        left = box["x"] + (box["width"] - scale * mask.shape[1]) / 2
-        top = box["y"] + (box["height"] - scale * mask.shape[0]) / 2
         done = page.evaluate("performance.getEntriesByName('stroke-to-mask').length")
-        page.keyboard.press(str(own + 1))
-        page.mouse.move(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
-        page.mouse.down()
-        page.mouse.move(left + (stop + 0.5) * scale, top + (y + 0.5) * scale, steps=4)
-        page.mouse.up()
+        stroke(page, mask.shape, own, y, x, stop)
         while number > 1 and page.evaluate("performance.getEntriesByName('stroke-to-mask').length") == done:
             time.sleep(0.02)
         time.sleep(0.3)  # as fast as a hand

@@ -10,10 +10,8 @@ Shifts are measured with the most labels and the first seed.
 
 from typing import Any
 
-from harness import SHIFTS, Result, Shifted, Task, arguments
+from harness import SHIFTS, Result, Shifted, Task, arguments, fit, mean_iou
 from unet import train_unet
-
-from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head
 
 
 METHODS = {"default": "default recipe", "paper": "published recipe", "unet": "U-Net from scratch"}
@@ -38,19 +36,17 @@ def main() -> None:
     result = Result(args.name or f"labels-{args.task}", columns, args, about, pipe.unet.dtype)
     fitted: dict[tuple, Any] = {}
 
-    def fit(method: str, count: int, seed: int) -> Any:
+    def model_of(method: str, count: int, seed: int) -> Any:
         own = task.train.select(range(count))
         if method == "unet":
             return train_unet(own, args.unet_images, seed)
-        pipe.segmentation_head = None
-        pipe.segmentation_head = fit_segmentation_head(pipe, own, recipe=method, seed=seed)
-        return pipe
+        return fit(pipe, own, recipe=method, seed=seed)
 
     def measure(method: str, count: int, seed: int) -> dict[str, float]:
-        model, sets = fit(method, count, seed), {"clean": task.test}
+        model, sets = model_of(method, count, seed), {"clean": task.test}
         if args.shifts and (count, seed) == (max(args.counts), args.seeds[0]):
             sets |= {shift: Shifted(task.test, shift) for shift in SHIFTS}
-        return {k: evaluate_segmentation(model, v, show_progress=False)[0]["mean_iou"] for k, v in sets.items()}
+        return {name: mean_iou(model, images) for name, images in sets.items()}
 
     seeds = {m: args.seeds[: args.unet_seeds] if m == "unet" else args.seeds for m in args.methods}
     keys = [(method, count, seed) for method in args.methods for seed in seeds[method] for count in args.counts]
@@ -61,10 +57,8 @@ def main() -> None:
     result.show()
     if args.shifts:
         columns = {"method": ("", "text"), "clean": ("clean", "percent")} | {s: (s, "percent") for s in SHIFTS}
-        about = (
-            f"Mean IoU in % with {max(args.counts)} labelled images, on the test images as they are, rotated by 15°, "
-            "darkened to 60 %, blurred, and shrunk to 75 %."
-        )
+        shifted = "rotated by 15°, darkened to 60 %, blurred, and shrunk to 75 %"
+        about = f"Mean IoU in % with {max(args.counts)} labelled images, on the test images as they are, {shifted}."
         args.seeds = args.seeds[:1]
         shifts = Result(f"shifts-{args.task}", columns, args, about, pipe.unet.dtype)
         for method in args.methods:

@@ -13,19 +13,19 @@ import dataclasses
 import PIL.Image
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from harness import Result, Task, arguments, in_own_process, own_point, peak_gib
+from harness import Result, Task, arguments, fit, in_own_process, own_point, peak_gib, random_head
 
-from diffuseseg_diffusers import DecoderFeatureExtractor, PixelClassifierEnsemble, fit_segmentation_head
+from diffuseseg_diffusers import DecoderFeatureExtractor
 from diffuseseg_diffusers.heads.optimize import fit_members
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.heads.table import ActivationTable
 
 
 def measure(recipe: str | None = None, side: int = 0, images: int = 50, steps: int = 0) -> dict[str, float]:
-    return whole_picture(side) if side else fit(recipe, images, steps)
+    return whole_picture(side) if side else random_fit(recipe, images, steps)
 
 
-def fit(name: str, images: int, steps: int) -> dict[str, float]:
+def random_fit(name: str, images: int, steps: int) -> dict[str, float]:
     """Fits on random activations; returns GiB."""
     with torch.device("meta"):  # shapes only
         unet = UNet2DModel(
@@ -43,14 +43,7 @@ def fit(name: str, images: int, steps: int) -> dict[str, float]:
     for n in range(images):
         activations = [torch.randn(1, i.channels, i.height, i.width, generator=generator) for i in info]
         table.put(n, activations, torch.randint(classes, (1, *size), dtype=torch.uint8, generator=generator))
-    head = PixelClassifierEnsemble(
-        num_classes=classes,
-        block_channels=[i.channels for i in info[: len(extractor.blocks)]],
-        blocks=extractor.blocks,
-        timesteps=extractor.timesteps,
-        image_size=size,
-    )
-    fit_members(head, table, dataclasses.replace(RECIPES[name], max_steps=steps))
+    fit_members(random_head(extractor, classes).train(), table, dataclasses.replace(RECIPES[name], max_steps=steps))
     kept = sum(t.nbytes for t in table.tables.values()) / 2**30
     return {"kept": kept, "peak": peak_gib(), "full": images * 256 * 256 * features * 4 / 2**30}
 
@@ -58,8 +51,7 @@ def fit(name: str, images: int, steps: int) -> dict[str, float]:
 def whole_picture(side: int) -> dict[str, float]:
     """Segments a picture of that side whole; returns GiB."""
     task = Task("drawn")
-    pipe = task.pipe("float32")
-    pipe.segmentation_head = fit_segmentation_head(pipe, task.train.select(range(2)), recipe="fast", seed=0)
+    pipe = fit(task.pipe("float32"), task.train.select(range(2)), recipe="fast", seed=0)
     picture: PIL.Image.Image = task.test[0].image
     pipe.segment([picture.resize((side, side))], output_type="np")
     return {"peak": peak_gib()}
@@ -74,10 +66,8 @@ def main() -> None:
         "peak": ("peak of the process, GiB", "2"),
         "full": ("features at full size in float32, GiB", "1"),
     }
-    about = (
-        f"Fits on {args.images} images of 256 × 256 with 28 classes, {args.steps} steps (the peak does not depend on "
-        "their number); libraries included."
-    )
+    fits = f"Fits on {args.images} images of 256 × 256 with 28 classes, {args.steps} steps"
+    about = f"{fits} (the peak does not depend on their number); libraries included."
     result = Result(args.name or "memory", columns, args, about)
     for recipe in ("fast", "paper"):
         found = result.cell(recipe, lambda r=recipe: in_own_process(recipe=r, images=args.images, steps=args.steps))

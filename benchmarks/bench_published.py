@@ -19,9 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import Result, Task, arguments, in_turn, now, ratio
+from harness import Result, Task, arguments, fit, in_turn, mean_iou, now, ratio
 
-from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 
 
@@ -62,10 +62,8 @@ class Published:
         size, noise, args = self.args["dim"][:2], self.noise, self.args
         image = self.processor.preprocess(self.processor.load(example.image), *size).to(self.pipe.device)
         outputs, activations = [], []
-        hooks = [
-            b.register_forward_hook(lambda m, i, o: outputs.append(o.detach().float()))
-            for b in self.pipe.unet.up_blocks
-        ]
+        keep = lambda module, inputs, output: outputs.append(output.detach().float())  # noqa: E731
+        hooks = [block.register_forward_hook(keep) for block in self.pipe.unet.up_blocks]
         for t in TIMESTEPS:
             step = torch.tensor([t], device=image.device)
             self.pipe.unet(self.pipe.scheduler.add_noise(image, noise, step), step)
@@ -136,15 +134,8 @@ def seconds_of(run: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    args = arguments(
-        __doc__,
-        published_code="ddpm-segmentation",
-        seeds=[0],
-        dtypes=["auto", "float32"],
-        recipes=["default", "fast"],
-        rounds=3,
-        images=16,
-    )
+    options = dict(dtypes=["auto", "float32"], recipes=["default", "fast"], rounds=3, images=16)
+    args = arguments(__doc__, published_code="ddpm-segmentation", seeds=[0], **options)
     task = Task(args.task)
     published = Published(args.published_code, task.pipe("float32"))
     pipes: dict[str, Any] = {}
@@ -173,12 +164,10 @@ def main() -> None:
         for (name, pipe), recipe in zip(pipes.items(), args.recipes * len(args.dtypes)):
             features = {} if recipe == "default" else {"up_blocks": up_blocks, "timesteps": TIMESTEPS}
 
-            def fit(pipe=pipe, recipe=recipe, features=features) -> None:
-                pipe.segmentation_head = None
-                head = fit_segmentation_head(pipe, task.train, recipe=recipe, seed=seed, **features)
-                pipe.segmentation_head = head
+            def own_fit(pipe=pipe, recipe=recipe, features=features) -> None:
+                fit(pipe, task.train, recipe=recipe, seed=seed, **features)
 
-            found[name] = {"fit": seconds_of(fit)}
+            found[name] = {"fit": seconds_of(own_fit)}
         examples = [task.test[i] for i in range(args.images)]
         pictures = [example.image for example in examples]
         sides = {"published code": lambda: [published.segment(example) for example in examples]}
@@ -188,9 +177,8 @@ def main() -> None:
             found[name]["segment"] = [s / args.images for s in seconds[name]]
             found[name]["segment_times"] = ratio(seconds, "published code", name)
             found[name]["fit_times"] = found["published code"]["fit"] / found[name]["fit"]
-            own = pipes.get(name)
-            scored = evaluate_segmentation(own, task.test, show_progress=False)[0]["mean_iou"] if own else None
-            found[name]["mean_iou"] = scored or published.mean_iou(task.test)
+            ours = name in pipes
+            found[name]["mean_iou"] = mean_iou(pipes[name], task.test) if ours else published.mean_iou(task.test)
         return found
 
     runs = [result.cell(f"seed {seed}", lambda seed=seed: measure(seed)) for seed in args.seeds]

@@ -12,9 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from harness import SHIFTS, Result, Shifted, Task, arguments
+from harness import SHIFTS, Result, Shifted, Task, arguments, fit, mean_iou
 
-from diffuseseg_diffusers import evaluate_segmentation, fit_segmentation_head
 from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
@@ -74,12 +73,9 @@ def main() -> None:
         others = task.train.select([i for i in range(len(task.train)) if i not in own])
         recipe, changes = VARIANTS[variant]
         features = {k: v(pipe) if callable(v) else v for k, v in changes.items()}
-        pipe.segmentation_head = None
-        drawn = task.train.select(own)
-        pipe.segmentation_head = fit_segmentation_head(pipe, drawn, recipe=recipe, seed=seed, **features)
-        sets = [others, *(Shifted(others, shift) for shift in SHIFTS)]
-        scores = [evaluate_segmentation(pipe, data, show_progress=False)[0]["mean_iou"] for data in sets]
-        return {"clean": scores[0], "shifted": statistics.mean(scores[1:])}
+        fit(pipe, task.train.select(own), recipe=recipe, seed=seed, **features)
+        shifted = statistics.mean(mean_iou(pipe, Shifted(others, shift)) for shift in SHIFTS)
+        return {"clean": mean_iou(pipe, others), "shifted": shifted}
 
     found = {
         (v, n, s): result.cell(f"{v}; {n}; {s}", lambda v=v, n=n, s=s: measure(v, n, s))

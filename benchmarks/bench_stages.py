@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from harness import Machine, Result, Task, arguments, count, now
+from harness import Machine, Result, Task, arguments, count, fit, now
 
-from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.fit import fit_head
@@ -79,12 +78,11 @@ def segment(result: Result, machine: Machine, pipe: Any, images: list[PIL.Image.
     weights = weight_bytes(pipe.denoiser)
 
     stage = Stage(result, machine, f"segment, an image of a batch of {n}")
-    stage.part(
-        "files to pixels",
-        lambda: processor.preprocess(processor.load([PIL.Image.open(io.BytesIO(f)) for f in files]), *size),
-        n,
-        floor=False,
-    )
+
+    def decode() -> torch.Tensor:
+        return processor.preprocess(processor.load([PIL.Image.open(io.BytesIO(f)) for f in files]), *size)
+
+    stage.part("files to pixels", decode, n, floor=False)
     # As in `segment`: an image that comes alone goes through together with its mirror image.
     together = views == 2 and n == 1 and pixels[0, 0].numel() <= SMALL
     passes = [torch.cat([pixels, pixels.flip(-1)])] if together else [pixels] * views
@@ -92,16 +90,12 @@ def segment(result: Result, machine: Machine, pipe: Any, images: list[PIL.Image.
     stage.part("denoiser", lambda: [extractor(batch) for batch in passes], n, moved)
     moved = views * nbytes(*found) + weight_bytes(head) + nbytes(*masks)
     stage.part("head", lambda: predict_masks(head, found, mirrored, [size] * n), n, moved)
-    stage.part(
-        "masks to files",
-        lambda: [as_file(mask_to_pil(mask.cpu().numpy(), pipe.palette)) for mask in masks],
-        n,
-        floor=False,
-    )
+    encode = lambda: [as_file(mask_to_pil(mask.cpu().numpy(), pipe.palette)) for mask in masks]  # noqa: E731
+    stage.part("masks to files", encode, n, floor=False)
     stage.end()
 
 
-def fit(result: Result, machine: Machine, pipe: Any, dataset: Any) -> None:
+def fitting(result: Result, machine: Machine, pipe: Any, dataset: Any) -> None:
     recipe = find_recipe("default")
     config = pipe.segmentation_head.config
     extractor = pipe.features(blocks=config.blocks, timesteps=config.timesteps)
@@ -191,11 +185,11 @@ def main() -> None:
         f"{machine.bytes / 1e9:.0f} GB a second; parts without a floor count as they are."
     )
     result = Result(args.name or f"stages-{args.task}", columns, args, about, dtype)
-    pipe.segmentation_head = fit_segmentation_head(pipe, task.train.select(range(2)), seed=0)
+    fit(pipe, task.train.select(range(2)), seed=0)
     images = [task.train[i % len(task.train)].image for i in range(args.batch_size)]
     segment(result, machine, pipe, images[:1])
     segment(result, machine, pipe, images)
-    fit(result, machine, pipe, task.train)
+    fitting(result, machine, pipe, task.train)
     generate(result, machine, pipe, args.batch_size, args.num_inference_steps)
     train(result, Machine(device, torch.float32, args.rounds), pipe, args.batch_size)  # in float32
     result.show()

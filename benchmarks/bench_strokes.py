@@ -8,15 +8,12 @@ each class (`annotator.py`). Heads of the default recipe are fitted on them with
 measured on the test split; `whole masks` has all pixels.
 """
 
-import io
-
 import numpy as np
-import PIL.Image
 from annotator import true_stroke
 from datasets import Dataset, Features, Image
-from harness import Result, Task, arguments
+from harness import Result, Task, arguments, fit, mean_iou
 
-from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers import LabeledImages
 
 
 def keep_pixels(mask: np.ndarray, each: int, random: np.random.Generator) -> np.ndarray:
@@ -38,19 +35,9 @@ def keep_strokes(mask: np.ndarray, each: int, random: np.random.Generator) -> np
     return kept
 
 
-def png(image: PIL.Image.Image) -> dict:
-    """An image as `datasets` keeps it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def in_part(dataset: LabeledImages, masks: list[np.ndarray]) -> LabeledImages:
     """The same images with other masks."""
-    columns = {
-        "image": [png(dataset[i].image) for i in range(len(dataset))],
-        "mask": [png(PIL.Image.fromarray(m)) for m in masks],
-    }
+    columns = {"image": [dataset[i].image for i in range(len(dataset))], "mask": masks}
     rows = Dataset.from_dict(columns, features=Features({name: Image() for name in columns}))
     return LabeledImages(rows, num_classes=dataset.num_classes)
 
@@ -73,9 +60,7 @@ def main() -> None:
 
     def measure(masks: list[np.ndarray], seed: int, sparse: bool) -> float:
         options = {"sparse_labels": True} if sparse else {"min_label_fraction": 0.0}
-        pipe.segmentation_head = None
-        pipe.segmentation_head = fit_segmentation_head(pipe, in_part(task.train, masks), seed=seed, **options)
-        return evaluate_segmentation(pipe, task.test, show_progress=False)[0]["mean_iou"]
+        return mean_iou(fit(pipe, in_part(task.train, masks), seed=seed, **options), task.test)
 
     for name, (keep, each) in arms.items():
         found: dict[str, list[float]] = {"share": [], "plain": [], "sparse": []}

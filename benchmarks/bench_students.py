@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from harness import SHIFTS, Result, Shifted, Task, arguments, in_turn, ratio
+from harness import SHIFTS, Result, Shifted, Task, arguments, fit, in_turn, mean_iou, ratio
 
-from diffuseseg_diffusers import LabeledImages, evaluate_segmentation, fit_segmentation_head, load_pipeline
+from diffuseseg_diffusers import LabeledImages, fit_segmentation_head, load_pipeline
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
 from diffuseseg_diffusers.students.choosing import new_student
@@ -64,7 +64,7 @@ def main() -> None:
 
     def measure(arm: str, own: LabeledImages, seed: int) -> dict[str, float]:
         model = teacher(task, args, own, seed) if arm == "head" else student(task, args, own, arm, seed)
-        return {k: evaluate_segmentation(model, v, show_progress=False)[0]["mean_iou"] for k, v in sets.items()}
+        return {name: mean_iou(model, images) for name, images in sets.items()}
 
     for count in args.counts:
         own = task.train.select(range(count))
@@ -128,8 +128,7 @@ def student(task: Task, args: Any, own: LabeledImages, arm: str, seed: int) -> A
 def speed(task: Task, args: Any) -> None:
     """Milliseconds an image, from the decoded image to the mask."""
     args.seeds = args.seeds[:1]
-    pipe = task.pipe()
-    pipe.segmentation_head = fit_segmentation_head(pipe, task.train.select(range(2)), seed=0)
+    pipe = fit(task.pipe(), task.train.select(range(2)), seed=0)
     folder = Path(args.work_dir, "untrained")
     new(task, "scratch")[0].save_pretrained(folder)
     sides = {"head of the default recipe": pipe, "student U-Net": load_pipeline(folder, dtype=pipe.unet.dtype)}

@@ -11,9 +11,8 @@ elsewhere.
 
 import evaluate
 import numpy as np
-from harness import Result, Task, arguments, now
+from harness import Result, Task, arguments, fit, now
 
-from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.images.formats.base import ArrayRaster
 from diffuseseg_diffusers.metrics import MEAN_IOU
 from diffuseseg_diffusers.tiling.tiles import BLENDS, Tiling, segment_tiled
@@ -52,20 +51,10 @@ def seam_ratio(probabilities: np.ndarray, tiling: Tiling, image_size: tuple[int,
 
 
 def main() -> None:
-    args = arguments(
-        __doc__,
-        columns=8,
-        cut=37,
-        overlaps=[0.0, 0.25, 0.5],
-        sizes=[1.0, 2.0],
-        blends=list(BLENDS),
-        batch_size=8,
-        dtype="auto",
-        seeds=[0],
-    )
+    tiles = dict(overlaps=[0.0, 0.25, 0.5], sizes=[1.0, 2.0], blends=list(BLENDS))
+    args = arguments(__doc__, columns=8, cut=37, **tiles, batch_size=8, dtype="auto", seeds=[0])
     task = Task(args.task)
-    pipe = task.pipe(args.dtype)
-    pipe.segmentation_head = fit_segmentation_head(pipe, task.train, seed=args.seeds[0])
+    pipe = fit(task.pipe(args.dtype), task.train, seed=args.seeds[0])
     number, classes = args.columns**2, len(pipe.label_names)
     rows = [task.test[i % len(task.test)] for i in range(number)]
     images = [np.asarray(row.image.convert("L" if pipe.in_channels == 1 else "RGB")) for row in rows]

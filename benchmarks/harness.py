@@ -32,7 +32,14 @@ from tables import RESULTS, ROOT, caption, table
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffuseseg_diffusers
-from diffuseseg_diffusers import LabeledImages, load_labeled_images, load_pipeline
+from diffuseseg_diffusers import (
+    LabeledImages,
+    PixelClassifierEnsemble,
+    evaluate_segmentation,
+    fit_segmentation_head,
+    load_labeled_images,
+    load_pipeline,
+)
 from diffuseseg_diffusers.datasets.drawn_faces import LABEL_NAMES, SHIPPED_MODEL, draw_face
 from diffuseseg_diffusers.datasets.labeled import LabeledImage
 from diffuseseg_diffusers.images.image_processor import to_eight_bit
@@ -140,6 +147,34 @@ def _centred(size, inner) -> tuple[int, int, int, int]:
     return round(left), round(top), round(left + width), round(top + height)
 
 
+# Heads
+
+
+def fit(pipe: Any, dataset: LabeledImages, **options: Any) -> Any:
+    """The pipeline with a head that is fitted anew; `options` are those of `fit_segmentation_head`."""
+    pipe.segmentation_head = None
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, **options)
+    return pipe
+
+
+def random_head(extractor: Any, num_classes: int, **options: Any) -> PixelClassifierEnsemble:
+    """A head with random weights that reads an extractor."""
+    head = PixelClassifierEnsemble(
+        num_classes=num_classes,
+        block_channels=[i.channels for i in extractor.feature_info()[: len(extractor.blocks)]],
+        blocks=list(extractor.blocks),
+        timesteps=list(extractor.timesteps),
+        image_size=list(extractor.size),
+        **options,
+    )
+    return head.eval()
+
+
+def mean_iou(model: Any, dataset: LabeledImages) -> float:
+    """Mean IoU, 0 to 1."""
+    return evaluate_segmentation(model, dataset, show_progress=False)[0]["mean_iou"]
+
+
 # Time and memory
 
 
@@ -226,10 +261,7 @@ def peak_gib(device: torch.device | None = None) -> float:
 
 
 def in_own_process(**point: Any) -> Any:
-    """What `measure(**point)` of the running script returns in a process of its own, whose memory is counted.
-
-    The script hands over with `if point := own_point(): …` before it parses its arguments.
-    """
+    """What the running script's `measure(**point)` returns in a process of its own; it begins with [`own_point`]."""
     command = [sys.executable, sys.argv[0], "--point", json.dumps(point)]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(said.splitlines()[-1])
