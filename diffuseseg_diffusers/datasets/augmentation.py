@@ -11,11 +11,7 @@ IGNORED = 255  # in training batches, whatever the dataset's own number is
 
 
 def augment(
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    generator: torch.Generator,
-    flip: bool = True,
-    p: float = 1.0,
+    images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator, flip: bool = True, p: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Applies random rotation, scale, shift and flip to images and masks; brightness, gamma and noise to images.
 

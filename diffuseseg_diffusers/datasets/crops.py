@@ -187,10 +187,6 @@ class RandomCrops(torch.utils.data.Dataset):
         chosen.rows = self.rows[np.asarray(indices, int)]
         return chosen
 
-    def fits_in_memory(self, limit_gb: float | None = None) -> bool:
-        """Always `False`: every epoch has fresh crops."""
-        return False
-
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Crop `index`, `[C, H, W]` uint8, or the next that can be read, and how many could not."""
         epoch, place = divmod(index, len(self))

@@ -32,19 +32,15 @@ RESIZE_MODES = ("crop", "pad")
 SHARDS = 64  # of a folder that is streamed, at most
 PEEK = 16  # images that are looked at to tell grey-scale from colour
 _GATHER_ROWS = 4096
+EVERY = InputChannels()  # all channels over their full range
 SKIP_HINT = "`--skip_unreadable` trains without such images."
 
 
 def to_pixels(image: PIL.Image.Image, size: tuple[int, int], channels: int, resize_mode: str = "crop") -> torch.Tensor:
-    """An image of any size and mode as `[channels, height, width]` uint8.
+    """An image of any size and mode as `[channels, height, width]` uint8, grey-scale or RGB.
 
-    Args:
-        image (`PIL.Image.Image`): The image.
-        size (`tuple[int, int]`): Height and width in pixels.
-        channels (`int`): 1 for grey-scale, 3 for RGB.
-        resize_mode (`str`, defaults to `"crop"`):
-            `"crop"` scales until the image covers the size and cuts the middle out; `"pad"` scales until it fits
-            inside and fills the rest with black.
+    `"crop"` scales until the image covers the size and cuts the middle out; `"pad"` scales until it fits inside and
+    fills the rest with black.
     """
     image = to_eight_bit(image).convert("L" if channels == 1 else "RGB")
     if image.size != size[::-1]:
@@ -146,7 +142,7 @@ def count_channels(dataset: Dataset | IterableDataset, column: str) -> int:
         try:
             if needs_raster(row[column]):
                 with open_cell(row[column], f"row {i}") as raster:
-                    found.add(len(InputChannels().indices(raster.channels, raster.name)))
+                    found.add(len(EVERY.indices(raster.channels, raster.name)))
             else:
                 found.add(len(to_eight_bit(decode_cell(row[column], f"row {i}")[0]).getbands()))
         except UserError:
@@ -172,11 +168,10 @@ class UnlabeledImages(torch.utils.data.Dataset):
         channels: int,
         resize_mode: str = "crop",
         skip_unreadable: bool = False,
-        input_channels: InputChannels | None = None,
+        input_channels: InputChannels = EVERY,
     ):
         self.dataset, self.column, self.size, self.channels = dataset, column, size, channels
-        self.resize_mode, self.skip_unreadable = resize_mode, skip_unreadable
-        self.input_channels = input_channels or InputChannels()
+        self.resize_mode, self.skip_unreadable, self.input_channels = resize_mode, skip_unreadable, input_channels
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -246,19 +241,13 @@ class UnlabeledImages(torch.utils.data.Dataset):
 
 
 def decode_pixels(
-    value: object,
-    where: str,
-    size: tuple[int, int],
-    channels: int,
-    resize_mode: str,
-    input_channels: InputChannels | None = None,
+    value: object, where: str, size: tuple[int, int], channels: int, resize_mode: str, chosen: InputChannels = EVERY
 ) -> torch.Tensor:
     """A cell of an image column (`where` in messages) as [`to_pixels`] gives it; of any format and channels.
 
     Raises:
         UserError: It cannot be read.
     """
-    chosen = input_channels or InputChannels()
     if chosen.config is not None or channels not in (1, 3) or needs_raster(value):
         with open_cell(value, where) as raster:
             return _raster_pixels(raster, size, channels, chosen, resize_mode)

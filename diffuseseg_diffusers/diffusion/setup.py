@@ -207,7 +207,7 @@ def make_images(
             images = RandomCrops(pictures, size, shape[0], chosen, mixed_seed_32(config.seed, 5), *where)
         else:
             images = UnlabeledImages(dataset, column, size, shape[0], **options, input_channels=chosen)
-        in_memory = images.fits_in_memory(config.image_cache_gb)
+        in_memory = not config.crop and images.fits_in_memory(config.image_cache_gb)  # crops are fresh each epoch
         pixels, unreadable = images.load() if in_memory else (images, 0)
         held_out = min(VALIDATION_IMAGES, len(pixels) // 10) if wanted is None else wanted
         if held_out >= len(pixels):

@@ -219,7 +219,7 @@ class LabelSession:
     def undo(self, number: int) -> None:
         """Undoes a stroke."""
         with self.lock:
-            self.journal.set_undone(number, True)
+            self.journal.set_undone(number)
 
     def redo(self, number: int) -> None:
         """Redoes a stroke."""
@@ -390,14 +390,11 @@ class LabelSession:
     # What to label next.
 
     def suggest(self, places_of: str | None = None, count: int = 5) -> list[Suggestion]:
-        """Ranks the pictures by the expected gain of labelling them, best first, with places to begin at.
+        """Ranks the pictures whose features are there by the expected gain of labelling them, best first.
 
         Args:
             places_of (`str`, *optional*): Name of the picture whose places are wanted; the best picture's if not given.
-            count (`int`, defaults to 5): How many places.
-
-        Returns:
-            list of [`Suggestion`], of all pictures whose features are there.
+            count (`int`, defaults to 5): Places to begin at.
         """
         with self.lock:
             names = tuple(self.ready)

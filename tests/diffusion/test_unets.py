@@ -10,7 +10,7 @@ from diffuseseg_diffusers.jobs.errors import UserError
 from ..conftest import make_unet as make_test_unet
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(size=st.sampled_from(list(PRESETS)), base_channels=st.integers(4, 160), channels=st.sampled_from([1, 3]))
 def test_presets_have_groups_and_heads_that_divide(size, base_channels, channels):
     config = preset_config((size, size), channels, base_channels)

@@ -173,6 +173,7 @@ def test_a_full_disk_loses_only_the_stroke_that_did_not_fit(journal):
     assert journal.draw("a.png", SIZE, [[1, 0, 3, 1]]) == 2
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_the_stroke_in_the_air(tmp_path):
     program = (
         "import sys\n"
@@ -218,7 +219,7 @@ def test_strokes_are_listed_while_others_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
     journal = Journal(tmp_path / "strokes.jsonl")
     journal.add_class("sky")
-    for _ in range(3000):
+    for _ in range(1000):
         journal.draw("a.png", SIZE, [[0, 0, 3, 0]])
     errors, done = [], threading.Event()
 
@@ -231,7 +232,7 @@ def test_strokes_are_listed_while_others_are_drawn(tmp_path, monkeypatch):
 
     thread = threading.Thread(target=look)
     thread.start()
-    for _ in range(500):
+    for _ in range(200):
         journal.draw("a.png", SIZE, [[0, 0, 3, 0]])
     done.set()
     thread.join()

@@ -14,7 +14,6 @@ from PIL import Image
 
 from diffuseseg_diffusers import UserError, evaluate_segmentation
 from diffuseseg_diffusers.labeling.journal import UNLABELED
-from diffuseseg_diffusers.labeling.live import PIXELS
 from diffuseseg_diffusers.labeling.session import LabelSession
 
 from ..conftest import QUICK, make_pipeline
@@ -85,14 +84,6 @@ def test_merged_and_erased_labels_teach_nothing(session, pictures):
         height, width = session.picture(name).size
         session.draw(name, [[y, 0, width, UNLABELED] for y in range(height)])
     assert session.fit_live() is None and session.labelled_names() == []
-
-
-def test_a_long_stroke_counts_as_a_short_one(session, pictures):
-    label(session, pictures[1], ["0.png", "1.png"])
-    height, width = session.picture("3.png").size
-    session.draw("3.png", [[y, width // 4 * 3, width, 0] for y in range(height)])
-    known = session._labelled()
-    assert max(int((known.strokes == n).sum()) for n in known.strokes.unique()) <= PIXELS
 
 
 def test_accept_takes_the_region_that_is_shown(session, pictures):
