@@ -1,0 +1,126 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What files of annotations say, before their pictures are found and their labels are classes."""
+
+import base64
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from ...jobs.errors import UserError
+from .shapes import Area, Region
+
+
+NAMES = "label_names"  # key under which formats that list no classes keep their order
+
+
+@dataclass
+class Picture:
+    """A picture and what is drawn in it.
+
+    Args:
+        name (`str`): Its path or address as the file says it, or what it is called without a suffix.
+        shapes (`list`): Labels and areas, those that are covered first.
+        size (two `int`, *optional*): Height and width, where the file says them.
+        split (`str`, *optional*): The part that it belongs to, where the file says it.
+    """
+
+    name: str
+    shapes: list[tuple[str, Area]] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    split: str | None = None
+
+
+@dataclass
+class Contents:
+    """What a file says.
+
+    Args:
+        pictures (`list`): With their shapes.
+        names (`list` of `str`): Labels in the order of their ids, where the file lists them.
+        left_out (`Counter`): What is not read, and how often.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    left_out: Counter = field(default_factory=Counter)
+
+
+@dataclass
+class Marked:
+    """A picture to be written: its file, its size in pixels and its regions."""
+
+    name: str
+    height: int
+    width: int
+    regions: Iterable[Region]
+
+
+def broken(path: Path, what: str) -> UserError:
+    """The error for a file that is not of its format."""
+    return UserError(f"{path}: {what}; export the annotations again, or repair the file.")
+
+
+def plain_path(name: str) -> str:
+    """A path with slashes, whichever system wrote it."""
+    return PureWindowsPath(name).as_posix() if "\\" in name else name
+
+
+def points_of(values: Iterable[Sequence[Any]], path: Path) -> list[list[float]]:
+    """Points of a shape as numbers.
+
+    Raises:
+        UserError: They are none.
+    """
+    try:
+        points = [[float(x), float(y)] for x, y, *_ in values]
+    except (TypeError, ValueError) as error:
+        raise broken(path, f"the points of a shape are not pairs of numbers ({error})") from error
+    if not all(math.isfinite(number) for point in points for number in point):
+        raise broken(path, "a shape has a coordinate that is no finite number")
+    return points
+
+
+def ellipse_points(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0) -> list[list[float]]:
+    """An ellipse as a polygon of 720 points, as datumaro writes those of CVAT."""
+    t = np.arange(720) * 2 * np.pi / 720
+    points = np.stack([radius_x * np.cos(t), radius_y * np.sin(t)], 1)
+    return rotated((points + [x, y]).tolist(), (x, y), degrees)
+
+
+def rotated(points: list[list[float]], around: tuple[float, float], degrees: float) -> list[list[float]]:
+    """Points turned clockwise on the screen."""
+    if not degrees:
+        return points
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = around
+    return [[x + (a - x) * cos - (b - y) * sin, y + (a - x) * sin + (b - y) * cos] for a, b in points]
+
+
+def decode_png(data: bytes, path: Path) -> np.ndarray:
+    """A binary mask that is kept as PNG: `[h, w]` bool; its alpha where it has one."""
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            if "A" in image.getbands() or "transparency" in image.info:
+                return np.asarray(image.convert("RGBA"))[..., 3] > 0
+            return np.asarray(image.convert("L")) > 0
+    except (OSError, ValueError, SyntaxError) as error:
+        raise broken(path, f"a mask in it cannot be decoded ({error})") from error
+
+
+def encode_png(mask: np.ndarray) -> str:
+    """A binary mask `[h, w]` as PNG of one bit a pixel, in base64."""
+    data = io.BytesIO()
+    PIL.Image.fromarray(np.ascontiguousarray(mask)).save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def hexcolor(i: int) -> str:
+    """A colour for label `i`, #rrggbb."""
+    return "#" + "".join(f"{(i * step + 64) % 256:02x}" for step in (37, 101, 167))

@@ -1,0 +1,87 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""labelme: a JSON file beside each picture.
+
+Pixels are those of its own `shape_to_mask`; later shapes cover earlier ones. Lines and points have no area and are left
+out.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .base import NAMES, Contents, Marked, Picture, broken, decode_png, encode_png, plain_path, points_of
+from .shapes import Area, run_lengths
+
+
+VERSION = "5.5.0"  # whose form of masks is written
+
+
+def recognises(path: Path, content: Any) -> bool:
+    """Whether a parsed file is of this format."""
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
+
+
+def read(path: Path, content: Any) -> Contents:
+    """The picture of a file."""
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    size = (int(height), int(width)) if height and width else None
+    picture = Picture(plain_path(str(content["imagePath"])), size=size)
+    found = Contents([picture], list(content.get(NAMES) or []))
+    for shape in content["shapes"]:
+        kind = shape.get("shape_type") or "polygon"
+        if not isinstance(shape.get("label"), str):
+            raise broken(path, "a shape has no label")
+        points = points_of(shape.get("points") or [], path)
+        if kind in ("polygon", "oriented_rectangle") and len(points) > 2:
+            picture.shapes.append((shape["label"], {"drawn": ["polygon", points]}))
+        elif kind in ("rectangle", "circle") and len(points) == 2:
+            picture.shapes.append((shape["label"], {"drawn": [kind, points]}))
+        elif kind == "mask" and len(points) == 2:
+            picture.shapes.append((shape["label"], _mask(path, shape, points, size)))
+        else:
+            found.left_out[f"shapes of the kind {kind!r}"] += 1
+    return found
+
+
+def _mask(path: Path, shape: dict, points: list[list[float]], size: tuple[int, int] | None) -> Area:
+    if size is None:
+        raise broken(path, "it has a mask and does not say the size of its picture")
+    try:
+        mask = decode_png(base64.b64decode(shape.get("mask") or ""), path)
+    except (binascii.Error, TypeError) as error:
+        raise broken(path, f"a mask in it is no base64 ({error})") from error
+    (left, top), (right, bottom) = [[int(x), int(y)] for x, y in points]
+    if mask.shape != (bottom - top + 1, right - left + 1):
+        raise broken(
+            path,
+            f"a mask of {mask.shape[1]} × {mask.shape[0]} is in a box of {right - left + 1} × "
+            f"{bottom - top + 1} (width × height)",
+        )
+    return {"runs": run_lengths(mask, top, left, *size)}
+
+
+def write(folder: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
+    """Writes a file for each picture, of masks, which keep holes and parts."""
+    for picture in pictures:
+        shapes = []
+        for region in picture.regions:
+            (height, width), left, top = region.mask.shape, region.left, region.top
+            shape: dict[str, Any] = {
+                "label": region.label,
+                "points": [[left, top], [left + width - 1, top + height - 1]],
+            }
+            shape |= {"group_id": None, "description": "", "shape_type": "mask", "flags": {}}
+            shapes.append(shape | {"mask": encode_png(region.mask)})
+        content: dict[str, Any] = {
+            "version": VERSION,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": picture.name,
+            "imageData": None,
+        }
+        content |= {"imageHeight": picture.height, "imageWidth": picture.width, NAMES: list(names)}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{Path(picture.name).stem}.json").write_text(json.dumps(content), "utf-8")

@@ -1,0 +1,77 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""YOLO segmentation: `data.yaml` and a text file for each picture, `class x y x y …` in parts of its size.
+
+As in Ultralytics, coordinates lose their fractions of a pixel, and the border belongs to a polygon. Later lines cover
+earlier ones. A picture without a text file has no shapes.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from ...images.formats.opening import find_rasters, open_raster
+from ...jobs.errors import UserError
+from .base import Contents, Picture, broken
+
+
+_SPLITS = ("train", "val", "test")
+
+
+def recognises(path: Path, content: Any) -> bool:
+    """Whether a parsed file is of this format."""
+    return isinstance(content, dict) and bool(content.get("names")) and any(split in content for split in _SPLITS)
+
+
+def read(path: Path, content: Any) -> Contents:
+    """Pictures and shapes of all splits."""
+    names = content["names"]
+    names = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+        raise broken(path, "`names` are not those of the classes 0, 1, 2, …")
+    found = Contents(names=[str(names[i]) for i in range(len(names))])
+    for split in _SPLITS:
+        given = content.get(split)
+        for one in given if isinstance(given, list) else [given] if given else []:
+            for image in _images(path, content.get("path"), str(one)):
+                found.pictures.append(_picture(image, split, found))
+    return found
+
+
+def _images(path: Path, root: str | None, given: str) -> list[Path]:
+    """Pictures of a split: of a folder, or of a list in a text file."""
+    roots = [path.parent / (root or ""), path.parent]
+    tried = [base / name for base in roots for name in (given, given.removeprefix("../"))]  # as Roboflow writes it
+    place = next((p for p in tried if p.exists()), None)
+    if place is None:
+        raise UserError(f"{path} names {given}, and there is no {tried[0]}; mend the path there.")
+    if place.is_dir():
+        return find_rasters(place)
+    lines = [line.strip() for line in place.read_text("utf-8").splitlines() if line.strip()]
+    return [
+        next((p for p in (base / line for base in [place.parent, *roots]) if p.exists()), Path(line)) for line in lines
+    ]
+
+
+def _picture(image: Path, split: str, found: Contents) -> Picture:
+    parts = list(image.parts)
+    at = len(parts) - 1 - parts[::-1].index("images") if "images" in parts else None
+    if at is not None:
+        parts[at] = "labels"
+    text = Path(*parts).with_suffix(".txt")
+    with open_raster(image) as raster:
+        height, width = raster.size
+    picture = Picture(str(image), size=(height, width), split=split)
+    for line in text.read_text("utf-8").splitlines() if text.is_file() else []:
+        try:
+            numbers = [float(word) for word in line.split()]
+            label = found.names[int(numbers[0])] if numbers else ""
+        except (ValueError, IndexError) as error:
+            raise broken(text, f"a line is not of a class and numbers ({error})") from error
+        if not all(map(math.isfinite, numbers)) or len(numbers) > 5 and len(numbers) % 2 == 0:
+            raise broken(text, "a line has a coordinate that is no finite number, or an odd number of them")
+        if len(numbers) > 6:
+            points = [[int(x * width), int(y * height)] for x, y in zip(numbers[1::2], numbers[2::2])]
+            picture.shapes.append((label, {"filled": [points]}))
+        elif numbers:
+            found.left_out["boxes"] += 1
+    return picture
