@@ -15,6 +15,7 @@ from ..images.image_processor import decode_image, open_image
 from ..jobs.contents import BY_NAME, bytes_contents, contents_of, listed
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import LOG_IN, explain_hub_error
+from .annotations.shapes import is_cell
 
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ def dataset_contents(dataset: Dataset | IterableDataset, *columns: str | None) -
 def _cell_contents(cell: object) -> tuple[str, str]:
     """Base name of a cell's file, empty without one, and the size and hash of what is in it."""
     path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
+    if is_cell(path):
+        return "", bytes_contents(str(path).encode())
     name = os.path.basename(path.rstrip("/")) if isinstance(path, str) else ""
     if data is None and isinstance(path, str) and os.path.exists(path):
         content = contents_of([path])[path]

@@ -20,6 +20,8 @@ from ..images.grids import Grid
 from ..images.image_processor import is_address, unnamed_classes, warn_once
 from ..images.masks import MaskReader, Tally, picture_values, read_palette, stored_levels, white_of
 from ..jobs.errors import UserError
+from .annotations.reading import AUTO, read_annotations, unread_annotations
+from .annotations.shapes import is_cell, rasterize
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
 from .label_names import read_label_names
 from .layouts import Layout, find_layout, is_described
@@ -193,6 +195,8 @@ class LabeledImages:
 
     def _mask(self, value: Any, where: str, grid: Grid | None = None, image: str = "") -> tuple[np.ndarray, str]:
         """Decodes a mask to `[H, W]` uint8 class ids, on the grid of its image if both have one."""
+        if is_cell(value):
+            return rasterize(value), "its annotation"
         if not needs_raster(value):
             values, where = self._mask_values(value, where)
             return self.reader.ids(values, where), where
@@ -271,13 +275,16 @@ def load_labeled_images(
     token: str | None = None,
     revision: str | None = None,
     classes: Sequence[str] | None = None,
+    annotations: str | os.PathLike | None = None,
+    annotation_format: str = AUTO,
     **kwargs,
 ) -> LabeledImages:
     """Loads labelled images by Hub name or from a local folder.
 
     A folder may be of any layout that [`find_layout`] understands (`images/` and `masks/`, masks beside their pictures,
-    Pascal VOC, nnU-Net, …), or anything that `datasets` reads: Parquet, or an image folder with a `metadata.csv` of
-    `file_name` and `mask_file_name`.
+    Pascal VOC, nnU-Net, …), have annotations of another program (COCO, labelme, CVAT, Label Studio, QuPath, YOLO,
+    Supervisely), or be anything that `datasets` reads: Parquet, or an image folder with a `metadata.csv` of `file_name`
+    and `mask_file_name`.
 
     Args:
         name (`str` or path): Hub dataset or local folder.
@@ -288,6 +295,9 @@ def load_labeled_images(
         cache_dir, token, revision: As in `datasets.load_dataset`.
         classes (sequence of `str`, *optional*): Those of a model that the images are for, in place of `label_names`;
             a dataset with other names is refused.
+        annotations (`str` or path, *optional*): File or folder of annotations of the pictures in the folder; found
+            there if it has no masks.
+        annotation_format (`str`, defaults to `"auto"`): Their format; by content if `"auto"`.
         **kwargs: As in [`LabeledImages`].
 
     Returns:
@@ -306,24 +316,72 @@ def load_labeled_images(
     local = os.path.isdir(name)
     if label_names is None:
         label_names = read_label_names(name, local, cache_dir, token, revision)
+    stated = label_names
     if classes is not None:
-        unnamed = list(classes) == unnamed_classes(len(classes))
-        if label_names and (len(label_names) != len(classes) if unnamed else list(label_names) != list(classes)):
-            raise UserError(
-                f"{name} has the classes {', '.join(label_names)}, but the model has {', '.join(classes)}; they have "
-                f"to be the same, in the same order."
-            )
+        _check_classes(name, label_names, classes)
         label_names = list(classes)
     dataset = layout = None
-    if local and not is_described(Path(name)):
+    if annotations is not None and not local:
+        raise UserError(f"Annotations are of pictures in a folder, and {name} is none.")
+    if local and (annotations is not None or not is_described(Path(name))):
         layout = find_layout(Path(name))
-        dataset = read_folder(layout, split)
-        label_names = label_names or layout.label_names
-        if layout.palette is not None:
-            kwargs.setdefault("palette", layout.palette)
+        given = stated if classes is None or list(classes) == unnamed_classes(len(classes)) else classes
+        dataset, names = read_annotated(layout, split, annotations, annotation_format, given, **kwargs)
+        if dataset is None:
+            dataset, names = read_folder(layout, split), layout.label_names
+            if layout.palette is not None:
+                kwargs.setdefault("palette", layout.palette)
+        elif classes is not None:
+            _check_classes(name, names, classes)
+        label_names = label_names or names
     if dataset is None:
         dataset = load_split(name, config_name, split, cache_dir=cache_dir, token=token, revision=revision)
     return LabeledImages(dataset, label_names=label_names, **kwargs)
+
+
+def _check_classes(name: str, found: Sequence[str] | None, classes: Sequence[str]) -> None:
+    """Raises [`UserError`] if a dataset has other classes than a model; without names their number counts."""
+    unnamed = list(classes) == unnamed_classes(len(classes))
+    if found and (len(found) != len(classes) if unnamed else list(found) != list(classes)):
+        raise UserError(
+            f"{name} has the classes {', '.join(found)}, but the model has {', '.join(classes)}; they have to be the "
+            f"same, in the same order."
+        )
+
+
+def read_annotated(
+    layout: Layout,
+    split: str,
+    annotations: str | os.PathLike | None = None,
+    annotation_format: str = AUTO,
+    names: Sequence[str] | None = None,
+    mask_format: str = "index",
+    ignore_index: int = 255,
+    **_: Any,
+) -> tuple[Dataset | None, list[str] | None]:
+    """The pictures of a split with annotations of other programs, as paths and shapes, and the names of the classes.
+
+    Both are `None` where the folder has masks, or no annotations, and none are named.
+
+    Raises:
+        UserError: They cannot be read; see [`read_annotations`].
+    """
+    place = None if annotations is None else Path(annotations)
+    if place is None and annotation_format == AUTO and layout.has_pairs:
+        if (unread := unread_annotations(layout.folder)) is not None:
+            warn_once(
+                f"The masks of {layout.folder} are read ({layout.kind}), not {unread}; name that by --annotations."
+            )
+        return None, None
+    found = read_annotations(layout, split, place, annotation_format, names, ignore_index)
+    if found is None:
+        return None, None
+    if mask_format != "index":
+        raise UserError(f"--mask_format {mask_format} is for masks, and {layout.folder} is read by its annotations.")
+    for note in found.layout.notes:
+        warn_once(note)
+    features = Features({"image": Image(decode=False), "mask": Value("large_string")})
+    return Dataset.from_dict({"image": found.images, "mask": found.cells}, features=features), found.names
 
 
 def read_folder(layout: Layout, split: str) -> Dataset | None:
@@ -384,6 +442,8 @@ def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **
         nearest_color=config.nearest_color,
         image_column=config.image_column,
         mask_column=config.mask_column,
+        annotations=config.annotations,
+        annotation_format=config.annotation_format,
         **kwargs,
     )
 

@@ -140,10 +140,10 @@ class Layout:
         """
         names = self.names
         same = [name for name in names if name == wanted] or [n for n in names if n.lower() == wanted.lower()]
-        same = same or [name for name in names if _split_of(wanted) and _split_of(name) == _split_of(wanted)]
+        same = same or [name for name in names if split_of(wanted) and split_of(name) == split_of(wanted)]
         if len(same) == 1:
             return same[0]
-        if not same and ALL in names and (len(names) == 1 or _split_of(wanted) == "train"):
+        if not same and ALL in names and (len(names) == 1 or split_of(wanted) == "train"):
             if len(names) == 1 and wanted not in ("train", ALL):
                 logger.warning(f"{self.folder} has no splits: all of its images are taken for {wanted!r}.")
             elif len(names) > 1:
@@ -296,19 +296,19 @@ def _said_by(folder: str) -> tuple[str, str]:
         return "mask", ""
     if plain in _NO_CLASSES:
         return "other", ""
-    if _split_of(folder) and len(plain) > 2:
+    if split_of(folder) and len(plain) > 2:
         return "", folder
     for role, names in (("image", _IMAGES), ("mask", _MASKS)):
         for name in names:
             rest = plain.removeprefix(name) if plain.startswith(name) else plain.removesuffix(name)
-            if rest != plain and _split_of(rest):
-                return role, _split_of(rest)
+            if rest != plain and split_of(rest):
+                return role, split_of(rest)
             if rest != plain and rest in _SEVERAL:
                 return role, ""
     return "", ""
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
     """The usual name of a split: `train` for `Training` or `train2017`."""
     return _CANONICAL.get(re.sub(r"[^a-z]", "", re.sub(r"\d{4}$", "", name.lower())))
 
@@ -479,7 +479,7 @@ def _read_lists(layout: Layout) -> None:
     for name, path in lists.items():
         lines = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
         names = [bare_name(Path(unicodedata.normalize("NFC", line))) for line in lines]
-        if name != "trainval" and not _split_of(name) or not any(n in of for n in names):
+        if name != "trainval" and not split_of(name) or not any(n in of for n in names):
             continue
         splits[name] = sorted({of[n] for n in names if n in of})
         if missing := [lonely[n] for n in names if n in lonely]:

@@ -15,6 +15,7 @@ from ..jobs.executors import check_executor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASK_FORMATS = ("index", "binary", "rgb", "instances")
+ANNOTATION_FORMATS = ("auto", "coco", "labelme", "cvat", "label_studio", "qupath", "yolo", "supervisely")
 RECIPES = ("default", "paper", "fast")
 MODEL = "Pipeline: a local folder or a name on the Hub."
 MODEL_ALIASES = ("--pretrained_model_name_or_path",)
@@ -152,9 +153,15 @@ class ReadsDataset(Config):
 class ReadsLabels(ReadsDataset):
     """Which labelled images to read, and how."""
 
+    title = "data"
+
     dataset_name: str = option(
         help="Labelled images: a local folder or a name on the Hub.", aliases=("--train_data_dir",), reads=True
     )
+    annotations: Path | None = option(
+        None, "File or folder of annotations (default: those in the dataset's folder, if it has no masks).", reads=True
+    )
+    annotation_format: str = option("auto", "Format of the annotations.", choices=ANNOTATION_FORMATS)
     mask_column: str | None = option(None, "Column of masks (default: mask, or a usual name).")
     mask_format: str = option("index", "Content of the masks.", choices=MASK_FORMATS)
     palette: Path | None = option(None, "JSON file with the colour of each class.", reads=True)

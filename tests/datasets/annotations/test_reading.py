@@ -1,0 +1,237 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Folders with annotations of other programs: which pictures, splits and classes they have."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from diffuseseg_diffusers import LabeledImages, UserError, load_labeled_images
+from diffuseseg_diffusers.datasets.annotations import coco, cvat, label_studio, labelme, qupath
+from diffuseseg_diffusers.datasets.annotations.base import Marked
+from diffuseseg_diffusers.datasets.annotations.reading import READERS
+from diffuseseg_diffusers.datasets.annotations.shapes import from_mask
+from diffuseseg_diffusers.datasets.columns import dataset_contents
+from diffuseseg_diffusers.datasets.crops import LabeledTiles
+from diffuseseg_diffusers.tasks.options import ANNOTATION_FORMATS
+
+
+NAMES = ["background", "vessel", "cell"]
+HEIGHT, WIDTH = 12, 16
+
+
+def draw(folder: Path, *names: str) -> dict[str, np.ndarray]:
+    """Pictures, and masks of them in their order."""
+    rng = np.random.default_rng(0)
+    masks = {}
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)).save(folder / name)
+        masks[name] = rng.choice([0, 1, 2, 255], (HEIGHT, WIDTH)).astype(np.uint8)
+    return masks
+
+
+def marked(masks: dict[str, np.ndarray], name_of=lambda name: name) -> list[Marked]:
+    return [Marked(name_of(name), HEIGHT, WIDTH, from_mask(mask, NAMES)) for name, mask in masks.items()]
+
+
+def check(labeled: LabeledImages, masks: dict[str, np.ndarray]) -> None:
+    """Pictures and masks are those, in order of their names."""
+    assert len(labeled) == len(masks) and labeled.label_names == NAMES
+    for one, (name, mask) in zip(labeled, sorted(masks.items())):
+        assert one.name.endswith(name) and np.array_equal(one.mask, mask)
+
+
+def file_name(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
+
+
+def make_coco(folder: Path) -> dict[str, dict]:
+    masks = {s: draw(folder, f"{s}2017/a.jpg", f"{s}2017/b.jpg") for s in ("train", "val")}
+    (folder / "annotations").mkdir()
+    for split, own in masks.items():
+        coco.write(folder / "annotations" / f"instances_{split}2017.json", marked(own, file_name), NAMES)
+        (folder / "annotations" / f"captions_{split}2017.json").write_text('{"images": [], "annotations": []}')
+    return masks
+
+
+def make_labelme(folder: Path) -> dict[str, dict]:
+    masks = {s: draw(folder, f"{s}/a.png", f"{s}/b.png") for s in ("train", "val")}
+    for split, own in masks.items():
+        labelme.write(folder / split, marked(own, file_name), NAMES)
+    return masks
+
+
+def make_cvat(folder: Path) -> dict[str, dict]:
+    masks = {s: draw(folder, f"images/{s}/a.png") for s in ("train", "val")}
+    cvat.write(
+        folder / "annotations.xml", marked(masks["train"] | masks["val"], lambda n: n.removeprefix("images/")), NAMES
+    )
+    return masks
+
+
+def make_label_studio(folder: Path) -> dict[str, dict]:
+    masks = draw(folder, "images/a.png", "images/b.png")
+    label_studio.write(
+        folder / "project-1.json", marked(masks, lambda n: f"/data/upload/1/0a1b2c3d-{file_name(n)}"), NAMES
+    )
+    return {"train": masks}
+
+
+def make_qupath(folder: Path) -> dict[str, dict]:
+    masks = draw(folder, "slides/a.tif", "slides/b.tif")
+    qupath.write(folder / "geojson", marked(masks, file_name), NAMES)
+    return {"train": masks}
+
+
+MADE = {"coco": make_coco, "labelme": make_labelme, "cvat": make_cvat, "label_studio": make_label_studio,
+        "qupath": make_qupath}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_folders_are_read_without_an_option_split_by_split(kind, tmp_path):
+    for split, masks in MADE[kind](tmp_path).items():
+        labeled = load_labeled_images(tmp_path, split="validation" if split == "val" else split)
+        check(labeled, masks)
+        tiles = LabeledTiles(labeled, (HEIGHT, WIDTH))
+        assert np.array_equal(tiles[0].mask, labeled[0].mask)
+        check(labeled.select(range(len(masks))), masks)
+        assert all(len(key) < 200 for key in dataset_contents(labeled.dataset, "image", "mask"))
+
+
+def test_annotations_may_lie_elsewhere_and_be_named(tmp_path):
+    masks = draw(tmp_path / "photos", "a.png", "sub/b.png")
+    coco.write(tmp_path / "labels.json", marked(masks), NAMES)
+    check(load_labeled_images(tmp_path / "photos", annotations=tmp_path / "labels.json"), masks)
+    labelme.write(tmp_path / "drawn", marked(masks, file_name), NAMES)
+    check(load_labeled_images(tmp_path / "photos", annotations=tmp_path / "drawn", annotation_format="labelme"), masks)
+    with pytest.raises(UserError, match="no file or folder"):
+        load_labeled_images(tmp_path / "photos", annotations=tmp_path / "nowhere.json")
+    with pytest.raises(UserError, match=r"labels.json is not in a format of annotations that is read \(cvat\)"):
+        load_labeled_images(tmp_path / "photos", annotations=tmp_path / "labels.json", annotation_format="cvat")
+    with pytest.raises(UserError, match="mask_format binary is for masks"):
+        load_labeled_images(tmp_path / "photos", annotations=tmp_path / "labels.json", mask_format="binary")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="None of the 2 pictures"):
+        load_labeled_images(tmp_path / "empty", annotations=tmp_path / "labels.json")
+
+
+def test_several_formats_are_refused_and_listed(tmp_path):
+    masks = draw(tmp_path, "a.png")
+    coco.write(tmp_path / "coco.json", marked(masks), NAMES)
+    labelme.write(tmp_path, marked(masks), NAMES)
+    with pytest.raises(UserError, match=r"several formats in .* \(labelme: .*a.json; coco: .*coco.json\); name"):
+        load_labeled_images(tmp_path)
+    check(load_labeled_images(tmp_path, annotation_format="labelme"), masks)
+    coco.write(tmp_path / "again.json", marked(masks), NAMES)
+    with pytest.raises(UserError, match="annotated twice, in .*again.json and .*coco.json"):
+        load_labeled_images(tmp_path, annotation_format="coco")
+
+
+def test_masks_are_taken_before_annotations_with_a_line(tmp_path, caplog):
+    masks = draw(tmp_path, "images/a.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.ones((HEIGHT, WIDTH), np.uint8)).save(tmp_path / "masks" / "a.png")
+    coco.write(tmp_path / "annotations.json", marked(masks), NAMES)
+    assert (load_labeled_images(tmp_path, label_names=NAMES)[0].mask == 1).all()
+    assert "annotations.json; name that by --annotations" in caplog.text
+    check(load_labeled_images(tmp_path, annotations=tmp_path / "annotations.json"), masks)
+
+
+def test_pictures_without_annotations_and_annotations_without_pictures_get_a_line(tmp_path, caplog):
+    masks = draw(tmp_path, "a.png", "b.png", "c.png")
+    masks["c.png"][:] = 0
+    gone = {"z.png": masks["a.png"]}
+    drawn = {name: masks[name] for name in ("a.png", "c.png")}
+    coco.write(tmp_path / "coco.json", marked(drawn | gone), NAMES)
+    check(load_labeled_images(tmp_path), drawn)
+    assert "1 annotated pictures are not in" in caplog.text and "z.png among them" in caplog.text
+    assert "1 pictures of" in caplog.text and "b.png among them" in caplog.text
+    assert "1 of 2 pictures have no shapes: all of their pixels are of class 'background'" in caplog.text
+
+
+def polygons(path: Path, **changes) -> Path:
+    image = {"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH} | changes
+    square = {"id": 1, "image_id": 1, "category_id": 7, "iscrowd": 0, "segmentation": [[-9, -9, 4, -9, 4, 4, -9, 4]]}
+    line = square | {"id": 2, "segmentation": []}
+    categories = [{"id": 7, "name": "cell"}, {"id": 3, "name": "vessel"}]
+    path.write_text(json.dumps({"images": [image], "annotations": [square, line], "categories": categories}))
+    return path
+
+
+def test_what_is_cut_off_or_left_out_gets_a_line(tmp_path, caplog):
+    draw(tmp_path, "a.png")
+    polygons(tmp_path / "coco.json")
+    labeled = load_labeled_images(tmp_path)
+    assert labeled.label_names == NAMES  # by the ids 3 and 7, behind the background
+    assert (labeled[0].mask[:4, :4] == 2).all() and (labeled[0].mask == 2).sum() == 16
+    assert "1 annotations without an area" in caplog.text and "1 shapes reach out of their pictures" in caplog.text
+
+
+def test_sizes_that_differ_are_refused_with_both(tmp_path):
+    draw(tmp_path, "a.png")
+    polygons(tmp_path / "coco.json", height=WIDTH, width=HEIGHT)
+    with pytest.raises(UserError, match="a.png is 16 × 12, but its annotation is 12 × 16"):
+        load_labeled_images(tmp_path)[0]
+
+
+def test_coordinates_are_of_the_picture_as_it_is_shown(tmp_path):
+    """labelme, CVAT and Label Studio show pictures with their EXIF orientation applied."""
+    stored = Image.fromarray(np.zeros((WIDTH, HEIGHT, 3), np.uint8))  # lies on its side
+    exif = Image.Exif()
+    exif[274] = 6
+    stored.save(tmp_path / "a.jpg", exif=exif)
+    polygons(tmp_path / "coco.json", file_name="a.jpg")
+    one = load_labeled_images(tmp_path)[0]
+    assert one.image.size == (WIDTH, HEIGHT) and (one.mask[:4, :4] == 2).all()
+
+
+def test_names_of_classes_may_be_given(tmp_path):
+    draw(tmp_path, "a.png")
+    polygons(tmp_path / "coco.json")
+    for names, inside, outside in ((["cell", "background"], 0, 1), (["sky", "cell"], 1, 255)):
+        labeled = load_labeled_images(tmp_path, label_names=names)
+        assert labeled.label_names == names and set(labeled[0].mask[:4, :4].ravel()) == {inside}
+        assert labeled[0].mask[-1, -1] == outside
+    with pytest.raises(UserError, match="has the label 'cell', which is no class; classes are sky, sea"):
+        load_labeled_images(tmp_path, label_names=["sky", "sea"])
+    assert load_labeled_images(tmp_path, classes=["cell", "background"])[0].mask[0, 0] == 0
+    assert load_labeled_images(tmp_path, classes=["class 0", "class 1", "class 2"])[0].mask[0, 0] == 2
+    with pytest.raises(UserError, match="has the classes background, vessel, cell, but the model has class 0"):
+        load_labeled_images(tmp_path, classes=["class 0", "class 1"])
+    (tmp_path / "id2label.json").write_text('{"0": "cell", "1": "background"}')
+    assert load_labeled_images(tmp_path)[0].mask[0, 0] == 0
+
+
+def test_a_file_of_one_split_that_is_named_is_taken_for_any(tmp_path, caplog):
+    draw(tmp_path, "a.png")
+    polygons(tmp_path / "instances_val.json")
+    assert len(load_labeled_images(tmp_path, annotations=tmp_path / "instances_val.json")) == 1
+    assert "are of the split 'validation', and are taken for 'train'" in caplog.text
+    with pytest.raises(UserError, match="no split 'train'; it has 'validation'"):
+        load_labeled_images(tmp_path)
+
+
+def test_ambiguous_names_are_refused(tmp_path):
+    draw(tmp_path, "one/a.png", "two/a.png")
+    polygons(tmp_path / "coco.json")
+    with pytest.raises(UserError, match="means a.png, which may be .*one/a.png or .*two/a.png"):
+        load_labeled_images(tmp_path)
+    polygons(tmp_path / "coco.json", file_name="two/a.png")
+    assert load_labeled_images(tmp_path)[0].name.endswith("two/a.png")
+
+
+def test_boxes_alone_are_refused(tmp_path):
+    draw(tmp_path, "images/train/a.png")
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    (tmp_path / "data.yaml").write_text(yaml.dump({"train": "images/train", "names": ["cell"]}))
+    with pytest.raises(UserError, match="data.yaml has no areas, but 1 boxes; masks need areas"):
+        load_labeled_images(tmp_path)
+
+
+def test_the_option_has_the_formats_that_are_read():
+    assert set(ANNOTATION_FORMATS) == {"auto", *READERS}
