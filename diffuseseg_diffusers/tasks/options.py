@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..images.lengths import micrometres
 from ..jobs.config import Config, exclusive, option
 from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their shared fields from here
 from ..jobs.errors import UserError
 from ..jobs.executors import check_executor
+from ..tiling.options import ReadsRasters
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -64,6 +64,8 @@ class RunsModel(Config):
 @dataclass(frozen=True, kw_only=True)
 class NamesModel(RunsModel):
     """`--model`, and how it runs."""
+
+    title = "model"
 
     model: str = option(help=MODEL, aliases=MODEL_ALIASES, reads=True)
 
@@ -173,30 +175,20 @@ class ReadsLabels(ReadsDataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsChannels(Config):
+class ReadsChannels(ReadsRasters):
     """Which channels of images are read, between which values, and at which scale large ones are cut."""
 
     title = "reading"
 
-    input_channels: tuple[str, ...] | None = option(
-        None, "Names or numbers of channels, in the model's order (default: all)."
-    )
     intensity_window: tuple[float, ...] | None = option(
         None, "Values that are black and white: low and high, for all channels or for each.", minimum=float("-inf")
     )
     intensity_percentiles: tuple[float, float] | None = option(
         None, "The same as percentiles of the images, such as 0.5 99.5.", maximum=100
     )
-    scale: float | None = option(None, "Model pixels per image pixel (default: 1).", above=0)
-    pixel_size: float | None = option(
-        None, "Side of a model pixel, in µm or with a unit: 10m.", parse=micrometres, above=0
-    )
-    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX or ZYX.")
-    slice_axis: str = option("z", "Axis along which volumes are sliced.", choices=("z", "y", "x"))
 
     def check(self) -> None:
         super().check()
-        exclusive(self, "scale", "pixel_size")
         exclusive(self, "intensity_window", "intensity_percentiles")
         if len(self.intensity_window or ()) % 2:
             raise UserError(
@@ -230,12 +222,16 @@ class Pushes(Config):
 class PushesModel(Pushes):
     """`--push_to_hub` of a model."""
 
+    title = "Hub"
+
     hub_model_id: str | None = _repository()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushesDataset(Pushes):
     """`--push_to_hub` of a dataset."""
+
+    title = "Hub"
 
     hub_dataset_id: str | None = _repository()
 

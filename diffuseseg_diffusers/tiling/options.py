@@ -36,7 +36,28 @@ class CountsObjects(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(CountsObjects):
+class ReadsRasters(Config):
+    """What of large images, volumes and images of many channels is read, and at which scale."""
+
+    title = "reading"
+
+    scale: float | None = option(None, "Model pixels per image pixel (default: as the head was fitted, or 1).", above=0)
+    pixel_size: float | None = option(
+        None, "Side of a model pixel, in µm or with a unit: 10m.", parse=micrometres, above=0
+    )
+    input_channels: tuple[str, ...] | None = option(
+        None, "Names or numbers of channels, in the model's order (default: as the head was fitted, or all)."
+    )
+    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX or ZYX.")
+    slice_axis: str = option("z", "Axis along which volumes are sliced.", choices=("z", "y", "x"))
+
+    def check(self) -> None:
+        super().check()
+        exclusive(self, "scale", "pixel_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(ReadsRasters, CountsObjects):
     """How images are shown to a model, and what is written of their masks."""
 
     title = "reading"
@@ -50,15 +71,6 @@ class Reading(CountsObjects):
     )
     tile_overlap: float = option(0.25, "Fraction of a tile that the next one covers too.", maximum=0.75)
     blend: str = option("gaussian", "Blending of overlapping tiles.", choices=BLENDS)
-    scale: float | None = option(None, "Model pixels per image pixel (default: as the head was fitted, or 1).", above=0)
-    pixel_size: float | None = option(
-        None, "Side of a model pixel, in µm or with a unit: 10m.", parse=micrometres, above=0
-    )
-    input_channels: tuple[str, ...] | None = option(
-        None, "Names or numbers of channels, in the model's order (default: as fitted)."
-    )
-    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX or ZYX.")
-    slice_axis: str = option("z", "Axis along which volumes are sliced.", choices=("z", "y", "x"))
     max_memory: float = option(1.0, "Memory limit in GiB for a block of a large image and its tiles.", above=0)
     mask_size: tuple[int, int] | None = option(
         None, "Height and width of the masks in pixels (default: those of the images).", minimum=1
@@ -67,6 +79,5 @@ class Reading(CountsObjects):
 
     def check(self) -> None:
         super().check()
-        exclusive(self, "scale", "pixel_size")
         if self.tile and self.mask_size:
             raise UserError("Masks of tiles have the size of the image; leave --mask_size out.")

@@ -30,5 +30,5 @@ def test_each_process_sees_another_gpu_and_has_the_same_command_line(monkeypatch
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = Drawing(output_dir=tmp_path, tasks=4, overwrite=True)
     assert share_work(config, "draw", lambda: None)
-    assert [command for command, _ in Started.every] == [["draw", f"--output_dir={tmp_path}", "--tasks=4"]] * 3
+    assert [command for command, _ in Started.every] == [["draw", "--tasks=4", f"--output_dir={tmp_path}"]] * 3
     assert [(env[WORKER], env["CUDA_VISIBLE_DEVICES"]) for _, env in Started.every] == [*zip("123", "101")]

@@ -114,6 +114,11 @@ def test_every_option_of_every_configuration_is_explained_and_shared_ones_alike(
     for config, _ in TASKS.values():
         options = named(config).options()
         assert all(own.help for own in options.values()) and all(o.why or o.influence for o in options.values())
+        assert all(
+            base.__dict__.get("title") or not base.__dict__.get("__annotations__")
+            for base in named(config).__mro__
+            if base.__module__.endswith("options")
+        ), "shared options stand under a heading of their own"
         for name in helps.keys() & options.keys() if "output_dir" in options else ():  # not of a single file
             helps[name].add(options[name].help)
         if "model" in options and not options["model"].positional:
