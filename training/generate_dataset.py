@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from diffuseseg_diffusers.datasets.columns import dataset_contents, describe_dataset
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.factory.sampling import call_arguments, check_generates_masks, generate_batch, sampler_for
-from diffuseseg_diffusers.factory.selection import Selection, nearest_neighbours, reference_thumbnails
+from diffuseseg_diffusers.factory.selection import nearest_neighbours, reference_thumbnails, select
 from diffuseseg_diffusers.factory.shards import PART_FILES, SHARD_FILES, Samples, part_path, write_shards, write_table
 from diffuseseg_diffusers.figures.curves import uncertainty_histogram
 from diffuseseg_diffusers.figures.pages import samples_page
@@ -116,7 +116,7 @@ def write_dataset(config: GenerateConfig, pipe: Any, references: tuple | None) -
     folder, samples = config.output_dir, Samples(config.output_dir, config.num_samples, config.batch_size)
     if references is not None:
         references = reference_thumbnails(*references, samples.image_mode)
-    kept = Selection(config.drop_uncertain, config.drop_common, config.min_distance).apply(samples, references)
+    kept = select(samples, config.drop_uncertain, config.drop_common, config.min_distance, references)
     nearest = nearest_neighbours(samples, kept, references)
     shards = write_shards(folder, samples, kept, int(config.shard_mb * 1e6))
     write_json(folder / "id2label.json", dict(enumerate(pipe.label_names)))

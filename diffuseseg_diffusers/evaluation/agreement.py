@@ -17,12 +17,8 @@ IMAGES = 8  # are enough to tell
 def measure_agreement(
     pipe: Segmenter, exact: Callable[[], Segmenter], images: Iterable[ImageInput]
 ) -> dict[str, float]:
-    """Compares the masks of a model with those of the same model in float32.
-
-    Args:
-        pipe ([`Segmenter`]): The model.
-        exact (`Callable`): Makes the one in float32, where there is something to compare.
-        images (iterable of images): What to segment, one at a time, at the size at which the model sees them.
+    """Compares the masks of a model with those of `exact`, the same in float32, made where there is something to
+    compare. Images are segmented one at a time, at the size at which the model sees them.
 
     Returns:
         `dict`: By precision, the share of the pixels whose class is that in float32; empty if it is float32 already.
@@ -32,8 +28,8 @@ def measure_agreement(
     if reduced is None:
         return {}
     models, same, pixels = (pipe, exact()), 0, 0
+    how: dict = {"mask_size": pipe.image_size, "output_type": "pt", "return_images": False}
     for i, image in enumerate(images):
-        how: dict = {"mask_size": pipe.image_size, "output_type": "pt", "return_images": False}
         # The same noise for both, if the head was fitted with fresh noise.
         found, expected = (m.segment(image, generator=torch.Generator().manual_seed(i), **how).masks[0] for m in models)
         same, pixels = same + int((found == expected).sum()), pixels + found.numel()
@@ -43,15 +39,13 @@ def measure_agreement(
 def record_agreement(
     pipe: Any, load: Callable[[torch.dtype], Any], images: Iterable[ImageInput], device: torch.device
 ) -> dict[str, float]:
-    """Compares a new head's masks in float32 with those in the precision that `auto` would take, and prints it.
-
-    The head's config keeps what was found.
+    """Compares a new head's masks in float32 with those in the precision that `auto` would take; prints the result and
+    keeps it in the head's config.
 
     Args:
-        pipe ([`HeadSegmenter`]): The model with its head.
+        pipe ([`HeadSegmenter`]): The model with its head, on `device`.
         load (`Callable`): Loads the model without a head in a precision.
         images (iterable of images): As in [`measure_agreement`].
-        device (`torch.device`): Which the model is on.
 
     Returns:
         `dict`: As [`measure_agreement`]; empty if there is nothing to compare, or no memory for a second model.
@@ -82,7 +76,7 @@ def agreement_line(agreement: Mapping[str, float]) -> str:
     """The result of [`measure_agreement`] in a sentence for each precision."""
     lines = []
     for dtype, share in agreement.items():
-        less = f", less than {AGREEMENT:.1%}: `--dtype auto` will take float32 for it" if share < AGREEMENT else ""
-        less = less if dtype == "bfloat16" else ""  # no other one is ever taken by itself
+        lowers = dtype == "bfloat16" and share < AGREEMENT  # no other one is ever taken by itself
+        less = f", less than {AGREEMENT:.1%}: `--dtype auto` will take float32 for it" if lowers else ""
         lines.append(f"Masks in {dtype} agree with float32 on {share:.3%} of the pixels{less}.")
     return "\n".join(lines)

@@ -14,22 +14,18 @@ from .evaluate import segment_rows
 
 
 RESAMPLES = 2000
+INTERVAL = (2.5, 97.5)  # percentiles
 SEED = 0
 
 
 def compare_models(
-    models: Mapping[str, Segmenter],
-    dataset: LabeledImages,
-    batch_size: int = 8,
-    show_progress: bool = True,
+    models: Mapping[str, Segmenter], dataset: LabeledImages, batch_size: int = 8, show_progress: bool = True
 ) -> list[dict]:
     """Segments labelled images with several models, in turn on every batch, and compares.
 
     Args:
         models (mapping): Name to [`Segmenter`]; all of the same classes.
-        dataset ([`LabeledImages`]): What to measure on.
-        batch_size (`int`, defaults to 8): Images that go through a model at once.
-        show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
+        dataset, batch_size, show_progress: As in [`evaluate_segmentation`].
 
     Returns:
         A `dict` for each model: `model`; `mean_iou`, `worst_class` and `worst_iou`, `per_class_iou` (class name to 0 to
@@ -41,16 +37,15 @@ def compare_models(
     Raises:
         UserError: The models have different classes.
     """
-    names = list(models)
-    classes = models[names[0]].label_names
-    for name in names[1:]:
-        if models[name].label_names != classes:
+    reference, classes = next((name, model.label_names) for name, model in models.items())
+    for name, model in models.items():
+        if model.label_names != classes:
             raise UserError(
-                f"{name} has the classes {', '.join(models[name].label_names)}, but {names[0]} has "
-                f"{', '.join(classes)}; compare models of the same classes."
+                f"{name} has the classes {', '.join(model.label_names)}, but {reference} has {', '.join(classes)}; "
+                f"compare models of the same classes."
             )
-    counts: dict[str, list] = {name: [] for name in names}
-    seconds: dict[str, list] = {name: [] for name in names}
+    counts: dict[str, list] = {name: [] for name in models}
+    seconds: dict[str, list] = {name: [] for name in models}
     with tqdm(total=len(dataset), desc="Comparing", unit="image", disable=not show_progress) as bar:
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
@@ -79,9 +74,9 @@ def compare_models(
             {
                 "model": name,
                 "mean_iou": mean,
-                "interval": interval(resampled),
+                "interval": np.percentile(resampled, INTERVAL).tolist(),
                 "difference": mean - first[0],
-                "difference_interval": interval(resampled - first[1]),
+                "difference_interval": np.percentile(resampled - first[1], INTERVAL).tolist(),
                 "worst_class": classes[worst],
                 "worst_iou": float(iou[worst]),
                 "per_class_iou": {n: None if np.isnan(x) else float(x) for n, x in zip(classes, iou)},
@@ -105,11 +100,6 @@ def class_iou(counts: np.ndarray) -> np.ndarray:
     both, own, found = np.moveaxis(counts, -2, 0)
     with np.errstate(invalid="ignore"):
         return both / (own + found - both)
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """The central 95 % interval of samples."""
-    return [float(x) for x in np.percentile(values, [2.5, 97.5])]
 
 
 def format_comparison(results: Sequence[dict]) -> str:

@@ -57,14 +57,8 @@ def fit_decisions(
         rest = iter(images)
         while some := list(islice(rest, batch_size)):
             noise = [torch.Generator().manual_seed(mixed_seed(0, len(parts) + i)) for i in range(len(some))]
-            given = {
-                "mask_size": size,
-                "generator": noise,
-                "output_type": "pt",
-                "return_probabilities": True,
-                "return_images": False,
-            }
-            found = model.segment(some, len(some), **given).probabilities
+            given = dict(generator=noise, output_type="pt", return_probabilities=True, return_images=False)
+            found = model.segment(some, len(some), size, **given).probabilities
             parts += [p.flatten(1)[:, ::step].float().clone() for p in found]  # [C,P]; a slice would keep all
             bar.update(len(some))
     return expected_decisions(torch.cat(parts, dim=1))

@@ -23,18 +23,12 @@ from ..tiling.tiles import choose_tiling, segment_tiled
 
 @dataclass
 class Example:
-    """An evaluated image.
-
-    Args:
-        image (`PIL.Image.Image`): The input.
-        reference (`np.ndarray`), prediction (`np.ndarray`): `[H, W]` uint8 class ids.
-        uncertainty (`np.ndarray`, *optional*): `[H, W]` float32 in nats; tiles that are not blended have none.
-    """
+    """An evaluated image."""
 
     image: PIL.Image.Image
-    reference: np.ndarray
-    prediction: np.ndarray
-    uncertainty: np.ndarray | None
+    reference: np.ndarray  # [H,W] uint8 class ids
+    prediction: np.ndarray  # [H,W] uint8 class ids
+    uncertainty: np.ndarray | None  # [H,W] float32 in nats; tiles that are not blended have none
 
 
 def evaluate_segmentation(
@@ -119,20 +113,11 @@ def _most_redundant(examples: dict[int, Example], ignore_index: int, spread: set
 def segment_rows(
     pipe: Segmenter, rows: Sequence[LabeledImage], batch_size: int, tiled: bool
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Mask and uncertainty of each image; those that `diffuseseg segment` would cut into tiles are cut, unless they
-    are tiles themselves.
-
-    Args:
-        pipe ([`Segmenter`]): The model.
-        rows (sequence of [`LabeledImage`]): The images.
-        batch_size (`int`): Images that go through the model at once.
-        tiled (`bool`): Whether large ones are cut.
-    """
+    """Mask and uncertainty of each image; if `tiled`, those are cut that `diffuseseg segment` would cut into tiles."""
     found: dict[int, tuple] = {}
     for i, row in enumerate(rows if tiled else ()):
-        raster: Raster
         if isinstance(row.image, PIL.Image.Image):
-            raster = PictureRaster(row.image, row.name)
+            raster: Raster = PictureRaster(row.image, row.name)
         else:
             raster = ArrayRaster(row.image.transpose(2, 0, 1), row.name)
         tiling = choose_tiling(pipe, raster)

@@ -59,11 +59,7 @@ def sampler_for(pipe: Generator, name: str | None, num_inference_steps: int) -> 
 
 
 def check_generates_masks(pipe: object, name: str) -> None:
-    """Refuses a model that generates no images, or no masks that fit into eight bits.
-
-    Args:
-        pipe: As loaded.
-        name (`str`): For messages.
+    """Refuses a model, by its name in messages, that generates no images, or no masks that fit into eight bits.
 
     Raises:
         UserError: It generates no images or images of many channels, has no segmentation head, or too many classes.
@@ -72,15 +68,16 @@ def check_generates_masks(pipe: object, name: str) -> None:
         raise UserError(f"{name} segments images, but generates none; give a diffusion model with a segmentation head.")
     if pipe.segmentation_head is None:
         raise UserError(f"{name} has no segmentation head, and would give no masks; fit one: `diffuseseg fit`.")
-    if pipe.segmentation_head.config.in_channels not in (1, 3):
+    head = pipe.segmentation_head.config
+    if head.in_channels not in (1, 3):
         raise UserError(
-            f"{name} generates images of {pipe.segmentation_head.config.in_channels} channels, which image files of a "
-            f'dataset do not hold; in Python, pipe(…, output_type="np") gives them as arrays.'
+            f"{name} generates images of {head.in_channels} channels, which image files of a dataset do not hold; in "
+            f'Python, pipe(…, output_type="np") gives them as arrays.'
         )
-    if pipe.segmentation_head.config.num_classes > MAX_CLASSES:
+    if head.num_classes > MAX_CLASSES:
         raise UserError(
-            f"The head of {name} has {pipe.segmentation_head.config.num_classes} classes, but masks hold at most "
-            f"{MAX_CLASSES}; fit one with fewer."
+            f"The head of {name} has {head.num_classes} classes, but masks hold at most {MAX_CLASSES}; fit one with "
+            f"fewer."
         )
 
 
@@ -94,7 +91,7 @@ def call_arguments(
     """What a pipeline's call takes for the images of given indices, beside generators and steps.
 
     Args:
-        pipe: As loaded.
+        pipe ([`DiffuseSegPipeline`] or [`ComposedDiffuseSegPipeline`]): With a head.
         prompts (sequence of `str`): Image `i` gets prompt `i` modulo their number.
         guidance_scale (`float`, *optional*), resolution (two `int`, *optional*), negative_prompt (`str`, *optional*):
             As the call takes them; its defaults if not given.
@@ -103,11 +100,11 @@ def call_arguments(
         UserError: The pipeline needs prompts and there are none, or it does not take what was given.
     """
     takes = inspect.signature((pipe.base if isinstance(pipe, ComposedDiffuseSegPipeline) else pipe).__call__).parameters
-    fixed: dict[str, Any] = {"guidance_scale": guidance_scale}
-    fixed |= dict(zip(("height", "width"), resolution)) if resolution else {}
+    height, width = resolution or (None, None)
+    fixed: dict[str, Any] = {"guidance_scale": guidance_scale, "height": height, "width": width}
     fixed = {name: value for name, value in fixed.items() if value is not None}
-    given = {**fixed, **({"prompt": prompts} if prompts else {}), **({"negative_prompt": 1} if negative_prompt else {})}
-    if unknown := sorted(given.keys() - takes.keys()):
+    given = {*fixed, *(["prompt"] if prompts else []), *(["negative_prompt"] if negative_prompt else [])}
+    if unknown := sorted(given - takes.keys()):
         raise UserError(f"{type(pipe.denoiser).__name__} takes no {' and no '.join(unknown)}; leave that out.")
     if "prompt" in takes and not prompts:
         raise UserError("This model generates from prompts; give --prompt or --prompts_file.")
@@ -142,11 +139,10 @@ def generate_batch(
     features if the head was fitted with fresh noise.
 
     Args:
-        pipe ([`DiffuseSegPipeline`] or [`ComposedDiffuseSegPipeline`]): With a head.
+        pipe, num_inference_steps, masks_while_sampling: As in [`call_arguments`] and [`DiffuseSegPipeline.__call__`].
         batch (`int`): Number of the batch; it holds the images `batch * batch_size` and following.
         batch_size (`int`): Images in a batch.
         seed (`int`): Of the run.
-        num_inference_steps (`int`), masks_while_sampling (`bool`): As in [`DiffuseSegPipeline.__call__`].
         image_format (`str`, defaults to `"png"`): One of `IMAGE_FORMATS`.
         arguments (`Callable`, *optional*): Of [`call_arguments`]; only the number of images if not given.
 

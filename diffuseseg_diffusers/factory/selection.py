@@ -1,8 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Which generated samples are kept: certain ones, rare classes, no duplicates."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import PIL.Image
 from datasets import Dataset
@@ -29,12 +27,7 @@ def thumbnails(samples: Samples, indices: np.ndarray) -> np.ndarray:
 
 
 def reference_thumbnails(dataset: Dataset, column: str, mode: str) -> np.ndarray:
-    """Training images for [`distances`], `[M, D]`.
-
-    Args:
-        dataset (`datasets.Dataset`), column (`str`): As [`load_unlabeled`] returns them.
-        mode (`str`): "L" or "RGB", that of the samples.
-    """
+    """Training images of [`load_unlabeled`] for [`distances`], `[M, D]`, in the mode of the samples, "L" or "RGB"."""
     images = (decode_cell(row[column], f"row {i}")[0] for i, row in enumerate(dataset))
     return np.stack([thumbnail(x, mode) for x in tqdm(images, "Training images", len(dataset), leave=False)])
 
@@ -85,11 +78,7 @@ def keep_distinct(
 ) -> np.ndarray:
     """Leaves out images that are nearer than `least` to a reference, or to one that is kept and comes before.
 
-    Args:
-        images (`np.ndarray`): `[N, D]` of [`thumbnail`], all samples.
-        kept (`np.ndarray`): `[n]` indices.
-        least (`float`): See [`distances`].
-        references (`np.ndarray`, *optional*): `[M, D]`, of training images.
+    `images` are `[N, D]` of [`thumbnail`] of all samples, `kept` `[n]` indices, `references` `[M, D]` training images.
     """
     if references is not None:
         kept = kept[distances(images[kept], references) >= least]
@@ -100,58 +89,42 @@ def keep_distinct(
     return np.array(distinct, dtype=int)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What is left out of a set of samples.
+def select(
+    samples: Samples,
+    drop_uncertain: float = 0.0,
+    drop_common: float = 0.0,
+    min_distance: float = 0.0,
+    references: np.ndarray | None = None,
+) -> np.ndarray:
+    """Indices of the samples that are kept, `[n]`, ascending.
 
     Args:
+        samples ([`Samples`]): All there are.
         drop_uncertain (`float`, defaults to 0): The most uncertain fraction, see [`keep_certain`].
         drop_common (`float`, defaults to 0): The fraction that shows the least of rare classes, [`keep_balanced`].
         min_distance (`float`, defaults to 0): Images nearer than this to others, see [`keep_distinct`].
+        references (`np.ndarray`, *optional*): `[M, D]` of [`thumbnail`], images of the training set.
+
+    Raises:
+        UserError: None is kept.
     """
-
-    drop_uncertain: float = 0.0
-    drop_common: float = 0.0
-    min_distance: float = 0.0
-
-    def __post_init__(self):
-        for name in ("drop_uncertain", "drop_common"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name} is a fraction from 0 to below 1, got {getattr(self, name)}.")
-
-    def apply(self, samples: Samples, references: np.ndarray | None = None) -> np.ndarray:
-        """Indices of the samples that are kept, `[n]`, ascending.
-
-        Args:
-            samples ([`Samples`]): All there are.
-            references (`np.ndarray`, *optional*): `[M, D]` of [`thumbnail`], images of the training set.
-
-        Raises:
-            UserError: None is kept.
-        """
-        kept = keep_certain(samples, np.arange(samples.num_samples), self.drop_uncertain)
-        if self.drop_common and len(kept):
-            kept = keep_balanced(samples, kept, self.drop_common)
-        if self.min_distance and len(kept):
-            images = thumbnails(samples, np.arange(samples.num_samples))
-            kept = keep_distinct(images, kept, self.min_distance, references)
-        if not len(kept):
-            raise UserError(
-                f"Nothing of {samples.num_samples} images would be left with --drop_uncertain {self.drop_uncertain}, "
-                f"--drop_common {self.drop_common} and --min_distance {self.min_distance}; the batches are kept."
-            )
-        return kept
+    kept = keep_certain(samples, np.arange(samples.num_samples), drop_uncertain)
+    if drop_common and len(kept):
+        kept = keep_balanced(samples, kept, drop_common)
+    if min_distance and len(kept):
+        images = thumbnails(samples, np.arange(samples.num_samples))
+        kept = keep_distinct(images, kept, min_distance, references)
+    if not len(kept):
+        raise UserError(
+            f"Nothing of {samples.num_samples} images would be left with --drop_uncertain {drop_uncertain}, "
+            f"--drop_common {drop_common} and --min_distance {min_distance}; the batches are kept."
+        )
+    return kept
 
 
 def nearest_neighbours(samples: Samples, kept: np.ndarray, references: np.ndarray | None = None) -> dict[str, dict]:
-    """How far the samples that are kept are from each other and from training images.
-
-    Args:
-        samples ([`Samples`]), kept (`np.ndarray`), references (`np.ndarray`, *optional*): See [`Selection.apply`].
-
-    Returns:
-        `dict`: `median` and `least` of the [`distances`] for each pair of sets that there is.
-    """
+    """How far the samples that are kept are from each other and from training images, see [`select`]: `median` and
+    `least` of the [`distances`] for each pair of sets that there is."""
     some, measured = thumbnails(samples, kept[:COMPARED]), {}
     if len(some) > 1:
         measured["generated to generated"] = distances(some, some, skip_self=True)

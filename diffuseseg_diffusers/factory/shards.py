@@ -19,15 +19,8 @@ from ..jobs.files import atomic_file
 from ..jobs.parts import PARTS
 
 
-FEATURES = Features(
-    {
-        "image": Image(),
-        "mask": Image(),
-        "uncertainty": Value("float32"),
-        "seed": Value("int64"),
-        "index": Value("int64"),
-    }
-)
+NUMBERS = {"uncertainty": Value("float32"), "seed": Value("int64"), "index": Value("int64")}
+FEATURES = Features({"image": Image(), "mask": Image(), **NUMBERS})
 # Of a batch: the columns of the dataset, and the number of pixels of each class.
 PART_SCHEMA = FEATURES.arrow_schema.append(pa.field("pixels", pa.list_(pa.int64())))
 PROMPT = pa.field("prompt", pa.string())  # a further column, of images that were made from prompts
@@ -48,13 +41,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 class Samples:
-    """The samples of a finished set of batches, by index; of all of them, only small numbers are held in memory.
-
-    Args:
-        folder (`Path`): Of the run.
-        num_samples (`int`): How many there are; the last batch may hold more.
-        batch_size (`int`): How many are in a batch.
-    """
+    """The first `num_samples` of a run's finished batches, by index; only small numbers of all are held in memory."""
 
     def __init__(self, folder: Path, num_samples: int, batch_size: int):
         self.folder, self.num_samples, self.batch_size = folder, num_samples, batch_size
@@ -89,11 +76,10 @@ class Samples:
 
     def encoded_sizes(self) -> np.ndarray:
         """How many bytes the image and the mask of each sample take together, `[N]`."""
-        sizes = []
+        sizes: list[int] = []
         for group in self.groups(np.arange(self.num_samples)):
-            table = self.rows(group, ["image", "mask"])
-            cells = zip(table["image"].to_pylist(), table["mask"].to_pylist())
-            sizes += [len(image["bytes"]) + len(mask["bytes"]) for image, mask in cells]
+            rows = self.rows(group, ["image", "mask"]).to_pylist()
+            sizes += [len(row["image"]["bytes"]) + len(row["mask"]["bytes"]) for row in rows]
         return np.array(sizes)
 
     @staticmethod
@@ -103,13 +89,9 @@ class Samples:
 
 
 def write_shards(folder: Path, samples: Samples, kept: np.ndarray, shard_bytes: int) -> list[dict]:
-    """Writes the samples that are kept, in order, to `data/train-*.parquet`; shards that are there already stay.
+    """Writes the samples at the ascending indices `kept` to `data/train-*.parquet`; shards that are there already stay.
 
-    Args:
-        folder (`Path`): Of the run.
-        samples ([`Samples`]): All there are.
-        kept (`np.ndarray`): `[n]` indices, ascending.
-        shard_bytes (`int`): A shard ends with the sample that makes its images and masks as large as this.
+    A shard ends with the sample that makes its images and masks as large as `shard_bytes`.
 
     Returns:
         `list[dict]`: `file`, `rows`, `bytes` and `sha256` of each shard.
@@ -127,10 +109,8 @@ def write_shards(folder: Path, samples: Samples, kept: np.ndarray, shard_bytes: 
             with atomic_file(path) as partial, pq.ParquetWriter(partial, features.arrow_schema) as writer:
                 for group in samples.groups(indices):
                     writer.write_table(samples.rows(group, list(features)).cast(features.arrow_schema))
-        digest = hashlib.sha256()
         with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+            digest = hashlib.file_digest(file, "sha256")
         size = path.stat().st_size
         shards.append({"file": f"data/{path.name}", "rows": len(indices), "bytes": size, "sha256": digest.hexdigest()})
     return shards

@@ -14,12 +14,7 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 
 
 def uncertainty_histogram(scores: np.ndarray, kept: np.ndarray) -> Figure:
-    """Histogram of the uncertainty of generated images, kept and dropped.
-
-    Args:
-        scores (`np.ndarray`): `[N]`, uncertainty of each image in nats.
-        kept (`np.ndarray`): Indices of those that were kept.
-    """
+    """Histogram of the uncertainty `[N]` of generated images in nats; those at the indices `kept` were not dropped."""
     figure = Figure(figsize=(6, 3), dpi=150, layout="constrained")
     axis = figure.subplots()
     bins = np.linspace(0, max(scores.max(), 1e-6), 41)
@@ -38,9 +33,6 @@ def training_curves(entries: Sequence[dict]) -> Figure:
         entries (sequence of `dict`):
             Lines of `train_log.jsonl`: `step` with `loss`, or with the held-out losses `validation` and
             `train_sample`, one for each range of timesteps.
-
-    Returns:
-        `matplotlib.figure.Figure`, to save with `savefig`.
     """
     figure = Figure(figsize=(10, 3.6), dpi=150, layout="constrained")
     over_steps, by_timestep = figure.subplots(1, 2)
@@ -48,9 +40,8 @@ def training_curves(entries: Sequence[dict]) -> Figure:
     if trained:
         steps, losses = map(np.array, zip(*trained))
         width = max(1, len(losses) // 50)
-        smooth = np.convolve(
-            np.pad(losses, (width // 2, width - 1 - width // 2), "edge"), np.ones(width) / width, "valid"
-        )
+        padded = np.pad(losses, (width // 2, width - 1 - width // 2), "edge")
+        smooth = np.convolve(padded, np.ones(width) / width, "valid")
         over_steps.plot(steps, losses, color="0.8", linewidth=0.6)
         over_steps.plot(steps, smooth, color="#0072B2", label="training batches")
         over_steps.set_ylim(0.9 * smooth.min(), max(2 * smooth[len(smooth) // 3 :].max(), 1.1 * smooth.min()))
@@ -121,9 +112,7 @@ def label_curves(methods: Mapping[str, Sequence[dict]]) -> Figure:
     figure = Figure(figsize=(5, 3.4), dpi=150, layout="constrained")
     axis = figure.subplots()
     for (name, rows), color, marker in zip(methods.items(), PALETTE, "osD^v"):
-        counts, mean, least, most = (
-            np.array([r[k] for r in rows]) for k in ("labelled_images", "mean", "least", "most")
-        )
+        counts, mean, least, most = ([r[k] for r in rows] for k in ("labelled_images", "mean", "least", "most"))
         axis.fill_between(counts, least, most, color=color, alpha=0.15, linewidth=0)
         axis.plot(counts, mean, f"{marker}-", color=color, markersize=4, label=name)
     axis.set(xlabel="labelled images", ylabel="mean IoU on test images", xscale="log")
@@ -157,11 +146,7 @@ def corruption_curves(rows: Sequence[dict], clean: float) -> Figure:
 
 
 def accuracy_over_speed(results: Sequence[dict]) -> Figure:
-    """Mean IoU of models over the time that they take for an image, with intervals.
-
-    Args:
-        results (sequence of `dict`): Of [`compare_models`].
-    """
+    """Mean IoU of models over the time that they take for an image, with intervals; `results` of [`compare_models`]."""
     figure = Figure(figsize=(5.4, 3.4), dpi=150, layout="constrained")
     axis = figure.subplots()
     for i, r in enumerate(results):

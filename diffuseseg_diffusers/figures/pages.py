@@ -32,9 +32,6 @@ def examples_page(
         examples (sequence of [`Example`]): What to show.
         label_names (sequence of `str`), palette (sequence of `[red, green, blue]`): The classes.
         ignore_index (`int`, defaults to 255): Reference pixels that count as no error.
-
-    Returns:
-        `matplotlib.figure.Figure`, to save with `savefig`.
     """
     titles = ["image", "reference", "prediction", "errors", "uncertainty"]
     maps = [e.uncertainty for e in examples if e.uncertainty is not None]
@@ -73,9 +70,6 @@ def samples_page(
         images (sequence of `PIL.Image.Image`): Generated or real ones.
         masks (sequence of `PIL.Image.Image` or `np.ndarray`): Class ids, as the pipeline returns them.
         label_names (sequence of `str`), palette (sequence of `[red, green, blue]`): The classes.
-
-    Returns:
-        `matplotlib.figure.Figure`, to save with `savefig`.
     """
     rows = []
     for image, mask in zip(images, masks):
@@ -99,9 +93,6 @@ def contact_sheet(
         tested (sequence of [`Example`]): Unseen images.
         generated (sequence of `(image, mask)`): From the pipeline.
         label_names (sequence of `str`), palette (sequence of `[red, green, blue]`): The classes.
-
-    Returns:
-        `matplotlib.figure.Figure`, to save with `savefig`.
     """
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(palette)] = palette
@@ -109,22 +100,11 @@ def contact_sheet(
     def column(image: PIL.Image.Image, *masks: np.ndarray | PIL.Image.Image) -> list[Panel]:
         return [(np.asarray(to_eight_bit(image)), ""), *[(colors[np.asarray(mask)], "") for mask in masks]]
 
+    tests = [column(e.image, e.reference, e.prediction) for e in tested]
     blocks = [
-        (
-            f"{len(labeled)} labelled images",
-            ["image", "mask"],
-            [column(image, mask) for image, mask in labeled],
-        ),
-        (
-            f"{len(tested)} unseen images",
-            ["image", "reference", "prediction"],
-            [column(e.image, e.reference, e.prediction) for e in tested],
-        ),
-        (
-            f"{len(generated)} generated images",
-            ["image", "mask"],
-            [column(image, mask) for image, mask in generated],
-        ),
+        (f"{len(labeled)} labelled images", ["image", "mask"], [column(*pair) for pair in labeled]),
+        (f"{len(tested)} unseen images", ["image", "reference", "prediction"], tests),
+        (f"{len(generated)} generated images", ["image", "mask"], [column(*pair) for pair in generated]),
     ]
     blocks = [b for b in blocks if b[2]]
     width = max(len(columns) for _, _, columns in blocks)
@@ -166,19 +146,17 @@ def cluster_page(
     for number, (part, image) in enumerate(zip(figure.subfigures(1, len(images), squeeze=False)[0], images)):
         axes = part.subplots(len(blocks), len(steps) + 1, squeeze=False)
         for i, block in enumerate(blocks):
-            if i == 0:
-                axes[i, 0].imshow(np.asarray(to_eight_bit(image)), cmap="gray")
-            else:
-                axes[i, 0].axis("off")
             if number == 0:
                 axes[i, 1].set_ylabel(f"block {block}", fontsize=7)
             for j, t in enumerate(steps):
                 axes[i, j + 1].imshow(colors[maps[block, t][number]], interpolation="nearest")
-                if i == 0:
-                    axes[i, j + 1].set_title(f"t = {t}", fontsize=7, pad=2)
+        axes[0, 0].imshow(np.asarray(to_eight_bit(image)), cmap="gray")
+        for axis in axes[1:, 0]:
+            axis.axis("off")
+        for axis, t in zip(axes[0, 1:], steps):
+            axis.set_title(f"t = {t}", fontsize=7, pad=2)
         for axis in axes.flat:
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
     return figure
 
 
@@ -223,8 +201,7 @@ def _grid(
                 vmax=(top or 1) if heat else 255,
                 interpolation="nearest" if max(array.shape) < 512 else "antialiased",
             )
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             axis.set_title(caption, fontsize=6, pad=2)
             if shown is not None and j >= shown:
                 axis.axis("off")

@@ -14,21 +14,12 @@ FIGURES = {
         "blocks-timesteps": lambda report: block_curves(report.rows),
         "blocks-timesteps-map": lambda report: block_heat_map(report.rows),
     },
-    "clusters": {
-        "clusters": lambda report: cluster_page(
-            report.shown["images"], report.shown["maps"], report.rows[0]["num_clusters"]
-        ),
-    },
+    "clusters": {"clusters": lambda report: cluster_page(**report.shown, num_clusters=report.rows[0]["num_clusters"])},
     "labels": {"labels": lambda report: label_curves({"diffusion features": report.rows})},
     "corruptions": {"corruptions": lambda report: corruption_curves(report.rows, report.shown["clean"])},
 }
 
 
 def study_figures(name: str, report: StudyReport) -> dict[str, Figure]:
-    """Figures of a study, by name; none for those that are a table alone.
-
-    Args:
-        name (`str`): Of the study, a key of `STUDIES`.
-        report ([`StudyReport`]): What it found.
-    """
+    """Figures of the study of that name, a key of `STUDIES`, by name; none for those that are a table alone."""
     return {title: draw(report) for title, draw in FIGURES.get(name, {}).items()}

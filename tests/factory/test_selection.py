@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffuseseg_diffusers.factory.selection import (
-    Selection,
     distances,
     keep_balanced,
     keep_certain,
     keep_distinct,
     nearest_neighbours,
     reference_thumbnails,
+    select,
     thumbnail,
 )
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -70,7 +70,7 @@ def test_distances_are_the_plain_formula(n, m, seed):
 
 def test_a_selection_goes_through_all_criteria_and_says_when_nothing_is_left(tmp_path):
     samples = write_parts(tmp_path, 10, 4)
-    kept = Selection(drop_uncertain=0.2, drop_common=0.25, min_distance=1e-6).apply(samples)
+    kept = select(samples, drop_uncertain=0.2, drop_common=0.25, min_distance=1e-6)
     assert len(kept) == 6 and (np.diff(kept) > 0).all()
     rows = Dataset.from_dict({"image": [draw_cell(i) for i in range(2)]})
     references = reference_thumbnails(rows, "image", samples.image_mode)
@@ -79,6 +79,4 @@ def test_a_selection_goes_through_all_criteria_and_says_when_nothing_is_left(tmp
     duplicates = [i for i in kept if i < 2]
     assert (nearest["generated to training"]["least"] < 1e-3) == bool(duplicates)
     with pytest.raises(UserError, match="Nothing of 10 images would be left"):
-        Selection(min_distance=0.5).apply(samples, references)
-    with pytest.raises(UserError, match="--drop_common is a fraction from 0 to below 1, got 1"):
-        Selection(drop_common=1)
+        select(samples, min_distance=0.5, references=references)
