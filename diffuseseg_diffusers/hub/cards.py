@@ -28,8 +28,8 @@ def render(
     template: str,
     data: Mapping[str, Any],
     repo_id: str,
-    license: str | None,
-    own: ModelCard | DatasetCard | None,
+    license: str | None = None,
+    own: ModelCard | DatasetCard | None = None,
     **values: Any,
 ) -> ModelCard | DatasetCard:
     """Fills in one of the templates of `hub_cards`.

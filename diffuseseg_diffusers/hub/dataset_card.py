@@ -74,12 +74,7 @@ class DatasetSplit:
 
 
 def dataset_card(
-    folder: Path,
-    files: dict[str, Path | bytes],
-    parts: Sequence[DatasetSplit],
-    repo_id: str,
-    license: str | None,
-    own: DatasetCard | None,
+    folder: Path, files: dict[str, Path | bytes], parts: Sequence[DatasetSplit], repo_id: str, **given: Any
 ) -> DatasetCard:
     """The card of a dataset: what is in it, with a page of images, which is added to `files`.
 
@@ -87,7 +82,7 @@ def dataset_card(
         folder (`Path`): What is described.
         files (`dict`): What goes with it, see [`dataset_files`]; gets the page of images.
         parts (sequence of [`DatasetSplit`]): What [`read_parts`] found in the folder.
-        repo_id, license, own: See [`pipeline_card`].
+        repo_id, **given: `license` and `own` too, of [`render`].
     """
     labeled = next((part for part in parts if part.is_labeled), None)
     classes, shares_of, samples = [], None, samples_name(files)
@@ -113,7 +108,7 @@ def dataset_card(
         DatasetCard,
         "dataset_card.md",
         data,
-        *(repo_id, license, own),
+        repo_id,
         samples=samples if samples in files else None,
         parts=parts,
         classes=classes,
@@ -121,6 +116,7 @@ def dataset_card(
         labeled_part=labeled,
         facts=_generation_facts(**made) if made.get("result") else {},
         uncertainty="uncertainty.png" if "uncertainty.png" in files else None,
+        **given,
     )
 
 

@@ -35,9 +35,7 @@ def pipeline_card(
     training: Mapping,
     fitting: Mapping,
     evaluations: Sequence[Mapping],
-    repo_id: str,
-    license: str | None,
-    own: ModelCard | None,
+    **given: Any,
 ) -> ModelCard:
     """The card of a pipeline.
 
@@ -45,9 +43,8 @@ def pipeline_card(
         pipe ([`DiffuseSegPipeline`]): What is described.
         files (mapping): What goes with it.
         training, fitting (mapping): Content of `training_state.json` and `head_training.json`, empty if not there.
-        evaluations (sequence of `dict`), license (`str`, *optional*): See [`push_folder`].
-        repo_id (`str`): Where it will be.
-        own (`ModelCard`, *optional*): What the user wrote, see [`render`].
+        evaluations (sequence of `dict`): See [`push_folder`].
+        **given: `repo_id`, `license` and `own` of [`render`].
     """
     unet, head = pipe.unet, None if pipe.segmentation_head is None else pipe.segmentation_head.config
     height, width = image_size(unet)
@@ -79,7 +76,7 @@ def pipeline_card(
         facts | _fitting_facts(head, fitting) if head else facts,
         [training.get("dataset"), fitting.get("dataset")],
         [*evaluations, *_validation(fitting)],
-        *(repo_id, license, own),
+        **given,
         head=head,
         image_kind=f"{kind} of {width} × {height} pixels" + (" and any other size" if head else ""),
         carries_code="pipeline_diffuseseg.py" in files,
@@ -92,12 +89,7 @@ def pipeline_card(
 
 
 def head_card(
-    head: PixelClassifierEnsemble,
-    fitting: Mapping,
-    evaluations: Sequence[Mapping],
-    repo_id: str,
-    license: str | None,
-    own: ModelCard | None,
+    head: PixelClassifierEnsemble, fitting: Mapping, evaluations: Sequence[Mapping], **given: Any
 ) -> ModelCard:
     """The card of a head alone, which names the `base` of its config; other arguments as in [`pipeline_card`]."""
     config, base = head.config, head.config.base
@@ -115,7 +107,7 @@ def head_card(
         facts | _fitting_facts(config, fitting),
         [fitting.get("dataset")],
         [*evaluations, *_validation(fitting)],
-        *(repo_id, license, own),
+        **given,
         head=config,
         base=base,
         takes_prompt=base["pipeline"] not in WITHOUT_PROMPT,
@@ -123,7 +115,7 @@ def head_card(
     )
 
 
-def student_card(folder: Path, repo_id: str, license: str | None = None, own: ModelCard | None = None) -> ModelCard:
+def student_card(folder: Path, **given: Any) -> ModelCard:
     """The card of a student that `train-student` left in a folder; other arguments as in [`pipeline_card`]."""
     record, config = read_json(folder / STUDENT_RECORD), read_json(folder / "config.json")
     dataset, real, unlabeled = (record.get(f"{kind}_dataset") for kind in ("train", "real", "unlabeled"))
@@ -141,9 +133,8 @@ def student_card(folder: Path, repo_id: str, license: str | None = None, own: Mo
         "and real ones": describe_images(real, record.get("num_real_images")),
         "images without labels": describe_images(unlabeled, record.get("num_unlabeled_images")),
         "their soft targets": f"by {record['teacher']}" if record.get("teacher") else None,
-        "class of a pixel": "the one that raises mean IoU most, with DiffuseSeg; the likeliest, with other libraries"
-        if record.get("decisions")
-        else None,
+        "class of a pixel": record.get("decisions")
+        and "the one that raises mean IoU most, with DiffuseSeg; the likeliest, with other libraries",
         "training": f"{len(record['epochs'])} epochs in {describe_duration(record['seconds'])}",
         "mean IoU on held-out training data": None if validation is None else f"{validation:.4f}",
         "hardware": describe_machine(record),
@@ -158,7 +149,7 @@ def student_card(folder: Path, repo_id: str, license: str | None = None, own: Mo
         facts,
         [dataset, real, unlabeled],
         [record["evaluation"]] if record.get("evaluation") else [],
-        *(repo_id, license, own),
+        **given,
         model_type="U-Net" if is_unet else config["model_type"],
         is_unet=is_unet,
         decisions=record.get("decisions"),
@@ -187,8 +178,6 @@ def _render(
     datasets: Iterable[Mapping | None],
     evaluations: Sequence[Mapping],
     repo_id: str,
-    license: str | None,
-    own: ModelCard | None,
     **values: Any,
 ) -> ModelCard:
     """A card with what all cards of models state: datasets that are on the Hub, results, and a table of facts."""
@@ -202,7 +191,7 @@ def _render(
         "eval_results": [result for e in evaluations for result in _eval_results(e)] or None,
         **data,
     }
-    return render(ModelCard, template, data, repo_id, license, own, evaluations=evaluations, facts=facts, **values)
+    return render(ModelCard, template, data, repo_id, evaluations=evaluations, facts=facts, **values)
 
 
 def _validation(fitting: Mapping) -> list[dict]:

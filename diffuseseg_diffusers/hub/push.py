@@ -207,16 +207,17 @@ def _make_card(
     upload: Upload, folder: Path, loaded: Any, repo_id: str, license: str | None, evaluations: Sequence[Mapping]
 ) -> ModelCard | DatasetCard:
     """The card for what [`_load`] returned; that of a dataset adds a page of images to the upload."""
-    given = (repo_id, license, own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard))
+    own = own_card(folder, DatasetCard if upload.kind == "dataset" else ModelCard)
+    given: dict[str, Any] = {"repo_id": repo_id, "license": license, "own": own}
     if upload.kind == "dataset":
-        return dataset_card(upload.root, upload.files, loaded, *given)
+        return dataset_card(upload.root, upload.files, loaded, **given)
     if upload.kind == "student":
-        return student_card(folder, *given)
+        return student_card(folder, **given)
     paths = [folder / name for name in RECORDS]
     training, fitting = (without_local_paths(read_json(path)) if path.is_file() else {} for path in paths)
     if upload.kind == "head":
-        return head_card(loaded, fitting, evaluations, *given)
-    return pipeline_card(loaded, upload.files, training, fitting, evaluations, *given)
+        return head_card(loaded, fitting, evaluations, **given)
+    return pipeline_card(loaded, upload.files, training, fitting, evaluations, **given)
 
 
 def commit_upload(

@@ -155,7 +155,7 @@ def test_cards_say_how_to_install_what_can_be_installed(hub, tmp_path):
 
 def test_the_card_of_a_student_with_decisions_says_that_other_libraries_ignore_them_and_gives_the_rule(tmp_path):
     folder = saved_student(tmp_path / "student")
-    assert RULE not in student_card(folder, "alice/student").text
+    assert RULE not in student_card(folder, repo_id="alice/student").text
     student = load_pipeline(folder, device="cpu", dtype="float32")
     picture = draw((32, 32), 3)[0]
     likeliest = student.segment(picture, output_type="np", return_probabilities=True)
@@ -163,7 +163,7 @@ def test_the_card_of_a_student_with_decisions_says_that_other_libraries_ignore_t
     student.decisions = Decisions(*([x if i == rarest else y for i in range(3)] for x, y in ((0.1, 0.9), (0.01, 0.9))))
     student.save_pretrained(folder)
     write_json(folder / STUDENT_RECORD, {**read_json(folder / STUDENT_RECORD), "decisions": student.decisions.config})
-    text = student_card(folder, "alice/student").text
+    text = student_card(folder, repo_id="alice/student").text
     assert RULE in text and "each pixel gets its likeliest class" in text and 'load_pipeline("alice/student")' in text
     # The rule, and what transformers' own client does.
     ours = student.segment(picture, output_type="np").masks[0]
