@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from .errors import UserError
 
@@ -134,12 +134,6 @@ class Config:
             if own.reads and value is not None:
                 found += map(str, _each(value))
         return found
-
-    @classmethod
-    def take(cls, other: "Config", **changes: Any) -> Self:
-        """A configuration with the values of those fields of another that both have, and with changes."""
-        names = {one.name for one in fields(cls)} & {one.name for one in fields(other)}
-        return cls(**{name: getattr(other, name) for name in names} | changes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,10 +55,9 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(named, key=lambda p: int(p.name[11:]))
 
 
-def find_checkpoint(output_dir: Path, named: str | None, overwrite: bool) -> Path | None:
-    """The checkpoint to resume from, if there is one: a folder that is named, or the newest, if none or `"latest"` is
-    named and the run in the folder is not replaced."""
-    if named not in (None, LATEST):
+def find_checkpoint(output_dir: Path, named: str, overwrite: bool) -> Path | None:
+    """The checkpoint to resume from: a folder that is named; or for `"latest"`, the newest of a run that stays."""
+    if named != LATEST:
         return Path(named)
     found = checkpoints(output_dir)
     return found[-1] if found and not overwrite else None
