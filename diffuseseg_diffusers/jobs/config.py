@@ -16,35 +16,21 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a field beside its name, type and default.
+    """What is known of a field beside its name, type and default."""
 
-    Args:
-        help (`str`): One line, imperative or a noun phrase; the default is added where it is shown.
-        aliases (`tuple[str, ...]`): Further names of the option on the command line, such as `--train_data_dir`.
-        negative (`str`): Name of the option that sets a flag to `False`.
-        group (`str`): Heading in the help; that of the class (`title`) if empty.
-        choices (`tuple`): Values that are allowed; all if empty.
-        minimum, above, maximum (`float`, *optional*): Limits of the number, or of each number of a tuple.
-        parse (`Callable[[str], Any]`, *optional*): Makes the value of a word of the command line.
-        positional (`bool`): Whether the command line takes it without a name.
-        influence (`bool`): Whether results depend on the value, so that it is part of a run's identity.
-        why (`str`): Of fields without influence, why: a half-sentence for the reader of the code and the test.
-        reads (`bool`): Whether the value names files or folders that the task reads, which it must not remove.
-    """
-
-    help: str
-    aliases: tuple[str, ...] = ()
-    negative: str = ""
-    group: str = ""
-    choices: tuple = ()
-    minimum: float | None = None
+    help: str  # one line, imperative or a noun phrase; the default is added where it is shown
+    aliases: tuple[str, ...] = ()  # further names of the option on the command line, such as --train_data_dir
+    negative: str = ""  # name of the option that sets a flag to False
+    group: str = ""  # heading in the help; that of the class (`title`) if empty
+    choices: tuple = ()  # values that are allowed; all if empty
+    minimum: float | None = None  # limits of the number, or of each number of a tuple
     above: float | None = None
     maximum: float | None = None
-    parse: Callable[[str], Any] | None = None
-    positional: bool = False
-    influence: bool = True
-    why: str = ""
-    reads: bool = False
+    parse: Callable[[str], Any] | None = None  # makes the value of a word of the command line
+    positional: bool = False  # whether the command line takes it without a name
+    influence: bool = True  # whether results depend on the value, so that it is part of a run's identity
+    why: str = ""  # of fields without influence, why: a half-sentence for the reader of the code and the test
+    reads: bool = False  # whether the value names files or folders that the task reads, and must not remove
 
 
 def option(default: Any = MISSING, help: str = "", **more: Any) -> Any:

@@ -20,9 +20,7 @@ class IncompleteError(UserError):
 class StoppedError(RuntimeError):
     """A signal ended the work after a step; what was done is saved, and the same command line resumes.
 
-    Args:
-        message (`str`): What was done.
-        signal (`int`): Number of the signal; a command ends with status 128 and that.
+    A command ends with status 128 and the number of the signal.
     """
 
     def __init__(self, message: str, signal: int):

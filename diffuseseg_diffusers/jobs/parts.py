@@ -7,7 +7,7 @@ part that is missing and not locked. Without locks two processes may make the sa
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,21 +21,13 @@ POLL_SECONDS = 0.2
 
 @dataclass
 class Part:
-    """A piece of a run.
+    """A piece of a run."""
 
-    Args:
-        path (`Path`): What it makes.
-        make (`Callable`): Makes it, atomically.
-        size (`int`, defaults to 0): How far it moves the progress bar.
-        needs (sequence of `Path`): What has to be there first.
-        until (sequence of `Path`): Once one of these is there, the part is needed no more, and may be gone.
-    """
-
-    path: Path
-    make: Callable[[], None]
-    size: int = 0
-    needs: Sequence[Path] = field(default_factory=tuple)
-    until: Sequence[Path] = field(default_factory=tuple)
+    path: Path  # what it makes
+    make: Callable[[], None]  # makes it, atomically
+    size: int = 0  # how far it moves the progress bar
+    needs: Sequence[Path] = ()  # what has to be there first
+    until: Sequence[Path] = ()  # once one of these is there, the part is needed no more, and may be gone
 
     @property
     def done(self) -> bool:

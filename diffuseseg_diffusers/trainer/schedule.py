@@ -15,23 +15,14 @@ SCHEDULE_STEPS = 1_000_000  # resolution of the learning-rate schedule when it r
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run goes on, and what happens at which of its steps.
+    """How long a run goes on, and what happens at which of its steps."""
 
-    Args:
-        max_steps (`int`, *optional*): Optimisation steps, with those before resuming.
-        max_minutes (`float`, *optional*): Minutes, with those before resuming. What comes first ends the run.
-        max_grad_norm (`float`): Norm that gradients are clipped to; 0: no clipping.
-        checkpointing_steps (`int`, *optional*): Steps between checkpoints; if not given, [`Trainer.save`] is called.
-        total_limit (`int`): Number of checkpoints to keep; 0: all.
-        events (`tuple[int, ...]`): Numbers of steps after which something else happens, such as a measurement.
-    """
-
-    max_steps: int | None = None
-    max_minutes: float | None = None
-    max_grad_norm: float = 1.0
-    checkpointing_steps: int | None = None
-    total_limit: int = 1
-    events: tuple[int, ...] = ()
+    max_steps: int | None = None  # optimisation steps, with those before resuming
+    max_minutes: float | None = None  # with those before resuming; what comes first ends the run
+    max_grad_norm: float = 1.0  # norm that gradients are clipped to; 0: no clipping
+    checkpointing_steps: int | None = None  # steps between checkpoints; if not given, `Trainer.save` is called
+    total_limit: int = 1  # number of checkpoints to keep; 0: all
+    events: tuple[int, ...] = ()  # numbers of steps after which something else happens, such as a measurement
 
     def is_over(self, state: Mapping[str, Any]) -> bool:
         """Whether the steps or minutes of a run in this state are over."""

@@ -391,7 +391,7 @@ def test_bad_input_is_one_sentence(drawn, tmp_path):
     refused("There is no folder ./nowhere", "--pretrained_model_name_or_path", "./nowhere")
     refused("40 cannot be held out", "--num_validation_images", "40")
     refused("tracker nonsense is not installed", "--report_to", "tensorboard", "nonsense")
-    refused("height and width; got 3", "--resolution", "8", "8", "8")
+    refused("height and width, in pixels; got 8 8 8", "--resolution", "8", "8", "8")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refused("exists and is kept", out="mine")
