@@ -84,9 +84,11 @@ def measure_windows(
     for i in np.resize(order, min(SAMPLED, 4 * len(order))):
         raster = pictures[int(i)]
         window = _random_window(raster, (SAMPLE, SAMPLE), rng)
-        values = raster.read(int(rng.integers(raster.planes)), window)[channels.indices(raster.channels, raster.name)]
+        plane = int(rng.integers(raster.planes))
+        values = raster.read(plane, window)[channels.indices(raster.channels, raster.name)]
         flat = values.reshape(len(values), -1)
-        samples.append(flat if raster.nodata is None else flat[:, (values != raster.nodata).all(0).ravel()])
+        gaps = raster.gaps(values, plane, window)
+        samples.append(flat if gaps is None else flat[:, ~gaps.ravel()])
     return InputChannels(channels.names, percentile_windows(samples, percentiles))
 
 

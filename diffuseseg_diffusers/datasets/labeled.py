@@ -211,8 +211,6 @@ class LabeledImages:
         """A mask that is decoded whole, as it was saved, `[H, W]` or `[H, W, C]`, and its name for messages."""
         if isinstance(value, str) and value.endswith(".npy"):
             return _load_npy(value), value
-        if isinstance(value, (list, np.ndarray)):
-            return np.asarray(value), where
         image, where = decode_cell(value, where)
         values = picture_values(image, self.reader.shows_colors)
         source = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value

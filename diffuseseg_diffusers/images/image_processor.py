@@ -24,6 +24,9 @@ logger = logging.get_logger(__name__)
 
 ImageInput: TypeAlias = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
+ORIENTATION = "applied_orientation"  # where `decode_image` keeps it, in the `info` of an image
+_EXIF_ORIENTATION = 274
+
 # Okabe and Ito's colours for colour-blind readers; class 0 is the background as a rule, hence black.
 _OKABE_ITO = [(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)]
 _OKABE_ITO += [(204, 121, 167)]
@@ -77,6 +80,8 @@ def open_image(name: str | os.PathLike) -> PIL.Image.Image:
 def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: str) -> PIL.Image.Image:
     """Decodes an image file, with its EXIF orientation applied; of several pages the first, with a warning.
 
+    Its `info` has the orientation that was applied, 1 to 8, at the key `ORIENTATION`.
+
     Args:
         file (path, `io.BytesIO` or `PIL.Image.Image`): What to decode; an open image is only read, and stays as it is.
         where (`str`): What to call it in messages.
@@ -89,7 +94,7 @@ def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: 
             file.load()
             return file
         with PIL.Image.open(file) as image:
-            return PIL.ImageOps.exif_transpose(first_page(image, where))
+            return _upright(first_page(image, where))
     except PIL.Image.DecompressionBombError as error:
         raise UserError(
             f"{where} has more than {2 * PIL.Image.MAX_IMAGE_PIXELS:,} pixels, the limit that guards against crafted "
@@ -97,6 +102,18 @@ def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: 
         ) from error
     except Exception as error:  # nothing but Pillow is called here, and broken files make it raise errors of all kinds
         raise UserError(f"{where} cannot be read as an image ({_reason(error)}); repair or remove it.") from error
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A copy of an open image as viewers show it, decoded."""
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    image.load()  # turns TIFFs, and only then are all chunks of a PNG read
+    orientation = image.getexif().get(_EXIF_ORIENTATION, orientation)
+    upright = PIL.ImageOps.exif_transpose(image)
+    if image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(262) == 0:  # type: ignore
+        upright = PIL.Image.fromarray(65535 - np.asarray(upright))  # MinIsWhite, which Pillow inverts in 8 bits only
+    upright.info[ORIENTATION] = orientation
+    return upright
 
 
 def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..heads.ensemble import image_uncertainty
 from ..images.channels import InputChannels
 from ..images.formats.base import Raster, Window
-from ..images.formats.opening import is_raster, lacks_tiff, open_raster
+from ..images.formats.opening import is_raster, lost_here, open_raster
 from ..images.formats.pictures import PictureRaster
 from ..images.image_processor import mask_to_pil, open_image, overlay
 from ..jobs.errors import UserError
@@ -94,12 +94,9 @@ class FileRun:
         self.names = free_names([stem(image) for image in self.images])
         self.notes: list[str] = []  # what has to be said before the work
         self._open: OrderedDict[str, Raster] = OrderedDict()
-        plain = [image for image in self.images if lacks_tiff(image)]
-        if plain:
-            self.notes.append(
-                f"{plain[0]} is read by Pillow, its first page alone, and its mask is PNG; so are {len(plain)} TIFFs. "
-                f"The extra `tiff` reads and writes all of them."
-            )
+        lost = [f"{image} {why}" for image in self.images if (why := lost_here(image))]
+        if lost:
+            self.notes.append(f"{lost[0]} (so it is with {len(lost)} pictures).")
         if reading.instances:
             check_packages(reading)
             counted_classes(reading, pipe.label_names)

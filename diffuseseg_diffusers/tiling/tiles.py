@@ -242,9 +242,10 @@ class _Region:
         bottom, right = self._at(corners[-1])
         height = min(self.size[0], bottom + self.side[0]) - self.top
         width = min(self.size[1], right + self.side[1]) - self.left
-        values = raster.read(plane, Window(self.top, self.left, height, width), level)
+        window = Window(self.top, self.left, height, width)
+        values = raster.read(plane, window, level)
         self.values = values if list(chosen) == list(range(len(values))) else values[list(chosen)]
-        self.empty = _without_data(self.values, raster.nodata)  # [h,w]
+        self.empty = raster.gaps(self.values, plane, window, level)  # [h,w]
 
     def _at(self, corner: tuple[int, int]) -> tuple[int, int]:
         """A corner at this resolution; no tile leaves the picture."""
@@ -263,7 +264,7 @@ class _Region:
 
     def valid(self, block: Window) -> np.ndarray | None:
         """Where a block has measurements, `[h, w]`; `None` where it has them everywhere."""
-        if self.empty is None or not self.empty.any():
+        if self.empty is None:
             return None
         rows = ((np.arange(block.top, block.top + block.height) + 0.5) / self.down).astype(int) - self.top
         columns = ((np.arange(block.left, block.left + block.width) + 0.5) / self.down).astype(int) - self.left
@@ -280,13 +281,6 @@ class _Region:
         if self.side != self.tiling.size:
             pixels = F.interpolate(pixels[None], self.tiling.size, mode="bilinear", antialias=True)[0].clamp(0, 1)
         return pixels * 2 - 1
-
-
-def _without_data(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
-    """Where no channel `[C, h, w]` was measured, `[h, w]`; `None` if the file does not say how it writes that."""
-    if nodata is None:
-        return None
-    return (np.isnan(values) if np.isnan(nodata) else values == nodata).all(0)
 
 
 def _touching(starts: Sequence[int], tile: int, begin: int, length: int) -> list[int]:
@@ -320,7 +314,7 @@ def segment_whole(
         pixels = F.interpolate(pixels, pipe.image_size, mode="bilinear", antialias=True).clamp(0, 1)
     found = pipe.segment_batch(pixels * 2 - 1, [raster.size], return_probabilities=return_probabilities)
     labels = found.masks[0].numpy()
-    empty = _without_data(values, raster.nodata)
+    empty = raster.gaps(values, plane, window)
     if empty is not None:
         labels = np.where(empty, np.uint8(pipe.ignore_index), labels)
     return BlockResult(

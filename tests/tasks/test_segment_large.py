@@ -38,7 +38,7 @@ def whole(path):
     if path.suffix == ".png":  # ids, not colours
         return np.asarray(Image.open(path))
     with open_raster(path) as raster:
-        return raster.read(0, Window(0, 0, *raster.size))[0]
+        return raster.read_ids(0, Window(0, 0, *raster.size))[0]
 
 
 def test_a_slide_is_tiled_by_itself_and_its_mask_is_a_slide(drawn, tmp_path):
@@ -270,5 +270,5 @@ def test_tiffs_that_only_pillow_can_read_here_are_said(drawn, tmp_path, monkeypa
     monkeypatch.setattr(opening.importlib.util, "find_spec", lambda name: None)  # nothing is installed
     given = ("--model", drawn / "model", "--output_dir", tmp_path / "out")
     said = run("diffuseseg", "segment", tmp_path / "a.tif", *given).stdout
-    assert "a.tif is read by Pillow, its first page alone" in said and "The extra `tiff`" in said
+    assert "a.tif is read by Pillow, its first page alone" in said and "the extra `tiff`" in said
     assert (tmp_path / "out" / "a_mask.png").is_file()

@@ -47,6 +47,7 @@ class Raster(ABC):
         grid ([`Grid`], *optional*): Where its pixels lie, if the file says it.
         nodata (`float`, *optional*): Value of pixels without a measurement, where the file names one.
         levels (`tuple` of `float`): Downsampling of each resolution that the file holds, from 1 on.
+        orientation (`int`): EXIF orientation that was applied, from 1 (none) to 8.
         whole (`bool`): Whether reading a window decodes the whole image and keeps it in memory.
         volumetric (`bool`): Whether planes are slices of one volume, so that objects extend across them.
         mask_suffix (`str`): Of the file, or folder, that a mask is written to.
@@ -64,6 +65,7 @@ class Raster(ABC):
     grid: Grid | None = None
     nodata: float | None = None
     levels: tuple[float, ...] = (1.0,)
+    orientation: int = 1
     whole: bool = False
     volumetric: bool = False
     mask_suffix: str
@@ -102,6 +104,27 @@ class Raster(ABC):
             dtype (`np.dtype`): uint8, uint16 or uint32.
             palette (sequence of `[red, green, blue]`, *optional*): Colours of the labels, where the format holds them.
         """
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there may be pixels without a measurement."""
+        return self.nodata is not None or self.dtype.kind == "f"
+
+    def gaps(self, values: np.ndarray, plane: int, window: Window, level: int = 0) -> np.ndarray | None:
+        """Where nothing was measured, `[h, w]` bool; `None` if something was everywhere.
+
+        Args:
+            values (`np.ndarray`): `[C, h, w]`, what was read of the window, or chosen channels of it.
+            plane, window, level: As in `read`.
+        """
+        if not self.has_gaps:
+            return None
+        found = np.zeros(values.shape[1:], bool)
+        if values.dtype.kind == "f":
+            found |= np.isnan(values).all(0)
+        if self.nodata is not None:
+            found |= (values == self.nodata).all(0)
+        return found if found.any() else None
 
     def close(self) -> None:  # noqa: B027 (most hold nothing open)
         """Closes the file."""

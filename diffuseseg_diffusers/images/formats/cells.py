@@ -4,14 +4,14 @@
 from collections.abc import Mapping
 from io import BytesIO
 
+import numpy as np
 import PIL.Image
 
 from ...jobs.errors import UserError
 from ..image_processor import is_address, warn_once
-from .base import Raster
-from .opening import is_raster, open_raster
+from .base import ArrayRaster, Raster
+from .opening import has_tiff, is_raster, open_raster, open_tiff_raster
 from .pictures import PictureRaster
-from .tiff import TiffRaster
 
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -37,18 +37,40 @@ def open_cell(value: object, where: str, axes: str | None = None, slice_axis: st
 def _open(value: object, where: str, axes: str | None, slice_axis: str) -> Raster:
     if isinstance(value, PIL.Image.Image):
         return PictureRaster(value, where)
+    if isinstance(value, (list, np.ndarray)):
+        return ArrayRaster(_channels_first(np.asarray(value), where), where)
     path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
     if data is None and not isinstance(path, str):
         raise UserError(f"There is no image in {where}, but {value!r:.40}.")
     if data is None:
         return open_raster(str(path), axes, slice_axis)
     where = f"{path} ({where})" if path else where
-    if data[:4] in _TIFF:
-        return TiffRaster(BytesIO(data), axes, where)
+    if data[:4] in _TIFF and has_tiff():
+        return open_tiff_raster(BytesIO(data), where, axes)
     return PictureRaster(BytesIO(data), where)
 
 
+def _channels_first(values: np.ndarray, where: str) -> np.ndarray:
+    """An array in a cell, such as of `datasets.Array3D`, as `[C, H, W]`.
+
+    Raises:
+        UserError: It has other dimensions, or it is unknown which of them is of channels.
+    """
+    if values.dtype.kind not in "biuf" or values.ndim not in (2, 3) or not values.size:
+        raise UserError(f"{where} holds an array {values.shape} of {values.dtype}; an image is [H, W] or [C, H, W].")
+    if values.ndim == 2:
+        return values[None]
+    first, last = values.shape[0] in (1, 3, 4), values.shape[2] in (1, 3, 4)
+    if first == last:
+        raise UserError(f"{where} holds an array {values.shape}, of which it is unknown where its channels are.")
+    return values if first else values.transpose(2, 0, 1)
+
+
 def needs_raster(value: object) -> bool:
-    """Whether a cell needs a raster reader because Pillow cannot open it."""
-    path = value.get("path") if isinstance(value, Mapping) and value.get("bytes") is None else value
+    """Whether a cell is read by one of our readers rather than by Pillow: TIFFs, maps, volumes, arrays."""
+    path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
+    if data is not None:
+        return data[:4] in _TIFF and has_tiff()
+    if isinstance(value, (list, np.ndarray)):
+        return True
     return isinstance(path, str) and not is_address(path) and is_raster(path)

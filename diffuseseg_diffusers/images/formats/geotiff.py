@@ -3,24 +3,44 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...jobs.install import missing_extra
 from ..grids import map_grid
 from .base import WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names, windows_over
+from .samples import Samples
 
 
 IGNORED = 255
+
+
+def has_place_beside(path: str | os.PathLike) -> bool:
+    """Whether files beside a picture say where it lies: a world file, RPCs, or GDAL's `.aux.xml`."""
+    stem, suffix = os.path.splitext(os.fspath(path))
+    ends = (f"{suffix[:2]}{suffix[-1]}w", f"{suffix}w", ".wld")
+    beside = [stem + own for end in ends for own in (end, end.upper())] if len(suffix) > 2 else []
+    beside += [f"{stem}_RPC.TXT", f"{stem}_rpc.txt", f"{stem}.RPB"]
+    if any(map(os.path.isfile, beside)):
+        return True
+    described = f"{path}.aux.xml"
+    if not os.path.isfile(described):
+        return False
+    text = Path(described).read_text("utf-8", errors="replace")
+    return any(tag in text for tag in ("<GeoTransform", "<GCPList", "<SRS"))
 
 
 class GeoRaster(Raster):
     """A GeoTIFF, or any other band raster that GDAL opens.
 
     Args:
-        path (path): Of the file.
+        source (path or `BytesIO`): Of the file, or its bytes.
+        name (`str`): What to call it in messages.
 
     Attributes:
         crs (`rasterio.crs.CRS`, *optional*), transform (`affine.Affine`): Coordinates of pixels.
@@ -31,17 +51,21 @@ class GeoRaster(Raster):
 
     mask_suffix = ".tif"
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, source: str | os.PathLike | BytesIO, name: str):
         try:
             import rasterio
         except ModuleNotFoundError as error:
             raise missing_extra("geo", error.name) from error
-        self.name, self._lock = str(path), threading.Lock()
+        self.name, self._lock, self._memory = name, threading.Lock(), None
         try:
-            self._file = file = rasterio.open(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                if isinstance(source, BytesIO):
+                    self._memory = rasterio.MemoryFile(source.getvalue())
+                self._file = file = rasterio.open(source) if self._memory is None else self._memory.open()
         except rasterio.errors.RasterioError as error:
             raise broken(self.name, error) from error
-        self.height, self.width, self.dtype = file.height, file.width, np.dtype(file.dtypes[0])
+        self.height, self.width = file.height, file.width
         self.crs, self.transform = file.crs, file.transform
         self.grid = map_grid(self.size, self.transform, self.crs)
         self.nodata = file.nodata
@@ -49,24 +73,63 @@ class GeoRaster(Raster):
         names = [
             d or (c if c in ("red", "green", "blue", "alpha") else None) for d, c in zip(file.descriptions, colours)
         ]
-        self.channels = default_names(1) if names == [None] else unique_names(names)
+        self._samples = self._appearance(colours)
+        self.dtype = self._samples.dtype(np.dtype(file.dtypes[0]))
+        self.channels = self._samples.channels(default_names(1) if names == [None] else unique_names(names))
         self.levels = (1.0, *map(float, file.overviews(1)))
+        flags = {flag for own in file.mask_flag_enums for flag in own}
+        self._has_mask = rasterio.enums.MaskFlags.per_dataset in flags
+        if self.nodata is not None and (self._samples.inverted or self._samples.palette is not None):
+            self.nodata, self._has_mask = None, True  # is a value that is stored, not one that is shown
         if self.crs is not None and self.crs.is_projected:
             metres = self.crs.linear_units_factor[1]
             across, down = (np.hypot(self.transform.a, self.transform.d), np.hypot(self.transform.b, self.transform.e))
             self.pixel_size = float(down * metres * 1e6), float(across * metres * 1e6)
 
-    def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
-        import rasterio
+    def _appearance(self, colours: Sequence[str]) -> Samples:
+        """What its samples mean; GDAL itself makes RGB of CMYK, Lab and YCbCr."""
+        structure = self._file.tags(ns="IMAGE_STRUCTURE") | self._file.tags(1, ns="IMAGE_STRUCTURE")
+        bits = int(structure.get("NBITS", 0)) or None
+        inverted, palette = structure.get("MINISWHITE") == "YES", None
+        if colours[0] == "palette" and not inverted:  # GDAL gives inverted ones a palette of greys
+            palette = np.array([colour[:3] for _, colour in sorted(self._file.colormap(1).items())], np.uint8)
+        return Samples(self.name, bits, inverted, palette)
+
+    def _part(self, window: Window, level: int) -> dict[str, Any]:
         from rasterio.windows import Window as RasterioWindow
 
         down = self.levels[level]
         part = RasterioWindow(window.left * down, window.top * down, window.width * down, window.height * down)
+        return {"window": part, "out_shape": (window.height, window.width)}
+
+    def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
+        return self._samples.shown(self._stored(window, level))
+
+    def read_ids(self, plane: int, window: Window) -> np.ndarray:
+        return self._samples.shown(self._stored(window, 0), numbers=True)
+
+    def _stored(self, window: Window, level: int) -> np.ndarray:
+        import rasterio
+
+        part = self._part(window, level)
+        part["out_shape"] = (self._file.count, *part["out_shape"])
         try:
             with self._lock:
-                return self._file.read(window=part, out_shape=(len(self.channels), window.height, window.width))
+                return self._file.read(**part)
         except rasterio.errors.RasterioError as error:
             raise broken(self.name, error) from error
+
+    @property
+    def has_gaps(self) -> bool:
+        return self._has_mask or super().has_gaps
+
+    def gaps(self, values: np.ndarray, plane: int, window: Window, level: int = 0) -> np.ndarray | None:
+        found = super().gaps(values, plane, window, level)
+        if self._has_mask:  # a mask band, or alpha
+            with self._lock:
+                outside = self._file.read_masks(1, **self._part(window, level)) == 0
+            found = outside if found is None else found | outside
+        return found if found is not None and found.any() else None
 
     def write_labels(
         self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None
@@ -79,11 +142,16 @@ class GeoRaster(Raster):
         profile |= dict(tiled=True, blockxsize=WRITTEN, blockysize=WRITTEN, compress="deflate", bigtiff="if_safer")
         if points:
             profile |= dict(gcps=points, crs=of_points)
-        else:
+        elif self.crs is not None or not self.transform.is_identity:
             profile |= dict(crs=self.crs, transform=self.transform)
         if dtype == np.uint8:
             profile["nodata"] = IGNORED
-        with rasterio.open(path, "w", **profile) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            file = rasterio.open(path, "w", **profile)
+        with file:
+            if self._file.rpcs is not None:
+                file.rpcs = self._file.rpcs
             if palette and dtype == np.uint8:
                 file.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(palette)})
             kept = {k: v for k, v in self._file.tags().items() if k in ("AREA_OR_POINT",)}
@@ -94,3 +162,5 @@ class GeoRaster(Raster):
 
     def close(self) -> None:
         self._file.close()
+        if self._memory is not None:
+            self._memory.close()

@@ -3,15 +3,17 @@
 
 import importlib.util
 import os
+from io import BytesIO
 from pathlib import Path
 
+from ...jobs.install import missing_extra
 from ..image_files import find_images, walk
 from ..image_processor import is_address
 from .base import Raster
-from .geotiff import GeoRaster
+from .geotiff import GeoRaster, has_place_beside
 from .ome_zarr import ZarrRaster
 from .pictures import PictureRaster
-from .tiff import TiffRaster, is_georeferenced
+from .tiff import TiffRaster, is_decodable, lies_somewhere, open_tiff
 from .volumes import VolumeRaster
 
 
@@ -19,11 +21,26 @@ TIFF = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff")
 GEO = (".vrt", ".img")
 VOLUME = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 ZARR = (".zarr",)
+MAPS = (".jpg", ".jpeg", ".png", ".jp2", ".bmp", ".gif")  # pictures that may have a world file beside them
+_UNREAD = (".heic", ".heif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2", ".czi", ".lif", ".nd2")
+_UNREAD += (".vsi", ".mrxs", ".oib", ".oif", ".ims", ".svg", ".jxl", ".exr", ".hdr", ".psd", ".ecw", ".sid", ".pdf")
 
 
-def lacks_tiff(name: str | os.PathLike) -> bool:
-    """Whether a TIFF can only be read by Pillow here: the first page, without pixel size or georeference."""
-    return os.fspath(name).lower().endswith(TIFF) and not (is_address(name) or is_raster(name))
+def lost_here(name: str | os.PathLike) -> str | None:
+    """What is lost of a picture because an optional package is missing, as the end of a sentence; `None` if nothing."""
+    name = os.fspath(name)
+    if is_address(name) or is_raster(name):
+        return None
+    if name.lower().endswith(TIFF):
+        return "is read by Pillow, its first page alone, and its mask is PNG; the extra `tiff` reads and writes all"
+    if name.lower().endswith(MAPS) and has_place_beside(name):
+        return "loses its place on the map, which the extra `geo` keeps"
+    return None
+
+
+def has_tiff() -> bool:
+    """Whether tifffile and zarr are installed; without them Pillow reads the first page of a TIFF."""
+    return bool(importlib.util.find_spec("tifffile") and importlib.util.find_spec("zarr"))
 
 
 def is_raster(name: str | os.PathLike) -> bool:
@@ -31,12 +48,15 @@ def is_raster(name: str | os.PathLike) -> bool:
 
     TIFFs are read by Pillow, their first page alone, where tifffile is not installed.
     """
-    name = os.fspath(name).lower().rstrip("/")
+    name = os.fspath(name).rstrip("/")
+    lower = name.lower()
     if is_address(name):
         return False
-    if name.endswith(TIFF):
-        return bool(importlib.util.find_spec("tifffile") and importlib.util.find_spec("zarr"))
-    return name.endswith((*GEO, *VOLUME, *ZARR)) or (os.path.isdir(name) and bool(_dicom_files(Path(name))))
+    if lower.endswith(TIFF):
+        return has_tiff()
+    if lower.endswith(MAPS):
+        return has_place_beside(name) and bool(importlib.util.find_spec("rasterio"))
+    return lower.endswith((*GEO, *VOLUME, *ZARR)) or (os.path.isdir(name) and bool(_dicom_files(Path(name))))
 
 
 def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: str = "z") -> Raster:
@@ -60,11 +80,46 @@ def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: st
         return PictureRaster(name, str(name))
     if lower.endswith(ZARR):
         return ZarrRaster(name)
-    if lower.endswith(GEO):
-        return GeoRaster(name)
+    if lower.endswith((*GEO, *MAPS)):
+        return GeoRaster(name, str(name))
     if lower.endswith(TIFF):
-        return GeoRaster(name) if is_georeferenced(name) else TiffRaster(name, axes)
+        return open_tiff_raster(name, str(name), axes)
     return VolumeRaster(name, slice_axis)
+
+
+def open_tiff_raster(source: str | os.PathLike | BytesIO, name: str, axes: str | None) -> Raster:
+    """Opens a TIFF, or its bytes: by rasterio if it lies somewhere, by Pillow if tifffile cannot decompress it.
+
+    Args:
+        source (path or `BytesIO`): The file.
+        name (`str`): What to call it in messages.
+        axes: As in [`open_raster`].
+
+    Raises:
+        UserError: It is broken, or the package that reads it is missing.
+    """
+    file = open_tiff(source, name)
+    beside = not isinstance(source, BytesIO) and has_place_beside(source)
+    raster: Raster
+    if lies_somewhere(file) or (beside and importlib.util.find_spec("rasterio")):
+        orientation = file.pages.first.tags.valueof(274, 1)
+        file.close()
+        raster = GeoRaster(source, name)
+        if orientation != 1:
+            raster.notes.append(f"{name} lies on a map: its orientation, {orientation}, is ignored, as by GDAL.")
+        return raster
+    if is_decodable(file) or importlib.util.find_spec("imagecodecs"):
+        raster = TiffRaster(file, name, axes)
+    else:
+        pages, missing = len(file.pages), missing_extra("tiff", "imagecodecs")
+        file.close()
+        if pages > 1:
+            raise missing
+        raster = PictureRaster(source, name)
+        raster.notes.append(f"{name} is read by Pillow, whole and without the size of its pixels: {missing}")
+    if beside:
+        raster.notes.append(f"{name} loses its place on the map, which the extra `geo` keeps.")
+    return raster
 
 
 def find_rasters(folder: Path) -> list[Path]:

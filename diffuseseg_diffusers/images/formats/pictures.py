@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..image_processor import decode_image, is_address, mask_to_pil, open_image
+from ..image_processor import ORIENTATION, decode_image, is_address, mask_to_pil, open_image
 from .base import LabelReader, Raster, Window
+from .orientation import LYING
 
 
 _NAMES = {"L": ("gray",), "LA": ("gray", "alpha"), "RGB": ("red", "green", "blue")}
 _NAMES["RGBA"] = (*_NAMES["RGB"], "alpha")
-_ORIENTATION = 274  # tag of EXIF
+_EXIF_ORIENTATION = 274
 
 
 class PictureRaster(Raster):
@@ -36,7 +37,7 @@ class PictureRaster(Raster):
     def __init__(self, source: str | os.PathLike | BytesIO | PIL.Image.Image, name: str):
         self.name, self._source = name, source
         if is_address(source) or not self._has_header():
-            self._take(self.values)
+            self.height, self.width, self.dtype = *self.values.shape[1:], self.values.dtype
 
     def _has_header(self) -> bool:
         """Whether size and channels are known without decoding."""
@@ -48,10 +49,10 @@ class PictureRaster(Raster):
             return True
         try:
             with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
-                lies = image.getexif().get(_ORIENTATION, 1) >= 5  # is turned by 90° when it is decoded
+                lies = image.getexif().get(_EXIF_ORIENTATION, 1) in LYING  # is turned by 90° when it is decoded
                 self.width, self.height = image.size[::-1] if lies else image.size
                 self.channels, self.dtype = _NAMES.get(image.mode, ()), np.dtype(np.uint8)
-                return image.mode in _NAMES
+                return image.mode in _NAMES and image.format != "TIFF"  # whose size depends on Pillow's version
         except Exception:  # what is wrong with it, decoding says
             return False
         finally:
@@ -63,6 +64,7 @@ class PictureRaster(Raster):
         """All of it, `[C, H, W]`."""
         is_name = isinstance(self._source, (str, os.PathLike))
         image = open_image(self._source) if is_name else decode_image(self._source, self.name)  # type: ignore
+        self.orientation = image.info.get(ORIENTATION, 1)
         if image.mode not in _NAMES and not image.mode.startswith("I") and image.mode != "F":
             image = image.convert("L" if image.mode == "1" else "LA" if image.mode == "La" else "RGB")
         values = np.asarray(image)
@@ -70,9 +72,6 @@ class PictureRaster(Raster):
             values = values.astype(np.uint16)  # how Pillow holds some 16-bit files
         self.channels = _NAMES.get(image.mode, ("gray",))
         return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-
-    def _take(self, values: np.ndarray) -> None:
-        self.height, self.width, self.dtype = *values.shape[1:], values.dtype
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
         return self.values[(slice(None), *window.slices)]

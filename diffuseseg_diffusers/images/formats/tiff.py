@@ -4,7 +4,6 @@
 import math
 import os
 import re
-import struct
 import threading
 import uuid
 import xml.etree.ElementTree as ET
@@ -19,56 +18,70 @@ from ...jobs.errors import UserError
 from ...jobs.install import missing_extra
 from ..lengths import MICROMETRES
 from .base import WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names
+from .orientation import LYING, stored_window, turned
+from .samples import Samples
 
 
 _PLANES = "ZTIPRHLVEA"  # axes of which each step is a picture of its own: slices, times, pages, …
+IN_MEMORY = 2**22  # bytes; smaller pictures are decoded at once, which is faster
 CHECKED = 512  # pages of a file that are looked at before it is read, and the last one
 _CENTIMETRE = 3  # the only unit of resolution that is meant; of inches, files say what some program wrote by default
+
+
+_SPACES = {5: "CMYK", 6: "YCbCr", 8: "LAB", 9: "LAB"}  # by PhotometricInterpretation
+_RAW = {32803: "values of a sensor (CFA)", 34892: "values of a sensor (LinearRaw)"}
+_RAW |= {32844: "logarithms of luminance (LogL)", 32845: "logarithms of luminance (LogLuv)"}
+_PLACE = (33550, 33922, 34264, 34735, 50844)  # scale, tie points, transformation, keys, RPCs
+_JPEG = (6, 7, 34892, 33007)  # compressions that decode to RGB
 
 
 class TiffRaster(Raster):
     """A TIFF file, of which windows are decoded tile by tile, or strip by strip.
 
     Args:
-        path (path or `BytesIO`): Of the file, or its bytes.
+        file (`tifffile.TiffFile`): See [`open_tiff`].
+        name (`str`): What to call it in messages.
         axes (`str`, *optional*): What the axes are, a letter each, where the file does not say it: X, Y, C (or S) for
             channels, Z, T or I for planes.
-        name (`str`, *optional*): What to call it in messages; its path if not given.
 
     Raises:
-        UserError: The file is broken, or the meaning of an axis is unknown.
+        UserError: The file is broken, or the meaning of an axis or of the values is unknown.
     """
 
     mask_suffix = ".tif"
 
-    def __init__(self, path: str | os.PathLike | BytesIO, axes: str | None = None, name: str | None = None):
+    def __init__(self, file: Any, name: str, axes: str | None = None):
+        self.name, self._file, self._lock = name, file, threading.Lock()
         try:
-            import tifffile
-            import zarr
-        except ModuleNotFoundError as error:
-            raise missing_extra("tiff", error.name) from error
-        self.name, self._lock = name or str(path), threading.Lock()
-        try:
-            self._file = tifffile.TiffFile(path)
-            series = max(self._file.series, key=_pixels)
+            series = max(file.series, key=_pixels)
+            page = series.keyframe
             self._check_length(series)
-            self._arrays: list[Any] = [zarr.open(level.aszarr(multiscales=False), mode="r") for level in series.levels]
+            self._samples = self._appearance(page)
         except UserError:
             raise
         except Exception as error:  # of broken files, tifffile raises what it stumbles over
             raise broken(self.name, error) from error
+        self._levels, self._arrays = list(series.levels), dict[int, Any]()
         self.axes = self._known(series.axes, axes)
         shape = dict(zip(self.axes, series.shape))
-        self.height, self.width, self.dtype = shape["Y"], shape["X"], series.dtype
+        self.dtype = self._samples.dtype(series.dtype)
+        self.height, self.width = shape["Y"], shape["X"]
+        self.orientation = 1 if self._file.is_ome else int(page.tags.valueof(274, 1))
+        if self.orientation in LYING:
+            self.height, self.width = self.width, self.height
         self._plane_axes = [axis for axis in self.axes if axis in _PLANES]
         self._plane_shape = tuple(shape[axis] for axis in self._plane_axes)
         self.planes = math.prod(self._plane_shape)
         y = self.axes.index("Y")
-        self.levels = tuple(self.height / level.shape[y] for level in series.levels)
+        self.levels = tuple(shape["Y"] / level.shape[y] for level in series.levels)
         count = shape.get("C", 1) * shape.get("S", 1)
         self._ome = self._ome_pixels()
-        self.channels = self._channel_names(count, series.keyframe)
-        self.pixel_size = self._pixel_size(series.keyframe)
+        self.channels = self._samples.channels(self._channel_names(count, page))
+        self.pixel_size = self._pixel_size(page)
+        if self.pixel_size is not None and self.orientation in LYING:
+            self.pixel_size = self.pixel_size[::-1]
+        if 42113 in page.tags:  # GDAL's, of a file that lies nowhere
+            self.nodata = float(page.nodata)
         if len(self._file.series) > 1:
             self.notes.append(
                 f"{self.name} holds {len(self._file.series) - 1} more pictures (labels, previews, pages of another "
@@ -76,6 +89,32 @@ class TiffRaster(Raster):
             )
         self.volumetric = self._plane_axes == ["Z"]
         self.mask_suffix = ".ome.tif" if self._ome is not None else ".tif"
+
+    def _appearance(self, page: Any) -> Samples:
+        """What its samples mean, by the tags of the specification (TIFF 6.0, its supplements, Aperio's)."""
+        kind, bits = int(page.photometric), int(page.bitspersample)
+        if kind in _RAW:
+            raise UserError(f"{self.name} holds {_RAW[kind]}, which are no picture yet; develop and save it as RGB.")
+        space = _SPACES.get(kind)
+        if kind == 6 and page.compression in _JPEG or kind == 5 and page.tags.valueof(332, 1) != 1:
+            space = None  # decoded to RGB; or inks other than CMYK
+        if page.compression == 33003:
+            space = "YCbCr"
+        palette = None
+        if kind == 3 and page.colormap is not None:
+            palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)  # [N,3]
+        if kind == 0 and bits == 1 and page.software.startswith("tifffile"):
+            self.notes.append(
+                f"{self.name} says that 0 is white (MinIsWhite), as tifffile writes arrays of booleans: what a viewer "
+                f"shows white is taken for 1."
+            )
+        few = bits if bits < page.dtype.itemsize * 8 and page.dtype != bool else None
+        if few and few > 8:
+            self.notes.append(
+                f"{self.name} has {few} bits, and 65,535 is taken for white; {2**few - 1:,} is, if you pass "
+                f"--intensity_window 0 {2**few - 1}."
+            )
+        return Samples(self.name, few, kind == 0, palette, space)
 
     def _check_length(self, series: Any) -> None:
         """Raises for truncated files, whose missing pixels would be read as black."""
@@ -121,6 +160,8 @@ class TiffRaster(Raster):
             names = [*default_names(3), *map(str, range(3, count))]
         else:
             names = list(default_names(count)) if page.photometric == 2 or count == 1 else list(map(str, range(count)))
+            if count == 2 and page.extrasamples:
+                names[0] = "gray"
         alpha = [i for i, extra in enumerate(page.extrasamples) if int(extra) in (1, 2)]
         for i in alpha:  # extra samples come last
             names[count - len(page.extrasamples) + i] = "alpha"
@@ -149,18 +190,39 @@ class TiffRaster(Raster):
         return micrometres * tags[0][1] / tags[0][0], micrometres * tags[1][1] / tags[1][0]
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
+        return turned(self._samples.shown(self._stored(plane, window, level)), self.orientation)
+
+    def read_ids(self, plane: int, window: Window) -> np.ndarray:
+        return turned(self._samples.shown(self._stored(plane, window, 0), numbers=True), self.orientation)
+
+    def _stored(self, plane: int, window: Window, level: int) -> np.ndarray:
+        """What is stored of a window of the upright picture, `[C, h, w]`."""
         at = dict(zip(self._plane_axes, np.unravel_index(plane, self._plane_shape))) if self._plane_axes else {}
-        rows, columns = window.slices
+        down = self.levels[level]
+        rows, columns = stored_window(window, self.orientation, round(self.height / down), round(self.width / down))
         index = tuple({"Y": rows, "X": columns}.get(a, int(at[a]) if a in at else slice(None)) for a in self.axes)
         try:
             with self._lock:  # a file has one position
-                values = np.asarray(self._arrays[level][index])
+                values = np.asarray(self._array(level)[index])
         except Exception as error:
             raise broken(self.name, error) from error
         left = [axis for axis in self.axes if axis not in at]
         order = [left.index(axis) for axis in (*(a for a in "CS" if a in left), "Y", "X")]
         values = values.transpose(order)
-        return values.reshape(-1, *values.shape[-2:])  # [C,h,w]
+        return values.reshape(-1, *values.shape[-2:])
+
+    def _array(self, level: int) -> Any:
+        """A level: in memory if it is small, else read by windows."""
+        import zarr
+
+        if level not in self._arrays:
+            own = self._levels[level]
+            if own.nbytes <= IN_MEMORY:
+                self._arrays[level] = own.asarray()
+            else:
+                store = own.aszarr(multiscales=False)
+                self._arrays[level] = zarr.open(store, mode="r" if store.read_only else "r+")  # bytes are writable
+        return self._arrays[level]
 
     def write_labels(
         self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None
@@ -220,24 +282,43 @@ class TiffRaster(Raster):
         self._file.close()
 
 
+def open_tiff(source: str | os.PathLike | BytesIO, name: str) -> Any:
+    """Opens a TIFF, or its bytes, as `tifffile.TiffFile`.
+
+    Raises:
+        UserError: It is not a TIFF, or the package that reads it is missing.
+    """
+    try:
+        import tifffile
+        import zarr  # noqa: F401 (large ones are read through it)
+    except ModuleNotFoundError as error:
+        raise missing_extra("tiff", error.name) from error
+    try:
+        file = tifffile.TiffFile(source)
+        file.pages.first  # noqa: B018 (is read)
+        return file
+    except Exception as error:  # of broken files, tifffile raises what it stumbles over
+        raise broken(name, error) from error
+
+
+def lies_somewhere(file: Any) -> bool:
+    """Whether tags of GeoTIFF or RPCs say where an open TIFF lies."""
+    return any(tag in file.pages.first.tags for tag in _PLACE)
+
+
+def is_decodable(file: Any) -> bool:
+    """Whether the packages that are installed decompress an open TIFF; tifffile needs imagecodecs for most."""
+    import tifffile
+
+    page = max(file.series, key=_pixels).keyframe
+    try:
+        tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
+    except KeyError:
+        return False
+    return True
+
+
 def _pixels(series: Any) -> int:
     """Pixels of a plane of a series; 0 if it has none."""
     sides = dict(zip(series.axes, series.shape))
     return sides.get("X", 0) * sides.get("Y", 0)
-
-
-def is_georeferenced(path: str | os.PathLike) -> bool:
-    """Whether a TIFF is georeferenced.
-
-    Raises:
-        UserError: It is not a TIFF.
-    """
-    try:
-        import tifffile
-    except ModuleNotFoundError as error:
-        raise missing_extra("tiff", error.name) from error
-    try:
-        with tifffile.TiffFile(path) as file:
-            return file.pages.first.is_geotiff
-    except (tifffile.TiffFileError, struct.error, IndexError, ValueError, KeyError) as error:
-        raise broken(str(path), error) from error
