@@ -32,7 +32,7 @@ from ..jobs.files import atomic_file, exact_pattern, naming, to_json, write_text
 from ..jobs.parts import PARTS, Part
 from ..pipelines.segmenter import Segmenter
 from .blocks import BlockFiles, reduced_overlay
-from .objects import check_packages, counted_classes, object_files, write_objects
+from .objects import check_packages, check_planes, counted_classes, object_files, write_objects
 from .options import Reading
 from .tiles import (
     Tiling,
@@ -134,6 +134,7 @@ class FileRun:
         name, is_folder = self.names[i], raster.mask_is_folder
         files = [(f"{name}_mask{raster.mask_suffix}", is_folder), (f"{name}_overlay.png", False)]
         if self.reading.instances:
+            check_planes(self.reading, raster)
             files += object_files(self.reading, name, raster.mask_suffix, is_folder)
         return _Large(i, self.images[i], name, raster.planes, blocks, tiling, files)
 

@@ -5,15 +5,17 @@ Objects are connected pixels of a class. They are labelled block by block and jo
 may be of any size and number; planes of a volume are joined too.
 """
 
-import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..datasets.annotations import coco, cvat, label_studio, labelme
+from ..datasets.annotations.base import Marked
+from ..datasets.annotations.shapes import Region, is_background
 from ..images.formats.base import LabelReader, Raster, Window, windows_over
 from ..jobs.errors import UserError
 from ..jobs.files import to_json
@@ -21,6 +23,14 @@ from ..jobs.install import missing_extra
 from .options import CountsObjects
 
 
+_SUFFIXES = {
+    "geojson": ".geojson",
+    "coco": ".coco.json",
+    "gpkg": ".gpkg",
+    "labelme": ".labelme.json",
+    "cvat": ".cvat.xml",
+    "label_studio": ".label_studio.json",
+}
 BLOCK = 2048  # side of what is labelled at a time
 LARGEST_SPLIT = 2**26  # pixels of the box of an object that a watershed splits
 _BACKGROUND = 0  # in label images; objects count from 1
@@ -42,10 +52,20 @@ def check_packages(options: CountsObjects) -> None:
         raise missing_extra("objects", error.name) from error
 
 
+def check_planes(options: CountsObjects, raster: Raster) -> None:
+    """Raises [`UserError`] if an export is of single pictures, and this is a stack."""
+    single = set(options.export) & {"labelme", "cvat", "label_studio"}
+    if single and raster.planes > 1:
+        raise UserError(
+            f"{raster.name} has {raster.planes} planes, and {', '.join(sorted(single))} are of pictures with one; "
+            f"export coco or geojson."
+        )
+
+
 def object_files(options: CountsObjects, name: str, suffix: str, is_folder: bool) -> list[tuple[str, bool]]:
     """Files that are written of an image, and whether they are folders."""
     suffixes = [".csv", ".parquet"]
-    suffixes += [{"geojson": ".geojson", "coco": ".coco.json", "gpkg": ".gpkg"}[e] for e in options.export]
+    suffixes += [_SUFFIXES[export] for export in options.export]
     return [(f"{name}_objects{suffix}", is_folder), *((f"{name}_objects{s}", False) for s in suffixes)]
 
 
@@ -342,42 +362,31 @@ def _write_geojson(
     path.write_text(to_json({"type": "FeatureCollection", "features": features}), encoding="utf-8")
 
 
-def _write_coco(
-    path: Path, found: np.ndarray, columns: dict, raster: Raster, names: Sequence[str], palette: Sequence[Sequence[int]]
-) -> None:
-    """COCO with run lengths; the planes of a stack are images of their own."""
-    from pycocotools import mask as coco
-
+def _marked(found: np.ndarray, columns: dict, raster: Raster) -> Iterator[Marked]:
+    """The objects of each plane, for formats of annotations."""
     planes, height, width = found.shape
-    file = Path(raster.name).name
-    images = [{"id": p + 1, "file_name": file, "height": height, "width": width, "plane": p} for p in range(planes)]
-    annotations: list[dict] = []
-    for i, number in enumerate(columns["id"]):
-        top, left, bottom, right = (columns[name][i] for name in ("top", "left", "bottom", "right"))
-        for plane in range(columns["first_plane"][i], columns["last_plane"][i] + 1) if planes > 1 else [0]:
-            own = found[plane, top:bottom, left:right] == number
-            counts = _run_lengths(own, top, left, height, width)
-            runs = coco.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
-            box = [left, top, right - left, bottom - top]
-            annotation = {"id": len(annotations) + 1, "image_id": plane + 1, "object": number, "iscrowd": 0}
-            annotation |= {"category_id": columns["class_id"][i], "area": int(own.sum()), "bbox": box}
-            annotations.append(annotation | {"segmentation": {**runs, "counts": runs["counts"].decode("ascii")}})
-    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    boxes = list(zip(*(columns[name] for name in ("id", "class", "top", "left", "bottom", "right"))))
+    through = list(zip(columns["first_plane"], columns["last_plane"])) if planes > 1 else [(0, 0)] * len(boxes)
+
+    def regions(plane: int) -> Iterator[Region]:
+        for (number, label, top, left, bottom, right), (first, last) in zip(boxes, through):
+            if first <= plane <= last:
+                own = found[plane, top:bottom, left:right] == number
+                if own.any():  # objects may leave a plane out
+                    yield Region.around(own, label, top, left, number)
+
+    for plane in range(planes):
+        yield Marked(Path(raster.name).name, height, width, regions(plane), plane if planes > 1 else None)
 
 
-def _run_lengths(own: np.ndarray, top: int, left: int, height: int, width: int) -> list[int]:
-    """Lengths of the runs of 0 and 1, in turn and column by column, of an object in a picture of `height` × `width`."""
-    padded = np.pad(own, [(1, 1), (0, 0)]).T.astype(np.int8)  # [w,h+2], a column each
-    change = np.diff(padded, axis=1)  # [w,h+1]
-    columns, begin = np.nonzero(change == 1)
-    end = np.nonzero(change == -1)[1]
-    starts = (columns + left) * height + begin + top
-    stops = (columns + left) * height + end + top
-    joined = starts[1:] == stops[:-1]  # over the foot of one column into the head of the next
-    starts, stops = starts[np.r_[True, ~joined]], stops[np.r_[~joined, True]]
-    edges = np.stack([starts, stops], 1).ravel()
-    return np.diff(np.r_[0, edges, height * width]).tolist()
+def _annotations(write: Callable[[Path, Iterable[Marked], Sequence[str]], None]) -> Callable[..., None]:
+    """Writes objects by a format of annotations. A first class that has no objects is what they lie in, not a label."""
+
+    def export(path: Path, found: np.ndarray, columns: dict, raster: Raster, names: Sequence[str], _: object) -> None:
+        labelled = is_background(names[0]) or 0 in columns["class_id"]
+        write(path, _marked(found, columns, raster), names if labelled else ["", *names[1:]])
+
+    return export
 
 
 def _write_gpkg(
@@ -410,4 +419,11 @@ def _write_gpkg(
     )
 
 
-_EXPORTERS = {"geojson": _write_geojson, "coco": _write_coco, "gpkg": _write_gpkg}
+_EXPORTERS = {
+    "geojson": _write_geojson,
+    "coco": _annotations(coco.write),
+    "gpkg": _write_gpkg,
+    "labelme": _annotations(labelme.write),
+    "cvat": _annotations(cvat.write),
+    "label_studio": _annotations(label_studio.write),
+}

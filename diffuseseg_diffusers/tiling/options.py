@@ -10,7 +10,7 @@ from ..jobs.errors import UserError
 
 BLENDS = ("gaussian", "crop")
 METHODS = ("components", "watershed")
-EXPORTS = ("geojson", "coco", "gpkg")
+EXPORTS = ("geojson", "coco", "gpkg", "labelme", "cvat", "label_studio")
 
 
 @dataclass(frozen=True, kw_only=True)

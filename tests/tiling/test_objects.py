@@ -3,15 +3,18 @@
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from diffuseseg_diffusers import load_labeled_images
 from diffuseseg_diffusers.images.formats.base import ArrayRaster
 from diffuseseg_diffusers.images.formats.opening import open_raster
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.tiling.objects import (
+    check_planes,
     counted_classes,
     label_objects,
     measure_objects,
@@ -177,3 +180,42 @@ def test_what_cannot_be_counted_is_refused():
         counted_classes(CountsObjects(instances="components", object_classes=("nucleus",)), NAMES)
     assert counted_classes(CountsObjects(instances="components", object_classes=("fibre",)), NAMES) == [2]
     assert counted_classes(CountsObjects(), NAMES) == [1, 2]
+
+
+@pytest.mark.parametrize("names", [NAMES, ["class 0", "class 1", "class 2"]])
+def test_exports_are_read_back_as_the_mask_that_they_were_made_of(names, tmp_path):
+    mask = discs((20, 30), (60, 80), (40, 5))
+    mask[18:22, 28:32] = 0  # a hole
+    mask[30:33, 30:33] = np.eye(3)  # pixels that touch at corners
+    (tmp_path / "photos").mkdir()
+    PIL.Image.fromarray(mask * 40).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "work" / "made").mkdir(parents=True)
+    exports = ("geojson", "coco", "labelme", "cvat", "label_studio")
+    options = CountsObjects(instances="components", export=exports)
+    with open_raster(tmp_path / "photos" / "a.png") as raster:
+        write_objects(options, raster, Blocks(mask), tmp_path / "work" / "made", "a", names, PALETTE, 255)
+    files = [name for name, _ in object_files(options, "a", ".png", False)][3:]
+    assert len(files) == len(exports)
+    for file in files:
+        labeled = load_labeled_images(tmp_path / "photos", annotations=tmp_path / "work" / "made" / file)
+        assert np.array_equal(labeled[0].mask, mask), file
+        assert labeled.label_names == ["background", *names[1:]]
+
+
+def test_planes_of_stacks_have_boxes_of_their_own_and_no_formats_of_single_pictures(tmp_path):
+    coco = pytest.importorskip("pycocotools.mask")
+    mask = np.zeros((3, 20, 20), np.uint8)
+    for plane in range(3):
+        mask[plane, 5 : 9 + plane, 5 - plane : 9] = 1
+    raster = ArrayRaster(mask[:, None], "stack.npy")
+    raster.volumetric = True
+    (tmp_path / "work" / "made").mkdir(parents=True)
+    options = CountsObjects(instances="components", export=("coco",))
+    write_objects(options, raster, Blocks(mask), tmp_path / "work" / "made", "a", NAMES, PALETTE, 255)
+    content = json.loads((tmp_path / "work" / "made" / "a_objects.coco.json").read_text())
+    assert [image["plane"] for image in content["images"]] == [0, 1, 2] and len(content["annotations"]) == 3
+    for one in content["annotations"]:
+        assert one["bbox"] == list(map(int, coco.toBbox(one["segmentation"]))) and one["object"] == 1
+        assert np.array_equal(coco.decode(one["segmentation"]), mask[one["image_id"] - 1])
+    with pytest.raises(UserError, match="stack.npy has 3 planes, and cvat are of pictures with one; export coco"):
+        check_planes(CountsObjects(instances="components", export=("cvat", "coco")), raster)

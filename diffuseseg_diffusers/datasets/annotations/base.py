@@ -54,12 +54,20 @@ class Contents:
 
 @dataclass
 class Marked:
-    """A picture to be written: its file, its size in pixels and its regions."""
+    """A picture to be written.
+
+    Args:
+        name (`str`): Its file.
+        height, width (`int`): Its size in pixels.
+        regions (iterable of [`Region`]): What is marked in it, those that are covered first.
+        plane (`int`, *optional*): Which plane of a stack it is.
+    """
 
     name: str
     height: int
     width: int
     regions: Iterable[Region]
+    plane: int | None = None
 
 
 def broken(path: Path, what: str) -> UserError:

@@ -82,11 +82,13 @@ def _area(path: Path, annotation: dict, picture: Picture) -> Area | None:
 
 
 def write(path: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
-    """Writes one file with compressed run lengths, which keep holes and parts."""
+    """Writes one file with compressed run lengths, which keep holes and parts; a class without a name is not listed."""
     coco = pycocotools()
     images, annotations, ids = [], [], {name: i for i, name in enumerate(names)} | {IGNORED: _IGNORED_ID}
     for number, picture in enumerate(pictures, 1):
         images.append({"id": number, "file_name": picture.name, "height": picture.height, "width": picture.width})
+        if picture.plane is not None:
+            images[-1]["plane"] = picture.plane
         size = [picture.height, picture.width]
         for region in picture.regions:
             counts = run_lengths(region.mask, region.top, region.left, *size)
@@ -99,7 +101,9 @@ def write(path: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
                 "iscrowd": 0,
             }
             annotation |= {"area": int(region.mask.sum()), "bbox": [region.left, region.top, width, height]}
+            if region.number is not None:
+                annotation["object"] = region.number
             annotations.append(annotation | {"segmentation": {"size": size, "counts": runs["counts"].decode("ascii")}})
     used = {annotation["category_id"] for annotation in annotations}
-    categories = [{"id": i, "name": n} for n, i in ids.items() if n != IGNORED or _IGNORED_ID in used]
+    categories = [{"id": i, "name": n} for n, i in ids.items() if n and (n != IGNORED or _IGNORED_ID in used)]
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}), "utf-8")

@@ -81,7 +81,7 @@ def write(path: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     labels = ET.SubElement(ET.SubElement(ET.SubElement(root, "meta"), "task"), "labels")
-    for i, name in enumerate([*names, IGNORED]):
+    for i, name in enumerate(name for name in (*names, IGNORED) if name):
         label = ET.SubElement(labels, "label")
         ET.SubElement(label, "name").text = name
         ET.SubElement(label, "color").text = hexcolor(i)

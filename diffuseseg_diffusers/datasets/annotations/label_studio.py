@@ -158,5 +158,10 @@ def write(path: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
             results.append(
                 {"id": own, "type": "brushlabels", "from_name": "label", "to_name": "image", **size, "value": value}
             )
-        tasks.append({"data": {"image": picture.name, NAMES: list(names)}, "annotations": [{"result": results}]})
+        tasks.append(
+            {
+                "data": {"image": picture.name, NAMES: [name for name in names if name]},
+                "annotations": [{"result": results}],
+            }
+        )
     path.write_text(json.dumps(tasks), "utf-8")

@@ -63,8 +63,8 @@ def _mask(path: Path, shape: dict, points: list[list[float]], size: tuple[int, i
     return {"runs": run_lengths(mask, top, left, *size)}
 
 
-def write(folder: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
-    """Writes a file for each picture, of masks, which keep holes and parts."""
+def write(place: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
+    """Writes a file for each picture into a folder, or that of one, of masks, which keep holes and parts."""
     for picture in pictures:
         shapes = []
         for region in picture.regions:
@@ -73,7 +73,7 @@ def write(folder: Path, pictures: Iterable[Marked], names: Sequence[str]) -> Non
                 "label": region.label,
                 "points": [[left, top], [left + width - 1, top + height - 1]],
             }
-            shape |= {"group_id": None, "description": "", "shape_type": "mask", "flags": {}}
+            shape |= {"group_id": region.number, "description": "", "shape_type": "mask", "flags": {}}
             shapes.append(shape | {"mask": encode_png(region.mask)})
         content: dict[str, Any] = {
             "version": VERSION,
@@ -82,6 +82,7 @@ def write(folder: Path, pictures: Iterable[Marked], names: Sequence[str]) -> Non
             "imagePath": picture.name,
             "imageData": None,
         }
-        content |= {"imageHeight": picture.height, "imageWidth": picture.width, NAMES: list(names)}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{Path(picture.name).stem}.json").write_text(json.dumps(content), "utf-8")
+        content |= {"imageHeight": picture.height, "imageWidth": picture.width, NAMES: [name for name in names if name]}
+        file = place if place.suffix == ".json" else place / f"{Path(picture.name).stem}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content), "utf-8")

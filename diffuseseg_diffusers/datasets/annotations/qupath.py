@@ -85,5 +85,5 @@ def write(folder: Path, pictures: Iterable[Marked], names: Sequence[str]) -> Non
                 "geometry": {"type": "MultiPolygon", "coordinates": outline(region)},
             }
             features.append(feature | {"properties": {"objectType": "annotation", "classification": kind}})
-        content = {"type": "FeatureCollection", NAMES: list(names), "features": features}
+        content = {"type": "FeatureCollection", NAMES: [name for name in names if name], "features": features}
         (folder / f"{Path(picture.name).stem}.geojson").write_text(json.dumps(content), "utf-8")

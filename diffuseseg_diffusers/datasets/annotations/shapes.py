@@ -40,12 +40,21 @@ class Region:
         label (`str`): Name of its class, or `IGNORED`.
         mask (`np.ndarray`): `[h, w]` bool, the box around it.
         top, left (`int`): Where the box is in the picture.
+        number (`int`, *optional*): Of the object that it is.
     """
 
     label: str
     mask: np.ndarray
     top: int = 0
     left: int = 0
+    number: int | None = None
+
+    @classmethod
+    def around(cls, own: np.ndarray, label: str, top: int = 0, left: int = 0, number: int | None = None) -> "Region":
+        """A region with the smallest box, of a mask `[H, W]` that has a pixel."""
+        rows, columns = (np.flatnonzero(own.any(axis)) for axis in (1, 0))
+        box = own[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return cls(label, box, top + int(rows[0]), left + int(columns[0]), number)
 
     def whole(self, height: int, width: int) -> np.ndarray:
         """The mask in a picture of this size, `[height, width]` bool."""
@@ -67,11 +76,7 @@ def from_mask(ids: np.ndarray, names: Sequence[str], ignore_index: int = 255) ->
         if i != ignore_index and i >= len(names):
             raise UserError(f"The mask has the id {i}, but there are {len(names)} classes.")
         if i == ignore_index or i or not is_background(names[0]):
-            own = ids == i
-            rows, columns = (np.flatnonzero(own.any(axis)) for axis in (1, 0))
-            top, left = int(rows[0]), int(columns[0])
-            box = own[top : rows[-1] + 1, left : columns[-1] + 1]
-            regions.append(Region(IGNORED if i == ignore_index else names[i], box, top, left))
+            regions.append(Region.around(ids == i, IGNORED if i == ignore_index else names[i]))
     return regions
 
 
