@@ -192,19 +192,12 @@ class FeatureExtractor(ABC):
 
     @abstractmethod
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
-        """Blocks to read if none are given.
-
-        Args:
-            of_18 (sequence of `int`, *optional*):
-                What a recipe reads of a U-Net with 18 decoder blocks, as the paper's have; the family translates it.
-        """
+        """Blocks to read if none are given; `of_18` are those that a recipe reads of the paper's 18 decoder blocks."""
 
     def default_timesteps(self, of_1000: Sequence[int] = PAPER_TIMESTEPS) -> tuple[int, ...]:
-        """Timesteps to read if none are given.
+        """Timesteps to read if none are given: those with the same noise-to-signal ratios as `of_1000`.
 
-        Args:
-            of_1000 (sequence of `int`): What a recipe reads of the paper's linear schedule of 1,000 steps; the model's
-                timesteps with the same noise-to-signal ratio are taken.
+        These are what a recipe reads of the paper's linear schedule of 1,000 steps.
         """
         if self.schedule is None:
             return (0,)
@@ -212,11 +205,7 @@ class FeatureExtractor(ABC):
         return tuple(dict.fromkeys(self.schedule.timestep(paper.ratio(t)) for t in of_1000))
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuses image sizes that the model cannot take.
-
-        Raises:
-            UserError: Names the nearest size that it takes.
-        """
+        """Raises [`UserError`], with the nearest size that works, for image sizes that the model cannot take."""
         if (height, width) != self.size:
             raise UserError(f"This extractor reads images of {self.size[0]} × {self.size[1]}, got {height} × {width}.")
 
@@ -304,12 +293,7 @@ class FeatureExtractor(ABC):
         return self.check_finite(Features(activations=activations, info=info))
 
     def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
-        """What a tap sees as a map `[N, channels, h, w]`; of a tuple the first tensor.
-
-        Args:
-            output (`torch.Tensor` or tuple): As the module returns it.
-            grid (two `int`): Height and width of what the model takes.
-        """
+        """What a tap sees as a map `[N, channels, h, w]`, if the model takes samples of `grid`, height and width."""
         return output[0] if isinstance(output, tuple) else output
 
     def draw_noise(self, images: torch.Tensor, generator: Generators) -> torch.Tensor:
@@ -329,9 +313,7 @@ class FeatureExtractor(ABC):
     def reading(self, stop_at: Block | None = None) -> Iterator[dict[Block, Any]]:
         """Hooks the taps; yields `{block: output}`, filled by every forward pass within the context.
 
-        Args:
-            stop_at (`int` or `str`, *optional*): The block behind which the pass ends, with [`LastTapReached`], which
-                the caller has to catch.
+        The pass ends behind block `stop_at`, if given, with [`LastTapReached`], which the caller has to catch.
         """
         seen: dict[Block, Any] = {}
 

@@ -189,13 +189,8 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         return made
 
     def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
-        """What a tap sees as a map `[N, channels, h, w]`: itself, or the tokens of the image in their places.
-
-        Args:
-            output (`torch.Tensor` or tuple): Of a tuple it is the last with an axis of tokens, the image's stream.
-            grid (two `int`): Height and width of the latents.
-        """
-        if isinstance(output, tuple):
+        """What a tap sees as a map `[N, channels, h, w]`: itself, or the tokens of the image in their places."""
+        if isinstance(output, tuple):  # its last tensor with an axis of tokens is the image's stream
             output = [x for x in output if isinstance(x, torch.Tensor) and x.ndim >= 3][-1]
         if output.ndim == 4:
             return output
@@ -203,11 +198,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         return output[:, -height * width :].mT.unflatten(2, (height, width))  # text, where there is any, stands first
 
     def token_grid(self, grid: Sequence[int], tokens: int) -> tuple[int, int]:
-        """Height and width of the image among so many tokens.
-
-        Raises:
-            UserError: They are not the image's.
-        """
+        """Height and width of the image among so many tokens; raises [`UserError`] if they are not the image's."""
         height, width = (side // self.patch_size for side in grid)
         if tokens < height * width:
             raise UserError(f"{tokens} tokens have no place in an image of {height} × {width}; choose another module.")

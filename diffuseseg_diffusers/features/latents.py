@@ -16,8 +16,8 @@ def encode_latents(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Scaled latents of images: the mode of the posterior, for the features to be a function of the image alone.
 
     Args:
-        vae (`AutoencoderKL`, `VQModel`, `AutoencoderDC` or `AutoencoderTiny`): Its mode and weights are left as they
-            are; where its config says `force_upcast` and it is in float16, it encodes in float32.
+        vae (`AutoencoderKL`, `VQModel`, `AutoencoderDC` or `AutoencoderTiny`): Left as it is; where its config says
+            `force_upcast` and it is in float16, it encodes in float32.
         images (`torch.Tensor`): `[N, C, H, W]` in [-1, 1], on the device that the autoencoder computes on.
 
     Returns:

@@ -19,13 +19,9 @@ PAPER_TIMESTEPS = (50, 150, 250)  # of Baranchuk et al. (ICLR 2022), in a linear
 
 
 class NoiseSchedule(ABC):
-    """The forward process that a model was trained with.
+    """The forward process that a model was trained with."""
 
-    Attributes:
-        lowest (`int`), highest (`int`): The range of its timesteps, both included.
-    """
-
-    lowest: int = 0
+    lowest: int = 0  # the range of its timesteps, both included
     highest: int
 
     @abstractmethod
@@ -37,11 +33,7 @@ class NoiseSchedule(ABC):
         """The model's input: `samples` `[N, ...]` noised to `timesteps` `[N]`, and scaled as the model wants it."""
 
     def timestep(self, ratio: float) -> int:
-        """The whole timestep whose noise-to-signal ratio is nearest to the given one, on a logarithmic scale.
-
-        Raises:
-            UserError: The ratio is not above 0.
-        """
+        """The whole timestep whose noise-to-signal ratio is nearest to the given one, on a logarithmic scale."""
         if not 0 < ratio < math.inf:
             raise UserError(f"A noise level is a noise-to-signal ratio above 0, got {ratio}.")
         low, high = self.lowest, self.highest  # the ratio grows with the timestep
@@ -109,11 +101,7 @@ class ConsistencySchedule(NoiseSchedule):
 
 
 def noise_schedule(scheduler: Any) -> NoiseSchedule:
-    """The noise schedule of a pipeline's scheduler.
-
-    Raises:
-        UserError: The scheduler is of an unknown kind.
-    """
+    """The noise schedule of a pipeline's scheduler; raises [`UserError`] for unknown kinds."""
     kind, config = type(scheduler).__name__, scheduler.config
     if kind == "CMStochasticIterativeScheduler":
         return ConsistencySchedule(scheduler)

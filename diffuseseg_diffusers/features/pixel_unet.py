@@ -76,14 +76,9 @@ def _upsamples_first(unet: UNet2DModel) -> bool:
 
 
 def default_class_labels(unet: UNet2DModel, batch_size: int, device: torch.device | None = None) -> torch.Tensor | None:
-    """Class labels for a class-conditional U-Net when none are given: class 0 (a zero embedding for `identity`).
+    """Class labels for a class-conditional U-Net when none are given, in fitting and in use: class 0.
 
-    A real image comes without a class, and the head must see the same conditioning when it is fitted and when it is
-    used, so the default is a constant.
-
-    Returns:
-        `torch.Tensor` of shape `[N]` (int64), `[N, time_embed_dim]` for `class_embed_type="identity"`, or `None` for a
-        U-Net without class conditioning.
+    `[N]` int64, zeros `[N, time_embed_dim]` for `class_embed_type="identity"`, or `None` without class conditioning.
     """
     device = device or unet.device
     if unet.class_embedding is None:
@@ -95,10 +90,7 @@ def default_class_labels(unet: UNet2DModel, batch_size: int, device: torch.devic
 
 
 class DecoderFeatureExtractor(FeatureExtractor):
-    """Decoder activations of a [`UNet2DModel`] for noised images, in one batched pass that ends early.
-
-    All timesteps of an image go through the U-Net as one batch, and the pass stops right after the last block asked
-    for. The hooks exist only during a call.
+    """Decoder activations of a [`UNet2DModel`] for noised images, in one batched pass that ends at the last block.
 
     Args:
         unet ([`UNet2DModel`]): The frozen diffusion model.
@@ -109,13 +101,11 @@ class DecoderFeatureExtractor(FeatureExtractor):
             paper's `(5, 6, 7, 8, 12)` of 18 if not given; of other U-Nets the outputs of all up-blocks.
         timesteps (sequence of `int`, *optional*): Diffusion timesteps; the paper's `(50, 150, 250)` if not given.
         up_blocks (sequence of `int`, *optional*): Outputs of whole up-blocks, in place of `blocks`.
-        share_noise (`bool`, defaults to `True`):
-            One fixed noise, drawn from `noise_seed`, for all images and timesteps (the paper's setting). If `False`,
-            fresh noise for every image and timestep.
+        share_noise (`bool`, defaults to `True`): One fixed noise for all images and timesteps (the paper's setting), or
+            fresh noise for each.
         noise_seed (`int`, defaults to 0): Seed of the shared noise; drawn on the CPU, so it is the same everywhere.
         size (two `int`, *optional*): Height and width at which images are read; the U-Net's `sample_size` if not given.
-        device (`torch.device`, *optional*):
-            Where the U-Net computes, if its weights are elsewhere between passes (CPU offload).
+        device (`torch.device`, *optional*): Where the U-Net computes, if its weights are elsewhere between passes.
 
     Raises:
         UserError: A block or timestep does not exist, or none was asked for.
@@ -183,11 +173,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
 
 
 def image_size(unet: UNet2DModel) -> tuple[int, int]:
-    """Height and width in pixels that the U-Net was made for.
-
-    Raises:
-        UserError: Its config has no `sample_size`.
-    """
+    """Height and width in pixels that the U-Net was made for; raises [`UserError`] if its config has none."""
     size = unet.config.sample_size
     if size is None:
         raise UserError("This U-Net has no `sample_size` in its config; set it to the image size or (height, width).")

@@ -49,13 +49,9 @@ def relative_scale(layer: Any, adapter: str) -> float:
 
 
 def base_weights(model: nn.Module, buffers: bool = False) -> dict[str, torch.Tensor]:
-    """The weights by name, without those of adapters and fused projections, and named as if there were none.
+    """The weights and, if wanted, buffers by name, as if there were no adapters and fused projections.
 
     Weights that are offloaded between passes are fetched, and quantised ones dequantised if they can be.
-
-    Args:
-        model (`torch.nn.Module`): A component of a pipeline.
-        buffers (`bool`, defaults to `False`): Whether to add its buffers, such as statistics of batch norms.
     """
     found: dict[str, torch.Tensor] = {}
 

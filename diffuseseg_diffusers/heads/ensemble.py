@@ -42,11 +42,7 @@ STRIP_BYTES = {"cpu": 2**22, "cuda": 2**27}
 
 @dataclass
 class PixelClassifierLogits(BaseOutput):
-    """Output of [`PixelClassifierEnsemble.forward`].
-
-    Args:
-        logits (`torch.Tensor`): `[N, K, num_classes, H, W]`, of each member.
-    """
+    """Output of [`PixelClassifierEnsemble.forward`]: `[N, K, num_classes, H, W]`, of each member."""
 
     logits: torch.Tensor
 
@@ -73,11 +69,7 @@ class PixelClassifierOutput(BaseOutput):
 def image_uncertainty(uncertainty: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Uncertainty score of whole images: the mean over the 10 % most uncertain pixels (DatasetGAN's filter).
 
-    Args:
-        uncertainty (`torch.Tensor` or `np.ndarray`): `[..., H, W]` in nats, as `pipe.segment("photo.jpg")` gives it.
-
-    Returns:
-        `torch.Tensor` of shape `[...]`, in nats.
+    Takes `[..., H, W]` in nats, as `pipe.segment("photo.jpg")` gives it, and returns `[...]` in nats.
     """
     pixels = torch.as_tensor(uncertainty).flatten(-2)
     return pixels.topk(max(1, pixels.shape[-1] // 10), dim=-1).values.mean(-1)
@@ -146,17 +138,14 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         voting (`str`, defaults to `"hard"`):
             `"hard"`, every member has one vote (the paper's way), or `"soft"`, the mean of their probabilities decides.
         prompt (`str`, *optional*): What conditioned the model; the model's null prompt if none.
-        base (mapping, *optional*):
-            Of a head on another pipeline of diffusers, what it was fitted on: see [`describe_base`].
-        channels (mapping, *optional*):
-            Which channels of an image the model reads and between which values, if not all over their full range: see
+        base (mapping, *optional*): Of a head on another pipeline of diffusers, what it was fitted on: see
+            [`describe_base`].
+        channels (mapping, *optional*): Which channels of an image the model reads, and between which values: see
             [`InputChannels`].
-        tiling (mapping, *optional*):
-            How the labelled images were seen: `tiles`, whether cut into tiles; `scale`, the model's pixels for one of
-            theirs; `pixel_size` in micrometres, if they were brought to one.
+        tiling (mapping, *optional*): How the labelled images were seen: `tiles`, whether cut into tiles; `scale`, the
+            model's pixels for one of theirs; `pixel_size` in micrometres, if they were brought to one.
         decisions (mapping, *optional*): Which class a pixel gets, if not the likeliest: see [`Decisions`].
-        agreement (mapping, *optional*): By precision of the model, the share of the pixels whose class is that in
-            float32, as it was measured: see [`measure_agreement`].
+        agreement (mapping, *optional*): By precision, the measured share of the pixels whose class is that in float32.
         format_version (`int`, defaults to 2): What a saved head is made of; a newer one than this code's is refused.
     """
 
@@ -225,12 +214,6 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
     ) -> "PixelClassifierEnsemble | tuple[PixelClassifierEnsemble, dict]":
         """Loads a head as [`ModelMixin.from_pretrained`] does, but all of it and from safetensors, or not at all.
 
-        Args:
-            pretrained_model_name_or_path (`str` or path): Local folder or Hub name; of a pipeline with
-                `subfolder="segmentation_head"`.
-            output_loading_info (`bool`, defaults to `False`): Whether to return diffusers' report too.
-            **kwargs: As in [`ModelMixin.from_pretrained`].
-
         Raises:
             UserError: The head is pickled, corrupt, incomplete or from a newer version.
             OSError: There is none, or the Hub does not give it.
@@ -243,18 +226,15 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             if "Unable to load weights" in str(error):
                 raise UserError(f"{where} cannot be read: its weights are not a whole safetensors file.") from error
             if "named diffusion_pytorch_model" in str(error):
-                raise UserError(
-                    f"{where} has no weights in the safetensors format; pickled ones (.bin) are not loaded, because "
-                    f"they can run code."
-                ) from error
+                why = "pickled ones (.bin) are not loaded, because they can run code"
+                raise UserError(f"{where} has no weights in the safetensors format; {why}.") from error
             raise
         except (UserError, KeyError, RuntimeError, TypeError) as error:
             raise UserError(f"{where} cannot be read: {error}") from error
         wrong = [*info["missing_keys"], *info["unexpected_keys"], *[key for key, *_ in info["mismatched_keys"]]]
         if wrong:
-            raise UserError(
-                f"{where} does not fit its config: {', '.join(sorted(wrong))} missing, of another shape or not known."
-            )
+            names = ", ".join(sorted(wrong))
+            raise UserError(f"{where} does not fit its config: {names} missing, of another shape or not known.")
         if not all(tensor.isfinite().all() for tensor in head.state_dict().values() if not tensor.is_meta):
             raise UserError(f"{where} is corrupt: it has weights that are not finite.")
         return (head, info) if output_loading_info else head
@@ -271,12 +251,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
     def stack_members(cls, members: Sequence[Mapping]) -> dict[str, torch.Tensor]:
         """State dict of an ensemble from what the published code saves of its members.
 
-        Args:
-            members (sequence of mapping): A state dict each, or a mapping with it under `model_state_dict`; with or
-                without the prefix `module.` of `nn.DataParallel`.
-
-        Raises:
-            UserError: The members differ in their tensors, or are other networks.
+        Each is a state dict, or a mapping with it under `model_state_dict`, with or without the prefix `module.` of
+        `nn.DataParallel`. Raises [`UserError`] if they differ in their tensors, or are other networks.
         """
         states: list[dict[str, torch.Tensor]] = []
         for member in members:
@@ -291,14 +267,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """The members' logits for full feature vectors; the plain formula, used to fit the head.
-
-        Args:
-            features (`torch.Tensor`): `[K, D, P]`: `P` pixels for each member, `D` features each.
-
-        Returns:
-            `torch.Tensor` of shape `[K, num_classes, P]`.
-        """
+        """The members' logits for full feature vectors, the plain formula: `[K, D, P]` to `[K, num_classes, P]`."""
         return self.layers(features)
 
     def forward(
@@ -307,8 +276,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         """The members' logits at any resolution, from activations at theirs; batch norms use their running statistics.
 
         Args:
-            activations (sequence of `torch.Tensor`): `[N, channels, h, w]` each, as [`Features.activations`].
-            size (two `int`, *optional*): Output height and width; the config's `image_size` if not given.
+            activations, size: As in [`~PixelClassifierEnsemble.predict`].
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
 
         Returns:
@@ -340,9 +308,6 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             mirrored (sequence of `torch.Tensor`, *optional*):
                 Activations of the mirror images, left and right exchanged. The second half of the members votes on
                 those, the first on the images: masks are as good as if all saw both, at half the cost.
-
-        Returns:
-            [`PixelClassifierOutput`]
         """
         height, width = size or self.config.image_size
         n, device = len(activations[0]), activations[0].device

@@ -42,9 +42,8 @@ def fit_members(
         members (sequence of `int`, *optional*): Which members to train; all if not given.
         device: Where to train.
         show_progress (`bool`): Whether to show a progress bar.
-        images (sequence of sequences of `int`, *optional*):
-            For each of `members`, the images that it learns from; all of them for every member if not given. An epoch
-            is then as long as the smallest share.
+        images (sequence of sequences of `int`, *optional*): For each of `members`, the images that it learns from; all
+            if not given. An epoch is as long as the smallest share.
 
     Raises:
         UserError: There are fewer than two labelled pixels.
@@ -67,14 +66,8 @@ def fit_members(
 
     # With early stopping, how long it takes is not known; the bar counts to the earliest end, then along.
     earliest = recipe.patience_from_epoch * epoch_steps + recipe.patience if recipe.patience else total
-    with tqdm(
-        total=min(total, earliest),
-        desc="Fitting members",
-        unit="step",
-        disable=not show_progress,
-        mininterval=0.5,
-        leave=None,  # unless within another bar
-    ) as bar:
+    shown = dict(total=min(total, earliest), desc="Fitting members", unit="step", disable=not show_progress)
+    with tqdm(**shown, mininterval=0.5, leave=None) as bar:  # it stays, unless within another bar
         for step in range(total):
             loss = training.step(*batches.at(step))  # [K]
             bar.total = max(bar.total, step + 1)
@@ -91,13 +84,9 @@ def fit_members(
 
 
 class EarlyStopping:
-    """The published rule: a member stops once its loss has not improved for `patience` steps.
+    """The published rule: a member stops once its loss has not improved for `patience` steps, if given.
 
-    Args:
-        num_members (`int`): Members that train.
-        patience (`int`, *optional*): Steps without improvement before a member stops; never if not given.
-        from_epoch (`int`): First epoch, counted from 0, in which losses count.
-        device: Of the losses.
+    Losses count from epoch `from_epoch` on, counted from 0.
     """
 
     def __init__(self, num_members: int, patience: int | None, from_epoch: int, device: torch.device | str = "cpu"):
@@ -106,10 +95,7 @@ class EarlyStopping:
         self.stale = torch.zeros(num_members, dtype=torch.long, device=device)
 
     def update(self, loss: torch.Tensor, epoch: int) -> torch.Tensor | None:
-        """Takes the losses `[K]` of a step; returns which of the `K` members stop, boolean `[K]`, or `None` if none.
-
-        Those that stop are left out from the next step on.
-        """
+        """Takes the losses `[K]` of the members that still train; returns which of them stop, boolean `[K]`, if any."""
         if not self.patience or epoch < self.from_epoch:
             return None
         self.stale = torch.where(loss < self.best, 0, self.stale + 1)

@@ -19,27 +19,21 @@ class Recipe:
         learning_rate (`float`): Adam's learning rate; the highest one with `one_cycle`.
         max_epochs (`int`): Passes over the labelled pixels, at most.
         max_steps (`int`, *optional*): Steps, at most.
-        patience (`int`, *optional*):
-            A member stops once its loss has not improved for this many steps, counted from `patience_from_epoch`.
+        patience (`int`, *optional*): Steps without improvement of its loss after which a member stops.
         patience_from_epoch (`int`): First epoch, counted from 0, in which losses count.
         one_cycle (`bool`): Learning rate warmed up and annealed to zero over all steps (Smith and Topin, 2019).
-        standardize (`bool`):
-            Whether features get zero mean and unit variance; the map becomes part of the first layer afterwards.
-        augmented_images (`int`):
-            Images to learn from, about: the labelled ones, and as many augmented views of each as make up that number,
-            but one at least. Their features are extracted once. 0 for no augmented views.
-        balance (`float`):
-            How much a pixel of a rare class weighs more: the weight is its class's share of all pixels to the power of
-            minus this, 1 on average. 0 for equal weights.
-        flip (`bool`):
-            Whether left and right may be exchanged: in augmented views, and in use, where half of the members see the
-            mirror image of every image.
+        standardize (`bool`): Whether features get zero mean and unit variance; afterwards part of the first layer.
+        augmented_images (`int`): About how many images to learn from: the labelled ones, and as many augmented views of
+            each as make up that number, but one at least; 0 for no augmented views.
+        balance (`float`): A pixel weighs its class's share of all pixels to the power of minus this; 0 for equal
+            weights.
+        flip (`bool`): Whether left and right may be exchanged: in augmented views, and in use, where half of the
+            members see the mirror image of every image.
         voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
         num_members (`int`): Members of the ensemble, if no number is given.
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
-        blocks (sequence of `int`, *optional*):
-            Likewise; of a U-Net with 18 decoder blocks as the paper's, of others those at the same relative depth. If
-            not given, the paper's, or the outputs of all up-blocks where there are not 18.
+        blocks (sequence of `int`, *optional*): Likewise, of a U-Net with 18 decoder blocks, as the paper's; others read
+            those at the same relative depth. If not given, the paper's, or the outputs of all up-blocks.
     """
 
     batch_size: int
@@ -65,9 +59,8 @@ class Recipe:
     def for_studies(self) -> "Recipe":
         """The same kind of training with a fraction of the work, for comparisons of features with each other.
 
-        Half of the steps, of no more than 256 pixels each, on a quarter of the augmented views. Rankings of features
-        settle long before the last point does: of the default recipe, 19 choices of features for faces kept their order
-        in a sixth of the time (rank correlation 0.99), all scores 1.6 points lower.
+        Of the default recipe, 19 choices of features for faces kept their order in a sixth of the time (rank
+        correlation 0.99), all scores 1.6 points lower.
         """
         return replace(
             self,

@@ -74,11 +74,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str | os.PathLike:
-        """As in diffusers, but safetensors only, except for plain DDPMs that have none.
-
-        Raises:
-            UserError: The repository has a segmentation head, and not all its weights are in that format.
-        """
+        """As in diffusers, but safetensors only, except for plain DDPMs without a head that have none."""
         if kwargs.get("use_safetensors") is not None:
             return super().download(pretrained_model_name, **kwargs)
         try:
@@ -102,17 +98,13 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             push_to_hub (`bool`, defaults to `False`): Whether to call `push_to_hub` too.
             **kwargs: As in [`DiffusionPipeline.save_pretrained`] and, with `push_to_hub=True`, `push_to_hub`, whose
                 `repo_id` defaults to the name of the folder.
-
-        Examples:
-            >>> pipe.save_pretrained("out/model")
-            >>> pipe = DiffuseSegPipeline.from_pretrained("out/model")
         """
         hub = {k: kwargs.pop(k) for k in ("repo_id", "commit_message", "private", "create_pr", "token") if k in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         for config in folder.glob("*/*config.json"):
             content = json.loads(config.read_text(encoding="utf-8"))
-            if content.pop("_name_or_path", None) is not None:  # strips local paths
+            if content.pop("_name_or_path", None) is not None:
                 config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
         for name, text in self.code_files(index).items():

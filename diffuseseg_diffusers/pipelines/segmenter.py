@@ -30,13 +30,9 @@ SMALL = 2**16
 
 
 class Segmenter(ABC):
-    """A model that segments images. Subclasses say at what size they read images, and segment a batch of them.
+    """A model that segments images. Subclasses say at what size they read images, and segment a batch of them."""
 
-    Attributes:
-        decisions ([`Decisions`], *optional*): Which class a pixel gets, if not the likeliest one.
-    """
-
-    decisions: Decisions | None = None
+    decisions: Decisions | None = None  # which class a pixel gets, if not the likeliest one
 
     @property
     @abstractmethod
@@ -312,7 +308,6 @@ class HeadSegmenter(Segmenter):
 
     @property
     def label_names(self) -> list[str]:
-        """Name of each class; "class 0", "class 1", … if the head does not know."""
         config = self.segmentation_head.config
         return list(config.label_names or unnamed_classes(config.num_classes))
 
