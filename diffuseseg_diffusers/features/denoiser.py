@@ -37,9 +37,8 @@ class DenoiserFeatureExtractor(FeatureExtractor):
             `up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`.
         timesteps (sequence of `int`, *optional*): Of the model's own schedule; see [`NoiseSchedule`].
         share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0): As in [`DecoderFeatureExtractor`].
-        size (two `int`, *optional*): Height and width at which images are read; the model's own if not given.
+        size (two `int`, *optional*), device (`torch.device`, *optional*): As there.
         prompt (`str`, *optional*): What conditions the denoiser; the model's null prompt if not given.
-        device (`torch.device`, *optional*): Where the denoiser computes, if its weights are elsewhere between passes.
 
     Raises:
         UserError: The pipeline has no autoencoder that fits the denoiser; a block, timestep or size does not exist.

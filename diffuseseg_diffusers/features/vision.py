@@ -30,12 +30,10 @@ class VisionFeatureExtractor(FeatureExtractor):
     Args:
         backbone (`PreTrainedModel`): A vision model with hidden states: a ViT of any kind, a ResNet, Swin, ConvNeXt.
         image_processor: Its image processor, which says how images are normalised.
-        blocks (sequence of `int`, *optional*):
-            Hidden states, counted as the model returns them, the first is 0; four spread evenly over the depth if not
-            given.
+        blocks (sequence of `int`, *optional*): Hidden states, counted from 0 as the model returns them; four spread
+            evenly over the depth if not given.
         timesteps (sequence of `int`, *optional*): `(0,)`, if given.
-        size (two `int`, *optional*): Height and width at which it sees images; its own if not given.
-        device (`torch.device`, *optional*): Where it computes, if its weights are elsewhere between passes.
+        size (two `int`, *optional*), device (`torch.device`, *optional*): As in [`DecoderFeatureExtractor`].
 
     Raises:
         UserError: The model gives no hidden states with a place in the image, or not those that were asked for.

@@ -196,9 +196,9 @@ class _MemberTraining:
         # products that fill them.
         weight = self.layers[0].weight
         weight.grad = torch.empty_like(weight)
-        same = self.dtype == torch.float32
-        self.weight = weight.data if same else torch.empty_like(weight, dtype=self.dtype)
-        self.gradient = weight.grad if same else torch.empty_like(weight, dtype=self.dtype)
+        self.weight, self.gradient = weight.data, weight.grad
+        if self.dtype != torch.float32:
+            self.weight, self.gradient = (torch.empty_like(weight, dtype=self.dtype) for _ in range(2))
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One step of every member on `[K, B, D]` features and `[K, B]` classes; returns the losses `[K]`."""

@@ -108,12 +108,9 @@ def select_features(
     tried: dict[tuple, dict] = {}
 
     def attempt(step: int, choices: Iterable[tuple[Sequence[Block], Sequence[int]]]) -> None:
-        new = {}
-        for b, t in choices:
-            key = (ordered(b), tuple(sorted(t)))
-            price = cost(*key)
-            if key not in tried and budget.allows(price):
-                new[key] = price
+        keys = dict.fromkeys((ordered(b), tuple(sorted(t))) for b, t in choices)
+        prices = {key: cost(*key) for key in keys if key not in tried}
+        new = {key: price for key, price in prices.items() if budget.allows(price)}
         announce(step, len(new))
         for key, price in new.items():
             tried[key] = {"blocks": key[0], "timesteps": key[1], "mean_iou": scored(*key), "step": step, **price}
@@ -163,14 +160,12 @@ def choose_features(
             images to fit on.
         recipe (`str` or [`Recipe`], defaults to `"default"`): The one that the head will be fitted with. Every choice
             is measured by [`Recipe.for_studies`] of it, and its own features compete.
-        blocks (sequence of `int`, *optional*), timesteps (sequence of `int`, *optional*):
-            Taken as they are if given, else chosen.
+        blocks, timesteps (sequence of `int`, *optional*): Taken as they are if given, else chosen.
         budget ([`Budget`], *optional*): As many dimensions as the recipe's own features have, if not given.
         folds (`int`, defaults to 5): As many as there are images, at most.
-        share_noise (`bool`), flip (`bool`, *optional*): As in [`fit_segmentation_head`].
+        share_noise, flip, size, prompt: As in [`fit_segmentation_head`].
         seed (`int`): Of noise, folds, augmented views and classifiers.
-        batch_size (`int`), cache_dir (path, *optional*), show_progress (`bool`): As in [`extract_activations`].
-        size (two `int`, *optional*), prompt (`str`, *optional*): As in [`fit_segmentation_head`].
+        batch_size, cache_dir, show_progress: As in [`extract_activations`].
 
     Returns:
         `list[dict]`: As [`select_features`]; the first is the choice.

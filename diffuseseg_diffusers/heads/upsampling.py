@@ -37,19 +37,11 @@ def columns_of(x: torch.Tensor, width: int) -> torch.Tensor | None:
 def upsampled_rows(
     maps: Sequence[torch.Tensor], blends: Sequence[Blend], columns: Sequence[torch.Tensor | None], width: int
 ) -> torch.Tensor | None:
-    """Rows of the sum of the bilinear upsamplings (`align_corners=False`) of maps.
+    """Rows of the sum of the bilinear upsamplings of maps `[N, h, w, C]`: `[N, rows, width, C]`, `None` without maps.
 
     Columns first, on the few source rows; blending the rows of all maps, and adding the maps, is then one product with
-    a narrow matrix. Where that is slower, in float32 with more source rows than rows, it is one for each map.
-
-    Args:
-        maps (sequence of `torch.Tensor`): `[N, h, w, C]` each, of any `h` and `w`.
-        blends (sequence of [`Blend`]): Of each map, see [`blend_of`].
-        columns (sequence of `torch.Tensor` or `None`): Of each map, see [`columns_of`].
-        width (`int`): Of the upsamplings.
-
-    Returns:
-        `torch.Tensor` of shape `[N, rows, width, C]`, or `None` without maps.
+    a narrow matrix. Where that is slower, in float32 with more source rows than rows, it is one for each map. The
+    blends and columns are those of [`blend_of`] and [`columns_of`] for each map.
     """
     if not maps:
         return None

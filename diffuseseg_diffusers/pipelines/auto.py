@@ -111,11 +111,7 @@ class AutoDiffuseSegPipeline:
     def from_pipe(
         cls, pipe: DiffusionPipeline, segmentation_head: PixelClassifierEnsemble | None = None
     ) -> HeadSegmenter:
-        """A pipeline in memory with a head; its models are shared, not copied.
-
-        Args:
-            pipe (`DiffusionPipeline`): Of a known family.
-            segmentation_head ([`PixelClassifierEnsemble`], *optional*): Fitted on it.
+        """A pipeline in memory, of a known family, with a head; its models are shared, not copied.
 
         Raises:
             UserError: The pipeline is of no known family, or the head was fitted on another one.
@@ -147,9 +143,8 @@ def _load(name: str, kind: str, device: str | torch.device | None, kwargs: dict[
         return segmenter(name)
     place = find_device(device) if device is not None else torch.device("cpu")
     if isinstance(asked, str):
-        share = {}
-        if asked == "auto" and default_dtype(place) != torch.float32:
-            share = _agreement(name, kind, kwargs)
+        measured = asked == "auto" and default_dtype(place) != torch.float32
+        share = _agreement(name, kind, kwargs) if measured else {}
         precision = find_dtype(asked, place, name, share)
         part = {COMPOSED: HEAD, BACKBONE: "backbone"}.get(kind, "unet")
         parts = {part: torch.float32, "default": precision} if kind == COMPOSED else {part: precision}

@@ -25,7 +25,7 @@ from ..jobs.errors import UserError
 from .adapters import load_adapters
 from .bases import check_base, check_condition, describe_adapters, describe_base, describe_condition, tell_unstated
 from .identity import describe_freeu, describe_noise
-from .outputs import DiffuseSegPipelineOutput, check_output_type
+from .outputs import DiffuseSegPipelineOutput
 from .sampled import nearest_steps, sampled_activations
 from .segmenter import HOW_TO_FIT, HeadSegmenter, hub_options, predict_masks
 from .variants import load_variant, only_variant
@@ -203,12 +203,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             >>> output.masks[0].save("face_mask.png")  # a palette image of class ids
         """
         # 0. Check the inputs before the long work.
-        latent = output_type == "latent"
-        if not latent:
-            check_output_type(output_type)
-        extractor = None if self._head is None else self.head_extractor()
-        if extractor is None:
-            logger.warning(f"This pipeline has no segmentation head and returns images without masks; {HOW_TO_FIT}.")
+        latent, extractor = output_type == "latent", self.extractor_of_call(output_type)
         if masks_while_sampling and not isinstance(extractor, DenoiserFeatureExtractor):
             raise UserError("Masks while sampling need a segmentation head on a denoiser of latents.")
         if masks_while_sampling and latent:
@@ -220,7 +215,7 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         with taps as steps:
             images = self.base(*args, output_type="latent" if latent else "np", **kwargs).images  # [N,H,W,C]
         if latent:
-            return DiffuseSegPipelineOutput(images=images) if return_dict else (images, None, None)
+            return self.generated(images, None, output_type, return_dict)
 
         # 2. Masks.
         found: Any = None
@@ -232,13 +227,11 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             found = self.segment(list(images), **given)
 
         # 3. Convert.
-        masks, uncertainty = self.stacked(found, output_type)
         if output_type == "pil":
             images = self.base.numpy_to_pil(images)
         elif output_type == "pt":
             images = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N,C,H,W]
-        output = DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
-        return output if return_dict else (images, masks, uncertainty)
+        return self.generated(images, found, output_type, return_dict)
 
     def save_pretrained(
         self,

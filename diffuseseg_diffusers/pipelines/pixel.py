@@ -26,9 +26,9 @@ from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
-from .outputs import DiffuseSegPipelineOutput, SegmentationOutput, check_output_type
+from .outputs import DiffuseSegPipelineOutput, SegmentationOutput
 from .saved_code import code_files
-from .segmenter import HOW_TO_FIT, HeadPipeline, Segmenter, hub_options, predict_masks
+from .segmenter import HeadPipeline, Segmenter, hub_options, predict_masks
 
 
 logger = logging.get_logger(__name__)
@@ -176,13 +176,9 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
             >>> output.masks[0].save("face_mask.png")  # a palette image of class ids
         """
         # 0. Check the inputs before the long work.
-        if output_type != "latent":
-            check_output_type(output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - {*self._callback_tensor_inputs, "sample"}:
             raise UserError(f"Callbacks get {self._callback_tensor_inputs}, but {sorted(unknown)} was asked for.")
-        extractor = None if self.segmentation_head is None else self.head_extractor()
-        if extractor is None:
-            logger.warning(f"This pipeline has no segmentation head and returns images without masks; {HOW_TO_FIT}.")
+        extractor = self.extractor_of_call(output_type)
         class_labels = self.check_class_labels(class_labels, batch_size)
 
         # 1. Draw the noise and denoise it; activations of some steps on the way, if masks are to come from those.
@@ -193,7 +189,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
 
         if output_type == "latent":
             self.maybe_free_model_hooks()
-            return DiffuseSegPipelineOutput(images=sample) if return_dict else (sample, None, None)
+            return self.generated(sample, None, output_type, return_dict)
 
         # 2. Segment what was generated, as it will be stored: clipped to the range of images.
         sample, found = sample.clamp(-1, 1), None
@@ -206,10 +202,8 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
 
         # 3. Convert.
         images = DiffuseSegImageProcessor(self.unet.config.in_channels).postprocess(sample, output_type)
-        masks, uncertainty = self.stacked(found, output_type)
         self.maybe_free_model_hooks()
-        output = DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
-        return output if return_dict else (images, masks, uncertainty)
+        return self.generated(images, found, output_type, return_dict)
 
     def _denoise(
         self,
@@ -226,8 +220,8 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)  # [N,C,H,W]
         sample = sample * self.scheduler.init_noise_sigma
         steps = self._steps_to_tap(extractor) if extractor is not None else []
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}
+        options = inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if "generator" in options else {}
         tapped: dict[int, Any] = {}  # by step, then by block
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             model_input = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)

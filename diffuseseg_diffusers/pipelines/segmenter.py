@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 from torch import nn
 
 from ..features.base import Block, FeatureExtractor, Generators
@@ -18,8 +19,10 @@ from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil, unnamed_classes
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
-from .outputs import SegmentationOutput, SegmentedBatch, check_output_type, together
+from .outputs import DiffuseSegPipelineOutput, SegmentationOutput, SegmentedBatch, check_output_type, together
 
+
+logger = logging.get_logger(__name__)
 
 HOW_TO_FIT = (
     "fit one with `pipe.segmentation_head = fit_segmentation_head(pipe, dataset)` or the command `diffuseseg fit`"
@@ -335,15 +338,26 @@ class HeadSegmenter(Segmenter):
     def release(self) -> None:
         self.maybe_free_model_hooks()
 
-    def stacked(self, found: SegmentedBatch | None, output_type: str) -> tuple[Any, Any]:
-        """Masks and uncertainty of generated images, which have one size, in the type of the output."""
-        if found is None:
-            return None, None
-        masks, uncertainty = torch.stack(found.masks), torch.stack(found.uncertainty)  # [N,H,W] each
-        if output_type == "pt":
-            return masks, uncertainty
-        arrays = masks.numpy()
-        return [mask_to_pil(m, self.palette) for m in arrays] if output_type == "pil" else arrays, uncertainty.numpy()
+    def extractor_of_call(self, output_type: str) -> FeatureExtractor | None:
+        """What a generating call reads masks off, if there is a head; checks its inputs before the long work."""
+        if output_type != "latent":
+            check_output_type(output_type)
+        if self.segmentation_head is None:
+            logger.warning(f"This pipeline has no segmentation head and returns images without masks; {HOW_TO_FIT}.")
+            return None
+        return self.head_extractor()
+
+    def generated(
+        self, images: Any, found: SegmentedBatch | None, output_type: str, return_dict: bool
+    ) -> DiffuseSegPipelineOutput | tuple:
+        """What a generating call returns: images, which are in the type of the output, and their masks, if any."""
+        masks: Any = None if found is None else torch.stack(found.masks)  # [N,H,W]
+        uncertainty: Any = None if found is None else torch.stack(found.uncertainty)  # [N,H,W]
+        if found is not None and output_type != "pt":
+            masks, uncertainty = masks.numpy(), uncertainty.numpy()
+            masks = [mask_to_pil(mask, self.palette) for mask in masks] if output_type == "pil" else masks
+        output = DiffuseSegPipelineOutput(images=images, masks=masks, uncertainty=uncertainty)
+        return output if return_dict else (images, masks, uncertainty)
 
 
 class HeadPipeline(HeadSegmenter):
