@@ -172,12 +172,7 @@ class FeatureExtractor(ABC):
     ) -> "FeatureExtractor":
         """A copy with other blocks or timesteps; `None` keeps the current choice.
 
-        Args:
-            blocks (sequence of `int` or `str`, *optional*), timesteps (sequence of `int`, *optional*): The new choice.
-            **options: `up_blocks`, of a U-Net, in place of `blocks`; others of the constructor.
-
-        Raises:
-            UserError: As the constructor.
+        The options are `up_blocks`, of a U-Net, in place of `blocks`, and those of the constructor.
         """
         if (up_blocks := options.pop("up_blocks", None)) is not None:
             blocks = self.up_block_outputs(up_blocks)

@@ -30,10 +30,7 @@ class Sighting:
 def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any, Any], None]) -> Iterator[None]:
     """Calls `see(key, value)` whenever a forward pass within the context reaches a place.
 
-    Args:
-        model (`torch.nn.Module`): The model; its hooks are removed at the end.
-        places (mapping): Of any key, with the fields of [`Place`].
-        see (`Callable`): Gets the module's output or input.
+    The places, by any key, have the fields of [`Place`]; the value is the module's output or input.
     """
     with ExitStack() as hooks:
         for key, place in places.items():
@@ -57,12 +54,7 @@ def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any
 def dry_run(
     model: torch.nn.Module, places: Mapping[int | str, Place], arguments: Callable[[], dict[str, Any]]
 ) -> dict[int | str, Sighting]:
-    """Runs a model of the same config on the meta device; allocates nothing.
-
-    Args:
-        model (`ModelMixin`): Of diffusers; it is not touched.
-        places (mapping): By any key.
-        arguments (`Callable`): Makes the arguments of the pass; called with the meta device as the default.
+    """Runs a model of the same config on the meta device, the default when `arguments` are made; allocates nothing.
 
     Returns:
         `dict`: What is seen at each place, in the order of the pass; places that it does not run are missing.

@@ -90,13 +90,12 @@ def select_features(
     """Greedy forward selection: the best single cell, then one more block or timestep as long as the score rises.
 
     Args:
-        scored (`Callable`): Cross-validated mean IoU of blocks × timesteps.
-        cost (`Callable`): See [`cost_of`].
-        blocks (sequence of `int`), timesteps (sequence of `int`): What there is to choose from.
+        scored, cost (`Callable`): Cross-validated mean IoU of blocks × timesteps, and their cost, see [`cost_of`].
+        blocks, timesteps (sequence of `int`): What there is to choose from.
         budget ([`Budget`]): What may not be exceeded.
         rival (two sequences of `int`, *optional*): A choice that competes with what is found, if the budget allows it.
         choose (sequence of `str`): Without `"blocks"` or `"timesteps"`, all of those are taken.
-        announce (`Callable`, *optional*): Called before each step with its number and how many choices it scores.
+        announce (`Callable`): Called before each step with its number and how many choices it scores.
 
     Returns:
         `list[dict]`: Every choice that was scored, the best first: `blocks`, `timesteps`, `mean_iou`, `step` (1 for

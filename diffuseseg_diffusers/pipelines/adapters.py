@@ -14,13 +14,8 @@ from ..jobs.install import missing_extra
 def load_adapters(pipe: Any, given: Sequence[str], **where: Any) -> None:
     """Loads LoRAs and makes all of them active.
 
-    Args:
-        pipe (`DiffusionPipeline`): With `load_lora_weights`.
-        given (sequence of `str`): `PATH_OR_NAME` or `PATH_OR_NAME=SCALE`: a folder, a file or a name on the Hub.
-        **where: `cache_dir`, `token`, … as in `load_lora_weights`.
-
-    Raises:
-        UserError: The pipeline takes no LoRA, or one cannot be loaded; says why.
+    Each is `PATH_OR_NAME` or `PATH_OR_NAME=SCALE`: a folder, a file or a name on the Hub. `where` is `cache_dir`,
+    `token`, … as in `load_lora_weights`. Raises [`UserError`] if the pipeline takes no LoRA, or one cannot be loaded.
     """
     if given and not hasattr(pipe, "load_lora_weights"):
         raise UserError(f"A {type(pipe).__name__} takes no LoRA; leave --lora out.")

@@ -52,13 +52,8 @@ def sketch(*models: nn.Module, adapters: bool = False, raw: bool = False) -> lis
     The Euclidean distance of two sketches estimates the distance of the weights, relative to their norm (Johnson and
     Lindenstrauss, 1984): about 0.001 for bfloat16 against float32.
 
-    Args:
-        *models (`torch.nn.Module`): Such as a denoiser and its autoencoder.
-        adapters (`bool`, defaults to `False`): Whether active adapters count, as if they were fused.
-        raw (`bool`, defaults to `False`): Whether to take all parameters as they are, those of adapters too.
-
-    Raises:
-        UserError: The weights are not in memory.
+    With `adapters`, active ones count as if they were fused; `raw` takes all parameters as they are, those of adapters
+    too. Raises [`UserError`] if the weights are not in memory.
     """
     parts = []
     for model in models:

@@ -19,13 +19,7 @@ FILE = re.compile(r"(.*?)((?:diffusion_pytorch_)?model)(?:\.(\w+))?(?:-\d+-of-\d
 def load_variant(load: Callable, name: str, variant: str | None = None, **kwargs: Any) -> Any:
     """Calls `load(name, variant=variant, **kwargs)`; with the only variant where weights without one are missing.
 
-    Args:
-        load (`Callable`): A `from_pretrained` or `download`, with `**kwargs`.
-        name (`str`): Folder or Hub name.
-        variant (`str`, *optional*): Loaded as it is named.
-
-    Raises:
-        OSError, ValueError: What `load` raises, if there is not exactly one variant to load instead.
+    Raises what `load`, a `from_pretrained` or `download`, raises, if there is not exactly one variant to load instead.
     """
     local = os.path.isdir(name)
     given = variant or (only_variant(name, kwargs) if local else None)
