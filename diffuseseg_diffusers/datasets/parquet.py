@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Labelled folders as Parquet, and what `datasets` finds in a folder."""
 
-import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import PIL.Image
 from datasets import Dataset, Features, Image, IterableDataset, get_dataset_config_names, load_dataset
 
+from ..images.image_files import encode_image
 from .label_names import read_label_names
 from .labeled import LabeledImages, read_folder
 from .layouts import ALL, find_layout, is_described
@@ -48,11 +48,9 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
         rows = []
         labeled = LabeledImages(dataset, label_names=read_label_names(str(folder), True))
         for i, image in enumerate(dataset["image"]):
-            row = labeled[i]
-            mask = io.BytesIO()
-            PIL.Image.fromarray(row.mask).save(mask, "png")
+            mask = encode_image(PIL.Image.fromarray(labeled[i].mask))
             cell = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}
-            rows.append({"image": cell, "mask": {"bytes": mask.getvalue(), "path": None}})
+            rows.append({"image": cell, "mask": {"bytes": mask, "path": None}})
         written = Dataset.from_list(rows, features=features).cast(Features({"image": Image(), "mask": Image()}))
         (target / "data").mkdir(parents=True, exist_ok=True)
         written.to_parquet(target / "data" / f"{split}-00000-of-00001.parquet")

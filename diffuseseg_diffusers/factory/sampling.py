@@ -5,18 +5,17 @@ DatasetGAN (Zhang et al., CVPR 2021), and DatasetDDPM of Baranchuk et al. (ICLR 
 """
 
 import inspect
-import io
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import PIL.Image
 import pyarrow as pa
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from ..features.noise import BetaSchedule, noise_schedule
 from ..heads.ensemble import image_uncertainty
+from ..images.image_files import encode_image
 from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError
 from ..jobs.seeds import mixed_seed
@@ -163,9 +162,10 @@ def generate_batch(
     num_classes = pipe.segmentation_head.config.num_classes
     scores = image_uncertainty(torch.from_numpy(output.uncertainty)).tolist()
     masks = [mask_to_pil(mask, pipe.palette) for mask in output.masks]
+    options = {"quality": 95} if image_format == "jpeg" else {}
     columns = {
-        "image": [{"bytes": _encode(image, image_format), "path": None} for image in images],
-        "mask": [{"bytes": _encode(mask, "png"), "path": None} for mask in masks],
+        "image": [{"bytes": encode_image(image, image_format, **options), "path": None} for image in images],
+        "mask": [{"bytes": encode_image(mask), "path": None} for mask in masks],
         "uncertainty": scores,
         "seed": seeds,
         "index": list(indices),
@@ -175,9 +175,3 @@ def generate_batch(
     if "prompt" in given:
         columns["prompt"], schema = given["prompt"], schema.append(PROMPT)
     return pa.table(columns, schema=schema)
-
-
-def _encode(image: PIL.Image.Image, image_format: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, image_format, **({"quality": 95} if image_format == "jpeg" else {}))
-    return buffer.getvalue()

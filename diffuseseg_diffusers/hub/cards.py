@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What all cards share: templates, the user's own text, and facts in words."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -106,10 +105,3 @@ def figure_image(figure: Figure) -> PIL.Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-
-
-def png(image: PIL.Image.Image) -> bytes:
-    """An image as the content of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()

@@ -18,12 +18,13 @@ from ..datasets.columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell
 from ..datasets.label_names import read_label_file
 from ..datasets.parquet import open_streams
 from ..figures.pages import samples_page
+from ..images.image_files import encode_image
 from ..images.image_processor import default_palette, mask_to_pil, to_eight_bit, unnamed_classes
 from ..jobs.errors import UserError
 from ..jobs.files import shown_name
 from ..jobs.hardware import short_name
 from ..pipelines.identity import weights_digest
-from .cards import SAMPLES, figure_image, hex_color, png, render
+from .cards import SAMPLES, figure_image, hex_color, render
 
 
 GENERATION = "generation.json"  # how a synthetic dataset was made
@@ -92,10 +93,10 @@ def dataset_card(
         ids = [np.where(m < len(names), m, 0).astype(np.uint8) for m in labeled.masks[:NUM_SHOWN]]
         masks = [mask_to_pil(mask, palette) for mask in ids]
         if labeled.shown:  # masks alone have no page
-            files[samples] = png(figure_image(samples_page(labeled.shown, masks, names, palette)))
+            files[samples] = encode_image(figure_image(samples_page(labeled.shown, masks, names, palette)))
     elif shown := next((part.shown for part in parts if part.shown), None):
         images = [to_eight_bit(image).convert("RGB").resize(shown[0].size) for image in shown]
-        files[samples] = png(make_image_grid(images, rows=1, cols=len(images)))
+        files[samples] = encode_image(make_image_grid(images, rows=1, cols=len(images)))
     # It is bytes: local paths were taken out.
     made = json.loads(files[GENERATION]) if GENERATION in files else {}  # type: ignore[arg-type]
     data = {

@@ -17,13 +17,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
 from ..heads.ensemble import PixelClassifierEnsemble
+from ..images.image_files import encode_image
 from ..jobs.errors import UserError
 from ..jobs.files import read_json
 from ..jobs.hub_errors import explain_hub_error, is_temporary
 from ..pipelines.composed import HEAD
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
-from .cards import CARD, SAMPLES, own_card, png
+from .cards import CARD, SAMPLES, own_card
 from .dataset_card import dataset_card, read_parts
 from .files import RECORDS, Upload, collect, without_local_paths
 from .model_cards import head_card, pipeline_card, sample_sheet, student_card
@@ -117,7 +118,7 @@ def push_folder(
         if upload.kind == "pipeline":
             upload.files |= {f"analysis/{path.name}": path for path in figures}
             if num_samples > 0 and SAMPLES not in upload.files:
-                upload.files[SAMPLES] = png(sample_sheet(loaded, num_samples))
+                upload.files[SAMPLES] = encode_image(sample_sheet(loaded, num_samples))
         card = _make_card(upload, folder, loaded, repo_id, license, evaluations)
 
         # 3. The repository, and the commit.

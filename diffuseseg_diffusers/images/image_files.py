@@ -1,9 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Image files in folders."""
+"""Image files in folders, and images as the content of files."""
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
@@ -31,3 +33,10 @@ def find_images(folder: Path) -> list[Path]:
     """Image files anywhere below a folder, sorted; hidden files are skipped."""
     found = [here / n for here, _, names in walk(folder) for n in names if n.lower().endswith(SUFFIXES)]
     return sorted(path for path in found if path.is_file())
+
+
+def encode_image(image: PIL.Image.Image, image_format: str = "png", **options: Any) -> bytes:
+    """An image as the content of a file; `options` are those of `PIL.Image.Image.save`."""
+    stored = io.BytesIO()
+    image.save(stored, image_format, **options)
+    return stored.getvalue()

@@ -8,7 +8,6 @@ colours.
 
 import base64
 import hmac
-import io
 import shutil
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
+from ..images.image_files import encode_image
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
 from .export import export_session
@@ -299,9 +299,7 @@ def _add_view_routes(api: FastAPI, app: App) -> None:
         shown = session.picture(picture).shown()
         if side is not None:
             shown.thumbnail((side, side))
-        buffer = io.BytesIO()
-        shown.save(buffer, "png", compress_level=1)
-        return Response(buffer.getvalue(), media_type="image/png")
+        return Response(encode_image(shown, compress_level=1), media_type="image/png")
 
     @api.get("/api/labels")
     def labels(picture: str) -> Response:

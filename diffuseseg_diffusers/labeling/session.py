@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """A labelling session, independent of the server: pictures, strokes, live masks and suggestions."""
 
-import io
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from ..datasets.labeled import LabeledImages
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..heads.fit import fit_segmentation_head, recipe_extractor
 from ..heads.recipes import Recipe, find_recipe
+from ..images.image_files import encode_image
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
 from ..jobs.files import check_output_folder, read_record, write_record
@@ -349,10 +349,9 @@ class LabelSession:
         """
         rows: dict[str, list] = {"image": [], "mask": []}
         for name in self.labelled_names():
-            buffer = io.BytesIO()
-            PIL.Image.fromarray(self.compact_ids(self.labels(name))).save(buffer, "png")
+            mask = encode_image(PIL.Image.fromarray(self.compact_ids(self.labels(name))))
             rows["image"].append(str(self.picture(name).path))
-            rows["mask"].append({"bytes": buffer.getvalue(), "path": None})
+            rows["mask"].append({"bytes": mask, "path": None})
         if not rows["image"]:
             raise UserError("Nothing is labelled yet; draw strokes first.")
         columns = Features({"image": Image(decode=False), "mask": Image(decode=False)})

@@ -5,7 +5,6 @@ A file is a part (see `jobs/parts.py`): any number of processes share them, each
 holds does not depend on who wrote it.
 """
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from ..datasets.columns import decode_cell
 from ..heads.ensemble import image_uncertainty
 from ..images.formats.base import Raster
 from ..images.formats.cells import needs_raster, open_cell
+from ..images.image_files import encode_image
 from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file, to_json, write_json, write_text
@@ -202,11 +202,10 @@ class CollectionRun:
         return [self._row(*one, mask, doubt) for one, mask, doubt in zip(batch, masks, uncertainty)]
 
     def _row(self, place: dict, cell: Any, image: Any, mask: np.ndarray, uncertainty: np.ndarray | None) -> dict:
-        stored = io.BytesIO()
-        mask_to_pil(mask, self.pipe.palette).save(stored, "png")
+        stored = encode_image(mask_to_pil(mask, self.pipe.palette))
         counts = np.bincount(mask.ravel(), minlength=256)[: len(self.pipe.label_names)]
         score = None if uncertainty is None else image_uncertainty(torch.from_numpy(uncertainty)).item()
-        row = {**place, "path": _path(cell), "mask": {"bytes": stored.getvalue(), "path": None}}
+        row = {**place, "path": _path(cell), "mask": {"bytes": stored, "path": None}}
         row |= {"height": mask.shape[0], "width": mask.shape[1], "uncertainty": score}
         row["class_fractions"] = (counts / max(1, counts.sum())).tolist()
         if self.copy_images:
@@ -254,6 +253,4 @@ def _bytes(cell: Any, image: Any) -> bytes:
     path = _path(cell)
     if path and Path(path).is_file():
         return Path(path).read_bytes()
-    stored = io.BytesIO()
-    image.save(stored, "png")
-    return stored.getvalue()
+    return encode_image(image)

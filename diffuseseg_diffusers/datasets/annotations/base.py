@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from ...images.image_files import encode_image
 from ...jobs.errors import UserError
 from .shapes import Area, Region
 
@@ -124,9 +125,7 @@ def decode_png(data: bytes, path: Path) -> np.ndarray:
 
 def encode_png(mask: np.ndarray) -> str:
     """A binary mask `[h, w]` as PNG of one bit a pixel, in base64."""
-    data = io.BytesIO()
-    PIL.Image.fromarray(np.ascontiguousarray(mask)).save(data, "PNG")
-    return base64.b64encode(data.getvalue()).decode("ascii")
+    return base64.b64encode(encode_image(PIL.Image.fromarray(np.ascontiguousarray(mask)))).decode("ascii")
 
 
 def hexcolor(i: int) -> str:
