@@ -18,15 +18,8 @@ METHODS = {"default": "default recipe", "paper": "published recipe", "unet": "U-
 
 
 def main() -> None:
-    args = arguments(
-        __doc__,
-        counts=[1, 2, 5, 10, 20],
-        seeds=[0, 1, 2],
-        methods=list(METHODS),
-        unet_images=12_000,
-        unet_seeds=3,
-        shifts=False,
-    )
+    options = dict(counts=[1, 2, 5, 10, 20], seeds=[0, 1, 2], methods=list(METHODS))
+    args = arguments(__doc__, **options, unet_images=12_000, unet_seeds=3, shifts=False)
     task = Task(args.task)
     pipe = task.pipe()
     about = f"Mean IoU in %, mean over the seeds with its range, on {len(task.test)} test images."

@@ -24,24 +24,19 @@ def main() -> None:
         "seconds": ("ms an image", "ms"),
         "times": ("", "times"),
     }
-    about = (
-        f"Default recipe, {len(task.train)} labelled images, fitted in float32; {len(task.test)} test images; speed in "
-        f"batches of {args.batch_size}, medians of {args.rounds} rounds in turn."
-    )
+    fits = f"Default recipe, {len(task.train)} labelled images, fitted in float32; {len(task.test)} test images"
+    about = f"{fits}; speed in batches of {args.batch_size}, medians of {args.rounds} rounds in turn."
     result = Result(args.name or f"precision-{args.task}", columns, args, about)
     pictures = [task.test[i].image for i in range(args.batch_size)]
     masks, scores = {}, {}
     for dtype, pipe in pipes.items():
         pipe.segmentation_head = type(head).from_config(head.config).to(pipe.device).eval()
         pipe.segmentation_head.load_state_dict(head.state_dict())
-        metrics, examples = evaluate_segmentation(
-            pipe, task.test, args.batch_size, num_examples=len(task.test), show_progress=False
-        )
+        how = dict(num_examples=len(task.test), show_progress=False)
+        metrics, examples = evaluate_segmentation(pipe, task.test, args.batch_size, **how)
         scores[dtype] = metrics["mean_iou"]
         masks[dtype] = np.concatenate([example.prediction.ravel() for example in examples])
-    sides = {
-        dtype: lambda p=pipe: p.segment(pictures, args.batch_size, output_type="np") for dtype, pipe in pipes.items()
-    }
+    sides = {k: lambda p=p: p.segment(pictures, args.batch_size, output_type="np") for k, p in pipes.items()}
     seconds = in_turn(sides, args.rounds)
     for dtype in pipes:
         result.row(

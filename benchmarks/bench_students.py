@@ -36,29 +36,16 @@ EPOCHS = 20
 
 
 def main() -> None:
-    args = arguments(
-        __doc__,
-        counts=[2, 5, 20],
-        seeds=[0, 1, 2],
-        arms=ARMS[:3],
-        unlabeled=1000,
-        images=8000,
-        generated=None,
-        work_dir="out/students",
-        speed=False,
-        batch_size=16,
-        rounds=5,
-    )
+    options = dict(counts=[2, 5, 20], seeds=[0, 1, 2], arms=ARMS[:3], unlabeled=1000, images=8000, generated=None)
+    args = arguments(__doc__, **options, work_dir="out/students", speed=False, batch_size=16, rounds=5)
     task = Task(args.task)
     if args.speed:
         speed(task, args)
         return
     columns = {"labels": ("labelled images", "int"), "arm": ("", "text"), "clean": ("clean", "percent")}
     columns |= {shift: (shift, "percent") for shift in SHIFTS}
-    about = (
-        f"Mean IoU in % on {len(task.test)} test images; networks have seen {args.images:,} images; "
-        f"{args.unlabeled:,} images without labels."
-    )
+    seen = f"networks have seen {args.images:,} images; {args.unlabeled:,} images without labels"
+    about = f"Mean IoU in % on {len(task.test)} test images; {seen}."
     result = Result(args.name or f"students-{args.task}", columns, args, about)
     sets = {"clean": task.test} | {shift: Shifted(task.test, shift) for shift in SHIFTS}
 
@@ -69,10 +56,8 @@ def main() -> None:
     for count in args.counts:
         own = task.train.select(range(count))
         for arm in args.arms:
-            found = [
-                result.cell(f"{count} {arm} {seed}", lambda a=arm, o=own, s=seed: measure(a, o, s))
-                for seed in args.seeds
-            ]
+            name = f"{count} {arm}"
+            found = [result.cell(f"{name} {s}", lambda a=arm, o=own, s=s: measure(a, o, s)) for s in args.seeds]
             result.row(labels=count, arm=arm, **{k: [one[k] for one in found] for k in sets})
     result.show()
 

@@ -32,7 +32,7 @@ from scipy import stats
 from diffuseseg_diffusers import recipe_extractor
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.labeling.features import Basis, PictureFeatures, places, sample_pixels
-from diffuseseg_diffusers.labeling.live import LiveHead, Sampled
+from diffuseseg_diffusers.labeling.live import PIXELS, LiveHead, Sampled
 from diffuseseg_diffusers.labeling.regions import sparse_pixels
 from diffuseseg_diffusers.labeling.suggestions import Advice, Rule
 
@@ -40,7 +40,6 @@ from diffuseseg_diffusers.labeling.suggestions import Advice, Rule
 RULES = ["random", "uncertain", "typical", "margin", "ours"]
 MARKS = (5, 10, 20, 40, 60, 80, 100, 140, 200)
 EACH, AT_ONCE = 20, 5  # strokes in a picture, and before the head is fitted again
-PIXELS = 16
 
 
 class Data:
@@ -146,7 +145,9 @@ class Annotation:
         height, width = drawn.shape
         somewhere = [(int(self.random.integers(height)), int(self.random.integers(width))) for _ in range(AT_ONCE)]
         if self.rule == "ours":
-            return [(y, x) for y, x, _ in self.advice().places(places(self.data.pool[i].grid), drawn, AT_ONCE)]
+            labelled = torch.cat(self.around) if self.around else torch.zeros(0, 1)
+            advice = Advice(self.data.rule, self.head, labelled, torch.zeros(0).long(), {})
+            return [(y, x) for y, x, _ in advice.places(places(self.data.pool[i].grid), drawn, AT_ONCE)]
         if self.rule in ("random", "typical") or self.head is None:
             return somewhere
         grid = self.data.pool[i].grid
@@ -164,10 +165,6 @@ class Annotation:
     def margin(self, i: int) -> torch.Tensor:
         best = self.head.predict(self.data.pool[i].grid.flatten(1).T)[0].topk(2, dim=1).values
         return best[:, 0] - best[:, 1]
-
-    def advice(self) -> Advice:
-        labelled = torch.cat(self.around) if self.around else torch.zeros(0, 1)
-        return Advice(self.data.rule, self.head, labelled, torch.zeros(0).long(), {})
 
 
 def main() -> None:

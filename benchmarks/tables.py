@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +76,7 @@ def caption(result: dict) -> str:
         words.append(f"{found['instructions']}{f' ({rates})' if rates else ''}")
     if (found.get("load") or 0) > (found.get("threads") or 1) / 2:
         words.append("with other work beside it")
-    words += [found["clock"]] if found.get("clock") else []
-    words += [found[key] for key in ("dtype",) if found.get(key)]
+    words += [found[key] for key in ("clock", "dtype") if found.get(key)]
     if found.get("torch"):
         words.append(f"PyTorch {found['torch'].split('+')[0]}")
     seeds = result["seeds"]
@@ -113,6 +111,9 @@ def digest(name: str) -> str:
     return hashlib.sha256(json.dumps(read(name)["rows"], sort_keys=True).encode()).hexdigest()[:16]
 
 
+SPREAD = {"mean": statistics.mean, "least": min, "most": max}
+
+
 def picture_labels(path: Path) -> None:
     """Mean IoU over the number of labelled images."""
     from diffuseseg_diffusers.figures.curves import label_curves
@@ -120,20 +121,13 @@ def picture_labels(path: Path) -> None:
     result, curves = read("labels-faces64"), {}
     for method, (title, _) in list(result["columns"].items())[1:]:
         curves[title] = [
-            {
-                "labelled_images": row["labels"],
-                "mean": statistics.mean(row[method]),
-                "least": min(row[method]),
-                "most": max(row[method]),
-            }
+            {"labelled_images": row["labels"]} | {k: of(row[method]) for k, of in SPREAD.items()}
             for row in result["rows"]
         ]
     label_curves(curves).savefig(path, metadata={"Source": digest("labels-faces64")})
 
 
-PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "docs/label_efficiency.png": ("labels-faces64", picture_labels)
-}
+PICTURES = {"docs/label_efficiency.png": ("labels-faces64", picture_labels)}
 
 
 def current(path: Path, name: str) -> bool:

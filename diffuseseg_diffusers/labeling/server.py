@@ -222,14 +222,14 @@ def create_app(
 def _add_errors(api: FastAPI) -> None:
     """Every error is answered with one sentence."""
 
-    def answer(status: int, sentence: Callable[[Any], str] = str) -> Callable:
-        return lambda _, error: JSONResponse({"error": sentence(error)}, getattr(error, "status_code", status))
+    def answer(status: int | None, sentence: Callable[[Any], str] = str) -> Callable:
+        return lambda _, error: JSONResponse({"error": sentence(error)}, status or error.status_code)
 
     def unfit(error: RequestValidationError) -> str:
         first = error.errors()[0]
         return f"The request does not fit: {'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}."
 
-    api.add_exception_handler(HTTPException, answer(400, lambda error: error.detail))
+    api.add_exception_handler(HTTPException, answer(None, lambda error: error.detail))
     api.add_exception_handler(UserError, answer(400))
     api.add_exception_handler(OSError, answer(507, lambda error: error.strerror or str(error)))
     api.add_exception_handler(RequestValidationError, answer(422, unfit))
