@@ -44,6 +44,7 @@ class Raster(ABC):
         channels (`tuple` of `str`): Names of the channels.
         dtype (`np.dtype`): Of the values.
         pixel_size (two `float`, *optional*): Height and width of a pixel in micrometres, where the file says it.
+        plane_distance (`float`, *optional*): From slice to slice of a volume in micrometres.
         grid ([`Grid`], *optional*): Where its pixels lie, if the file says it.
         nodata (`float`, *optional*): Value of pixels without a measurement, where the file names one.
         levels (`tuple` of `float`): Downsampling of each resolution that the file holds, from 1 on.
@@ -62,6 +63,7 @@ class Raster(ABC):
     channels: tuple[str, ...]
     dtype: np.dtype
     pixel_size: tuple[float, float] | None = None
+    plane_distance: float | None = None
     grid: Grid | None = None
     nodata: float | None = None
     levels: tuple[float, ...] = (1.0,)
@@ -125,6 +127,10 @@ class Raster(ABC):
         if self.nodata is not None:
             found |= (values == self.nodata).all(0)
         return found if found.any() else None
+
+    def position(self, plane: int) -> tuple[int, int]:
+        """Slice and time of a plane, from 0; pages that are neither count as slices."""
+        return plane, 0
 
     def close(self) -> None:  # noqa: B027 (most hold nothing open)
         """Closes the file."""

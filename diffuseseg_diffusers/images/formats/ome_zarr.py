@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """OME-Zarr (NGFF 0.4 and 0.5), by zarr."""
 
+import json
 import math
 import os
 import struct
@@ -13,6 +14,7 @@ import numpy as np
 
 from ...jobs.errors import UserError
 from ...jobs.install import missing_extra
+from ..grids import STAGE, Grid
 from ..lengths import MICROMETRES
 from .base import WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names, windows_over
 
@@ -21,10 +23,10 @@ class ZarrRaster(Raster):
     """The picture of an OME-Zarr folder, with its resolutions.
 
     Args:
-        path (path): Of the folder.
+        path (path): Of the folder; also of one that bioformats2raw wrote, or of a plate, with one picture in it.
 
     Raises:
-        UserError: The folder is not a valid OME-Zarr.
+        UserError: The folder is not a valid OME-Zarr, or holds several pictures.
     """
 
     mask_suffix = ".ome.zarr"
@@ -36,63 +38,108 @@ class ZarrRaster(Raster):
         except ModuleNotFoundError as error:
             raise missing_extra("zarr", error.name) from error
         self.name = str(path)
+        pictures = zarr_pictures(Path(path))
+        if len(pictures) > 1:
+            raise UserError(
+                f"{self.name} holds {len(pictures)} pictures, and one is read; name it, such as {pictures[0]}."
+            )
+        self._path = pictures[0]
         try:
-            group: Any = zarr.open_group(os.fspath(path), mode="r")
+            group: Any = zarr.open_group(os.fspath(self._path), mode="r")
             attributes = dict(group.attrs)
             self._version3 = "ome" in attributes
             attributes = attributes.get("ome", attributes)
             scales = (attributes.get("multiscales") or [None])[0]
             if scales is None:
                 raise UserError(f"{self.name} is no OME-Zarr: its attributes have no multiscales.")
-            self._arrays = [group[dataset["path"]] for dataset in scales["datasets"]]
+            arrays = [group[dataset["path"]] for dataset in scales["datasets"]]
         except UserError:
             raise
         except Exception as error:
             raise broken(self.name, error) from error
         self._axes = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", [])]
-        names = [axis["name"] for axis in self._axes]
-        shape = dict(zip(names, self._arrays[0].shape))
-        if len(names) != self._arrays[0].ndim or not {"y", "x"} <= set(names) <= set("tczyx"):
+        names = [str(axis["name"]).lower() for axis in self._axes]
+        shape = dict(zip(names, arrays[0].shape))
+        if len(names) != arrays[0].ndim or not {"y", "x"} <= set(names) <= set("tczyx"):
             raise UserError(
-                f"{self.name} has the axes {', '.join(names) or 'of no name'} for {self._arrays[0].ndim} dimensions; "
+                f"{self.name} has the axes {', '.join(names) or 'of no name'} for {arrays[0].ndim} dimensions; "
                 f"what is known is t, c, z, y and x."
             )
         self._names, self._scales = names, scales
-        self.height, self.width, self.dtype = shape["y"], shape["x"], self._arrays[0].dtype
+        self.height, self.width, self.dtype = shape["y"], shape["x"], arrays[0].dtype
         self._plane_axes = [name for name in names if name in "tz"]
         self._plane_shape = tuple(shape[name] for name in self._plane_axes)
-        self.volumetric = self._plane_axes == ["z"]
+        self.volumetric = [name for name in self._plane_axes if shape[name] > 1] == ["z"]
         self.planes = math.prod(self._plane_shape)
-        self.levels = tuple(self.height / array.shape[names.index("y")] for array in self._arrays)
+        # Resolutions with fewer slices have other planes.
+        across = [names.index("y"), names.index("x")]
+        planes = [np.delete(array.shape, across).tolist() for array in arrays]
+        self._arrays = [array for array, own in zip(arrays, planes) if own == planes[0]]
+        self.levels = tuple(self.height / array.shape[across[0]] for array in self._arrays)
         labelled = [c.get("label") for c in (attributes.get("omero") or {}).get("channels", [])]
         count = shape.get("c", 1)
         self.channels = unique_names(labelled) if len(labelled) == count else default_names(count)
-        units = [self._axes[names.index(axis)].get("unit") for axis in "yx"]
-        if all(unit in MICROMETRES for unit in units):
-            scale = self._transform("scale")
-            self.pixel_size = tuple(scale[names.index(a)] * MICROMETRES[u] for a, u in zip("yx", units))  # type: ignore
+        self._scale, self._translation = self._transforms()
+        self._measure()
 
-    def _transform(self, kind: str) -> list[float]:
-        """Scale or translation of the finest resolution, a number for each axis."""
-        found = [0.0 if kind == "translation" else 1.0] * len(self._names)
-        both = (self._scales["datasets"][0].get("coordinateTransformations", []), self._scales)
-        for transforms in (both[0], both[1].get("coordinateTransformations", [])):
-            for transform in transforms:
-                if transform["type"] == kind:
-                    pairs = zip(found, transform[kind])
-                    found = [a + b if kind == "translation" else a * b for a, b in pairs]
-        return found
+    def _transforms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and translation of the finest resolution, each a number for each axis.
+
+        Transformations of the array come first, then those of all resolutions, each applied to what was before.
+        """
+        scale, translation = np.ones(len(self._names)), np.zeros(len(self._names))
+        for holder in (self._scales["datasets"][0], self._scales):
+            for transform in holder.get("coordinateTransformations") or []:
+                values = transform.get(transform["type"])
+                if transform["type"] == "scale" and values is not None:
+                    scale, translation = scale * values, translation * values
+                elif transform["type"] == "translation" and values is not None:
+                    translation = translation + values
+                elif transform["type"] != "identity":
+                    raise UserError(
+                        f"{self.name} has a transformation of type {transform['type']!r} that is not read; write scale "
+                        f"and translation as lists."
+                    )
+        return scale, translation
+
+    def _measure(self) -> None:
+        """Sets sizes of pixels and the grid, if the file says the unit of each axis in space."""
+        place = {name: i for i, name in enumerate(self._names)}
+        units = {n: MICROMETRES.get(self._axes[place[n]].get("unit") or "") for n in "zyx" if n in place}
+        size = {n: float(self._scale[place[n]]) * unit for n, unit in units.items() if unit}
+        if {"y", "x"} <= set(size):
+            self.pixel_size = size["y"], size["x"]
+        self.plane_distance = size.get("z")
+        if set(size) != set(units) or any(self._plane_shape[i] > 1 for i, n in enumerate(self._plane_axes) if n == "t"):
+            return
+        affine = np.zeros((4, 4))
+        affine[3, 3] = 1
+        for column, name in enumerate("zyx"):
+            affine[2 - column, column] = size.get(name, 1.0)
+            if name in place:
+                affine[2 - column, 3] = self._translation[place[name]] * (units[name] or 1.0)
+        if (affine[:3, :3] > 0).sum() == 3:
+            self.grid = Grid((self.planes, self.height, self.width), affine, STAGE)
+
+    def position(self, plane: int) -> tuple[int, int]:
+        at = dict(zip(self._plane_axes, np.unravel_index(plane, self._plane_shape))) if self._plane_axes else {}
+        return int(at.get("z", 0)), int(at.get("t", 0))
+
+    def _index(self, plane: int, window: Window, names: Sequence[str]) -> tuple[int | slice, ...]:
+        """Where a window of a plane lies in an array of some axes."""
+        z, t = self.position(plane)
+        rows, columns = window.slices
+        known: dict[str, int | slice] = {"z": z, "t": t, "y": rows, "x": columns}
+        return tuple(known.get(name, slice(None)) for name in names)
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
-        at = dict(zip(self._plane_axes, np.unravel_index(plane, self._plane_shape))) if self._plane_axes else {}
-        rows, columns = window.slices
-        index = tuple({"y": rows, "x": columns}.get(n, int(at[n]) if n in at else slice(None)) for n in self._names)
+        index = self._index(plane, window, self._names)
         self._check_chunks(self._arrays[level], index)
         try:
             values = np.asarray(self._arrays[level][index])
         except Exception as error:  # a chunk that is cut off; each codec has errors of its own
             raise broken(self.name, error) from error
-        left = [name for name in self._names if name not in at]
+        left = [name for name in self._names if name not in "tz"]
         order = [left.index(name) for name in "cyx" if name in left]
         return values.transpose(order).reshape(-1, window.height, window.width)
 
@@ -108,7 +155,7 @@ class ZarrRaster(Raster):
         ]
         chunks = [range(r.start // c, (r.stop - 1) // c + 1) for r, c in zip(touched, array.chunks)]
         for place in product(*chunks):
-            file = Path(self.name, array.path, array.metadata.encode_chunk_key(place))
+            file = Path(self._path, array.path, array.metadata.encode_chunk_key(place))
             if file.is_file():  # one that is not there is empty
                 with open(file, "rb") as opened:
                     head = opened.read(16)
@@ -123,18 +170,24 @@ class ZarrRaster(Raster):
         import zarr
 
         kept = [i for i, name in enumerate(self._names) if name != "c"]
-        shape = (*self._plane_shape, self.height, self.width)
-        chunks = (*(1 for _ in self._plane_shape), min(WRITTEN, self.height), min(WRITTEN, self.width))
+        names = [self._names[i] for i in kept]
+        sizes = {"y": self.height, "x": self.width, **dict(zip(self._plane_axes, self._plane_shape))}
+        chunks = tuple(1 if name in "tz" else min(WRITTEN, sizes[name]) for name in names)
         form: Any = 3 if self._version3 else 2
         group: Any = zarr.open_group(os.fspath(path), mode="w", zarr_format=form)
-        keys = {"name": "v2", "separator": "/"} if form == 2 else {"name": "default", "separator": "/"}
-        array = group.create_array("0", shape=shape, chunks=chunks, dtype=dtype, chunk_key_encoding=keys)
+        options: dict[str, Any] = {"name": "default" if form == 3 else "v2", "separator": "/"}
+        options = {"chunk_key_encoding": options}
+        if form == 3:
+            options["dimension_names"] = [self._axes[i]["name"] for i in kept]
+        array = group.create_array("0", shape=tuple(sizes[n] for n in names), chunks=chunks, dtype=dtype, **options)
+        turned = names.index("x") < names.index("y")
         for plane in range(self.planes):
-            at = tuple(int(i) for i in np.unravel_index(plane, self._plane_shape)) if self._plane_axes else ()
             for window in windows_over(self.height, self.width):
-                array[(*at, *window.slices)] = labels(plane, window).astype(dtype)
+                own = labels(plane, window).astype(dtype)
+                array[self._index(plane, window, names)] = own.T if turned else own
         transforms = [
-            {"type": kind, kind: [self._transform(kind)[i] for i in kept]} for kind in ("scale", "translation")
+            {"type": "scale", "scale": self._scale[kept].tolist()},
+            {"type": "translation", "translation": self._translation[kept].tolist()},
         ]
         multiscales = {
             "name": Path(self.name).name,
@@ -142,9 +195,37 @@ class ZarrRaster(Raster):
             "datasets": [{"path": "0", "coordinateTransformations": transforms}],
         }
         colours = [{"label-value": i, "rgba": [*colour, 255]} for i, colour in enumerate(palette or ())]
-        described: dict[str, Any] = {"multiscales": [multiscales], "image-label": {"colors": colours}}
+        image_label: dict[str, Any] = {"colors": colours} if colours else {}
+        described: dict[str, Any] = {"multiscales": [multiscales], "image-label": image_label}
         if form == 2:
-            multiscales["version"] = described["image-label"]["version"] = "0.4"
+            multiscales["version"] = image_label["version"] = "0.4"
             group.attrs.update(described)
         else:
             group.attrs["ome"] = {"version": "0.5", **described}
+
+
+def zarr_pictures(path: Path) -> list[Path]:
+    """The pictures in an OME-Zarr folder: itself, the series that bioformats2raw wrote, or the fields of a plate."""
+    attributes = _attributes(path)
+    if "plate" in attributes:
+        wells = [path / well["path"] for well in attributes["plate"].get("wells", [])]
+        fields = [(w, image) for w in wells for image in (_attributes(w).get("well") or {}).get("images", [])]
+        return [well / image["path"] for well, image in fields] or [path]
+    if "bioformats2raw.layout" in attributes:
+        series = _attributes(path / "OME").get("series")
+        if series is None:
+            series = sorted((p.name for p in path.iterdir() if p.name.isdigit()), key=int)
+        return [path / name for name in series] or [path]
+    return [path]
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    """Attributes of a group, of version 0.4 or 0.5; none if they cannot be read."""
+    for name in ("zarr.json", ".zattrs"):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found = found.get("attributes", {}) if name == "zarr.json" else found
+        return found.get("ome", found)
+    return {}
