@@ -6,7 +6,6 @@ import os
 import re
 import threading
 import uuid
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +17,7 @@ from ...jobs.errors import UserError
 from ...jobs.install import missing_extra
 from ..lengths import MICROMETRES
 from .base import WRITTEN, LabelReader, Raster, Window, broken, default_names, unique_names
+from .ome_tiff import open_whole, pixels_of
 from .orientation import LYING, stored_window, turned
 from .samples import Samples
 
@@ -75,7 +75,8 @@ class TiffRaster(Raster):
         y = self.axes.index("Y")
         self.levels = tuple(shape["Y"] / level.shape[y] for level in series.levels)
         count = shape.get("C", 1) * shape.get("S", 1)
-        self._ome = self._ome_pixels()
+        self._ome = pixels_of(self._file)
+        self._imagej = (self._file.imagej_metadata or {}) if self._file.is_imagej else None
         self.channels = self._samples.channels(self._channel_names(count, page))
         self.pixel_size = self._pixel_size(page)
         if self.pixel_size is not None and self.orientation in LYING:
@@ -87,6 +88,10 @@ class TiffRaster(Raster):
                 f"{self.name} holds {len(self._file.series) - 1} more pictures (labels, previews, pages of another "
                 f"size); the largest, {self.width} × {self.height}, is read."
             )
+        if "Z" in self._plane_axes:
+            self.plane_distance = self._plane_distance()
+        if self._ome is not None and (absent := sum(page is None for page in series.pages)):
+            self.notes.append(f"{self.name} lacks {absent} of {len(series.pages)} planes, which are read as black.")
         self.volumetric = self._plane_axes == ["Z"]
         self.mask_suffix = ".ome.tif" if self._ome is not None else ".tif"
 
@@ -141,16 +146,6 @@ class TiffRaster(Raster):
             )
         return axes
 
-    def _ome_pixels(self) -> Any:
-        """The element of OME-XML that describes the first picture, if the file has one."""
-        if not self._file.is_ome:
-            return None
-        try:
-            root = ET.fromstring(self._file.ome_metadata or "")
-        except ET.ParseError:
-            return None
-        return root.find(".//{*}Pixels")
-
     def _channel_names(self, count: int, page: Any) -> tuple[str, ...]:
         if self._ome is not None:
             names = [channel.get("Name") for channel in self._ome.findall("{*}Channel")]
@@ -180,14 +175,31 @@ class TiffRaster(Raster):
         if aperio:
             return float(aperio[1]), float(aperio[1])
         tags = [page.tags.valueof(name) for name in ("YResolution", "XResolution")]
-        unit = (self._file.imagej_metadata or {}).get("unit", "") if self._file.is_imagej else None
-        unit = "µm" if unit in ("\\u00B5m", "micron", "µm") else unit
-        micrometres = MICROMETRES.get(unit) if unit else None
-        if unit is None and page.tags.valueof("ResolutionUnit") == _CENTIMETRE:
+        micrometres = self._imagej_unit()
+        if self._imagej is None and page.tags.valueof("ResolutionUnit") == _CENTIMETRE:
             micrometres = MICROMETRES["cm"]
         if micrometres is None or any(not tag or not tag[0] for tag in tags):
             return None
         return micrometres * tags[0][1] / tags[0][0], micrometres * tags[1][1] / tags[1][0]
+
+    def _imagej_unit(self) -> float | None:
+        """Micrometres of the unit that ImageJ wrote."""
+        unit = str((self._imagej or {}).get("unit", "")).replace("\\u00B5", "µ")
+        return MICROMETRES.get({"microns": "micron"}.get(unit, unit))
+
+    def _plane_distance(self) -> float | None:
+        """Micrometres from slice to slice, where the file says it."""
+        if self._ome is not None:
+            size, unit = self._ome.get("PhysicalSizeZ"), self._ome.get("PhysicalSizeZUnit", "µm")
+            return float(size) * MICROMETRES[unit] if size and unit in MICROMETRES else None
+        size, micrometres = (self._imagej or {}).get("spacing"), self._imagej_unit()
+        return float(size) * micrometres if size and micrometres else None
+
+    def position(self, plane: int) -> tuple[int, int]:
+        shape, z, t = self._plane_shape, 0, 0
+        for axis, length, at in zip(self._plane_axes, shape, np.unravel_index(plane, shape) if shape else ()):
+            z, t = (z, int(at)) if axis == "T" else (z * length + int(at), t)
+        return z, t
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
         return turned(self._samples.shown(self._stored(plane, window, level)), self.orientation)
@@ -229,6 +241,9 @@ class TiffRaster(Raster):
     ) -> None:
         import tifffile
 
+        if self._imagej is not None and dtype.itemsize < 4 and set(self._plane_axes) <= {"T", "Z"}:
+            self._write_imagej(path, labels, dtype, palette)
+            return
         shape = (*self._plane_shape, self.height, self.width)
         options: dict[str, Any] = dict(tile=(WRITTEN, WRITTEN), compression="zlib", dtype=dtype)
         metadata: dict[str, Any] = {"axes": "".join((*self._plane_axes, "Y", "X"))}
@@ -238,6 +253,9 @@ class TiffRaster(Raster):
                 for name in (f"PhysicalSize{axis}", f"PhysicalSize{axis}Unit"):
                     if self._ome.get(name):
                         metadata[name] = self._ome.get(name)
+            for name in ("TimeIncrement", "TimeIncrementUnit"):
+                if self._ome.get(name):
+                    metadata[name] = self._ome.get(name)
             positions = self._positions()
             if positions:
                 metadata["Plane"] = positions
@@ -258,6 +276,30 @@ class TiffRaster(Raster):
                 own = (*self._plane_shape, -(-self.height // down), -(-self.width // down))
                 options.pop("resolution", None), options.pop("resolutionunit", None)
                 file.write(self._tiles(labels, down, dtype), shape=own, subfiletype=1, metadata=None, **options)
+
+    def _write_imagej(
+        self, path: Path, labels: LabelReader, dtype: np.dtype, palette: Sequence[Sequence[int]] | None
+    ) -> None:
+        """Writes a hyperstack, as ImageJ does: a plane at a time, with spacing, interval and unit."""
+        import tifffile
+
+        assert self._imagej is not None
+        kept = ("spacing", "unit", "finterval", "fps", "xorigin", "yorigin", "zorigin")
+        metadata: dict[str, Any] = {name: self._imagej[name] for name in kept if name in self._imagej}
+        metadata["axes"] = "".join((*self._plane_axes, "Y", "X"))
+        if palette:
+            table = np.zeros((3, 256), np.uint8)
+            table[:, : len(palette)] = np.array(palette, np.uint8).T
+            metadata["LUTs"] = [table]
+        tags = self._file.pages.first.tags
+        sides = [tags.valueof(name) for name in ("XResolution", "YResolution")]
+        options: dict[str, Any] = {}
+        if all(side and side[1] for side in sides):
+            options["resolution"] = tuple(side[0] / side[1] for side in sides)
+        planes = (labels(p, Window(0, 0, self.height, self.width)).astype(dtype) for p in range(self.planes))
+        with tifffile.TiffWriter(path, imagej=True) as file:
+            shape = (*self._plane_shape, self.height, self.width)
+            file.write(planes, shape=shape, dtype=dtype, compression="zlib", metadata=metadata, **options)
 
     def _positions(self) -> dict | None:
         """Where the stage stood, of each plane of the mask; channels of one plane share it."""
@@ -296,7 +338,9 @@ def open_tiff(source: str | os.PathLike | BytesIO, name: str) -> Any:
     try:
         file = tifffile.TiffFile(source)
         file.pages.first  # noqa: B018 (is read)
-        return file
+        return open_whole(file, None if isinstance(source, BytesIO) else Path(source), name) if file.is_ome else file
+    except UserError:
+        raise
     except Exception as error:  # of broken files, tifffile raises what it stumbles over
         raise broken(name, error) from error
 
