@@ -219,13 +219,13 @@ def load_dataset_of(config: SegmentConfig, images: list[str]) -> tuple[Any, str]
 def list_images(given: Sequence[str]) -> list[str]:
     """Expands folders into the images anywhere below them; addresses and files stay as they are."""
     from ..datasets.layouts import find_pictures
-    from ..images.formats.opening import is_raster
+    from ..images.formats.opening import is_raster, pictures_at, whole_images
     from ..images.image_processor import is_address
 
     found: list[str] = []
     for name in given:
         if not is_address(name) and Path(name).is_dir():
-            inside = [Path(name)] if is_raster(name) else find_pictures(Path(name))
+            inside = pictures_at(Path(name)) if is_raster(name) else find_pictures(Path(name))
             if not inside:
                 raise UserError(f"The folder {name} has no images in it.")
             found += map(str, inside)
@@ -233,6 +233,8 @@ def list_images(given: Sequence[str]) -> list[str]:
             found.append(name)
     if given and not any(is_address(name) or os.path.exists(name) for name in found):
         raise UserError(f"There is no file or folder {', '.join(found)}.")
+    whole = set(whole_images(Path(name) for name in found if not is_address(name)))
+    found = [name for name in found if is_address(name) or Path(name) in whole]
     once: dict[str, str] = {}
     for name in found:
         once.setdefault(name if is_address(name) else os.path.abspath(name), name)

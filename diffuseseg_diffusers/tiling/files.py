@@ -376,7 +376,11 @@ def stem(image: str) -> str:
     """What the files of an image are named after: its name without suffix."""
     is_url = image.startswith(("http://", "https://"))
     path = unquote(urlsplit(image).path) if is_url else image
-    name = Path(path).stem or "image"
+    parts = Path(path).parts
+    outer = next((i for i, part in enumerate(parts[:-1]) if part.lower().endswith(".zarr")), None)
+    # A field of a plate is named after the plate too.
+    name = Path(path).stem if outer is None else "_".join([stem(parts[outer]), *parts[outer + 1 :]])
+    name = name or "image"
     for suffix in (".ome", ".nii"):  # of two
         name = name.removesuffix(suffix) or name
     return os.fsencode(name)[:LONGEST].decode("utf-8", "ignore") if len(os.fsencode(name)) > LONGEST else name

@@ -10,16 +10,21 @@ from ...jobs.install import missing_extra
 from ..image_files import find_images, walk
 from ..image_processor import is_address
 from .base import Raster
+from .dicom import SUFFIXES as DICOM
+from .dicom import DicomRaster, is_dicom
 from .geotiff import GeoRaster, has_place_beside
-from .ome_zarr import ZarrRaster
+from .nifti import NiftiRaster
+from .ome_tiff import whole_images
+from .ome_zarr import ZarrRaster, zarr_pictures
 from .pictures import PictureRaster
 from .tiff import TiffRaster, is_decodable, lies_somewhere, open_tiff
-from .volumes import VolumeRaster
+from .volumes import ItkRaster
 
 
 TIFF = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff")
 GEO = (".vrt", ".img")
-VOLUME = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
+NIFTI = (".nii", ".nii.gz")
+VOLUME = (*NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
 ZARR = (".zarr",)
 MAPS = (".jpg", ".jpeg", ".png", ".jp2", ".bmp", ".gif")  # pictures that may have a world file beside them
 _UNREAD = (".heic", ".heif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2", ".czi", ".lif", ".nd2")
@@ -56,7 +61,9 @@ def is_raster(name: str | os.PathLike) -> bool:
         return has_tiff()
     if lower.endswith(MAPS):
         return has_place_beside(name) and bool(importlib.util.find_spec("rasterio"))
-    return lower.endswith((*GEO, *VOLUME, *ZARR)) or (os.path.isdir(name) and bool(_dicom_files(Path(name))))
+    if lower.endswith((*GEO, *VOLUME, *DICOM, *ZARR)) or _in_zarr(lower):
+        return True
+    return _has_dicom(Path(name)) if os.path.isdir(name) else is_dicom(Path(name))
 
 
 def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: str = "z") -> Raster:
@@ -65,7 +72,7 @@ def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: st
     Args:
         name (path or `str`): A file; a folder of OME-Zarr, or with a DICOM series; or an address of a picture.
         axes (`str`, *optional*): Of a TIFF that does not say what its axes are; see [`TiffRaster`].
-        slice_axis (`str`, defaults to `"z"`): Of volumes; see [`VolumeRaster`].
+        slice_axis (`str`, defaults to `"z"`): Of volumes; see [`NiftiRaster`].
 
     Raises:
         UserError: It is broken, or the package that reads it is missing.
@@ -78,13 +85,23 @@ def open_raster(name: str | os.PathLike, axes: str | None = None, slice_axis: st
     lower = os.fspath(name).lower().rstrip("/")
     if not is_raster(name):
         return PictureRaster(name, str(name))
-    if lower.endswith(ZARR):
+    if lower.endswith(ZARR) or _in_zarr(lower):
         return ZarrRaster(name)
     if lower.endswith((*GEO, *MAPS)):
         return GeoRaster(name, str(name))
     if lower.endswith(TIFF):
         return open_tiff_raster(name, str(name), axes)
-    return VolumeRaster(name, slice_axis)
+    if lower.endswith(NIFTI):
+        return NiftiRaster(name, slice_axis)
+    if lower.endswith(VOLUME):
+        return ItkRaster(name, slice_axis)
+    return DicomRaster(name, slice_axis)
+
+
+def pictures_at(path: Path) -> list[Path]:
+    """The pictures of a path that is a raster: itself, or the series or fields in an OME-Zarr folder of several."""
+    inside = zarr_pictures(path) if path.name.lower().endswith(ZARR) else []
+    return inside if len(inside) > 1 else [path]
 
 
 def open_tiff_raster(source: str | os.PathLike | BytesIO, name: str, axes: str | None) -> Raster:
@@ -128,15 +145,20 @@ def find_rasters(folder: Path) -> list[Path]:
     inside: set[Path] = set()  # files that are parts of a folder that is a picture
     for here, folders, files in walk(folder):
         for name in [name for name in folders if name.lower().endswith(ZARR)]:
-            found.append(here / name)
+            found += pictures_at(here / name)
             folders.remove(name)
             inside.add(here / name)
-        if _dicom_files(here):
+        if _has_dicom(here):
             found.append(here)
-        found += [here / n for n in files if n.lower().endswith((*GEO, *VOLUME[:-1], *TIFF))]
+        found += [here / n for n in files if n.lower().endswith((*GEO, *VOLUME, *TIFF))]
     pictures = [p for p in find_images(folder) if not any(parent in inside for parent in p.parents)]
-    return sorted({*found, *pictures})
+    return whole_images(sorted({*found, *pictures}))
 
 
-def _dicom_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() == ".dcm" and path.is_file()]
+def _has_dicom(folder: Path) -> bool:
+    return any(is_dicom(path) for path in folder.iterdir())
+
+
+def _in_zarr(lower: str) -> bool:
+    """Whether a name is of a group in an OME-Zarr folder: a series, or a field of a plate."""
+    return any(f"{suffix}/" in lower for suffix in ZARR) and not Path(lower).suffix
