@@ -18,6 +18,7 @@ from ..images.channels import InputChannels, percentile_windows
 from ..images.formats.aligned import aligned, without_label
 from ..images.formats.base import Raster, Window, native_tile, scale_of
 from ..images.formats.cells import needs_raster, open_cell
+from ..images.formats.orientation import upright_mask
 from ..jobs.errors import UserError
 from .labeled import LabeledImage, LabeledImages
 
@@ -296,11 +297,21 @@ class LabeledTiles(LabeledImages):
     def _decoded(self, i: int) -> np.ndarray:
         """A mask that is decoded whole, `[H, W]` uint8; the last one is kept."""
         if self._whole_mask is None or self._whole_mask[0] != i:
-            self._whole_mask = i, self._mask(self.dataset[i][self.mask_column], f"the mask of row {i}")[0]
+            mask, raster = self._mask(self.dataset[i][self.mask_column], f"the mask of row {i}")[0], self._pictures[i]
+            self._whole_mask = i, upright_mask(mask, raster.size, raster.orientation)
         return self._whole_mask[1]
 
     def _ids(self, i: int, plane: int, window: Window) -> np.ndarray:
-        """Class ids of a window of a mask, `[h, w]` uint8, checked as those of whole masks are."""
+        """Class ids of a window of a mask, `[h, w]` uint8, ignored where the picture has no measurement."""
+        raster, ids = self._pictures[i], self._given_ids(i, plane, window)
+        if not raster.has_gaps or (ids == self.ignore_index).all():
+            return ids
+        values = raster.read(plane, window)[self.channels.indices(raster.channels, raster.name)]
+        gaps = raster.gaps(values, plane, window)
+        return ids if gaps is None else np.where(gaps, np.uint8(self.ignore_index), ids)
+
+    def _given_ids(self, i: int, plane: int, window: Window) -> np.ndarray:
+        """Class ids of a window of a mask, checked as those of whole masks are."""
         if not self._has_raster(i):
             return self._known(self._decoded(i)[window.slices], f"the mask of {self._pictures[i].name}")
         mask = self._masks[i]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -16,8 +16,9 @@ from ..images.channels import InputChannels, to_rgb
 from ..images.formats.aligned import aligned, without_label
 from ..images.formats.base import Raster, Window, windows_over
 from ..images.formats.cells import needs_raster, open_cell
+from ..images.formats.orientation import upright_mask
 from ..images.grids import Grid
-from ..images.image_processor import is_address, unnamed_classes, warn_once
+from ..images.image_processor import ORIENTATION, is_address, unnamed_classes, warn_once
 from ..images.masks import MaskReader, Tally, picture_values, read_palette, stored_levels, white_of
 from ..jobs.errors import UserError
 from .annotations.reading import AUTO, read_annotations, unread_annotations
@@ -50,6 +51,16 @@ class LabeledImage:
         values = self.image.transpose(2, 0, 1).astype(np.float32)  # [C,H,W]
         low, high = (f(values, axis=(1, 2), keepdims=True) for f in (np.nanmin, np.nanmax))
         return PIL.Image.fromarray(to_rgb(np.nan_to_num((values - low) / np.maximum(high - low, 1e-12))))
+
+
+class _Opened(NamedTuple):
+    """An image as it was read: `gaps` `[H, W]` are pixels without a measurement."""
+
+    image: PIL.Image.Image | np.ndarray
+    name: str
+    grid: Grid | None = None
+    orientation: int = 1
+    gaps: np.ndarray | None = None
 
 
 class LabeledImages:
@@ -124,15 +135,20 @@ class LabeledImages:
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = self.dataset[index]
-        image, name, grid = self._image(row[self.image_column], f"row {index}")
-        mask, mask_name = self._mask(row[self.mask_column], f"the mask of row {index}", grid, name)
+        opened = self._image(row[self.image_column], f"row {index}")
+        image, name = opened.image, opened.name
+        mask, mask_name = self._mask(row[self.mask_column], f"the mask of row {index}", opened.grid, name)
         height, width = (image.height, image.width) if isinstance(image, PIL.Image.Image) else image.shape[:2]
+        mask = upright_mask(mask, (height, width), opened.orientation)
         if mask.shape != (height, width):
             raise UserError(
                 f"Image and mask differ in size: {name} is {width} × {height}, but {mask_name} is "
                 f"{mask.shape[1]} × {mask.shape[0]} (width × height)."
             )
-        return LabeledImage(image=image, mask=self._known(mask, mask_name), name=name)
+        mask = self._known(mask, mask_name)
+        if opened.gaps is not None:
+            mask = np.where(opened.gaps, np.uint8(self.ignore_index), mask)
+        return LabeledImage(image=image, mask=mask, name=name)
 
     def _known(self, mask: np.ndarray, mask_name: str) -> np.ndarray:
         """Class ids, if all are of classes."""
@@ -155,18 +171,21 @@ class LabeledImages:
         """
         return self._known(self.reader.ids(mask, where, Tally(where)), where)
 
-    def _image(self, cell: Any, where: str) -> tuple[PIL.Image.Image | np.ndarray, str, Grid | None]:
-        """An image, its name and grid: as Pillow opens it, or, of other formats and channels, an array `[H, W, C]`."""
+    def _image(self, cell: Any, where: str) -> "_Opened":
+        """An image: as Pillow opens it, or, of other formats and channels, an array `[H, W, C]`."""
         if self.channels.names is None and not needs_raster(cell):
-            return *decode_cell(cell, where), None
+            image, name = decode_cell(cell, where)
+            return _Opened(image, name, orientation=image.info.get(ORIENTATION, 1))
         with open_cell(cell, where, self.axes, self.slice_axis) as raster:
             if raster.planes > 1:
                 raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
-            values = raster.read(0, Window(0, 0, raster.height, raster.width))
-            values = values[self.channels.indices(raster.channels, raster.name)].transpose(1, 2, 0)  # [H,W,C]
+            window = Window(0, 0, raster.height, raster.width)
+            values = raster.read(0, window)[self.channels.indices(raster.channels, raster.name)]  # [C,H,W]
+            gaps = raster.gaps(values, 0, window)
+            values = values.transpose(1, 2, 0)  # [H,W,C]
             if values.dtype == np.uint8 and values.shape[2] in (1, 3):  # a picture like any other
                 values = PIL.Image.fromarray(values[..., 0] if values.shape[2] == 1 else values.copy())
-            return values, raster.name, raster.grid
+            return _Opened(values, raster.name, raster.grid, raster.orientation, gaps)
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[LabeledImages, LabeledImages]":
         """Random split; the second part gets `fraction` of the images, each part at least one.

@@ -4,10 +4,12 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffuseseg_diffusers import LabeledImages, load_labeled_images
+from diffuseseg_diffusers.datasets.crops import LabeledTiles
 from diffuseseg_diffusers.datasets.label_names import read_label_file
+from diffuseseg_diffusers.images.image_processor import warn_once
 from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import dataset_of, draw, drawn_dataset, shared
@@ -278,3 +280,58 @@ def test_label_files_must_name_every_class(tmp_path):
             read_label_file(path)
     path.write_text(json.dumps(["a", "b"]))
     assert read_label_file(path) == ["a", "b"]
+
+
+def oriented(folder, orientation, stored, image):
+    """An image with a tag of EXIF, and its mask as `stored`."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    Image.fromarray(image).save(folder / "images" / "a.jpg", exif=exif)
+    Image.fromarray(stored).save(folder / "masks" / "a.png")
+    return load_labeled_images(folder, num_classes=3)[0].mask
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_that_fits_only_as_its_image_was_turned_is_turned(tmp_path, orientation):
+    """Cameras turn photographs by a tag of EXIF; tools that ignore it save masks as the sensor was."""
+    image, mask = draw((16, 20), 0)
+    exif = Image.Exif()
+    exif[274] = orientation
+    tagged = Image.fromarray(mask)
+    tagged.info["exif"] = exif.tobytes()
+    upright = np.asarray(ImageOps.exif_transpose(tagged))
+    assert np.array_equal(oriented(tmp_path / "sensor", orientation, mask, image), upright)
+    assert np.array_equal(oriented(tmp_path / "upright", orientation, upright, image), upright)
+
+
+def test_a_mask_that_fits_either_way_is_taken_as_upright_and_one_line_says_so(tmp_path, caplog):
+    image, mask = draw((16, 20), 0)
+    warn_once.cache_clear()
+    assert np.array_equal(oriented(tmp_path / "3", 3, mask, image), mask)
+    assert sum("their masks fit either way: those are taken as upright" in r.getMessage() for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize("kind", ["map", "float"])
+def test_nothing_is_learnt_where_nothing_was_measured(tmp_path, kind):
+    """A GeoTIFF with a mask band, and a TIFF of floating point with NaN."""
+    image, mask = draw((16, 20), 0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    path, valid = tmp_path / "images" / "a.tif", np.ones((16, 20), bool)
+    valid[:, :7] = False
+    if kind == "map":
+        rasterio = pytest.importorskip("rasterio")
+        place = rasterio.transform.from_origin(4e5, 5e6, 1, 1)
+        how = dict(driver="GTiff", count=1, height=16, width=20, dtype="uint8", crs="EPSG:32633", transform=place)
+        with rasterio.open(path, "w", **how) as file:
+            file.write(image[None])
+            file.write_mask(valid)
+    else:
+        pytest.importorskip("tifffile").imwrite(path, np.where(valid, image / 255, np.nan).astype(np.float32))
+    Image.fromarray(mask).save(tmp_path / "masks" / "a.png")
+    labeled = load_labeled_images(tmp_path, num_classes=3)
+    assert np.array_equal(labeled[0].mask, np.where(valid, mask, 255))
+    tiles = LabeledTiles(labeled, (16, 20))
+    assert np.array_equal(tiles[0].mask, np.where(valid, mask, 255))

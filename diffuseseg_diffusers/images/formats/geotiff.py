@@ -24,7 +24,7 @@ def has_place_beside(path: str | os.PathLike) -> bool:
     """Whether files beside a picture say where it lies: a world file, RPCs, or GDAL's `.aux.xml`."""
     stem, suffix = os.path.splitext(os.fspath(path))
     ends = (f"{suffix[:2]}{suffix[-1]}w", f"{suffix}w", ".wld")
-    beside = [stem + own for end in ends for own in (end, end.upper())] if len(suffix) > 2 else []
+    beside = [stem + own for end in ends for own in (end.lower(), end.upper())] if len(suffix) > 2 else []
     beside += [f"{stem}_RPC.TXT", f"{stem}_rpc.txt", f"{stem}.RPB"]
     if any(map(os.path.isfile, beside)):
         return True

@@ -27,8 +27,6 @@ NIFTI = (".nii", ".nii.gz")
 VOLUME = (*NIFTI, ".nrrd", ".nhdr", ".mha", ".mhd")
 ZARR = (".zarr",)
 MAPS = (".jpg", ".jpeg", ".png", ".jp2", ".bmp", ".gif")  # pictures that may have a world file beside them
-_UNREAD = (".heic", ".heif", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".raf", ".rw2", ".czi", ".lif", ".nd2")
-_UNREAD += (".vsi", ".mrxs", ".oib", ".oif", ".ims", ".svg", ".jxl", ".exr", ".hdr", ".psd", ".ecw", ".sid", ".pdf")
 
 
 def lost_here(name: str | os.PathLike) -> str | None:

@@ -3,6 +3,7 @@
 
 import numpy as np
 
+from ..image_processor import warn_once
 from .base import Window
 
 
@@ -22,6 +23,27 @@ def turned(values: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in _FROM_BELOW:
         values = values[..., ::-1, :]
     return values[..., ::-1] if orientation in _FROM_THE_RIGHT else values
+
+
+def upright_mask(mask: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
+    """A mask `[H, W]` as its picture was turned, if it only fits so; one line says what was done.
+
+    Args:
+        mask (`np.ndarray`): The mask, with its own orientation applied.
+        size (two `int`): Height and width of the upright picture.
+        orientation (`int`): What was applied to the picture.
+    """
+    if orientation not in range(2, 9):
+        return mask
+    if mask.shape == size and (orientation not in LYING or size[0] == size[1]):
+        warn_once(
+            "Images are turned by their EXIF orientation while their masks fit either way: those are taken as upright. "
+            "If they are not, give them the same orientation."
+        )
+    elif mask.shape == size[::-1] != size and orientation in LYING:
+        warn_once("Masks that fit their image only when turned are turned by the EXIF orientation of the image.")
+        return turned(mask, orientation)
+    return mask
 
 
 def stored_window(window: Window, orientation: int, height: int, width: int) -> tuple[slice, slice]:

@@ -45,12 +45,12 @@ class PictureRaster(Raster):
             if self._source.mode not in _NAMES:
                 return False
             (self.width, self.height), self.channels = self._source.size, _NAMES[self._source.mode]
-            self.dtype = np.dtype(np.uint8)
+            self.dtype, self.orientation = np.dtype(np.uint8), self._source.info.get(ORIENTATION, 1)
             return True
         try:
             with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
-                lies = image.getexif().get(_EXIF_ORIENTATION, 1) in LYING  # is turned by 90° when it is decoded
-                self.width, self.height = image.size[::-1] if lies else image.size
+                self.orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # is applied when it is decoded
+                self.width, self.height = image.size[::-1] if self.orientation in LYING else image.size
                 self.channels, self.dtype = _NAMES.get(image.mode, ()), np.dtype(np.uint8)
                 return image.mode in _NAMES and image.format != "TIFF"  # whose size depends on Pillow's version
         except Exception:  # what is wrong with it, decoding says

@@ -1,0 +1,42 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Cells of image columns."""
+
+import numpy as np
+import pytest
+from datasets import Array2D, Array3D, Dataset, Features
+
+from diffuseseg_diffusers.images.formats.base import Window
+from diffuseseg_diffusers.images.formats.cells import needs_raster, open_cell
+from diffuseseg_diffusers.jobs.errors import UserError
+
+from .pictures import values
+from .test_geotiff import PLACE, write
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (1, 7, 9), (3, 7, 9), (7, 9, 3), (7, 9, 1), (4, 7, 9)])
+def test_arrays_of_datasets_are_images(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    kind = (Array2D if len(shape) == 2 else Array3D)(shape, "uint8")
+    cell = Dataset.from_dict({"image": [pixels]}, Features({"image": kind}))[0]["image"]
+    assert needs_raster(cell)
+    raster = open_cell(cell, "row 0")
+    expected = pixels[None] if len(shape) == 2 else pixels if shape[1:] == (7, 9) else pixels.transpose(2, 0, 1)
+    assert raster.size == (7, 9) and np.array_equal(raster.read(0, Window(0, 0, 7, 9)), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 9), (3, 7, 4), (2, 3, 7, 9), (0, 4)])
+def test_arrays_whose_channels_are_unknown_are_refused(shape):
+    with pytest.raises(UserError, match="row 0 holds an array"):
+        open_cell(np.zeros(shape, np.uint8), "row 0")
+
+
+def test_a_map_in_a_cell_is_read_as_the_file_is(tmp_path):
+    pixels = values(1, 20, 30) | 1
+    pixels[:, :, :10] = 0
+    write(tmp_path / "a.tif", pixels, nodata=0)
+    raster = open_cell({"path": "a.tif", "bytes": (tmp_path / "a.tif").read_bytes()}, "row 0")
+    window = Window(0, 0, 20, 30)
+    read = raster.read(0, window)
+    assert raster.name == "a.tif (row 0)" and raster.transform == PLACE and np.array_equal(read, pixels)
+    assert np.array_equal(raster.gaps(read, 0, window), pixels[0] == 0)
+    raster.close()
