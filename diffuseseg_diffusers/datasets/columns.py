@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import PIL.Image
-from datasets import Dataset, Image, IterableDataset, get_dataset_config_names, load_dataset
+from datasets import Dataset, Image, IterableDataset, get_dataset_config_names, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from ..images.image_processor import decode_image, open_image
@@ -24,7 +24,11 @@ IMAGE_COLUMNS = ("image", "img", "pixel_values")
 MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
 
 
-def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Dataset | IterableDataset:
+class MissingColumnError(UserError):
+    """A dataset has no such column; names those that it has."""
+
+
+def load_split(name: str, config_name: str | None, split: str | None, **kwargs) -> Dataset | IterableDataset:
     """`datasets.load_dataset` for one split of a Hub dataset or local folder, with errors that say what to do.
 
     Args:
@@ -63,6 +67,21 @@ def load_split(name: str, config_name: str | None, split: str, **kwargs) -> Data
         ) from error
 
 
+def split_names(name: str, config_name: str | None, **kwargs) -> list[str]:
+    """Names of the splits of a Hub dataset or local folder.
+
+    Args:
+        name (`str`), config_name (`str`, *optional*), **kwargs: As in [`load_split`].
+
+    Raises:
+        UserError: There is no such dataset or configuration, or it cannot be read.
+    """
+    try:
+        return get_dataset_split_names(name, config_name, **kwargs)
+    except Exception:
+        return list(load_split(name, config_name, None, **kwargs))  # which says what is wrong
+
+
 def describe_dataset(name: str, config_name: str | None, split: str | None) -> dict:
     """Name of a dataset for reports: the Hub name, or the last part of a local path."""
     local = os.path.isdir(name)
@@ -74,12 +93,12 @@ def find_column(columns: Sequence[str], wanted: str | None, aliases: Sequence[st
     """The requested column, or the first of the usual names that exists.
 
     Raises:
-        UserError: There is no such column; names those there are.
+        MissingColumnError: There is no such column; names those there are.
     """
     candidates = [wanted] if wanted else aliases
     found = next((c for c in candidates if c in columns), None)
     if found is None:
-        raise UserError(
+        raise MissingColumnError(
             f"The dataset has no column {' or '.join(repr(c) for c in candidates)}; it has "
             f"{', '.join(map(repr, columns))}. Name the column of {kind}s with `--{kind}_column`."
         )

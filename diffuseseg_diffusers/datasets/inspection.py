@@ -7,8 +7,9 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,19 @@ from tqdm.auto import tqdm
 from ..images.channels import to_rgb
 from ..images.formats.base import Raster, Window
 from ..images.formats.cells import open_cell
+from ..images.image_processor import default_palette, unnamed_classes
+from ..images.masks import picture_values
 from ..jobs.errors import UserError
-from .labeled import LabeledImages
+from ..jobs.files import write_json
+from .columns import MissingColumnError, decode_cell, split_names
+from .labeled import LabeledImages, load_data
+from .layouts import Layout, bare_name, find_layout, is_described
+from .unlabeled import evenly_spread, load_unlabeled
 
 
 READ_WHOLE = 2**26  # pixels up to which a picture is read whole; of larger ones the coarsest level is
+LOOKED_AT = 100  # masks whose colours are counted
 SHOWN = 512  # longest side of the pictures of a page, in pixels
-PART = 2048  # side of the parts that large masks are read in
 
 
 @dataclass
@@ -106,6 +113,127 @@ class ClassShare:
     images: int
 
 
+@dataclass
+class Inspection:
+    """What was understood of a dataset.
+
+    Args:
+        dataset (`str`), layout (`str`): Its name, and how its files are arranged.
+        mask_format (`str`): How masks were read; empty without masks.
+        pictures (`list` of [`Picture`]): All images, split after split.
+        label_names (`list[str]`), palette (`list[list[int]]`): Names of the classes and their colours; empty without
+            masks.
+        ignore_index (`int`): Id of pixels without a label.
+        lonely_images, lonely_masks (`list[str]`): Images without a mask, and masks without an image.
+        left_out (`dict[str, int]`): Suffixes of files that were not read, and their number.
+        by_value (`bool`): Whether masks are refused, and their values stand in for classes.
+        refusals (`list[str]`): Why `fit` would refuse a split.
+        notes (`list[str]`): What else was guessed or noticed of the dataset as a whole.
+    """
+
+    dataset: str
+    layout: str = ""
+    mask_format: str = ""
+    pictures: list[Picture] = field(default_factory=list)
+    label_names: list[str] = field(default_factory=list)
+    palette: list[list[int]] = field(default_factory=list)
+    ignore_index: int = 255
+    lonely_images: list[str] = field(default_factory=list)
+    lonely_masks: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    by_value: bool = False
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return dict(Counter(picture.split for picture in self.pictures))
+
+    @property
+    def classes(self) -> list[ClassShare]:
+        """How much of the masks each class covers."""
+        counted: Counter[int] = Counter()
+        for picture in self.pictures:
+            counted.update(picture.classes)
+        labelled = sum(n for i, n in counted.items() if i != self.ignore_index)
+        return [
+            ClassShare(i, name, counted[i], counted[i] / max(1, labelled), sum(i in p.classes for p in self.pictures))
+            for i, name in enumerate(self.label_names)
+            if counted[i] or not self.by_value
+        ]
+
+    @property
+    def ignored_share(self) -> float:
+        """Share of all pixels of masks that have no label, 0 to 1."""
+        every = sum(sum(p.classes.values()) for p in self.pictures)
+        return sum(p.classes.get(self.ignore_index, 0) for p in self.pictures) / max(1, every)
+
+    @property
+    def duplicates(self) -> list[list[str]]:
+        """Images of the same content: `split/name` of each."""
+        by_digest: dict[str, list[str]] = {}
+        for picture in self.pictures:
+            if picture.digest:
+                by_digest.setdefault(picture.digest, []).append(f"{picture.split}: {picture.name}")
+        return [names for names in by_digest.values() if len(names) > 1]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What does not fit or was guessed, a sentence each; refusals first."""
+        found = list(self.refusals)
+        found += [picture.error for picture in self.pictures if picture.error]
+        across = [d for d in self.duplicates if len({name.partition(": ")[0] for name in d}) > 1]
+        within = [d for d in self.duplicates if d not in across]
+        for where, groups in (("is in several splits", across), ("comes twice", within)):
+            found += [f"The same image {where}: {_some([' = '.join(d) for d in groups])}."] * bool(groups)
+        if self.lonely_images:
+            found.append(f"{_number(self.lonely_images, 'image')} without a mask: {_some(self.lonely_images)}.")
+        absent = [c.name for c in self.classes if not c.images]
+        if absent and len(absent) < len(self.label_names):
+            found.append(f"No mask shows {_some(absent, 10)}.")
+        notes = Counter(note for picture in self.pictures for note in dict.fromkeys(picture.notes))
+        return found + self.notes + list(notes)
+
+    def split_facts(self) -> dict[str, tuple[str, ...]]:
+        """For people, of each split: number of images, sizes, kinds, values, and sizes of pixels."""
+        facts: dict[str, tuple[str, ...]] = {}
+        for split, number in self.splits.items():
+            own = [p for p in self.pictures if p.split == split and p.dtype]
+            lows, highs = [p.low for p in own if p.low is not None], [p.high for p in own if p.high is not None]
+            values = f"values {min(lows):g} to {max(highs):g}" if lows else ""
+            sizes = sorted({tuple(p.pixel_size) for p in own if p.pixel_size})
+            pixels = "pixels of " + _some([f"{h:g} × {w:g} µm" for h, w in sizes]) if sizes else ""
+            facts[split] = (str(number), _counts(p.size for p in own), _counts(p.kind for p in own), values, pixels)
+        return facts
+
+    def as_json(self) -> dict:
+        """Everything, as JSON holds it."""
+        own = asdict(self)
+        derived = ("splits", "duplicates", "warnings", "ignored_share")
+        return own | {name: getattr(self, name) for name in derived} | {"classes": [asdict(c) for c in self.classes]}
+
+    def as_text(self) -> str:
+        """A summary for people, a line for each fact."""
+        lines = [f"{self.dataset}: {self.layout}".rstrip(": ")]
+        for split, (number, *facts) in self.split_facts().items():
+            lines.append(
+                f"  {split}: {number} image{'s' * (number != '1')}; {'; '.join(fact for fact in facts if fact)}"
+            )
+        if self.label_names:
+            kind = f"{self.mask_format}, by value" if self.by_value else self.mask_format
+            lines.append(f"  masks: {kind}; {self.ignored_share:.1%} of pixels without a label")
+            width = max(len(c.name) for c in self.classes)
+            lines += [
+                f"    {c.id:>3} {c.name:<{width}} {c.share:7.2%} of pixels, in {c.images} images" for c in self.classes
+            ]
+        elif self.pictures:
+            lines.append("  masks: none is read" if self.refusals else "  no masks")
+        if self.refusals:
+            lines.append("`diffuseseg fit` refuses this as it stands:")
+        return "\n".join([*lines, *(f"! {line}" for line in self.warnings)])
+
+
 def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[View], dict[str, LabeledImages]]:
     """Reads all images and masks of a dataset, as `segment` and `fit` read them.
 
@@ -124,7 +252,7 @@ def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[Vi
     if os.path.isdir(name) and not is_described(Path(name)):
         layout = find_layout(Path(name))
         found.layout, found.left_out, found.notes = layout.kind, layout.ignored, list(layout.notes)
-        found.refusals = [f"{problem}" for problem in layout.problems]
+        found.refusals = list(layout.problems)
         found.lonely_images = [str(p) for own in layout.unmasked.values() for p in own] if layout.has_pairs else []
         found.lonely_masks = list(map(str, layout.unused))
     views: list[View] = []
@@ -133,13 +261,19 @@ def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[Vi
         try:
             labelled = _labelled(config, layout, split, splits)
         except UserError as error:
-            found.refusals.append(str(error))
-            labelled = None
+            refusal = str(error).removesuffix(layout.advice).strip() if layout else str(error)
+            found.refusals += [refusal] * (refusal not in found.refusals)
+            labelled = _by_value(config, split)
+            found.by_value = labelled is not None
+            if labelled is None and (colors := _colors(config, split)):
+                found.notes.append(f"Colours of the masks of {split}: {colors}.")
         if labelled is not None:
             splits[split] = labelled
             images, column = labelled.dataset, labelled.image_column
         else:
             images, column = _unlabelled(config, layout, split)
+        if layout is None:
+            found.layout = f"a dataset with the columns {column}" + (f" and {labelled.mask_column}" if labelled else "")
         shown = set(evenly_spread(len(images), num_examples))
         for i in tqdm(range(len(images)), f"Reading {split}", unit="image", leave=False, disable=None):
             view = _view(images[i][column], split, f"row {i}", config, labelled, i)
@@ -157,7 +291,8 @@ def _split_names(config: Any, layout: Layout | None) -> list[str]:
     if layout is not None and layout.names:
         names = layout.names
     else:
-        names = split_names(config.dataset_name, config.dataset_config_name, config.cache_dir, config.dataset_revision)
+        kept = {"cache_dir": config.cache_dir, "revision": config.dataset_revision}
+        names = split_names(config.dataset_name, config.dataset_config_name, **kept)
     return sorted(names, key=lambda name: (not name.lower().startswith("train"), name))
 
 
@@ -169,7 +304,7 @@ def _labelled(
     Raises:
         UserError: `fit` would refuse them.
     """
-    if layout is not None and not layout.has_pairs and not layout.problems and not config.annotations:
+    if layout is not None and not layout.has_pairs and not layout.problems:
         return None
     how: dict[str, Any] = {"axes": config.axes, "slice_axis": config.slice_axis}
     if before:
@@ -180,6 +315,32 @@ def _labelled(
         if config.mask_column is not None:
             raise
         return None
+
+
+def _by_value(config: Any, split: str) -> LabeledImages | None:
+    """The images of a split with masks of which every value is shown as if it were a class; `None` if none is read."""
+    try:
+        names = [f"value {i}" for i in range(256)]
+        plain = replace(config, mask_format="index", palette=None, label_names=names, ignore_index=256)
+        found = load_data(plain, split, axes=config.axes, slice_axis=config.slice_axis)
+        found[0]  # raises for masks in colour
+        return found
+    except UserError:
+        return None
+
+
+def _colors(config: Any, split: str) -> str:
+    """The commonest colours of the first masks, with their shares; empty if masks have none."""
+    found: Counter[str] = Counter()
+    try:
+        labelled = load_data(replace(config, mask_format="instances", palette=None), split)
+        for cell in labelled.dataset[:LOOKED_AT][labelled.mask_column]:
+            values = picture_values(decode_cell(cell, "")[0], colors=True)  # [H,W,3]
+            colors, counts = np.unique(values.reshape(-1, values.shape[-1]), axis=0, return_counts=True)
+            found.update({"#" + bytes(c.tolist()).hex(): int(n) for c, n in zip(colors[:, :3], counts)})
+    except UserError:
+        return ""
+    return ", ".join(f"{color} {n / found.total():.1%}" for color, n in found.most_common(20))
 
 
 def _unlabelled(config: Any, layout: Layout | None, split: str) -> tuple[Any, str]:
@@ -238,14 +399,13 @@ def write_clean_copy(splits: Mapping[str, LabeledImages], found: Inspection, fol
             name = _free(bare_name(Path(_named(cell, f"{i:05d}"))), taken)
             with open_cell(cell, where, labelled.axes, labelled.slice_axis) as raster:
                 _copy_picture(cell, raster, images, name)
-                planes = _mask_planes(labelled, i, raster)
-                raster.write_labels(
-                    masks / (name + raster.mask_suffix),
-                    lambda plane, window, planes=planes: planes[plane][window.slices],
-                    np.dtype(np.uint8),
-                    found.palette,
-                )
+                labels = partial(_window_of, _mask_planes(labelled, i, raster))
+                raster.write_labels(masks / (name + raster.mask_suffix), labels, np.dtype(np.uint8), found.palette)
     write_json(folder / "id2label.json", dict(enumerate(found.label_names)))
+
+
+def _window_of(planes: np.ndarray, plane: int, window: Window) -> np.ndarray:
+    return planes[plane][window.slices]
 
 
 def _mask_planes(labelled: LabeledImages, i: int, raster: Raster) -> np.ndarray:
@@ -253,7 +413,7 @@ def _mask_planes(labelled: LabeledImages, i: int, raster: Raster) -> np.ndarray:
     if raster.planes == 1:
         return labelled[i].mask[None]
     planes = np.empty((raster.planes, raster.height, raster.width), np.uint8)
-    for plane, window, part in labelled.mask_parts(i, PART):
+    for plane, window, part in labelled.mask_parts(i):
         planes[plane][window.slices] = part
     return planes
 
@@ -294,7 +454,7 @@ def _read_mask(picture: Picture, labelled: LabeledImages, i: int) -> np.ndarray:
         shown = whole[::step, ::step]
     else:
         shown = np.full((-(-picture.height // step), -(-picture.width // step)), labelled.ignore_index, np.uint8)
-        for plane, window, part in labelled.mask_parts(i, PART):
+        for plane, window, part in labelled.mask_parts(i):
             counts += np.bincount(part.ravel(), minlength=256)
             if plane == picture.planes // 2:
                 few = part[::step, ::step]
@@ -320,7 +480,7 @@ def read_picture(cell: object, split: str, where: str, axes: str | None, slice_a
         for plane in range(raster.planes):
             values = raster.read(plane, window, level)  # [C,h,w]
             digest.update(repr((values.shape, values.dtype.str)).encode())
-            digest.update(np.ascontiguousarray(values))
+            digest.update(values.tobytes())
             finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
             if finite.size:
                 limits += [float(finite.min()), float(finite.max())]
@@ -355,127 +515,8 @@ def _rendered(values: np.ndarray, raster: Raster) -> np.ndarray:
 
 
 def _step(size: Picture | Raster) -> int:
-    """Every how many rows and columns a view has one; divides `PART`."""
+    """Every how many rows and columns a view has one; a power of two, as the parts of masks are."""
     return 2 ** max(0, math.ceil(math.log2(max(size.height, size.width) / SHOWN)))
-
-
-@dataclass
-class Inspection:
-    """What was understood of a dataset.
-
-    Args:
-        dataset (`str`), layout (`str`): Its name, and how its files are arranged.
-        mask_format (`str`): How masks were read; empty without masks.
-        pictures (`list` of [`Picture`]): All images, split after split.
-        label_names (`list[str]`), palette (`list[list[int]]`): Names of the classes and their colours; empty without
-            masks.
-        ignore_index (`int`): Id of pixels without a label.
-        lonely_images, lonely_masks (`list[str]`): Images without a mask, and masks without an image.
-        left_out (`dict[str, int]`): Suffixes of files that were not read, and their number.
-        refusals (`list[str]`): Why `fit` would refuse a split.
-        notes (`list[str]`): What else was guessed or noticed of the dataset as a whole.
-    """
-
-    dataset: str
-    layout: str = ""
-    mask_format: str = ""
-    pictures: list[Picture] = field(default_factory=list)
-    label_names: list[str] = field(default_factory=list)
-    palette: list[list[int]] = field(default_factory=list)
-    ignore_index: int = 255
-    lonely_images: list[str] = field(default_factory=list)
-    lonely_masks: list[str] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
-    refusals: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def splits(self) -> dict[str, int]:
-        """Number of images of each split."""
-        return dict(Counter(picture.split for picture in self.pictures))
-
-    @property
-    def classes(self) -> list[ClassShare]:
-        """How much of the masks each class covers."""
-        counted: Counter[int] = Counter()
-        for picture in self.pictures:
-            counted.update(picture.classes)
-        labelled = sum(n for i, n in counted.items() if i != self.ignore_index)
-        return [
-            ClassShare(i, name, counted[i], counted[i] / max(1, labelled), sum(i in p.classes for p in self.pictures))
-            for i, name in enumerate(self.label_names)
-        ]
-
-    @property
-    def ignored_share(self) -> float:
-        """Share of all pixels of masks that have no label, 0 to 1."""
-        every = sum(sum(p.classes.values()) for p in self.pictures)
-        return sum(p.classes.get(self.ignore_index, 0) for p in self.pictures) / max(1, every)
-
-    @property
-    def duplicates(self) -> list[list[str]]:
-        """Images of the same content: `split/name` of each."""
-        by_digest: dict[str, list[str]] = {}
-        for picture in self.pictures:
-            if picture.digest:
-                by_digest.setdefault(picture.digest, []).append(f"{picture.split}: {picture.name}")
-        return [names for names in by_digest.values() if len(names) > 1]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What does not fit or was guessed, a sentence each; refusals first."""
-        found = list(self.refusals)
-        found += [picture.error for picture in self.pictures if picture.error]
-        across = [d for d in self.duplicates if len({name.partition(": ")[0] for name in d}) > 1]
-        within = [d for d in self.duplicates if d not in across]
-        if across:
-            found.append(f"{len(across)} images are in several splits: {_some([' = '.join(d) for d in across])}.")
-        if within:
-            found.append(f"{len(within)} images are there twice: {_some([' = '.join(d) for d in within])}.")
-        if self.lonely_images:
-            found.append(f"{len(self.lonely_images)} images have no mask: {_some(self.lonely_images)}.")
-        if self.lonely_masks:
-            found.append(f"{len(self.lonely_masks)} masks have no image: {_some(self.lonely_masks)}.")
-        if self.left_out:
-            listed = ", ".join(f"{number} {suffix}" for suffix, number in sorted(self.left_out.items()))
-            found.append(f"Files that are not read: {listed}.")
-        if absent := [c.name for c in self.classes if not c.images]:
-            found.append(f"No mask shows the class {', '.join(absent)}.")
-        notes = Counter(note for picture in self.pictures for note in dict.fromkeys(picture.notes))
-        return found + self.notes + list(notes)
-
-    def split_facts(self) -> dict[str, tuple[str, ...]]:
-        """For people, of each split: number of images, sizes, kinds, values, and sizes of pixels."""
-        facts = {}
-        for split, number in self.splits.items():
-            own = [p for p in self.pictures if p.split == split and p.dtype]
-            lows, highs = [p.low for p in own if p.low is not None], [p.high for p in own if p.high is not None]
-            values = f"values {min(lows):g} to {max(highs):g}" if lows else ""
-            sizes = sorted({tuple(p.pixel_size) for p in own if p.pixel_size})
-            pixels = "pixels of " + _some([f"{h:g} × {w:g} µm" for h, w in sizes]) if sizes else ""
-            facts[split] = (str(number), _counts(p.size for p in own), _counts(p.kind for p in own), values, pixels)
-        return facts
-
-    def as_json(self) -> dict:
-        """Everything, as JSON holds it."""
-        own = asdict(self)
-        derived = ("splits", "duplicates", "warnings", "ignored_share")
-        return own | {name: getattr(self, name) for name in derived} | {"classes": [asdict(c) for c in self.classes]}
-
-    def as_text(self) -> str:
-        """A summary for people, a line for each fact."""
-        lines = [f"{self.dataset}: {self.layout}".rstrip(": ")]
-        for split, (number, *facts) in self.split_facts().items():
-            lines.append(f"  {split}: {number} image{'s' * (number != '1')}; {'; '.join(fact for fact in facts if fact)}")
-        if self.label_names:
-            lines.append(f"  masks: {self.mask_format}; {self.ignored_share:.1%} of pixels without a label")
-            width = max(len(c.name) for c in self.classes)
-            lines += [
-                f"    {c.id:>3} {c.name:<{width}} {c.share:7.2%} of pixels, in {c.images} images" for c in self.classes
-            ]
-        elif self.pictures:
-            lines.append("  no masks")
-        return "\n".join([*lines, *(f"! {line}" for line in self.warnings)])
 
 
 def _counts(values: Iterable[str]) -> str:
@@ -484,6 +525,10 @@ def _counts(values: Iterable[str]) -> str:
         return counted[0][0] if counted else ""
     rest = f", {len(counted) - 3} more" if len(counted) > 3 else ""
     return ", ".join(f"{value} ({number})" for value, number in counted[:3]) + rest
+
+
+def _number(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -226,6 +226,37 @@ class LabeledImages:
             ids = self.reader.ids(self._read(raster, 0, window), raster.name)
             return without_label(raster, ids, 0, window, self.ignore_index), raster.name
 
+    def mask_parts(self, index: int) -> Iterator[tuple[int, Window, np.ndarray]]:
+        """Class ids of a mask of any size and number of planes, part by part.
+
+        Args:
+            index (`int`): Of the image.
+
+        Yields:
+            Plane, window, and the ids there, `[h, w]` uint8; windows begin at multiples of 2,048 pixels.
+
+        Raises:
+            UserError: The mask is not of `mask_format`, or of another size than its image.
+        """
+        row = self.dataset[index]
+        with open_cell(row[self.image_column], f"row {index}", self.axes, self.slice_axis) as image:
+            grid, name, shape = image.grid, image.name, (image.planes, image.height, image.width)
+        value, where = row[self.mask_column], f"the mask of row {index}"
+        if not needs_raster(value):
+            whole = self[index].mask
+            yield 0, Window(0, 0, *whole.shape), whole
+            return
+        with aligned(open_cell(value, where, self.axes, self.slice_axis), grid, name) as mask:
+            if (mask.planes, mask.height, mask.width) != shape:
+                raise UserError(
+                    f"Image and mask differ in size: {name} has {shape[0]} planes of {shape[2]} × {shape[1]}, but "
+                    f"{mask.name} has {mask.planes} of {mask.width} × {mask.height} (width × height)."
+                )
+            for plane in range(mask.planes):
+                for window in windows_over(mask.height, mask.width, 2048):
+                    ids = self.as_ids(self._read(mask, plane, window), mask.name)
+                    yield plane, window, without_label(mask, ids, plane, window, self.ignore_index)
+
     def _mask_values(self, value: Any, where: str) -> tuple[np.ndarray, str]:
         """A mask that is decoded whole, as it was saved, `[H, W]` or `[H, W, C]`, and its name for messages."""
         if isinstance(value, str) and value.endswith(".npy"):

@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 
 from ..datasets.inspection import Inspection, View
 from ..images.image_processor import overlay
@@ -76,7 +77,9 @@ def contact_sheet_of(views: Sequence[View], palette: Sequence[Sequence[int]], ce
     sheet = PIL.Image.new("RGB", (columns * cell, -(-len(views) // columns) * rows * cell), (128, 128, 128))
     for i, view in enumerate(views):
         for j, panel in enumerate(_panels(view, palette)):
-            panel.thumbnail((cell - 4, cell - 4), PIL.Image.Resampling.LANCZOS if j != 1 else 0)
+            panel.thumbnail(
+                (cell - 4, cell - 4), PIL.Image.Resampling.NEAREST if j == 1 else PIL.Image.Resampling.LANCZOS
+            )
             left, top = i % columns * cell, (i // columns * rows + j) * cell
             sheet.paste(panel, (left + (cell - panel.width) // 2, top + (cell - panel.height) // 2))
     return sheet

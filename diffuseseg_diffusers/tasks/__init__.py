@@ -17,6 +17,7 @@ TASKS = {
     "push": ("tasks.push:PushConfig", "tasks.push:push"),
     "benchmark": ("tasks.benchmark:BenchmarkConfig", "tasks.benchmark:benchmark"),
     "generate": ("tasks.generate:GenerateConfig", "training.generate_dataset:generate"),
+    "inspect": ("tasks.inspect:InspectConfig", "tasks.inspect:inspect"),
     "fit": ("tasks.fit:FitConfig", "training.train_segmentation_head:fit"),
     "train-ddpm": ("tasks.train_ddpm:TrainDDPMConfig", "training.train_ddpm:train_ddpm"),
     "train-autoencoder": (

@@ -28,9 +28,13 @@ class InspectConfig(ReadsLabels, CachesDownloads, WritesFolder):
         why="where, not what",
     )
     num_examples: int = option(24, "Pictures of each split on the page.")
-    json: bool = option(False, "Print JSON in place of text.")
+    json: bool = option(False, "Print JSON in place of text.", influence=False, why="it only prints")
     fix: Path | None = option(
-        None, "Folder for a clean copy: a folder for each split with images, and masks of class ids.", group="output"
+        None,
+        "Folder for a clean copy: a folder for each split with images, and masks of class ids.",
+        group="output",
+        influence=False,
+        why="where, not what",
     )
 
 
@@ -69,7 +73,9 @@ def inspect(config: InspectConfig) -> dict:
                 contact_sheet_of(views, found.palette).save(folder / "contact_sheet.png")
     if config.fix is not None:
         if found.refusals or not found.label_names:
-            raise UserError(f"There is no clean copy of {config.dataset_name}: its masks cannot be read yet; see above.")
+            raise UserError(
+                f"There is no clean copy of {config.dataset_name}: its masks cannot be read yet; see above."
+            )
         with output_folder(config.fix, config.overwrite, "inspect", config.inputs()) as folder:
             write_clean_copy(splits, found, folder)
     return content

@@ -1,0 +1,155 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What `diffuseseg inspect` says of right folders and of wrong ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from diffuseseg_diffusers import InspectConfig, UserError, inspect, load_labeled_images
+
+
+IDS = np.zeros((20, 30), np.uint8)
+IDS[5:10, 5:20] = 1
+
+
+def save(path: Path, values: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(values).save(path)
+    return path
+
+
+def photo(path: Path, seed: int, size: tuple[int, int] = (20, 30)) -> Path:
+    return save(path, np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8))
+
+
+def pairs(folder: Path, mask: np.ndarray = IDS, number: int = 3) -> Path:
+    for i in range(number):
+        photo(folder / "images" / f"{i}.png", i)
+        save(folder / "masks" / f"{i}.png", mask)
+    return folder
+
+
+def test_the_command_tells_and_draws_what_was_understood(tmp_path):
+    for split, seed in (("train", 0), ("val", 10)):
+        photo(tmp_path / "data/images" / split / "a.png", seed)
+        save(tmp_path / "data/masks" / split / "a.png", IDS)
+    (tmp_path / "data/id2label.json").write_text('["soil", "<b>weed</b>"]')
+    words = ["inspect", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--json"]
+    done = subprocess.run([sys.executable, "-m", "diffuseseg_diffusers", *words], capture_output=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["splits"] == {"train": 1, "val": 1}
+    assert [(c["name"], c["pixels"], c["images"]) for c in found["classes"]] == [
+        ("soil", 1050, 2),
+        ("<b>weed</b>", 150, 2),
+    ]
+    assert found == json.loads((tmp_path / "out/inspection.json").read_text())
+    page = (tmp_path / "out/inspection.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 6 and "&lt;b&gt;weed" in page and "<b>" not in page
+    sheet = np.asarray(PIL.Image.open(tmp_path / "out/contact_sheet.png"))
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100  # photographs, not blank cells
+
+
+def test_text_holds_sizes_values_and_shares(tmp_path, capsys):
+    inspect(InspectConfig(dataset_name=str(pairs(tmp_path))))
+    said = capsys.readouterr().out
+    assert "3 images; 30 × 20; uint8 red+green+blue; values 0 to 254" in said
+    assert "class 1  12.50% of pixels, in 3 images" in said
+
+
+def test_a_refused_folder_says_so_with_the_values_of_its_masks(tmp_path, capsys):
+    inspect(InspectConfig(dataset_name=str(pairs(tmp_path, IDS * 7))))
+    said = capsys.readouterr().out
+    assert "`diffuseseg fit` refuses this" in said and "value 7  12.50%" in said
+
+
+def missing(folder: Path) -> None:
+    (pairs(folder) / "masks/2.png").unlink()
+
+
+def without_image(folder: Path) -> None:
+    save(pairs(folder) / "masks/z.png", IDS)
+
+
+def two_suffixes(folder: Path) -> None:
+    photo(folder / "images/a.png", 0)
+    photo(folder / "images/a.bmp", 1)
+    save(folder / "masks/a.png", IDS)
+
+
+def broken(folder: Path) -> None:
+    image = pairs(folder) / "images/1.png"
+    image.write_bytes(image.read_bytes()[:200])
+
+
+def in_two_splits(folder: Path) -> None:
+    for split in ("train", "test"):
+        photo(folder / "images" / split / f"{split}.png", 0)
+        save(folder / "masks" / split / f"{split}.png", IDS)
+
+
+def unread(folder: Path) -> None:
+    (pairs(folder) / "images/9.heic").write_bytes(b"heic")
+
+
+WRONG = {
+    "binary masks of 0 and 255": (lambda f: pairs(f, IDS * 255), "--mask_format binary"),
+    "ids with gaps": (lambda f: pairs(f, IDS * 7), "0, 7"),
+    "masks in colour": (lambda f: pairs(f, np.stack([IDS * 255, IDS * 0, IDS * 128], -1)), "#ff0080 12.5%"),
+    "masks of another size": (lambda f: pairs(f, IDS[:10]), "30 × 10"),
+    "an image without a mask": (missing, "2.png"),
+    "a mask without an image": (without_image, "z.png"),
+    "two images for one mask": (two_suffixes, "a.bmp"),
+    "a broken image": (broken, "1.png cannot be read"),
+    "the same image in two splits": (in_two_splits, "in several splits"),
+    "formats that are not read": (unread, "1 .heic"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_wrong_with_a_folder_is_said(kind, tmp_path):
+    make, expected = WRONG[kind]
+    make(tmp_path)
+    warnings = inspect(InspectConfig(dataset_name=str(tmp_path)))["warnings"]
+    assert any(expected in warning for warning in warnings), warnings
+    assert len(set(warnings)) == len(warnings)
+
+
+def test_a_clean_copy_is_read_as_the_original_was(tmp_path):
+    data = pairs(tmp_path / "data", IDS * 255)
+    config = InspectConfig(dataset_name=str(data), mask_format="binary", fix=tmp_path / "clean")
+    before = inspect(config)
+    after = inspect(InspectConfig(dataset_name=str(tmp_path / "clean")))
+    assert after["warnings"] == [] and after["mask_format"] == "index"
+    assert [p["digest"] for p in after["pictures"]] == [p["digest"] for p in before["pictures"]]
+    copy = load_labeled_images(tmp_path / "clean", split="all")
+    assert all(np.array_equal(copy[i].mask, IDS) for i in range(3))
+
+
+def test_a_clean_copy_is_not_made_of_what_cannot_be_read(tmp_path):
+    data = pairs(tmp_path / "data", IDS * 7)
+    with pytest.raises(UserError, match="no clean copy"):
+        inspect(InspectConfig(dataset_name=str(data), fix=tmp_path / "clean"))
+    assert not (tmp_path / "clean").exists()
+
+
+def test_a_volume_is_counted_plane_by_plane(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    planes = np.random.default_rng(0).integers(0, 4000, (3, 20, 30), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "images/a.tif", planes, metadata={"axes": "ZYX"}, imagej=True)
+    tifffile.imwrite(tmp_path / "masks/a.tif", np.stack([IDS, IDS * 0, IDS]), metadata={"axes": "ZYX"}, imagej=True)
+    found = inspect(InspectConfig(dataset_name=str(tmp_path)))
+    assert (found["pictures"][0]["planes"], found["pictures"][0]["high"]) == (3, float(planes.max()))
+    assert [c["pixels"] for c in found["classes"]] == [1500, 300]
+
+
+def test_pictures_without_masks_are_listed(tmp_path, capsys):
+    photo(tmp_path / "a.png", 0)
+    found = inspect(InspectConfig(dataset_name=str(tmp_path)))
+    assert found["classes"] == [] and "no masks" in capsys.readouterr().out
