@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from diffuseseg_diffusers.datasets.columns import describe_dataset
 from diffuseseg_diffusers.datasets.crops import read_labels
 from diffuseseg_diffusers.datasets.labeled import load_labels
+from diffuseseg_diffusers.datasets.overview import overview
 from diffuseseg_diffusers.datasets.unlabeled import evenly_spread, spread_images
 from diffuseseg_diffusers.evaluation.agreement import IMAGES, record_agreement
 from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
@@ -57,6 +58,7 @@ def fit(config: FitConfig) -> Any:
     if accelerator.is_main_process:
         prepare_push(config)
     dataset, validation = load_labels(config)
+    accelerator.print(overview(config.dataset_name, config.split, dataset))
     device, name = find_device(config.device or accelerator.device), config.model or config.backbone
     pipe = load_frozen(config, device, find_dtype(config.dtype, device, name))
     size = config.size

@@ -105,6 +105,12 @@ def find_column(columns: Sequence[str], wanted: str | None, aliases: Sequence[st
     return found
 
 
+def cell_name(cell: object, where: str) -> str:
+    """The path of an image, or `where` if it has none."""
+    path = cell.get("path") if isinstance(cell, Mapping) else cell
+    return path if isinstance(path, str) else where
+
+
 def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
     """Opens a cell of an image column; returns the image with where it came from.
 

@@ -1,83 +1,27 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What was understood of a dataset: its pictures, masks, splits, and what does not fit."""
 
-import hashlib
-import io
-import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from tqdm.auto import tqdm
 
-from ..images.channels import to_rgb
-from ..images.formats.base import Raster, Window
-from ..images.formats.cells import open_cell
 from ..images.image_processor import default_palette, unnamed_classes
 from ..images.masks import picture_values
 from ..jobs.errors import UserError
-from ..jobs.files import write_json
-from .columns import MissingColumnError, decode_cell, split_names
+from .columns import MissingColumnError, cell_name, decode_cell, split_names
 from .labeled import LabeledImages, load_data
-from .layouts import Layout, bare_name, find_layout, is_described
+from .layouts import Layout, find_layout, is_described
+from .picture import READ_WHOLE, Picture, read_picture, view_step
 from .unlabeled import evenly_spread, load_unlabeled
 
 
-READ_WHOLE = 2**26  # pixels up to which a picture is read whole; of larger ones the coarsest level is
 LOOKED_AT = 100  # masks whose colours are counted
-SHOWN = 512  # longest side of the pictures of a page, in pixels
-
-
-@dataclass
-class Picture:
-    """What was read of one image, and of its mask if it has one.
-
-    Args:
-        split (`str`), name (`str`): Where it is: its path, or its row.
-        height, width, planes (`int`): Its size; height and width in pixels.
-        channels (`list[str]`): Names of the channels.
-        dtype (`str`): NumPy's name of the type of the values.
-        low, high (`float`, *optional*): Least and greatest finite value; of pictures of more than 2^26 pixels, of the
-            coarsest level.
-        pixel_size (`list[float]`, *optional*): Height and width of a pixel in µm, where the file says it.
-        classes (`dict[int, int]`): Pixels of each class id of the mask, ignored ones included.
-        notes (`list[str]`): What the reader guessed, dropped or changed.
-        error (`str`): Why the image or its mask cannot be used; empty if both can.
-        digest (`str`): SHA-256 of the decoded pixels.
-    """
-
-    split: str
-    name: str
-    height: int = 0
-    width: int = 0
-    planes: int = 1
-    channels: list[str] = field(default_factory=list)
-    dtype: str = ""
-    low: float | None = None
-    high: float | None = None
-    pixel_size: list[float] | None = None
-    classes: dict[int, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    error: str = ""
-    digest: str = ""
-
-    @property
-    def size(self) -> str:
-        """Width × height, and planes if there are several, for people."""
-        return f"{self.width} × {self.height}" + (f" × {self.planes} planes" if self.planes > 1 else "")
-
-    @property
-    def kind(self) -> str:
-        """Type and channels, for people."""
-        return f"{self.dtype} {'+'.join(self.channels)}"
 
 
 @dataclass
@@ -357,7 +301,7 @@ def _view(cell: object, split: str, where: str, config: Any, labelled: LabeledIm
     try:
         picture, image = read_picture(cell, split, where, config.axes, config.slice_axis)
     except UserError as error:
-        return View(Picture(split, _named(cell, where), error=str(error)), np.zeros((0, 0, 3), np.uint8), None)
+        return View(Picture(split, cell_name(cell, where), error=str(error)), np.zeros((0, 0, 3), np.uint8), None)
     mask = None
     if labelled is not None:
         try:
@@ -377,77 +321,9 @@ def _add_classes(found: Inspection, config: Any, splits: Mapping[str, LabeledIma
     found.mask_format, found.ignore_index = config.mask_format, first.ignore_index
 
 
-def write_clean_copy(splits: Mapping[str, LabeledImages], found: Inspection, folder: Path) -> None:
-    """Writes images as they are and masks of class ids: `SPLIT/images`, `SPLIT/masks`, and `id2label.json`.
-
-    Masks have the suffix of their image's format: palette PNGs for plain pictures.
-
-    Args:
-        splits (mapping of `str` to [`LabeledImages`]), found ([`Inspection`]): From [`inspect_dataset`].
-        folder (`Path`): An empty folder.
-
-    Raises:
-        UserError: An image or mask cannot be read.
-    """
-    for split, labelled in splits.items():
-        images, masks = (folder / split / name for name in ("images", "masks"))
-        images.mkdir(parents=True)
-        masks.mkdir()
-        taken: set[str] = set()
-        for i in tqdm(range(len(labelled)), f"Writing {split}", unit="image", leave=False, disable=None):
-            cell, where = labelled.dataset[i][labelled.image_column], f"row {i}"
-            name = _free(bare_name(Path(_named(cell, f"{i:05d}"))), taken)
-            with open_cell(cell, where, labelled.axes, labelled.slice_axis) as raster:
-                _copy_picture(cell, raster, images, name)
-                labels = partial(_window_of, _mask_planes(labelled, i, raster))
-                raster.write_labels(masks / (name + raster.mask_suffix), labels, np.dtype(np.uint8), found.palette)
-    write_json(folder / "id2label.json", dict(enumerate(found.label_names)))
-
-
-def _window_of(planes: np.ndarray, plane: int, window: Window) -> np.ndarray:
-    return planes[plane][window.slices]
-
-
-def _mask_planes(labelled: LabeledImages, i: int, raster: Raster) -> np.ndarray:
-    """A whole mask, `[planes, H, W]` uint8."""
-    if raster.planes == 1:
-        return labelled[i].mask[None]
-    planes = np.empty((raster.planes, raster.height, raster.width), np.uint8)
-    for plane, window, part in labelled.mask_parts(i):
-        planes[plane][window.slices] = part
-    return planes
-
-
-def _copy_picture(cell: object, raster: Raster, folder: Path, name: str) -> None:
-    """Copies the file, folder or bytes of a cell."""
-    path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
-    if data is None and isinstance(path, str) and os.path.exists(path):
-        suffix = Path(path).name[len(bare_name(Path(path))) :]
-        copy = shutil.copytree if os.path.isdir(path) else shutil.copyfile
-        copy(path, folder / (name + suffix))
-    elif isinstance(data, bytes):
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            suffix = "." + (image.format or "png").lower().replace("jpeg", "jpg")
-        (folder / (name + suffix)).write_bytes(data)
-    else:
-        raise UserError(f"{raster.name} is not stored as a file, and cannot be copied; leave --fix out.")
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """The name, with a number behind it if another differs from it by case alone or not at all."""
-    free = next(n for n in chain([name], (f"{name}_{k}" for k in count(2))) if n.lower() not in taken)
-    taken.add(free.lower())
-    return free
-
-
-def _named(cell: object, where: str) -> str:
-    path = cell.get("path") if isinstance(cell, Mapping) else cell
-    return path if isinstance(path, str) else where
-
-
 def _read_mask(picture: Picture, labelled: LabeledImages, i: int) -> np.ndarray:
     """Counts the classes of a mask; returns every so many rows and columns of it, of volumes the middle plane."""
-    counts, step = np.zeros(256, np.int64), _step(picture)
+    counts, step = np.zeros(256, np.int64), view_step(picture)
     if picture.planes == 1 and picture.height * picture.width <= READ_WHOLE:
         whole = labelled[i].mask
         counts += np.bincount(whole.ravel(), minlength=256)
@@ -462,61 +338,6 @@ def _read_mask(picture: Picture, labelled: LabeledImages, i: int) -> np.ndarray:
                 shown[top : top + few.shape[0], left : left + few.shape[1]] = few
     picture.classes = {id: int(n) for id, n in enumerate(counts) if n}
     return shown
-
-
-def read_picture(cell: object, split: str, where: str, axes: str | None, slice_axis: str) -> tuple[Picture, np.ndarray]:
-    """What a cell of an image column holds, opened as `segment` opens it, and a small rendering, `[H, W, 3]` uint8.
-
-    Values that are not eight-bit are stretched in the rendering, from their 0.5th to their 99.5th percentile.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    with open_cell(cell, where, axes, slice_axis) as raster:
-        level = 0 if raster.height * raster.width <= READ_WHOLE else len(raster.levels) - 1
-        down, middle = raster.levels[level], raster.planes // 2
-        window = Window(0, 0, max(1, int(raster.height / down)), max(1, int(raster.width / down)))
-        digest, limits = hashlib.sha256(), []
-        for plane in range(raster.planes):
-            values = raster.read(plane, window, level)  # [C,h,w]
-            digest.update(repr((values.shape, values.dtype.str)).encode())
-            digest.update(values.tobytes())
-            finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-            if finite.size:
-                limits += [float(finite.min()), float(finite.max())]
-            if plane == middle:
-                rendering = _rendered(values, raster)
-        picture = Picture(
-            split=split,
-            name=raster.name,
-            height=raster.height,
-            width=raster.width,
-            planes=raster.planes,
-            channels=list(raster.channels),
-            dtype=str(raster.dtype),
-            low=min(limits, default=None),
-            high=max(limits, default=None),
-            pixel_size=list(raster.pixel_size) if raster.pixel_size else None,
-            notes=list(raster.notes),
-            digest=digest.hexdigest(),
-        )
-    return picture, rendering
-
-
-def _rendered(values: np.ndarray, raster: Raster) -> np.ndarray:
-    step = _step(raster)
-    shown = values[[i for i, name in enumerate(raster.channels) if name != "alpha"]]
-    if values.dtype != np.uint8:
-        shown = shown.astype(np.float32)
-        low, high = np.nanpercentile(shown, (0.5, 99.5)) if np.isfinite(shown).any() else (0.0, 1.0)
-        shown = np.nan_to_num((shown - low) / max(high - low, 1e-12)).clip(0, 1) * 255
-    image = PIL.Image.fromarray(to_rgb(shown.astype(np.float32) / 255))
-    return np.asarray(image.resize((-(-raster.width // step), -(-raster.height // step)), PIL.Image.Resampling.BOX))
-
-
-def _step(size: Picture | Raster) -> int:
-    """Every how many rows and columns a view has one; a power of two, as the parts of masks are."""
-    return 2 ** max(0, math.ceil(math.log2(max(size.height, size.width) / SHOWN)))
 
 
 def _counts(values: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
 
 from ..datasets.crops import Pictures, RandomCrops, read_channels
+from ..datasets.overview import overview
 from ..datasets.unlabeled import UnlabeledImages, count_channels, load_unlabeled
 from ..features.latents import latent_stride
 from ..features.pixel_unet import image_size
@@ -165,13 +166,19 @@ class TrainingImages:
 
 
 def load_images(config: Any) -> tuple[Dataset | IterableDataset, str]:
-    """The dataset of unlabelled images that a configuration names, not decoded, and its column of images."""
+    """The dataset of unlabelled images that a configuration names, not decoded, and its column of images.
+
+    The main process says what was read.
+    """
     where = {"cache_dir": config.cache_dir, "revision": config.dataset_revision} if config.dataset_name else {}
-    return load_unlabeled(
+    dataset, column = load_unlabeled(
         *(config.dataset_name, config.dataset_config_name, config.split, config.train_data_dir),
         *(config.image_column, config.streaming),
         **where,
     )
+    name = str(config.dataset_name or config.train_data_dir)
+    PartialState().print(overview(name, config.split, dataset, column))
+    return dataset, column
 
 
 def make_images(

@@ -35,6 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     from ..datasets.columns import describe_dataset
     from ..datasets.labeled import load_data
+    from ..datasets.overview import overview
     from ..evaluation.evaluate import evaluate_segmentation, format_metrics
     from ..figures.pages import examples_page
     from ..pipelines.loading import load_pipeline
@@ -44,6 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     pipe.check_can_segment()
     names = pipe.label_names
     dataset = load_data(config, ignore_index=pipe.ignore_index, classes=names, channels=pipe.channels)
+    print(overview(config.dataset_name, config.split, dataset))
     metrics, examples = evaluate_segmentation(
         pipe, dataset, config.batch_size, config.absent_as_zero, config.count_ignored, num_examples=config.num_examples
     )

@@ -55,7 +55,8 @@ def inspect(config: InspectConfig) -> dict:
         >>> found = inspect(InspectConfig(dataset_name="DATA", output_dir="out/inspection"))
         >>> found["splits"], found["warnings"]
     """
-    from ..datasets.inspection import inspect_dataset, write_clean_copy
+    from ..datasets.clean_copy import write_clean_copy
+    from ..datasets.inspection import inspect_dataset
     from ..figures.inspection import contact_sheet_of, inspection_page
     from ..jobs.files import check_output_folder, output_folder, write_json, write_text
 
@@ -72,10 +73,10 @@ def inspect(config: InspectConfig) -> dict:
             if views:
                 contact_sheet_of(views, found.palette).save(folder / "contact_sheet.png")
     if config.fix is not None:
-        if found.refusals or not found.label_names:
+        if found.refusals or not splits:
             raise UserError(
                 f"There is no clean copy of {config.dataset_name}: its masks cannot be read yet; see above."
             )
         with output_folder(config.fix, config.overwrite, "inspect", config.inputs()) as folder:
-            write_clean_copy(splits, found, folder)
+            write_clean_copy(splits, found.label_names, found.palette, folder)
     return content

@@ -146,7 +146,7 @@ def test_a_volume_is_counted_plane_by_plane(tmp_path):
     tifffile.imwrite(tmp_path / "masks/a.tif", np.stack([IDS, IDS * 0, IDS]), metadata={"axes": "ZYX"}, imagej=True)
     found = inspect(InspectConfig(dataset_name=str(tmp_path)))
     assert (found["pictures"][0]["planes"], found["pictures"][0]["high"]) == (3, float(planes.max()))
-    assert [c["pixels"] for c in found["classes"]] == [1500, 300]
+    assert [c["pixels"] for c in found["classes"]] == [1650, 150]
 
 
 def test_pictures_without_masks_are_listed(tmp_path, capsys):
