@@ -2,11 +2,16 @@
 """Exports a session: labels as a dataset that every command reads, masks of all pictures, and the strokes."""
 
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
+from ..datasets.annotations import coco, cvat, label_studio, labelme, qupath
+from ..datasets.annotations.base import Marked
+from ..datasets.annotations.shapes import from_mask
 from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError
 from ..jobs.files import write_json
@@ -20,11 +25,23 @@ README = """# Labels from DiffuseSeg
   `diffuseseg fit --model MODEL --dataset_name dataset --sparse_labels --output_dir fitted`, `diffuseseg evaluate
   --model pipeline --dataset_name dataset --output_dir evaluation`; `dataset_of.json` says which picture is which
 * `predictions/`: the masks that the session's head made of all pictures; `of.json` says of which picture each one is
+* `annotations/`: the same masks for other programs, to correct them there: COCO, CVAT ("for images 1.1"), Label Studio
+  (brushes), labelme and QuPath (a file for each picture). `diffuseseg fit --dataset_name PICTURES --annotations
+  annotations/coco.json --label_names …` reads them back
 * `strokes.jsonl`: every stroke and class, in the order in which they were drawn
 * `pipeline/`: the fitted pipeline, if "Finish" was pressed, for `diffuseseg segment --model pipeline …`
 
 Masks are palette images: the values of their pixels are class ids, `dataset/id2label.json` names them.
 """
+
+
+_ANNOTATIONS: dict[str, Callable[[Path, Iterable[Marked], Sequence[str]], None]] = {
+    "coco.json": coco.write,
+    "cvat.xml": cvat.write,
+    "label_studio.json": label_studio.write,
+    "labelme": labelme.write,
+    "qupath": qupath.write,
+}
 
 
 def export_session(session: Any, folder: Path, pipeline: Path | None = None, behind: bool = False) -> None:
@@ -83,12 +100,32 @@ def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
             _save_mask(folder / "predictions" / f"{exported[name]}.png", session.compact_ids(prediction.mask), palette)
     if made:
         write_json(folder / "predictions" / "of.json", made)
+        left_out += _write_annotations(folder, made, [c.name for c in classes])
     if (session.folder / JOURNAL).is_file():
         shutil.copyfile(session.folder / JOURNAL, folder / JOURNAL)
     else:
         left_out.append(f"{JOURNAL} is gone from the session.")
     if pipeline is not None and pipeline.is_dir():
         shutil.copytree(pipeline, folder / "pipeline")
+    return left_out
+
+
+def _write_annotations(folder: Path, made: dict[str, str], names: list[str]) -> list[str]:
+    """Writes the predictions in the formats of other programs; returns why some of them are left out."""
+
+    def marked() -> Iterator[Marked]:
+        for file, name in made.items():
+            with PIL.Image.open(folder / "predictions" / file) as image:
+                ids = np.asarray(image)
+            yield Marked(name, ids.shape[0], ids.shape[1], from_mask(ids, names))
+
+    left_out, target = [], folder / "annotations"
+    target.mkdir()
+    for file, write in _ANNOTATIONS.items():
+        try:
+            write(target / file, marked(), names)
+        except UserError as error:  # of a package that is not installed
+            left_out.append(f"annotations/{file} is not written: {error}")
     return left_out
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,6 +48,21 @@ def test_pictures_of_one_name_in_two_folders_stay_apart(pipe, pictures, tmp_path
     export_session(session, tmp_path / "out")
     assert len(load_labeled_images(tmp_path / "out" / "dataset")) == 2
     assert len(json.loads((tmp_path / "out" / "predictions" / "of.json").read_text())) == 7
+
+
+def test_predictions_come_back_equal_from_the_annotations_of_other_programs(session, pictures, tmp_path):
+    folder = pictures[0]
+    label(session, pictures[1], ["0.png", "4.png"])
+    (tmp_path / "out").mkdir()
+    export_session(session, tmp_path / "out")
+    files = sorted((tmp_path / "out" / "annotations").iterdir())
+    assert [file.name for file in files] == ["coco.json", "cvat.xml", "label_studio.json", "labelme", "qupath"]
+    for file in files:
+        labeled = load_labeled_images(folder, annotations=file, label_names=[c.name for c in session.classes])
+        assert [Path(one.name).name for one in labeled] == sorted(session.pictures)
+        for one in labeled:
+            expected = session.compact_ids(session.predict(Path(one.name).name).mask)
+            assert np.array_equal(one.mask, expected), file
 
 
 def test_the_pipeline_goes_with_it(session, pictures, pipe, tmp_path):

@@ -71,6 +71,19 @@ class Marked:
     plane: int | None = None
 
 
+def file_for(folder: Path, name: str, suffix: str, taken: set[Path]) -> Path:
+    """Where annotations of a picture go: below the folder as the picture lies below its own, unless that is `taken`."""
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        path = Path(path.name)
+    file = folder / path.with_suffix(suffix)
+    if file in taken:  # a.png beside a.jpg
+        file = folder / f"{path}{suffix}"
+    taken.add(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
 def broken(path: Path, what: str) -> UserError:
     """The error for a file that is not of its format."""
     return UserError(f"{path}: {what}; export the annotations again, or repair the file.")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import NAMES, Contents, Marked, Picture, broken, decode_png, encode_png, plain_path, points_of
+from .base import NAMES, Contents, Marked, Picture, broken, decode_png, encode_png, file_for, plain_path, points_of
 from .shapes import Area, run_lengths
 
 
@@ -65,6 +65,7 @@ def _mask(path: Path, shape: dict, points: list[list[float]], size: tuple[int, i
 
 def write(place: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
     """Writes a file for each picture into a folder, or that of one, of masks, which keep holes and parts."""
+    taken: set[Path] = set()
     for picture in pictures:
         shapes = []
         for region in picture.regions:
@@ -79,10 +80,9 @@ def write(place: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None
             "version": VERSION,
             "flags": {},
             "shapes": shapes,
-            "imagePath": picture.name,
+            "imagePath": Path(picture.name).name,
             "imageData": None,
         }
         content |= {"imageHeight": picture.height, "imageWidth": picture.width, NAMES: [name for name in names if name]}
-        file = place if place.suffix == ".json" else place / f"{Path(picture.name).stem}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = place if place.suffix == ".json" else file_for(place, picture.name, ".json", taken)
         file.write_text(json.dumps(content), "utf-8")

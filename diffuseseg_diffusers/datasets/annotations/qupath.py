@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...jobs.install import missing_extra
-from .base import NAMES, Contents, Marked, Picture, broken, hexcolor, points_of
+from .base import NAMES, Contents, Marked, Picture, broken, file_for, hexcolor, points_of
 from .shapes import IGNORED, Region
 
 
@@ -71,7 +71,7 @@ def outline(region: Region) -> list[list[list[list[int]]]]:
 
 def write(folder: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:
     """Writes a file for each picture."""
-    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[Path] = set()
     for picture in pictures:
         features = []
         for i, region in enumerate(picture.regions):
@@ -86,4 +86,4 @@ def write(folder: Path, pictures: Iterable[Marked], names: Sequence[str]) -> Non
             }
             features.append(feature | {"properties": {"objectType": "annotation", "classification": kind}})
         content = {"type": "FeatureCollection", NAMES: [name for name in names if name], "features": features}
-        (folder / f"{Path(picture.name).stem}.geojson").write_text(json.dumps(content), "utf-8")
+        file_for(folder, picture.name, ".geojson", taken).write_text(json.dumps(content), "utf-8")
