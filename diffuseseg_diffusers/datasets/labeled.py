@@ -21,7 +21,7 @@ from ..images.grids import Grid
 from ..images.image_processor import ORIENTATION, is_address, unnamed_classes, warn_once
 from ..images.masks import MaskReader, Tally, picture_values, read_palette, stored_levels, white_of
 from ..jobs.errors import UserError
-from .annotations.reading import AUTO, read_annotations, unread_annotations
+from .annotations.reading import AUTO, Annotated, read_annotations, unread_annotations
 from .annotations.shapes import is_cell, rasterize
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
 from .label_names import read_label_names
@@ -421,15 +421,21 @@ def read_annotated(
                 f"The masks of {layout.folder} are read ({layout.kind}), not {unread}; name that by --annotations."
             )
         return None, None
-    found = read_annotations(layout, split, place, annotation_format, names, ignore_index)
+    found = read_annotations(layout, place, annotation_format, names, ignore_index)
     if found is None:
         return None, None
     if mask_format != "index":
         raise UserError(f"--mask_format {mask_format} is for masks, and {layout.folder} is read by its annotations.")
+    return annotated_rows(found, split), found.names
+
+
+def annotated_rows(found: Annotated, split: str) -> Dataset:
+    """The pictures of a split as paths, with the shapes in them."""
+    images, cells = found.rows(split)
     for note in found.layout.notes:
         warn_once(note)
     features = Features({"image": Image(decode=False), "mask": Value("large_string")})
-    return Dataset.from_dict({"image": found.images, "mask": found.cells}, features=features), found.names
+    return Dataset.from_dict({"image": images, "mask": cells}, features=features)
 
 
 def read_folder(layout: Layout, split: str) -> Dataset | None:

@@ -2,7 +2,6 @@
 """Labelled folders as Parquet, and what `datasets` finds in a folder."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import PIL.Image
 from datasets import Dataset, Features, Image, IterableDataset, get_dataset_config_names, load_dataset
 
 from ..images.image_files import encode_image
+from ..jobs.files import write_json
+from .annotations.reading import read_annotations
 from .label_names import read_label_names
-from .labeled import LabeledImages, read_folder
+from .labeled import LabeledImages, annotated_rows, read_folder
 from .layouts import ALL, find_layout, is_described
 
 
@@ -41,19 +42,23 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
         `Path`: `target`, or `None` if `datasets` reads the folder as it is, and nothing was written.
     """
     layout = None if is_described(folder) else find_layout(folder)
-    splits = sorted(layout.splits) if layout is not None and layout.has_pairs else []
-    found = {"train" if split == ALL else split: read_folder(layout, split) for split in splits}
+    names, found = read_label_names(str(folder), True), {}
+    if layout is not None and layout.has_pairs:
+        found = {split: read_folder(layout, split) for split in layout.splits}
+    elif layout is not None and (annotated := read_annotations(layout, names=names)) is not None:
+        names = annotated.names
+        found = {split: annotated_rows(annotated, split) for split in annotated.splits}
     features = Features({"image": Image(decode=False), "mask": Image(decode=False)})
-    for split, dataset in found.items():
+    for split, dataset in sorted(found.items()):
         rows = []
-        labeled = LabeledImages(dataset, label_names=read_label_names(str(folder), True))
+        labeled = LabeledImages(dataset, label_names=names)
         for i, image in enumerate(dataset["image"]):
             mask = encode_image(PIL.Image.fromarray(labeled[i].mask))
             cell = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}
             rows.append({"image": cell, "mask": {"bytes": mask, "path": None}})
         written = Dataset.from_list(rows, features=features).cast(Features({"image": Image(), "mask": Image()}))
         (target / "data").mkdir(parents=True, exist_ok=True)
-        written.to_parquet(target / "data" / f"{split}-00000-of-00001.parquet")
-    if found and (folder / "id2label.json").is_file():
-        shutil.copy(folder / "id2label.json", target)
+        written.to_parquet(target / "data" / f"{'train' if split == ALL else split}-00000-of-00001.parquet")
+    if found and names:
+        write_json(target / "id2label.json", dict(enumerate(names)))
     return target if found else None

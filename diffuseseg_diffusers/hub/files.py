@@ -184,7 +184,7 @@ def dataset_files(folder: Path, scratch: Path) -> tuple[Path, Files, set[str]]:
             files[own_name(folder, path)] = without_folders(path, scratch) if run == "segment" else path
     if not files:
         raise UserError(f"The folder {folder} holds {NEITHER}")
-    files |= _optional(folder, LABELS)
+    files |= _optional(root, LABELS)
     if found := _optional(folder, GENERATION):
         files |= {name: clean_json(folder / name) for name in found} | _optional(folder, "uncertainty.png")
     return root, files, converted

@@ -8,7 +8,7 @@ import unicodedata
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,21 +38,57 @@ _SUFFIXES = (".json", ".geojson", ".xml", ".yaml", ".yml")
 
 @dataclass
 class Annotated:
-    """Pictures of a split, with the shapes in them.
+    """Pictures of a folder, with the shapes in them.
 
     Args:
         format (`str`): Name in `READERS`.
         layout ([`Layout`]): Splits and their pictures; `notes` say what was left out.
-        images (`list` of `str`): Paths of the pictures.
-        cells (`list` of `str`): Of each, what [`rasterize`] takes.
+        splits (`dict`): The same pictures with what is drawn in them.
         names (`list` of `str`): Of the classes.
+        ids (`dict`): The class of each label.
+        outside (`int`): Id of pixels in no shape.
+        named (`bool`): Whether the annotations were named, and not searched for.
     """
 
     format: str
     layout: Layout
-    images: list[str] = field(default_factory=list)
-    cells: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    splits: dict[str, list[tuple[Path, Picture]]]
+    names: list[str]
+    ids: dict[str, int]
+    outside: int
+    named: bool
+
+    def rows(self, split: str) -> tuple[list[str], list[str]]:
+        """Paths of the pictures of a split, and for each a cell that [`rasterize`] takes.
+
+        Raises:
+            UserError: There is no such split.
+        """
+        chosen = self._choose(split)
+        cells, empty, clipped = [], 0, 0
+        for path, picture in chosen:
+            height, width = picture.size or _size(path)
+            shapes = [{"class": self.ids[label], **area} for label, area in picture.shapes]
+            empty += not shapes
+            clipped += sum(_leaves(area, height, width) for _, area in picture.shapes)
+            cell = {"height": height, "width": width, "outside": self.outside, "shapes": shapes}
+            cells.append(json.dumps(cell, separators=(",", ":")))
+        if empty:
+            what = f"of class {self.names[self.outside]!r}" if self.outside < len(self.names) else "ignored"
+            self.layout.notes.append(
+                f"{empty} of {len(chosen)} pictures have no shapes: all of their pixels are {what}."
+            )
+        if clipped:
+            self.layout.notes.append(f"{clipped} shapes reach out of their pictures and are cut off there.")
+        return [str(path) for path, _ in chosen], cells
+
+    def _choose(self, split: str) -> list[tuple[Path, Picture]]:
+        """The pictures of a split; of a file that was named, which has one alone, those."""
+        only = next(iter(self.splits))
+        if self.named and len(self.splits) == 1 and only != ALL and only != (split_of(split) or split):
+            self.layout.notes.append(f"The annotations are of the split {only!r}, and are taken for {split!r}.")
+            return self.splits[only]
+        return self.splits[self.layout.split(split)]
 
 
 def find_annotations(place: Path, kind: str = AUTO) -> dict[str, list[tuple[Path, Any]]]:
@@ -108,17 +144,15 @@ def unread_annotations(folder: Path) -> Path | None:
 
 def read_annotations(
     layout: Layout,
-    split: str,
     place: Path | None = None,
     kind: str = AUTO,
     names: Sequence[str] | None = None,
     ignore_index: int = 255,
 ) -> Annotated | None:
-    """The pictures of a split with their shapes; `None` where no annotations are named and none are found.
+    """The annotations of a folder's pictures; `None` where none are named and none are found.
 
     Args:
         layout ([`Layout`]): The folder of the pictures, from [`find_layout`].
-        split (`str`): Which part.
         place (`Path`, *optional*): File or folder of annotations; searched for in the folder if not given.
         kind (`str`, defaults to `"auto"`): Format of the annotations.
         names (sequence of `str`, *optional*): Of the classes, in order; else those of the annotations behind the
@@ -129,8 +163,8 @@ def read_annotations(
         UserError: Several formats are there, a file is broken, pictures are missing or ambiguous, or labels are of no
             class.
     """
-    folder = layout.folder
-    found = find_annotations(place or folder, kind)
+    where = place or layout.folder
+    found = find_annotations(where, kind)
     if not found and place is None:
         return None
     if len(found) != 1:
@@ -139,42 +173,21 @@ def read_annotations(
             for name, files in found.items()
         )
         raise UserError(
-            f"There are {'annotations in several formats' if found else 'no annotations'} in {place or folder}"
+            f"There are {'annotations in several formats' if found else 'no annotations'} in {where}"
             f"{f' ({said})' if found else ''}; name the file or folder with --annotations, or --annotation_format."
         )
     ((name, files),) = found.items()
     if name == "coco" and (instances := [f for f in files if f[0].name.startswith("instances_")]):
         files = instances  # beside them COCO has captions and keypoints of the same pictures
     contents = [(path, READERS[name].read(path, content)) for path, content in files]
-    gathered = _gather(contents, layout, name)
-    chosen = _choose(gathered, split, named=place is not None)
-    result = Annotated(name, gathered.layout)
-    result.names, ids, outside = _classes([c for _, c in contents], names, ignore_index, files[0][0])
-    empty = clipped = 0
-    for path, picture in chosen:
-        height, width = picture.size or _size(path)
-        shapes = [{"class": ids[label], **area} for label, area in picture.shapes]
-        empty += not shapes
-        clipped += sum(_leaves(area, height, width) for _, area in picture.shapes)
-        cell = {"height": height, "width": width, "outside": outside, "shapes": shapes}
-        result.images.append(str(path))
-        result.cells.append(json.dumps(cell, separators=(",", ":")))
-    notes = gathered.layout.notes
-    if empty:
-        what = f"of class {result.names[outside]!r}" if outside < len(result.names) else "ignored"
-        notes.append(f"{empty} of {len(chosen)} pictures have no shapes: all of their pixels are {what}.")
-    if clipped:
-        notes.append(f"{clipped} shapes reach out of their pictures and are cut off there.")
-    return result
+    own, splits = _gather(contents, layout, name)
+    classes = _classes([content for _, content in contents], names, ignore_index, files[0][0])
+    return Annotated(name, own, splits, *classes, named=place is not None)
 
 
-@dataclass
-class _Gathered:
-    layout: Layout
-    splits: dict[str, list[tuple[Path, Picture]]]
-
-
-def _gather(contents: list[tuple[Path, Contents]], layout: Layout, name: str) -> _Gathered:
+def _gather(
+    contents: list[tuple[Path, Contents]], layout: Layout, name: str
+) -> tuple[Layout, dict[str, list[tuple[Path, Picture]]]]:
     """Pictures that are there, by split, with what the annotations say of them."""
     folder = layout.folder
     own = Layout(folder, kind=f"{name} annotations", ignored=layout.ignored, notes=list(layout.notes))
@@ -215,7 +228,7 @@ def _gather(contents: list[tuple[Path, Contents]], layout: Layout, name: str) ->
             f"{len(alone)} pictures of {folder} have no annotations and are left out, {alone[0]} among them."
         )
     own.unmasked = {split: [path for path, _ in pairs] for split, pairs in splits.items()}
-    return _Gathered(own, {split: sorted(pairs, key=lambda pair: pair[0]) for split, pairs in splits.items()})
+    return own, {split: sorted(pairs, key=lambda pair: pair[0]) for split, pairs in splits.items()}
 
 
 class _Index:
@@ -254,15 +267,6 @@ def _stated_split(file: Path, folder: Path) -> str | None:
     inside = file.relative_to(folder).parts if file.is_relative_to(folder) else (file.name,)
     words = [word for part in (*inside[:-1], Path(file.name).stem) for word in re.split(r"[_\-. ]", part)]
     return next((word for word in words if len(word) > 2 and split_of(word)), None)
-
-
-def _choose(gathered: _Gathered, split: str, named: bool) -> list[tuple[Path, Picture]]:
-    """The pictures of a split; of a file that was named, which has one alone, those."""
-    names = list(gathered.splits)
-    if named and len(names) == 1 and names[0] != ALL and split_of(names[0]) != split_of(split):
-        gathered.layout.notes.append(f"The annotations are of the split {names[0]!r}, and are taken for {split!r}.")
-        return gathered.splits[names[0]]
-    return gathered.splits[gathered.layout.split(split)]
 
 
 def _classes(

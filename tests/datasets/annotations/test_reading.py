@@ -10,32 +10,14 @@ import yaml
 from PIL import Image
 
 from diffuseseg_diffusers import LabeledImages, UserError, load_labeled_images
-from diffuseseg_diffusers.datasets.annotations import coco, cvat, label_studio, labelme, qupath
-from diffuseseg_diffusers.datasets.annotations.base import Marked
+from diffuseseg_diffusers.datasets.annotations import coco, labelme
 from diffuseseg_diffusers.datasets.annotations.reading import READERS
-from diffuseseg_diffusers.datasets.annotations.shapes import from_mask
 from diffuseseg_diffusers.datasets.columns import dataset_contents
 from diffuseseg_diffusers.datasets.crops import LabeledTiles
+from diffuseseg_diffusers.datasets.parquet import as_parquet
 from diffuseseg_diffusers.tasks.options import ANNOTATION_FORMATS
 
-
-NAMES = ["background", "vessel", "cell"]
-HEIGHT, WIDTH = 12, 16
-
-
-def draw(folder: Path, *names: str) -> dict[str, np.ndarray]:
-    """Pictures, and masks of them in their order."""
-    rng = np.random.default_rng(0)
-    masks = {}
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)).save(folder / name)
-        masks[name] = rng.choice([0, 1, 2, 255], (HEIGHT, WIDTH)).astype(np.uint8)
-    return masks
-
-
-def marked(masks: dict[str, np.ndarray], name_of=lambda name: name) -> list[Marked]:
-    return [Marked(name_of(name), HEIGHT, WIDTH, from_mask(mask, NAMES)) for name, mask in masks.items()]
+from .folders import HEIGHT, MADE, NAMES, WIDTH, draw, file_name, make_coco, marked
 
 
 def check(labeled: LabeledImages, masks: dict[str, np.ndarray]) -> None:
@@ -43,52 +25,6 @@ def check(labeled: LabeledImages, masks: dict[str, np.ndarray]) -> None:
     assert len(labeled) == len(masks) and labeled.label_names == NAMES
     for one, (name, mask) in zip(labeled, sorted(masks.items())):
         assert one.name.endswith(name) and np.array_equal(one.mask, mask)
-
-
-def file_name(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
-
-
-def make_coco(folder: Path) -> dict[str, dict]:
-    masks = {s: draw(folder, f"{s}2017/a.jpg", f"{s}2017/b.jpg") for s in ("train", "val")}
-    (folder / "annotations").mkdir()
-    for split, own in masks.items():
-        coco.write(folder / "annotations" / f"instances_{split}2017.json", marked(own, file_name), NAMES)
-        (folder / "annotations" / f"captions_{split}2017.json").write_text('{"images": [], "annotations": []}')
-    return masks
-
-
-def make_labelme(folder: Path) -> dict[str, dict]:
-    masks = {s: draw(folder, f"{s}/a.png", f"{s}/b.png") for s in ("train", "val")}
-    for split, own in masks.items():
-        labelme.write(folder / split, marked(own, file_name), NAMES)
-    return masks
-
-
-def make_cvat(folder: Path) -> dict[str, dict]:
-    masks = {s: draw(folder, f"images/{s}/a.png") for s in ("train", "val")}
-    cvat.write(
-        folder / "annotations.xml", marked(masks["train"] | masks["val"], lambda n: n.removeprefix("images/")), NAMES
-    )
-    return masks
-
-
-def make_label_studio(folder: Path) -> dict[str, dict]:
-    masks = draw(folder, "images/a.png", "images/b.png")
-    label_studio.write(
-        folder / "project-1.json", marked(masks, lambda n: f"/data/upload/1/0a1b2c3d-{file_name(n)}"), NAMES
-    )
-    return {"train": masks}
-
-
-def make_qupath(folder: Path) -> dict[str, dict]:
-    masks = draw(folder, "slides/a.tif", "slides/b.tif")
-    qupath.write(folder / "geojson", marked(masks, file_name), NAMES)
-    return {"train": masks}
-
-
-MADE = {"coco": make_coco, "labelme": make_labelme, "cvat": make_cvat, "label_studio": make_label_studio,
-        "qupath": make_qupath}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -174,7 +110,7 @@ def test_what_is_cut_off_or_left_out_gets_a_line(tmp_path, caplog):
 def test_sizes_that_differ_are_refused_with_both(tmp_path):
     draw(tmp_path, "a.png")
     polygons(tmp_path / "coco.json", height=WIDTH, width=HEIGHT)
-    with pytest.raises(UserError, match="a.png is 16 × 12, but its annotation is 12 × 16"):
+    with pytest.raises(UserError, match="a.png is 30 × 24, but its annotation is 24 × 30"):
         load_labeled_images(tmp_path)[0]
 
 
@@ -235,3 +171,12 @@ def test_boxes_alone_are_refused(tmp_path):
 
 def test_the_option_has_the_formats_that_are_read():
     assert set(ANNOTATION_FORMATS) == {"auto", *READERS}
+
+
+def test_annotated_folders_become_parquet_with_their_masks_and_names(tmp_path):
+    masks = make_coco(tmp_path / "mine")
+    assert as_parquet(tmp_path / "mine", tmp_path / "parquet") is not None
+    for split, own in (("train", masks["train"]), ("validation", masks["val"])):
+        labeled = load_labeled_images(tmp_path / "parquet", split=split, cache_dir=tmp_path / "cache")
+        assert labeled.label_names == NAMES
+        assert [one.mask.tolist() for one in labeled] == [mask.tolist() for mask in own.values()]
