@@ -32,7 +32,8 @@ from ..jobs.files import atomic_file, exact_pattern, naming, to_json, write_text
 from ..jobs.parts import PARTS, Part
 from ..pipelines.segmenter import Segmenter
 from .blocks import BlockFiles, reduced_overlay
-from .objects import check_packages, check_planes, counted_classes, object_files, write_objects
+from .exports import check_packages, check_planes, object_files, write_objects
+from .objects import counted_classes
 from .options import Reading
 from .tiles import (
     Tiling,

@@ -1,30 +1,20 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 
-import json
-
 import numpy as np
-import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffuseseg_diffusers import load_labeled_images
 from diffuseseg_diffusers.images.formats.base import ArrayRaster
-from diffuseseg_diffusers.images.formats.opening import open_raster
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.tiling.objects import (
-    check_planes,
     counted_classes,
     label_objects,
     measure_objects,
-    object_files,
     split_objects,
-    write_objects,
 )
 from diffuseseg_diffusers.tiling.options import CountsObjects
-
-from ..images.formats.pictures import geotiff
 
 
 skimage = pytest.importorskip("skimage")
@@ -96,7 +86,7 @@ def test_known_discs_are_measured_in_pixels_and_micrometres(tmp_path):
     doubt = np.where(mask[None] == 2, 0.5, 0.1).astype(np.float32)
     found = label_objects(Blocks(mask).labels, (1, *mask.shape), [1, 2], False, tmp_path, 16)
     blocks = Blocks(mask, doubt)
-    table = measure_objects(found, raster, blocks.labels, blocks.uncertainty, NAMES)
+    table = measure_objects(found, raster, blocks.labels, blocks.uncertainty, NAMES).objects
     area = int((mask == 1).sum())
     assert table["class"] == ["cell", "fibre"] and table["area_px"] == [area, area]
     assert table["area_um2"] == pytest.approx([area * 0.125] * 2)
@@ -104,62 +94,8 @@ def test_known_discs_are_measured_in_pixels_and_micrometres(tmp_path):
     assert (table["top"][0], table["left"][0], table["bottom"][0], table["right"][0]) == (11, 21, 30, 40)
     assert table["mean_a"] == [50, 100] and table["mean_b"] == [190, 180]
     assert table["mean_uncertainty"] == pytest.approx([0.1, 0.5])
-    small = measure_objects(found, raster, blocks.labels, blocks.uncertainty, NAMES, min_area=area + 1)
+    small = measure_objects(found, raster, blocks.labels, blocks.uncertainty, NAMES, min_area=area + 1).objects
     assert small["id"] == [] and not found.any()
-
-
-def test_every_export_is_read_back_by_its_reader(tmp_path):
-    coco = pytest.importorskip("pycocotools.mask")
-    pyogrio, shapely = pytest.importorskip("pyogrio"), pytest.importorskip("shapely")
-    pq = pytest.importorskip("pyarrow.parquet")
-    mask = discs((20, 30), (60, 80), (40, 5))
-    mask[18:22, 28:32] = 0  # a hole
-    path = geotiff(tmp_path / "map.tif", np.stack([mask] * 3) * 40)
-    options = CountsObjects(instances="components", export=("geojson", "coco", "gpkg"))
-    (tmp_path / "work" / "made").mkdir(parents=True)
-    made = tmp_path / "work" / "made"
-    with open_raster(path) as raster:
-        count = write_objects(options, raster, Blocks(mask), made, "map", NAMES, PALETTE, 255)
-        assert count == 3 and sorted(p.name for p in made.iterdir()) == sorted(
-            n for n, _ in object_files(options, "map", ".tif", False)
-        )
-        transform = raster.transform
-    with open_raster(made / "map_objects.tif") as labels:
-        from diffuseseg_diffusers.images.formats.base import Window
-
-        found = labels.read(0, Window(0, 0, *mask.shape))[0]
-    assert found.dtype == np.uint16 and ((found > 0) == (mask > 0)).all()
-    table = pq.read_table(made / "map_objects.parquet").to_pydict()
-    lines = (made / "map_objects.csv").read_text().splitlines()
-    assert (
-        len(lines) == 4
-        and lines[0].startswith('"id","class"')
-        and table["area_px"] == [int((found == i).sum()) for i in (1, 2, 3)]
-    )
-    features = json.loads((made / "map_objects.geojson").read_text())["features"]
-    areas = [shapely.geometry.shape(f["geometry"]).area for f in features]
-    assert areas == table["area_px"]
-    kind = features[0]["properties"]
-    assert kind["objectType"] == "annotation" and kind["classification"]["name"] == table["class"][0]
-    assert kind["classification"]["color"] == PALETTE[table["class_id"][0]]
-    annotations = json.loads((made / "map_objects.coco.json").read_text())["annotations"]
-    for annotation in annotations:
-        own = coco.decode(annotation["segmentation"])
-        assert np.array_equal(own, found == annotation["object"]) and annotation["area"] == own.sum()
-        assert annotation["bbox"] == list(map(int, coco.toBbox(annotation["segmentation"])))
-    meta, _, geometry, fields = pyogrio.raw.read(made / "map_objects.gpkg")
-    assert meta["crs"] == "EPSG:32633" and len(geometry) == 3
-    shapes = [shapely.from_wkb(g) for g in geometry]
-    columns = dict(zip(meta["fields"], fields))
-    for shape, area, y, x in zip(shapes, columns["area_px"], columns["centroid_y"], columns["centroid_x"]):
-        assert shape.area == pytest.approx(area * 100)  # pixels of 10 m
-        assert shape.centroid.coords[0] == pytest.approx(transform * (x + 0.5, y + 0.5), abs=1e-3)
-    again = tmp_path / "again" / "made"
-    again.mkdir(parents=True)
-    with open_raster(path) as raster:
-        write_objects(options, raster, Blocks(mask), again, "map", NAMES, PALETTE, 255)
-    for name in ("map_objects.csv", "map_objects.geojson", "map_objects.coco.json", "map_objects.parquet"):
-        assert (made / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_objects_go_through_the_slices_of_a_volume_and_not_through_pages(tmp_path):
@@ -168,9 +104,27 @@ def test_objects_go_through_the_slices_of_a_volume_and_not_through_pages(tmp_pat
     raster = ArrayRaster(mask[:, None])
     for deep, count in ((True, 1), (False, 3)):
         found = label_objects(Blocks(mask).labels, mask.shape, [1], deep, tmp_path)
-        table = measure_objects(found, raster, Blocks(mask).labels, Blocks(mask).uncertainty, NAMES)
+        table = measure_objects(found, raster, Blocks(mask).labels, Blocks(mask).uncertainty, NAMES).objects
         assert len(table["id"]) == count and "mean_uncertainty" not in table
     assert table["first_plane"] == [0, 1, 2] == table["last_plane"]
+
+
+def test_an_object_of_a_volume_is_measured_in_space_and_in_each_plane(tmp_path):
+    mask = np.zeros((3, 700, 20), np.uint8)  # more than a window
+    mask[0, 500:520, 5:9] = mask[1, 510, 6] = 1
+    values = np.arange(3)[:, None, None, None] * np.ones((3, 1, 700, 20))
+    raster = ArrayRaster(values, channels=("a",), pixel_size=(0.5, 0.25))
+    raster.volumetric, raster.plane_distance = True, 2.0
+    found = label_objects(Blocks(mask).labels, mask.shape, [1], True, tmp_path)
+    measured = measure_objects(found, raster, Blocks(mask).labels, Blocks(mask).uncertainty, NAMES)
+    whole, sections = measured.objects, measured.sections
+    assert whole["area_px"] == [81] and whole["volume_um3"] == [81 * 0.25] and "area_um2" not in whole
+    assert (whole["first_plane"], whole["last_plane"], whole["centroid_plane"]) == ([0], [1], [1 / 81])
+    assert [whole[side][0] for side in ("top", "left", "bottom", "right")] == [500, 5, 520, 9]
+    assert sections["id"] == [1, 1] and sections["area_px"] == [80, 1] and sections["area_um2"] == [10, 0.125]
+    assert sections["first_plane"] == [0, 1] and sections["mean_a"] == [0, 1]
+    assert [sections[side][1] for side in ("top", "left", "bottom", "right")] == [510, 6, 511, 7]
+    assert sections["centroid_y"] == [509.5, 510] and sections["centroid_x"] == [6.5, 6]
 
 
 def test_what_cannot_be_counted_is_refused():
@@ -180,42 +134,3 @@ def test_what_cannot_be_counted_is_refused():
         counted_classes(CountsObjects(instances="components", object_classes=("nucleus",)), NAMES)
     assert counted_classes(CountsObjects(instances="components", object_classes=("fibre",)), NAMES) == [2]
     assert counted_classes(CountsObjects(), NAMES) == [1, 2]
-
-
-@pytest.mark.parametrize("names", [NAMES, ["class 0", "class 1", "class 2"]])
-def test_exports_are_read_back_as_the_mask_that_they_were_made_of(names, tmp_path):
-    mask = discs((20, 30), (60, 80), (40, 5))
-    mask[18:22, 28:32] = 0  # a hole
-    mask[30:33, 30:33] = np.eye(3)  # pixels that touch at corners
-    (tmp_path / "photos").mkdir()
-    PIL.Image.fromarray(mask * 40).save(tmp_path / "photos" / "a.png")
-    (tmp_path / "work" / "made").mkdir(parents=True)
-    exports = ("geojson", "coco", "labelme", "cvat", "label_studio")
-    options = CountsObjects(instances="components", export=exports)
-    with open_raster(tmp_path / "photos" / "a.png") as raster:
-        write_objects(options, raster, Blocks(mask), tmp_path / "work" / "made", "a", names, PALETTE, 255)
-    files = [name for name, _ in object_files(options, "a", ".png", False)][3:]
-    assert len(files) == len(exports)
-    for file in files:
-        labeled = load_labeled_images(tmp_path / "photos", annotations=tmp_path / "work" / "made" / file)
-        assert np.array_equal(labeled[0].mask, mask), file
-        assert labeled.label_names == ["background", *names[1:]]
-
-
-def test_planes_of_stacks_have_boxes_of_their_own_and_no_formats_of_single_pictures(tmp_path):
-    coco = pytest.importorskip("pycocotools.mask")
-    mask = np.zeros((3, 20, 20), np.uint8)
-    for plane in range(3):
-        mask[plane, 5 : 9 + plane, 5 - plane : 9] = 1
-    raster = ArrayRaster(mask[:, None], "stack.npy")
-    raster.volumetric = True
-    (tmp_path / "work" / "made").mkdir(parents=True)
-    options = CountsObjects(instances="components", export=("coco",))
-    write_objects(options, raster, Blocks(mask), tmp_path / "work" / "made", "a", NAMES, PALETTE, 255)
-    content = json.loads((tmp_path / "work" / "made" / "a_objects.coco.json").read_text())
-    assert [image["plane"] for image in content["images"]] == [0, 1, 2] and len(content["annotations"]) == 3
-    for one in content["annotations"]:
-        assert one["bbox"] == list(map(int, coco.toBbox(one["segmentation"]))) and one["object"] == 1
-        assert np.array_equal(coco.decode(one["segmentation"]), mask[one["image_id"] - 1])
-    with pytest.raises(UserError, match="stack.npy has 3 planes, and cvat are of pictures with one; export coco"):
-        check_planes(CountsObjects(instances="components", export=("cvat", "coco")), raster)
