@@ -11,6 +11,7 @@ import PIL.Image
 from datasets import Dataset, Image, IterableDataset, get_dataset_config_names, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from ..images.formats.cells import needs_raster, open_cell, raster_picture
 from ..images.image_processor import decode_image, open_image
 from ..jobs.contents import BY_NAME, bytes_contents, contents_of, listed
 from ..jobs.errors import UserError
@@ -123,6 +124,13 @@ def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
     """
     if isinstance(value, PIL.Image.Image):
         return decode_image(value, f"The image in {where}"), where
+    if needs_raster(value):
+        with open_cell(value, where) as raster:
+            image = raster_picture(raster)
+            if image is None:
+                kind = f"{raster.planes} planes of {len(raster.channels)} channels of {raster.dtype}"
+                raise UserError(f"{raster.name} has {kind}, and one plane of 8 bits, grey or RGB, is needed here.")
+            return image, raster.name
     if isinstance(value, str):
         return open_image(value), value
     path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (None, None)

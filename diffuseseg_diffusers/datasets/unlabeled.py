@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..images.channels import InputChannels
 from ..images.formats.base import Raster, Window
-from ..images.formats.cells import needs_raster, open_cell
+from ..images.formats.cells import needs_raster, open_cell, raster_picture
 from ..images.image_processor import to_eight_bit
 from ..jobs.errors import UserError
 from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
@@ -248,10 +248,15 @@ def decode_pixels(
     Raises:
         UserError: It cannot be read.
     """
-    if chosen.config is not None or channels not in (1, 3) or needs_raster(value):
+    special = chosen.config is not None or channels not in (1, 3)
+    if special or needs_raster(value):
         with open_cell(value, where) as raster:
-            return _raster_pixels(raster, size, channels, chosen, resize_mode)
-    image, where = decode_cell(value, where)
+            picture = None if special or raster.dtype != np.uint8 else raster_picture(raster)
+            if picture is None:
+                return _raster_pixels(raster, size, channels, chosen, resize_mode)
+            image, where = picture, raster.name
+    else:
+        image, where = decode_cell(value, where)
     try:
         return to_pixels(image, size, channels, resize_mode)
     except UserError as error:

@@ -18,6 +18,8 @@ from ..datasets.columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell
 from ..datasets.label_names import read_label_file
 from ..datasets.parquet import open_streams
 from ..figures.pages import samples_page
+from ..images.formats.base import Window
+from ..images.formats.cells import needs_raster, open_cell
 from ..images.image_files import encode_image
 from ..images.image_processor import default_palette, mask_to_pil, to_eight_bit, unnamed_classes
 from ..jobs.errors import UserError
@@ -71,7 +73,13 @@ class DatasetSplit:
             self.sizes.add(image.size)
             self.shown += [image] * (len(self.shown) < NUM_SHOWN)
         if self.num_images < NUM_MASKS and masks and (cell := self.cell(row, MASK_COLUMNS)):
-            self.masks.append(np.asarray(decode_cell(cell, f"the mask of {where}")[0]))
+            where = f"the mask of {where}"
+            if needs_raster(cell):
+                with open_cell(cell, where) as raster:
+                    ids = raster.read_ids(0, Window(0, 0, raster.height, raster.width))
+                    self.masks.append(ids[0] if len(ids) == 1 else ids)
+            else:
+                self.masks.append(np.asarray(decode_cell(cell, where)[0]))
 
 
 def dataset_card(

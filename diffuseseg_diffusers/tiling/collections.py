@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..datasets.columns import decode_cell
 from ..heads.ensemble import image_uncertainty
 from ..images.formats.base import Raster
-from ..images.formats.cells import needs_raster, open_cell
+from ..images.formats.cells import needs_raster, open_cell, raster_picture
 from ..images.image_files import encode_image
 from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError
@@ -164,8 +164,12 @@ class CollectionRun:
     def _opened(self, cell: Any, where: str) -> PIL.Image.Image | Raster:
         """An image that the model sees whole, or what is cut into tiles or has other channels."""
         channels = channels_of(self.pipe, self.reading)
-        if needs_raster(cell) or channels.config is not None or self.pipe.in_channels not in (1, 3):
-            return open_cell(cell, where, self.reading.axes, self.reading.slice_axis)
+        special = channels.config is not None or self.pipe.in_channels not in (1, 3)
+        if special or needs_raster(cell):
+            raster = open_cell(cell, where, self.reading.axes, self.reading.slice_axis)
+            if special or raster.has_gaps or raster.dtype != np.uint8 or tiling_of(self.pipe, self.reading, raster):
+                return raster
+            return raster_picture(raster) or raster
         image = decode_cell(cell, where)[0]
         raster = open_cell(image, where)
         return image if tiling_of(self.pipe, self.reading, raster) is None else raster

@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 
 from ...jobs.errors import UserError
-from ..image_processor import is_address, warn_once
-from .base import ArrayRaster, Raster
+from ..channels import InputChannels
+from ..image_processor import ORIENTATION, is_address, warn_once
+from .base import ArrayRaster, Raster, Window
 from .opening import has_tiff, is_raster, open_raster, open_tiff_raster
 from .pictures import PictureRaster
 
@@ -64,6 +65,18 @@ def _channels_first(values: np.ndarray, where: str) -> np.ndarray:
     if first == last:
         raise UserError(f"{where} holds an array {values.shape}, of which it is unknown where its channels are.")
     return values if first else values.transpose(2, 0, 1)
+
+
+def raster_picture(raster: Raster) -> PIL.Image.Image | None:
+    """A raster as Pillow would have opened it, without alpha; `None` if it is no picture of one plane, grey or RGB."""
+    chosen = InputChannels().indices(raster.channels, raster.name)
+    modes = {1: ("uint8", "bool", "uint16", "float32"), 3: ("uint8",)}
+    if raster.planes > 1 or raster.dtype.name not in modes.get(len(chosen), ()):
+        return None
+    values = raster.read(0, Window(0, 0, raster.height, raster.width))[chosen]
+    image = PIL.Image.fromarray(np.ascontiguousarray(values[0] if len(chosen) == 1 else values.transpose(1, 2, 0)))
+    image.info[ORIENTATION] = raster.orientation
+    return image
 
 
 def needs_raster(value: object) -> bool:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from datasets import Array2D, Array3D, Dataset, Features
 
+from diffuseseg_diffusers.datasets.columns import decode_cell
 from diffuseseg_diffusers.images.formats.base import Window
 from diffuseseg_diffusers.images.formats.cells import needs_raster, open_cell
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -40,3 +41,16 @@ def test_a_map_in_a_cell_is_read_as_the_file_is(tmp_path):
     assert raster.name == "a.tif (row 0)" and raster.transform == PLACE and np.array_equal(read, pixels)
     assert np.array_equal(raster.gaps(read, 0, window), pixels[0] == 0)
     raster.close()
+
+
+@pytest.mark.parametrize("dtype, mode", [("uint8", "L"), ("bool", "1"), ("uint16", "I;16"), ("float32", "F")])
+def test_a_tiff_of_a_picture_is_an_image_like_any_other(tmp_path, dtype, mode):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = (values(1)[0] > 100).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack")
+    for cell in (str(tmp_path / "a.tif"), {"path": None, "bytes": (tmp_path / "a.tif").read_bytes()}):
+        image = decode_cell(cell, "row 0")[0]
+        assert image.mode == mode and np.array_equal(np.asarray(image), pixels)
+    tifffile.imwrite(tmp_path / "b.tif", [pixels, pixels], photometric="minisblack", metadata={"axes": "ZYX"})
+    with pytest.raises(UserError, match="b.tif has 2 planes of 1 channels of .*, and one plane of 8 bits"):
+        decode_cell(str(tmp_path / "b.tif"), "row 0")

@@ -5,11 +5,14 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from diffuseseg_diffusers.images.formats.base import Window
 from diffuseseg_diffusers.images.formats.cells import needs_raster, open_cell
 from diffuseseg_diffusers.images.formats.opening import open_raster
+from diffuseseg_diffusers.images.formats.orientation import turned
 from diffuseseg_diffusers.images.image_processor import open_image
 from diffuseseg_diffusers.jobs.errors import UserError
 
@@ -132,3 +135,47 @@ def test_what_has_no_known_meaning_is_refused_or_said(tmp_path):
     assert "has 12 bits, and 65,535 is taken for white; 4,095 is" in open_raster(tmp_path / "twelve.tif").notes[0]
     tifffile.imwrite(tmp_path / "booleans.tif", BLACK_AND_WHITE)
     assert "says that 0 is white (MinIsWhite), as tifffile writes" in open_raster(tmp_path / "booleans.tif").notes[0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_form_a_picture_is_stored_in_it_is_the_same_picture(tmp_path, data):
+    """Sample format × interpretation × layout × orientation × compression; the window is any."""
+    draw, name = data.draw, tmp_path / "a.tif"
+    depth = draw(st.sampled_from(["uint8", "uint16"]))
+    kind = draw(st.sampled_from(["minisblack", "miniswhite", "palette", "rgb", "separated"]))
+    top, orientation = np.iinfo(depth).max, draw(st.integers(1, 8))
+    shown = (GREY if kind in ("minisblack", "miniswhite", "palette") else COLOUR).astype(depth) * (top // 255)
+    stored, options = shown, {}
+    if kind == "miniswhite":
+        stored = top - shown
+    elif kind == "palette":
+        depth, stored, shown = "uint8", INDICES[GREY], GREY
+        options["colormap"] = ramp(np.stack([SHUFFLED] * 3, 1))
+    elif kind == "separated":
+        stored = np.dstack([top - shown, np.zeros(GREY.shape, depth)])
+    if stored.ndim == 3 and draw(st.booleans()):
+        stored, options["planarconfig"] = stored.transpose(2, 0, 1).copy(), "separate"
+    if draw(st.booleans()):
+        options["tile"] = (16, 16)
+    options["compression"] = draw(st.sampled_from([None, "zlib", "lzw", "zstd"]))
+    options["byteorder"] = draw(st.sampled_from("<>"))
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(name, stored, photometric=kind, extratags=[tag], metadata=None, **options)
+    expected = turned(np.atleast_3d(shown).transpose(2, 0, 1), orientation)
+    raster = open_raster(name)
+    assert raster.size == expected.shape[1:] and raster.dtype == depth
+    rows, columns = (sorted(draw(st.tuples(st.integers(0, n - 1), st.integers(1, n)))) for n in raster.size)
+    window = Window(rows[0], columns[0], max(1, rows[1] - rows[0]), max(1, columns[1] - columns[0]))
+    assert np.array_equal(raster.read(0, window), expected[(slice(None), *window.slices)])
+    raster.close()
+
+
+def test_jpeg_2000_of_aperio_holds_ycbcr(tmp_path):
+    """Compression 33003, by OpenSlide's documentation of Aperio's format; the tags say RGB."""
+    smooth = np.asarray(Image.fromarray(COLOUR[:4, :4]).resize((64, 64), Image.Resampling.BICUBIC))
+    stored = np.asarray(Image.fromarray(smooth).convert("YCbCr"))
+    options = {"compression": 33003, "compressionargs": {"reversible": True, "mct": False}, "tile": (64, 64)}
+    tifffile.imwrite(tmp_path / "a.svs", stored, photometric="rgb", **options)
+    read = open_raster(tmp_path / "a.svs").read(0, Window(0, 0, 64, 64)).transpose(1, 2, 0)
+    assert np.abs(read.astype(int) - smooth).max() <= 3
