@@ -66,7 +66,8 @@ def _with_phrases(words: list[str]) -> list[str]:
     """The same words, but values of several words that begin as options do, such as `"--size 64"`, joined by `=`."""
     joined: list[str] = []
     for word in words:
-        if word.startswith("--") and " " in word and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+        phrase = word.startswith("--") and " " in word.partition("=")[0]  # "--prompt=a photo" is an option
+        if phrase and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
             joined[-1] += f"={word}"
         else:
             joined.append(word)

@@ -7,8 +7,10 @@ import pytest
 
 import diffuseseg_diffusers
 from diffuseseg_diffusers import DiffuseSegPipeline
+from diffuseseg_diffusers.jobs.command_line import command_line, parse
 from diffuseseg_diffusers.tasks import TASKS, named
 from diffuseseg_diffusers.tasks import evaluate as evaluate_task
+from diffuseseg_diffusers.tasks.generate import GenerateConfig
 
 from ..conftest import run
 
@@ -124,3 +126,12 @@ def test_every_option_of_every_configuration_is_explained_and_shared_ones_alike(
         if "model" in options and not options["model"].positional:
             assert "--pretrained_model_name_or_path" in options["model"].aliases
     assert all(len(found) == 1 for found in helps.values())
+
+
+def test_values_with_spaces_are_values_and_no_options():
+    """Also behind a flag, and where the value itself begins as an option does."""
+    app = command_line("diffuseseg", "", "", {"generate": GenerateConfig})
+    required = ["generate", "--model=m", "--output_dir=o", "--num_samples=1"]
+    found = parse(app, [*required, "--overwrite", "--prompt=a photo of a cat"])
+    assert (found.overwrite, found.prompt) == (True, "a photo of a cat")
+    assert parse(app, [*required, "--prompt", "--size 64"]).prompt == "--size 64"
