@@ -19,6 +19,7 @@ from ..images.formats.aligned import aligned, without_label
 from ..images.formats.base import Raster, Window, native_tile, scale_of
 from ..images.formats.cells import needs_raster, open_cell
 from ..images.formats.orientation import upright_mask
+from ..images.masks import Tally
 from ..jobs.errors import UserError
 from .labeled import LabeledImage, LabeledImages
 
@@ -277,10 +278,10 @@ class LabeledTiles(LabeledImages):
             )
         tile = native_tile(self._tile_size, self._scales[i])
         side = max(1, SCANNED // tile[0]) * tile[0], max(1, SCANNED // tile[1]) * tile[1]
-        found = []
+        found, tally = [], Tally(mask.name if isinstance(mask, Raster) else "")
         for plane in range(raster.planes):
             for part in _cells(Window(0, 0, raster.height, raster.width), side):
-                ids = self._ids(i, plane, part)
+                ids = self._ids(i, plane, part, tally)
                 for cell in _cells(part, tile):
                     own = ids[cell.top - part.top :, cell.left - part.left :][: cell.height, : cell.width]
                     counts = np.bincount(own.ravel(), minlength=256)
@@ -289,6 +290,7 @@ class LabeledTiles(LabeledImages):
                         top = max(0, min(cell.top, raster.height - tile[0]))  # the whole tile lies within the image
                         left = max(0, min(cell.left, raster.width - tile[1]))
                         found.append(((plane, top, left), counts[: self.num_classes]))
+        self.reader.check(tally)
         return found
 
     def _has_raster(self, i: int) -> bool:
@@ -301,21 +303,21 @@ class LabeledTiles(LabeledImages):
             self._whole_mask = i, upright_mask(mask, raster.size, raster.orientation)
         return self._whole_mask[1]
 
-    def _ids(self, i: int, plane: int, window: Window) -> np.ndarray:
+    def _ids(self, i: int, plane: int, window: Window, tally: Tally | None = None) -> np.ndarray:
         """Class ids of a window of a mask, `[h, w]` uint8, ignored where the picture has no measurement."""
-        raster, ids = self._pictures[i], self._given_ids(i, plane, window)
+        raster, ids = self._pictures[i], self._given_ids(i, plane, window, tally)
         if not raster.has_gaps or (ids == self.ignore_index).all():
             return ids
         values = raster.read(plane, window)[self.channels.indices(raster.channels, raster.name)]
         gaps = raster.gaps(values, plane, window)
         return ids if gaps is None else np.where(gaps, np.uint8(self.ignore_index), ids)
 
-    def _given_ids(self, i: int, plane: int, window: Window) -> np.ndarray:
+    def _given_ids(self, i: int, plane: int, window: Window, tally: Tally | None = None) -> np.ndarray:
         """Class ids of a window of a mask, checked as those of whole masks are."""
         if not self._has_raster(i):
             return self._known(self._decoded(i)[window.slices], f"the mask of {self._pictures[i].name}")
         mask = self._masks[i]
-        ids = self.as_ids(self._read(mask, plane, window), f"{mask.name} at {window.top}, {window.left}")
+        ids = self.as_ids(self._read(mask, plane, window), f"{mask.name} at {window.top}, {window.left}", tally)
         return without_label(mask, ids, plane, window, self.ignore_index)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from ..images.channels import InputChannels, to_rgb
 from ..images.formats.aligned import aligned, without_label
@@ -19,13 +19,25 @@ from ..images.formats.cells import needs_raster, open_cell
 from ..images.formats.orientation import upright_mask
 from ..images.grids import Grid
 from ..images.image_processor import ORIENTATION, is_address, unnamed_classes, warn_once
-from ..images.masks import MaskReader, Tally, picture_values, read_palette, stored_levels, white_of
+from ..images.masks import (
+    MaskReader,
+    Tally,
+    looks_gray,
+    looks_like_instances,
+    picture_values,
+    read_palette,
+    unscaled,
+    white_of,
+)
 from ..jobs.errors import UserError
 from .annotations.reading import AUTO, Annotated, read_annotations, unread_annotations
 from .annotations.shapes import is_cell, rasterize
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
 from .label_names import read_label_names
 from .layouts import Layout, find_layout, is_described
+
+
+_LOOKED_AT = 8  # masks that are searched for objects
 
 
 @dataclass
@@ -114,6 +126,12 @@ class LabeledImages:
         columns = dataset.column_names
         self.image_column = find_column(columns, image_column, IMAGE_COLUMNS, "image")
         self.mask_column = find_column(columns, mask_column, MASK_COLUMNS, "mask")
+        kind = dataset.features[self.mask_column]
+        if isinstance(kind, (ClassLabel, Value)) and not kind.dtype.endswith("string"):
+            raise UserError(
+                f"The column {self.mask_column!r} holds a class for each whole image, and masks are needed; name "
+                f"their column with --mask_column."
+            )
         for column in (self.image_column, self.mask_column):
             if isinstance(dataset.features[column], Image):
                 dataset = dataset.cast_column(column, Image(decode=False))  # so that errors can say where
@@ -125,6 +143,8 @@ class LabeledImages:
             self.reader = replace(self.reader, white=self._white())
         usual = {"rgb": len(self.palette or ()), "binary": 2, "instances": 2}.get(mask_format)
         self.num_classes = num_classes or len(self.label_names or ()) or usual or self._count_classes()
+        if mask_format == "index" and (num_classes or self.label_names):
+            self._check_not_binary()
 
     tiling: dict | None = None
 
@@ -155,7 +175,7 @@ class LabeledImages:
         wrong = np.setdiff1d(mask, [*range(self.num_classes), self.ignore_index])
         if len(wrong):
             hint = ""
-            if set(np.unique(mask)) <= {0, 255}:
+            if set(np.unique(mask)) <= {0, 255} or looks_gray(np.bincount(mask.ravel(), minlength=256)):
                 hint = ' It looks like a binary mask: pass mask_format="binary" (`--mask_format binary`).'
             raise UserError(
                 f"The mask value {', '.join(map(str, wrong[:10]))} in {mask_name} is outside of the classes 0 to "
@@ -163,13 +183,17 @@ class LabeledImages:
             )
         return mask
 
-    def as_ids(self, mask: np.ndarray, where: str) -> np.ndarray:
-        """Class ids of a mask, or a part of one, as it was read: `[H, W]` uint8 from `[H, W]` or `[H, W, C]`.
+    def as_ids(self, mask: np.ndarray, where: str, tally: Tally | None = None) -> np.ndarray:
+        """Class ids of a part of a mask as it was read: `[H, W]` uint8 from `[H, W]` or `[H, W, C]`.
+
+        Args:
+            mask (`np.ndarray`), where (`str`), tally ([`Tally`], *optional*): See [`MaskReader.ids`]; what fits no
+                class is not judged without a tally.
 
         Raises:
             UserError: It is not of `mask_format`, or has ids outside the classes.
         """
-        return self._known(self.reader.ids(mask, where, Tally(where)), where)
+        return self._known(self.reader.ids(mask, where, tally or Tally(where)), where)
 
     def _image(self, cell: Any, where: str) -> "_Opened":
         """An image: as Pillow opens it, or, of other formats and channels, an array `[H, W, C]`."""
@@ -262,55 +286,93 @@ class LabeledImages:
         if isinstance(value, str) and value.endswith(".npy"):
             return _load_npy(value), value
         image, where = decode_cell(value, where)
-        values = picture_values(image, self.reader.shows_colors)
+        values = picture_values(image, self.reader.shows_colors, where)
         source = value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
-        if not self.reader.shows_colors and isinstance(source, (str, bytes)) and not is_address(source):
-            values = values // stored_levels(source) if values.dtype == np.uint8 else values
+        if isinstance(source, (str, bytes)) and not is_address(source):
+            values = unscaled(values, source, where, self.reader.shows_colors)
         return values, where
 
     def _read(self, raster: Raster, plane: int, window: Window) -> np.ndarray:
         """A part of a mask as it was saved, `[h, w]` or `[h, w, C]`."""
         values = raster.read(plane, window) if self.reader.shows_colors else raster.read_ids(plane, window)
+        if len(values) in (2, 4) and raster.channels[-1] != "alpha":
+            if len(values) == 2 or self.mask_format != "rgb":
+                raise UserError(f"{raster.name} has {len(values)} channels, but masks have one, of class ids.")
+            warn_once(f"{raster.name} has four channels, of which red, green and blue are read.")
+            values = values[:3]
         return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
 
-    def _mask_parts(self, value: Any, where: str) -> Iterator[np.ndarray]:
-        """The parts of a mask as it was saved: of formats that are read by windows several, else the whole."""
-        if not needs_raster(value):
-            yield self._mask_values(value, where)[0]
-            return
-        with open_cell(value, where, self.axes, self.slice_axis) as raster:
-            for plane in range(raster.planes):
-                for window in windows_over(raster.height, raster.width, 2048):
-                    yield self._read(raster, plane, window)
+    def _mask_parts(self) -> Iterator[tuple[np.ndarray, str]]:
+        """The parts of all masks as they were saved, `[h, w]` or `[h, w, C]`, and the name of the mask."""
+        for i, value in enumerate(self.dataset[self.mask_column]):
+            if is_cell(value):
+                yield rasterize(value), f"the annotation of row {i}"
+                continue
+            if not needs_raster(value):
+                yield self._mask_values(value, f"the mask of row {i}")
+                continue
+            with open_cell(value, f"the mask of row {i}", self.axes, self.slice_axis) as raster:
+                for plane in range(raster.planes):
+                    for window in windows_over(raster.height, raster.width, 2048):
+                        yield self._read(raster, plane, window), raster.name
 
     def _white(self) -> float:
         """The value of white in binary masks: one for all, since a mask may be black or white alone."""
         white = 1.0
-        for i, value in enumerate(self.dataset[self.mask_column]):
-            for part in self._mask_parts(value, f"the mask of row {i}"):
-                white = max(white, white_of(part))
-                if white > 255 or (white > 1 and part.dtype == np.uint8):
-                    return white
+        for part, _ in self._mask_parts():
+            white = max(white, white_of(part))
+            if white > 255 or (white > 1 and part.dtype == np.uint8):
+                break
         return white
 
+    def _check_not_binary(self) -> None:
+        """Raises for masks of 0 and 255 alone: what is meant is 255, which is read as no label."""
+        found: set[int] = set()
+        for part, where in self._mask_parts():
+            found |= set(np.unique(self.reader.ids(part, where)).tolist())
+            if not found <= {0, 255}:
+                return
+        if 255 in found and 0 in found and self.ignore_index == 255:
+            raise UserError(
+                f'The masks hold only 0 and 255, which looks like binary masks: pass mask_format="binary" '
+                f"(`--mask_format binary`); if 255 is no label, none of the {self.num_classes} classes but the first "
+                f"is labelled."
+            )
+
     def _count_classes(self) -> int:
-        found = set()
-        for i, value in enumerate(self.dataset[self.mask_column]):
-            where = f"the mask of row {i}"
-            for part in self._mask_parts(value, where):
-                found |= set(np.unique(self.reader.ids(part, where)).tolist())
+        pixels, looked_at = np.zeros(256, np.int64), []
+        for part, where in self._mask_parts():
+            ids = self.reader.ids(part, where)
+            pixels += np.bincount(ids.ravel(), minlength=256)
+            if len(looked_at) < _LOOKED_AT:
+                looked_at.append(ids)
+        found = set(np.flatnonzero(pixels).tolist())
         if found <= {0, 255} and 255 in found:
             raise UserError(
                 'The masks hold only 0 and 255, which looks like binary masks: pass mask_format="binary" '
                 "(`--mask_format binary`), or the names of the classes if 255 means ignored."
             )
+        if looks_gray(pixels):
+            raise UserError(
+                f"The masks hold {len(found)} values, most pixels near 0 and 255: black and white with grey edges, as "
+                f"drawn or saved as JPEG; pass --mask_format binary."
+            )
+        if looks_like_instances(looked_at, self.ignore_index):
+            raise UserError(
+                f"The masks hold {len(found)} values, each of one piece of a mask: numbers of objects, it seems, and "
+                f"no classes; pass --mask_format instances, or --label_names if they are classes."
+            )
         found.discard(self.ignore_index)
         count = max(found, default=0) + 1
         if count < 2 or len(found) < count / 2:
+            values = sorted(found)
             raise UserError(
-                f"The masks hold the values {', '.join(map(str, sorted(found)))}, which are not class ids 0, 1, 2, …; "
-                f"give the names of the classes (id2label.json) or convert the masks (`--mask_format`)."
+                f"The masks hold the values {', '.join(map(str, values[:12]))}{', …' * (len(values) > 12)}, which are "
+                f"not class ids 0, 1, 2, …; name the classes (--label_names, or id2label.json in the dataset) or "
+                f"convert the masks (--mask_format)."
             )
+        if 0 not in found:
+            warn_once(f"The masks hold the values {min(found)} to {max(found)}: no pixel is of class 0.")
         return count
 
 

@@ -34,7 +34,7 @@ PICTURES = "pictures alone"
 _IMAGES = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "imgdir", "photos", "pictures", "inputs")
 _MASKS = (  # the first of those that are there is taken
     *("masks", "mask", "labels", "label", "segmentationclass", "anndir", "annotations", "annotation", "annot"),
-    *("gtfine", "gt", "groundtruth", "segmentations", "segmentation", "gtcoarse", "targets"),
+    *("gtfine", "gt", "groundtruth", "segmentations", "segmentation", "gtcoarse", "targets", "manual", "1stmanual"),
 )
 _NO_CLASSES = ("segmentationobject", "instanceids")  # masks too, of objects
 _SPLITS = {
@@ -229,7 +229,7 @@ def bare_name(path: Path) -> str:
     """Name of a picture without the suffix of its format (`.ome.tif`, `.nii.gz`), as NFC; dots of UIDs stay."""
     name = unicodedata.normalize("NFC", path.name)
     suffix = next((s for s in _KNOWN if name.lower().endswith(s)), None)
-    if suffix is None or path.is_dir() and suffix not in ZARR:  # a folder of DICOM slices has any name
+    if suffix is None:  # of a folder of DICOM slices, which has any name
         return name
     name = name[: -len(suffix)]
     return name[:-4] if name.lower().endswith((".ome", ".seg")) else name
@@ -326,7 +326,7 @@ def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_F
     kinds: dict[str, list[_File]] = defaultdict(list)
     for f in files:
         if f.role == "mask":
-            kinds[_plain(f.kind)].append(f)
+            kinds[next(name for name in _MASKS if name in _plain(f.kind))].append(f)
     images = [f for f in files if f.role == "image"]
     if not kinds:
         return None
@@ -335,7 +335,7 @@ def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_F
         images = _partners(loose, [f for own in kinds.values() for f in own])
         if not images:
             return None
-    taken = min(kinds, key=lambda kind: next((i for i, m in enumerate(_MASKS) if m in kind), len(_MASKS)))
+    taken = min(kinds, key=_MASKS.index)
     rest = [f for kind, own in kinds.items() if kind != taken for f in own]
     others = [f for f in files if f.role == "other"]
     if rest:
@@ -378,7 +378,8 @@ def _beside(files: list[_File], layout: Layout) -> tuple[list[_File], list[_File
     names: dict[tuple, list[_File]] = defaultdict(list)
     for f in pictures:
         names[(*f.where, f.name)].append(f)
-    named = [f for f in pictures if any((*f.where, key) in names for key in _mask_keys(f) if key != f.name)]
+    owners = {(*f.where, key): f for f in pictures for key in _image_keys(f)}
+    named = [f for f in pictures if any(owners.get((*f.where, key), f) is not f for key in _mask_keys(f)[1:])]
     if named:
         layout.kind = f"pictures with masks beside them, such as {named[0].path.name}"
         chosen = {id(f) for f in named}

@@ -110,9 +110,9 @@ def load_unlabeled(
         layout = find_layout(Path(folder))
     if layout is not None and (data_dir is not None or layout.kind != PICTURES):
         paths = layout.pictures(part)
+        report(layout)
         if not paths:
             raise UserError(f"The folder {folder} has no images in it.")
-        report(layout)
         features = Features({"image": Image(decode=False)})
         found = Dataset.from_dict({"image": [str(p) for p in paths]}, features=features)
         return (found.to_iterable_dataset(min(len(found), SHARDS)) if streaming else found), "image"

@@ -19,12 +19,11 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, list
     if real in above:
         return
     try:
-        entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+        entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda entry: entry.name)
     except PermissionError:
         return
-    folders = [name for name in entries if os.path.isdir(os.path.join(folder, name))]
-    known = set(folders)
-    yield Path(folder), folders, [name for name in entries if name not in known]
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    yield Path(folder), folders, [entry.name for entry in entries if not entry.is_dir()]
     for name in folders:
         yield from walk(Path(folder, name), (*above, real))
 

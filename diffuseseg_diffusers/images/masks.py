@@ -109,7 +109,9 @@ class MaskReader:
         Raises:
             UserError: It is not of the format; says what it holds and what to type.
         """
-        values = picture_values(mask, self.shows_colors) if isinstance(mask, PIL.Image.Image) else np.asarray(mask)
+        values = (
+            picture_values(mask, self.shows_colors, where) if isinstance(mask, PIL.Image.Image) else np.asarray(mask)
+        )
         whole = Tally(where) if tally is None else tally
         whole.pixels += int(np.prod(values.shape[:2]))
         read = {"rgb": self._colors, "binary": self._binary, "instances": self._instances}
@@ -223,15 +225,19 @@ class MaskReader:
         return ids
 
 
-def picture_values(image: PIL.Image.Image, colors: bool) -> np.ndarray:
+def picture_values(image: PIL.Image.Image, colors: bool, where: str = "A mask") -> np.ndarray:
     """The values of a picture's pixels: `[H, W]`, or `[H, W, C]` of those in colour.
 
     Args:
         image (`PIL.Image.Image`): Of any mode.
-        colors (`bool`): Whether a palette image gives its colours, in place of its values.
+        colors (`bool`): Whether a palette image gives its colours, in place of its numbers.
+        where (`str`): What to call it in messages.
+
+    Raises:
+        UserError: Numbers are asked for of a palette of white and black in this order, which say the contrary.
     """
     if image.mode == "P" and not colors:
-        return np.asarray(image)
+        return _numbers(image, where)
     if image.mode in ("P", "CMYK", "YCbCr", "HSV", "LAB", "RGBX"):
         return np.asarray(image.convert("RGB"))
     if image.mode in ("PA", "La", "RGBa"):
@@ -239,16 +245,48 @@ def picture_values(image: PIL.Image.Image, colors: bool) -> np.ndarray:
     return np.asarray(image)
 
 
-def stored_levels(source: str | os.PathLike | bytes) -> int:
-    """How far apart Pillow puts the values of a grey PNG of two or four bits: 85 or 17, and 1 of all others."""
+def _numbers(image: PIL.Image.Image, where: str) -> np.ndarray:
+    """The class ids of a palette image: its numbers, unless they are only where greys that are ids stand."""
+    numbers = np.asarray(image)
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    used = np.unique(numbers)
+    if len(used) < 2 or used[-1] >= len(palette) or (palette != palette[:, :1]).any():
+        return numbers
+    greys = palette[used, 0]
+    if greys.tolist() == [255, 0]:
+        raise UserError(
+            f"{where} is black and white, its number {used[0]} white and {used[1]} black; pass --mask_format binary "
+            f"for white as class 1."
+        )
+    if len(set(greys.tolist())) == len(used) and greys[greys < 255].max() < 32:  # programs sort palettes as they like
+        return palette[:, 0][numbers]
+    return numbers
+
+
+def unscaled(values: np.ndarray, source: str | os.PathLike | bytes, where: str, colors: bool) -> np.ndarray:
+    """The values that a file stores, where Pillow gives others.
+
+    Args:
+        values (`np.ndarray`): As [`picture_values`] gives them: of grey PNGs of two or four bits 85 or 17 times as
+            high.
+        source (path or `bytes`): The file.
+        where (`str`): What to call it in messages.
+        colors (`bool`): Whether its colours count, so that white is white.
+
+    Raises:
+        UserError: It is a bitmap that Pillow misreads.
+    """
     if isinstance(source, bytes):
-        head = source[:26]
+        head = source[:32]
     else:
         with open(source, "rb") as file:
-            head = file.read(26)
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 26 or head[25] != 0:  # colour type 0 is grey
-        return 1
-    return {2: 85, 4: 17}.get(head[24], 1)
+            head = file.read(32)
+    if head[:2] == b"BM" and values.dtype == bool and head[28:29] != b"\1":  # taken for one bit by its two colours
+        raise UserError(f"{where} is a bitmap of {head[28]} bits in black and white alone; save it as PNG.")
+    grey_png = head[:8] == b"\x89PNG\r\n\x1a\n" and head[25:26] == b"\0"
+    if colors or not grey_png or values.dtype != np.uint8:
+        return values
+    return values // {2: 85, 4: 17}.get(head[24], 1)
 
 
 def white_of(values: np.ndarray) -> float:
@@ -295,6 +333,59 @@ def _inside_flat(values: np.ndarray) -> np.ndarray:
 def _said(value: Any) -> str:
     """A value, or a colour, for messages."""
     return "#" + "".join(f"{int(x):02x}" for x in value) if np.ndim(value) else f"{value:g}"
+
+
+def looks_gray(pixels: np.ndarray) -> bool:
+    """Whether masks are black and white with grey edges, by their pixels of each value, `[256]`."""
+    black, white = pixels[:26].sum(), pixels[230:].sum()
+    edges = np.count_nonzero(pixels) >= 8 and pixels[200:255].any()  # classes seldom have such numbers
+    return bool(edges and black and white and black + white >= 0.8 * pixels.sum())
+
+
+def looks_like_instances(masks: Sequence[np.ndarray], ignore_index: int = 255) -> bool:
+    """Whether the values of masks are numbers of objects: many in a mask, each of one piece, in no two masks alike.
+
+    Args:
+        masks (sequence of `np.ndarray`): `[H, W]` integers each; 0 is background.
+        ignore_index (`int`, defaults to 255): Value without a label.
+    """
+    ids = [np.setdiff1d(mask, [0, ignore_index]) for mask in masks]
+    ids = [own for own in ids if len(own)]
+    if max(map(len, ids), default=0) < MANY:
+        return False
+    dense = all(own[-1] - own[0] + 1 == len(own) for own in ids)
+    unique = len(np.unique(np.concatenate(ids))) == sum(map(len, ids))
+    numbered = dense and len({len(own) for own in ids}) > 1  # as many as there are objects
+    if not (unique or numbered):
+        return False
+    whole = [n == 1 for mask in masks for value, n in _pieces(mask).items() if value not in (0, ignore_index)]
+    return bool(np.mean(whole) >= 0.9)
+
+
+def _pieces(mask: np.ndarray) -> dict[int, int]:
+    """Number of connected pieces of each value, pixels that touch at a corner included."""
+    height, width = mask.shape
+    new = np.ones(mask.shape, bool)
+    new[:, 1:] = mask[:, 1:] != mask[:, :-1]
+    starts = np.flatnonzero(new)  # of runs along rows
+    ends = np.append(starts[1:], height * width)
+    values = mask.reshape(-1)[starts]
+    root = list(range(len(starts)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = i = root[root[i]]
+        return i
+
+    first = np.searchsorted(ends, starts + width - 1, side="right")  # below: from the one that touches its left end
+    for i in range(len(starts)):
+        for j in range(first[i], len(starts)):
+            if starts[j] > ends[i] + width or starts[i] // width + 1 < starts[j] // width:
+                break
+            if values[j] == values[i] and starts[j] // width == starts[i] // width + 1:
+                root[find(j)] = find(i)
+    pieces = Counter(int(values[i]) for i in range(len(root)) if root[i] == i)
+    return dict(pieces)
 
 
 def read_palette(

@@ -238,7 +238,7 @@ def test_a_split_folder_that_does_not_exist_never_means_all_of_them(tmp_path):
 
 def test_a_column_of_class_numbers_is_no_mask():
     image = Image.fromarray(draw((8, 8), 0)[0])
-    with pytest.raises(ValueError, match="no image in the mask of row 0, but 3"):
+    with pytest.raises(ValueError, match="column 'label' holds a class for each whole image"):
         LabeledImages(Dataset.from_dict({"image": [image], "label": [3]}))
 
 
