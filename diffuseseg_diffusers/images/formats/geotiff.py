@@ -20,13 +20,23 @@ from .samples import Samples
 IGNORED = 255
 
 
+# How a JPEG 2000 says where it lies: the UUID of GeoJP2, or GML of GMLJP2.
+_IN_JP2 = (bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03"), b"gml.root-instance", b"gml.data")
+
+
 def has_place_beside(path: str | os.PathLike) -> bool:
-    """Whether files beside a picture say where it lies: a world file, RPCs, or GDAL's `.aux.xml`."""
+    """Whether a JPEG 2000, or files beside a picture, say where it lies: a world file, RPCs, or GDAL's `.aux.xml`."""
     stem, suffix = os.path.splitext(os.fspath(path))
-    ends = (f"{suffix[:2]}{suffix[-1]}w", f"{suffix}w", ".wld")
-    beside = [stem + own for end in ends for own in (end.lower(), end.upper())] if len(suffix) > 2 else []
-    beside += [f"{stem}_RPC.TXT", f"{stem}_rpc.txt", f"{stem}.RPB"]
-    if any(map(os.path.isfile, beside)):
+    if suffix.lower() == ".jp2" and os.path.isfile(path):
+        with open(path, "rb") as file:
+            head = file.read(2**15)
+        if any(sign in head for sign in _IN_JP2):
+            return True
+    ends = [f"{suffix[:2]}{suffix[-1:]}w", f"{suffix}w", ".wld"]
+    ends = [end.upper() for end in ends] if suffix.isupper() else ends
+    if suffix.lower().startswith(".tif"):
+        ends += ["_RPC.TXT", "_rpc.txt", ".RPB"]
+    if any(os.path.isfile(stem + end) for end in ends):
         return True
     described = f"{path}.aux.xml"
     if not os.path.isfile(described):

@@ -49,7 +49,8 @@ class PictureRaster(Raster):
             return True
         try:
             with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
-                self.orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # is applied when it is decoded
+                if image.format != "PNG" or "exif" in image.info:  # else it would be decoded to look for it at the end
+                    self.orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # is applied when it is decoded
                 self.width, self.height = image.size[::-1] if self.orientation in LYING else image.size
                 self.channels, self.dtype = _NAMES.get(image.mode, ()), np.dtype(np.uint8)
                 return image.mode in _NAMES and image.format != "TIFF"  # whose size depends on Pillow's version

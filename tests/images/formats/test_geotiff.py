@@ -58,6 +58,7 @@ PLACES = {
     "world.jpg": (lambda path: picture(path, ".jgw"), "ESRI world file"),
     "capital.JPG": (lambda path: picture(path, ".JGW"), "ESRI world file"),
     "points.tif": (lambda path: write(path, gcps=POINTS), "GeoTIFF 1.1, ModelTiepoint"),
+    "tile.jp2": (lambda path: write(path, driver="JP2OpenJPEG", REVERSIBLE="YES", QUALITY="100"), "GMLJP2, GeoJP2"),
     "rpcs.tif": (lambda path: write(path, crs=None, transform=None, rpcs=RPCS), "RPCs in GeoTIFF"),
 }
 
