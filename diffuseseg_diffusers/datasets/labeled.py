@@ -439,14 +439,17 @@ def load_labeled_images(
         dataset, names = read_annotated(layout, split, annotations, annotation_format, given, **kwargs)
         if dataset is None:
             dataset, names = read_folder(layout, split), layout.label_names
-            if layout.palette is not None:
-                kwargs.setdefault("palette", layout.palette)
+            if kwargs.get("palette") is None:
+                kwargs["palette"] = layout.palette
         elif classes is not None:
             _check_classes(name, names, classes)
         label_names = label_names or names
     if dataset is None:
         dataset = load_split(name, config_name, split, cache_dir=cache_dir, token=token, revision=revision)
-    return LabeledImages(dataset, label_names=label_names, **kwargs)
+    try:
+        return LabeledImages(dataset, label_names=label_names, **kwargs)
+    except UserError as error:
+        raise (error if layout is None else UserError(f"{error} {layout.advice}")) from error
 
 
 def _check_classes(name: str, found: Sequence[str] | None, classes: Sequence[str]) -> None:

@@ -151,7 +151,7 @@ class Layout:
             return ALL
         raise UserError(
             f"The dataset {self.folder} has {'several splits' if same else 'no split'} {wanted!r}; it has "
-            f"{', '.join(map(repr, same or names))}."
+            f"{', '.join(map(repr, same or names))}. {self.advice}"
         )
 
     @property
@@ -457,8 +457,13 @@ def _match(images: list[_File], masks: list[_File], layout: Layout) -> None:
         owners[own[0].path].append(f)
         layout.splits.setdefault(split, []).append((f.path, own[0].path))
     for mask, shared in owners.items():
-        if len(shared) > 1:
-            said = " and ".join(str(f.path) for f in shared[:2])
+        said = " and ".join(str(f.path) for f in shared[:2])
+        if len(shared) > 1 and all(re.search(r"_\d{4}$", f.name) for f in shared):
+            layout.problems.append(
+                f"{said} are channels of one picture in files of their own, which are not read together; join them to "
+                f"one file of {len(shared)} channels, or keep one of them."
+            )
+        elif len(shared) > 1:
             layout.problems.append(f"{said} would share the mask {mask}; give each picture a name of its own.")
     lonely = [m.path for m in masks if m.path not in owners and id(m) not in out]
     if lonely and masks:

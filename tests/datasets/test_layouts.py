@@ -148,6 +148,8 @@ REFUSED = [
     ("two pictures of one name", ["images/001.jpg", "images/001.png", "masks/001.png"],
      r"001.jpg and .*001.png would share the mask .*masks/001.png"),
     ("OME-TIFF and TIFF", ["images/a.ome.tif", "images/a.tif", "masks/a.png"], r"a.ome.tif and .*a.tif would share"),
+    ("channels in files of their own", ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"],
+     r"channels of one picture .* join them to one file of 2 channels"),
     ("two masks", ["images/a.png", "masks/a.png", "masks/a.tif"], r"a.png has 2 masks, .*a.png and .*a.tif; keep one"),
     ("many masks of objects", ["a.png", "a_mask.png", "a_mask_1.png"], r"a.png has 2 masks"),
     ("no mask", ["images/a.png", "images/b.png", "masks/a.png"], r"b.png has no mask of the same name .*diffuseseg inspect"),
