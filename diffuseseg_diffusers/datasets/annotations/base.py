@@ -14,7 +14,6 @@ import numpy as np
 import PIL.Image
 
 from ...images.image_files import encode_image
-from ...jobs.errors import UserError
 from .shapes import Area, Region
 
 
@@ -84,28 +83,20 @@ def file_for(folder: Path, name: str, suffix: str, taken: set[Path]) -> Path:
     return file
 
 
-def broken(path: Path, what: str) -> UserError:
-    """The error for a file that is not of its format."""
-    return UserError(f"{path}: {what}; export the annotations again, or repair the file.")
-
-
 def plain_path(name: str) -> str:
     """A path with slashes, whichever system wrote it."""
     return PureWindowsPath(name).as_posix() if "\\" in name else name
 
 
-def points_of(values: Iterable[Sequence[Any]], path: Path) -> list[list[float]]:
+def points_of(values: Iterable[Sequence[Any]]) -> list[list[float]]:
     """Points of a shape as numbers.
 
     Raises:
-        UserError: They are none.
+        ValueError: They are none.
     """
-    try:
-        points = [[float(x), float(y)] for x, y, *_ in values]
-    except (TypeError, ValueError) as error:
-        raise broken(path, f"the points of a shape are not pairs of numbers ({error})") from error
+    points = [[float(x), float(y)] for x, y, *_ in values]
     if not all(math.isfinite(number) for point in points for number in point):
-        raise broken(path, "a shape has a coordinate that is no finite number")
+        raise ValueError("a shape has a coordinate that is no finite number")
     return points
 
 
@@ -125,15 +116,12 @@ def rotated(points: list[list[float]], around: tuple[float, float], degrees: flo
     return [[x + (a - x) * cos - (b - y) * sin, y + (a - x) * sin + (b - y) * cos] for a, b in points]
 
 
-def decode_png(data: bytes, path: Path) -> np.ndarray:
+def decode_png(data: bytes) -> np.ndarray:
     """A binary mask that is kept as PNG: `[h, w]` bool; its alpha where it has one."""
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            if "A" in image.getbands() or "transparency" in image.info:
-                return np.asarray(image.convert("RGBA"))[..., 3] > 0
-            return np.asarray(image.convert("L")) > 0
-    except (OSError, ValueError, SyntaxError) as error:
-        raise broken(path, f"a mask in it cannot be decoded ({error})") from error
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        if "A" in image.getbands() or "transparency" in image.info:
+            return np.asarray(image.convert("RGBA"))[..., 3] > 0
+        return np.asarray(image.convert("L")) > 0
 
 
 def encode_png(mask: np.ndarray) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import Contents, Marked, Picture, broken
+from .base import Contents, Marked, Picture
 from .shapes import IGNORED, Area, pycocotools, run_lengths
 
 
@@ -25,26 +25,23 @@ def recognises(path: Path, content: Any) -> bool:
 def read(path: Path, content: Any) -> Contents:
     """Pictures and shapes of a file; labels in the order of the categories' ids."""
     found = Contents()
-    try:
-        labels = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
-        by_id = {}
-        for image in content["images"]:
-            size = (int(image["height"]), int(image["width"])) if "height" in image and "width" in image else None
-            by_id[image["id"]] = Picture(str(image["file_name"]), size=size)
-    except (KeyError, TypeError, ValueError) as error:
-        raise broken(path, f"an image or category lacks a field, or has one of another kind ({error!r})") from error
+    labels = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+    by_id = {}
+    for image in content["images"]:
+        size = (int(image["height"]), int(image["width"])) if "height" in image and "width" in image else None
+        by_id[image["id"]] = Picture(str(image["file_name"]), size=size)
     if len(by_id) < len(content["images"]) or len(set(labels.values())) < len(content["categories"]):
-        raise broken(path, "two images have the same id, or two categories the same id or name")
+        raise ValueError("two images have the same id, or two categories the same id or name")
     found.pictures = list(by_id.values())
     found.names = [name for name in labels.values() if name != IGNORED]
     for one in content.get("annotations") or []:
         picture, label = by_id.get(one.get("image_id")), labels.get(one.get("category_id"))
         if picture is None or label is None:
             missing = "image" if picture is None else "category"
-            raise broken(
-                path, f"annotation {one.get('id')} is of {missing} {one.get(f'{missing}_id')}, which is not there"
+            raise ValueError(
+                f"annotation {one.get('id')} is of {missing} {one.get(f'{missing}_id')}, which is not there"
             )
-        area = _area(path, one, picture)
+        area = _area(one, picture)
         if area is None:
             found.left_out["annotations without an area"] += 1
             continue
@@ -55,7 +52,7 @@ def read(path: Path, content: Any) -> Contents:
     return found
 
 
-def _area(path: Path, annotation: dict, picture: Picture) -> Area | None:
+def _area(annotation: dict, picture: Picture) -> Area | None:
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
         size = tuple(shape.get("size") or ())
@@ -63,21 +60,19 @@ def _area(path: Path, annotation: dict, picture: Picture) -> Area | None:
         if picture.size is None:
             picture.size = size  # type: ignore[assignment]
         if size != picture.size:
-            raise broken(
-                path,
+            raise ValueError(
                 f"the run lengths of annotation {annotation.get('id')} are of {size}, and {picture.name} is "
                 f"of {picture.size} (height, width)",
             )
         if isinstance(counts, list) and (sum(counts) != size[0] * size[1] or min(counts, default=0) < 0):
-            raise broken(
-                path,
+            raise ValueError(
                 f"the run lengths of annotation {annotation.get('id')} are of {sum(counts)} pixels, and "
                 f"its picture has {size[0] * size[1]}",
             )
         return {"runs": counts} if isinstance(counts, (list, str)) else None
     polygons = [p for p in shape or [] if isinstance(p, list) and len(p) >= 6]
     if any(len(p) % 2 for p in polygons):
-        raise broken(path, f"a polygon of annotation {annotation.get('id')} has an odd number of coordinates")
+        raise ValueError(f"a polygon of annotation {annotation.get('id')} has an odd number of coordinates")
     return {"polygons": polygons} if polygons else None
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .base import Contents, Marked, Picture, broken, ellipse_points, hexcolor, plain_path, points_of, rotated
-from .shapes import IGNORED, Area, run_lengths
+from .base import Contents, Marked, Picture, ellipse_points, hexcolor, plain_path, points_of, rotated
+from .shapes import IGNORED, Area, masked, run_lengths
 
 
 _WITHOUT_AREA = ("polyline", "points", "cuboid", "skeleton", "tag")
@@ -27,42 +27,36 @@ def recognises(path: Path, content: Any) -> bool:
 def read(path: Path, content: Any) -> Contents:
     """Pictures and shapes of a file; labels in the order in which its `meta` lists them."""
     if content.find("track") is not None:
-        raise broken(path, 'it has tracks of a video, and pictures are read; export as "CVAT for images 1.1"')
+        raise ValueError('it has tracks of a video, and pictures are read; export as "CVAT for images 1.1"')
     found = Contents(
         names=[one.text or "" for one in content.findall("meta//labels/label/name") if one.text != IGNORED]
     )
     for image in content.findall("image"):
-        try:
-            size = int(image.attrib["height"]), int(image.attrib["width"])
-            picture = Picture(plain_path(image.attrib["name"]), size=size, split=image.get("subset"))
-            shapes = sorted(image, key=lambda shape: int(shape.get("z_order", 0)))
-        except (KeyError, ValueError) as error:
-            raise broken(path, f"an image lacks its name or size, or has one that is no number ({error})") from error
-        for shape in shapes:
+        size = int(image.attrib["height"]), int(image.attrib["width"])
+        picture = Picture(plain_path(image.attrib["name"]), size=size, split=image.get("subset"))
+        for shape in sorted(image, key=lambda shape: int(shape.get("z_order", 0))):
             if shape.tag in _WITHOUT_AREA:
                 found.left_out[f"shapes of the kind {shape.tag!r}"] += 1
-                continue
-            try:
-                area = _area(shape, size, path)
-            except (KeyError, ValueError) as error:
-                raise broken(path, f"a {shape.tag} of {picture.name} is not as the format says ({error})") from error
-            picture.shapes.append((shape.get("label", ""), area))
+            else:
+                picture.shapes.append((shape.attrib["label"], _area(shape, size)))
         found.pictures.append(picture)
     return found
 
 
-def _area(shape: ET.Element, size: tuple[int, int], path: Path) -> Area:
+def _area(shape: ET.Element, size: tuple[int, int]) -> Area:
     given = shape.attrib
     turned = float(given.get("rotation", 0))
     if shape.tag == "mask":
         counts = [int(n) for n in given["rle"].split(",")]  # row by row inside of the box
         box = int(given["height"]), int(given["width"])
         if sum(counts) != box[0] * box[1]:
-            raise ValueError(f"its run lengths are of {sum(counts)} pixels, and its box has {box[0] * box[1]}")
+            raise ValueError(
+                f"the run lengths of a mask are of {sum(counts)} pixels, and its box has {box[0] * box[1]}"
+            )
         mask = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(box)
-        return {"runs": run_lengths(mask, int(given["top"]), int(given["left"]), *size)}
+        return masked(mask, int(given["top"]), int(given["left"]), size)
     if shape.tag == "polygon":
-        points = points_of([point.split(",") for point in given["points"].split(";")], path)
+        points = points_of([point.split(",") for point in given["points"].split(";")])
     elif shape.tag == "box":
         x0, y0, x1, y1 = (float(given[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
         points = rotated([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], ((x0 + x1) / 2, (y0 + y1) / 2), turned)
@@ -70,7 +64,7 @@ def _area(shape: ET.Element, size: tuple[int, int], path: Path) -> Area:
         x, y, radius_x, radius_y = (float(given[name]) for name in ("cx", "cy", "rx", "ry"))
         points = ellipse_points(x, y, radius_x, radius_y, turned)
     else:
-        raise ValueError("there is no such shape")
+        raise ValueError(f"there is no shape {shape.tag!r}")
     if len(points) < 3:
         raise ValueError("a polygon has at least three points")
     return {"polygons": [[number for point in points for number in point]]}

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from .base import NAMES, Contents, Marked, Picture, broken, ellipse_points, plain_path, points_of, rotated
-from .shapes import Area, run_lengths
+from .base import NAMES, Contents, Marked, Picture, ellipse_points, plain_path, points_of, rotated
+from .shapes import Area, masked
 
 
 _SIZES = (3, 4, 8, 16)  # bits of the lengths of runs
@@ -38,60 +38,55 @@ def read(path: Path, content: Any) -> Contents:
         valid = [one for one in task["annotations"] if not one.get("was_cancelled")]
         chosen = [one for one in valid if one.get("ground_truth")] or valid
         if len(chosen) > 1:
-            raise broken(path, f"{where} has {len(chosen)} annotations; mark one of them as ground truth")
+            raise ValueError(f"{where} has {len(chosen)} annotations; mark one of them as ground truth")
         if not chosen:
             found.left_out["tasks that nobody has labelled"] += 1
             continue
         found.names += [name for name in task["data"].get(NAMES, []) if name not in found.names]
-        picture = Picture(_file_name(path, task))
+        picture = Picture(_file_name(task))
         labels = {r.get("id"): r["value"]["labels"] for r in chosen[0]["result"] if r.get("type") == "labels"}
         for result in chosen[0]["result"]:
             kind = str(result.get("type", "")).removesuffix("labels")
             if kind in ("brush", "polygon", "rectangle", "ellipse"):
-                try:
-                    picture.shapes.append(_shape(path, where, kind, result, labels, picture))
-                except (KeyError, TypeError) as error:
-                    raise broken(path, f"a result of {where} lacks {error}") from error
+                picture.shapes.append(_shape(where, kind, result, labels, picture))
             elif kind:
                 found.left_out[f"results of the type {result['type']!r}"] += 1
         found.pictures.append(picture)
     return found
 
 
-def _file_name(path: Path, task: dict) -> str:
+def _file_name(task: dict) -> str:
     """Name of a task's picture: the part of its address that names a file, without the letters that an upload adds."""
     addresses = [v for v in task["data"].values() if isinstance(v, str)]
     address = task["data"].get("image") or (addresses[0] if len(addresses) == 1 else None)
     if not isinstance(address, str):
-        raise broken(path, f"task {task.get('id')} does not say where its picture is: its data has no `image`")
+        raise ValueError(f"task {task.get('id')} does not say where its picture is: its data has no `image`")
     split = urlsplit(address)
     name = plain_path(parse_qs(split.query).get("d", [unquote(split.path)])[0])
     return name if "/upload/" not in name else _UPLOADED.sub("", name.rsplit("/", 1)[1])
 
 
-def _shape(
-    path: Path, where: str, kind: str, result: dict, labels: dict[Any, list], picture: Picture
-) -> tuple[str, Area]:
+def _shape(where: str, kind: str, result: dict, labels: dict[Any, list], picture: Picture) -> tuple[str, Area]:
     value = result["value"]
     size = int(result["original_height"]), int(result["original_width"])
     own = value.get(f"{kind}labels") or value.get("labels") or labels.get(result.get("id")) or []
     if len(own) != 1:
-        raise broken(path, f"a {kind} of {where} has {len(own)} labels, and one is needed")
+        raise ValueError(f"a {kind} of {where} has {len(own)} labels, and one is needed")
     if picture.size not in (None, size):
-        raise broken(path, f"{where} states two sizes of its picture, {picture.size} and {size} (height, width)")
+        raise ValueError(f"{where} states two sizes of its picture, {picture.size} and {size} (height, width)")
     if (result.get("image_rotation") or 0) % 360:
-        raise broken(
-            path, f"{where} was labelled on a picture that is turned by {result['image_rotation']}°, which is not read"
+        raise ValueError(
+            f"{where} was labelled on a picture that is turned by {result['image_rotation']}°, which is not read"
         )
     picture.size = size
     height, width = size
     if kind == "brush":
-        alpha = decode_brush(value["rle"], path)
+        alpha = decode_brush(value["rle"])
         if alpha.size != height * width:
-            raise broken(path, f"a brush of {where} is of {alpha.size} pixels, and its picture has {height * width}")
-        return own[0], {"runs": run_lengths(alpha.reshape(size) > 0, 0, 0, height, width)}
+            raise ValueError(f"a brush of {where} is of {alpha.size} pixels, and its picture has {height * width}")
+        return own[0], masked(alpha.reshape(size) > 0, 0, 0, size)
     if kind == "polygon":
-        points = points_of(value["points"], path)
+        points = points_of(value["points"])
         points = [[x * width / 100, y * height / 100] for x, y in points]
     else:
         x, y = value["x"] * width / 100, value["y"] * height / 100
@@ -102,29 +97,28 @@ def _shape(
         else:
             points = ellipse_points(x, y, value["radiusX"] * width / 100, value["radiusY"] * height / 100, turned)
     if len(points) < 3:
-        raise broken(path, f"a polygon of {where} has less than three points")
+        raise ValueError(f"a polygon of {where} has less than three points")
     return own[0], {"polygons": [[number for point in points for number in point]]}
 
 
-def decode_brush(data: Sequence[int], path: Path) -> np.ndarray:
+def decode_brush(data: Sequence[int]) -> np.ndarray:
     """Alpha of a brush, flat uint8, row by row."""
-    try:
-        bits = "".join(f"{byte:08b}" for byte in bytes(data))
-        count, word = int(bits[:32], 2), int(bits[32:37], 2) + 1
-        sizes = [int(bits[37 + 4 * i : 41 + 4 * i], 2) + 1 for i in range(4)]
-        at, values, lengths, total = 53, [], [], 0
-        while total < count:
-            size = sizes[int(bits[at + 1 : at + 3], 2)]
-            length = int(bits[at + 3 : at + 3 + size], 2) + 1
-            repeated = bits[at] == "1"
-            at += 3 + size
-            for _ in range(1 if repeated else length):
-                values.append(int(bits[at : at + word], 2))
-                at += word
-            lengths += [length] if repeated else [1] * length
-            total += length
-    except (ValueError, IndexError, TypeError) as error:
-        raise broken(path, f"the run lengths of a brush end too early or are no bytes ({error})") from error
+    bits = "".join(f"{byte:08b}" for byte in bytes(data)).ljust(53, "0")
+    count, word = int(bits[:32], 2), int(bits[32:37], 2) + 1
+    sizes = [int(bits[37 + 4 * i : 41 + 4 * i], 2) + 1 for i in range(4)]
+    at, values, lengths, total = 53, [], [], 0
+    while total < count:
+        if at + 3 > len(bits):
+            raise ValueError("the run lengths of a brush end too early")
+        size = sizes[int(bits[at + 1 : at + 3], 2)]
+        length = int(bits[at + 3 : at + 3 + size], 2) + 1
+        repeated = bits[at] == "1"
+        at += 3 + size
+        for _ in range(1 if repeated else length):
+            values.append(int(bits[at : at + word], 2))
+            at += word
+        lengths += [length] if repeated else [1] * length
+        total += length
     return np.repeat(np.array(values, np.uint8), lengths)[:count][3::4]
 
 

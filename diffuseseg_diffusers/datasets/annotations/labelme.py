@@ -6,14 +6,13 @@ out.
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import NAMES, Contents, Marked, Picture, broken, decode_png, encode_png, file_for, plain_path, points_of
-from .shapes import Area, run_lengths
+from .base import NAMES, Contents, Marked, Picture, decode_png, encode_png, file_for, plain_path, points_of
+from .shapes import Area, masked
 
 
 VERSION = "5.5.0"  # whose form of masks is written
@@ -33,34 +32,30 @@ def read(path: Path, content: Any) -> Contents:
     for shape in content["shapes"]:
         kind = shape.get("shape_type") or "polygon"
         if not isinstance(shape.get("label"), str):
-            raise broken(path, "a shape has no label")
-        points = points_of(shape.get("points") or [], path)
+            raise ValueError("a shape has no label")
+        points = points_of(shape.get("points") or [])
         if kind in ("polygon", "oriented_rectangle") and len(points) > 2:
             picture.shapes.append((shape["label"], {"drawn": ["polygon", points]}))
         elif kind in ("rectangle", "circle") and len(points) == 2:
             picture.shapes.append((shape["label"], {"drawn": [kind, points]}))
         elif kind == "mask" and len(points) == 2:
-            picture.shapes.append((shape["label"], _mask(path, shape, points, size)))
+            picture.shapes.append((shape["label"], _mask(shape, points, size)))
         else:
             found.left_out[f"shapes of the kind {kind!r}"] += 1
     return found
 
 
-def _mask(path: Path, shape: dict, points: list[list[float]], size: tuple[int, int] | None) -> Area:
+def _mask(shape: dict, points: list[list[float]], size: tuple[int, int] | None) -> Area:
     if size is None:
-        raise broken(path, "it has a mask and does not say the size of its picture")
-    try:
-        mask = decode_png(base64.b64decode(shape.get("mask") or ""), path)
-    except (binascii.Error, TypeError) as error:
-        raise broken(path, f"a mask in it is no base64 ({error})") from error
+        raise ValueError("it has a mask and does not say the size of its picture")
+    mask = decode_png(base64.b64decode(shape["mask"]))
     (left, top), (right, bottom) = [[int(x), int(y)] for x, y in points]
     if mask.shape != (bottom - top + 1, right - left + 1):
-        raise broken(
-            path,
+        raise ValueError(
             f"a mask of {mask.shape[1]} × {mask.shape[0]} is in a box of {right - left + 1} × "
             f"{bottom - top + 1} (width × height)",
         )
-    return {"runs": run_lengths(mask, top, left, *size)}
+    return masked(mask, top, left, size)
 
 
 def write(place: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...jobs.install import missing_extra
-from .base import NAMES, Contents, Marked, Picture, broken, file_for, hexcolor, points_of
+from .base import NAMES, Contents, Marked, Picture, file_for, hexcolor, points_of
 from .shapes import IGNORED, Region
 
 
@@ -42,14 +42,14 @@ def read(path: Path, content: Any) -> Contents:
         label = (properties.get("classification") or {}).get("name")
         plane = geometry.get("plane") or {}
         if plane.get("z") or plane.get("t"):
-            raise broken(path, "it has shapes on several planes of a stack, which are not read")
+            raise ValueError("it has shapes on several planes of a stack, which are not read")
         if geometry.get("type") not in ("Polygon", "MultiPolygon"):
             found.left_out[f"shapes of the kind {geometry.get('type')!r}"] += 1
         elif not label:
             found.left_out["shapes without a class"] += 1
         else:
             parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-            rings = [points_of(ring, path) for part in parts for ring in part]
+            rings = [points_of(ring) for part in parts for ring in part]
             found.pictures[0].shapes.append((IGNORED if label == "Ignore*" else label, {"rings": rings}))
     return found
 

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ...images.formats.opening import open_raster
 from ...jobs.errors import UserError
 from ..layouts import ALL, Layout, bare_name, split_of
 from . import coco, cvat, label_studio, labelme, qupath, supervisely, yolo
-from .base import Contents, Picture, broken
+from .base import Contents, Picture
 from .shapes import IGNORED, Area, is_background
 
 
@@ -132,8 +133,28 @@ def _parse(path: Path, needed: bool) -> Any:
         return content
     except (ValueError, ET.ParseError, yaml.YAMLError, OSError) as error:
         if needed:
-            raise broken(path, f"it cannot be read ({error})") from error
+            raise UserError(f"{path} cannot be read ({error}); export the annotations again.") from error
         return None
+
+
+def read_file(name: str, path: Path, content: Any) -> Contents:
+    """What a parsed file says.
+
+    Args:
+        name (`str`): Its format, in `READERS`.
+
+    Raises:
+        UserError: It is not of its format; says what is missing or wrong.
+    """
+    try:
+        return READERS[name].read(path, content)
+    except UserError:
+        raise
+    except KeyError as error:
+        what = f"{error} is missing"
+    except (AttributeError, IndexError, OSError, TypeError, ValueError, zlib.error) as error:
+        what = str(error)
+    raise UserError(f"{path} is not as {name} files are: {what}; export the annotations again, or repair the file.")
 
 
 def unread_annotations(folder: Path) -> Path | None:
@@ -179,7 +200,7 @@ def read_annotations(
     ((name, files),) = found.items()
     if name == "coco" and (instances := [f for f in files if f[0].name.startswith("instances_")]):
         files = instances  # beside them COCO has captions and keypoints of the same pictures
-    contents = [(path, READERS[name].read(path, content)) for path, content in files]
+    contents = [(path, read_file(name, path, content)) for path, content in files]
     own, splits = _gather(contents, layout, name)
     classes = _classes([content for _, content in contents], names, ignore_index, files[0][0])
     return Annotated(name, own, splits, *classes, named=place is not None)
@@ -301,6 +322,8 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _leaves(area: Area, height: int, width: int) -> bool:
     """Whether a shape reaches out of its picture by more than rounding."""
+    if area.get("cut"):
+        return True
     if "polygons" in area:
         points = [p[i : i + 2] for p in area["polygons"] for i in range(0, len(p), 2)]
     else:

@@ -198,6 +198,12 @@ def pycocotools() -> Any:
     return mask
 
 
+def masked(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> Area:
+    """The area of a mask `[h, w]` at a place in a picture of this height and width."""
+    cut = top < 0 or left < 0 or top + mask.shape[0] > size[0] or left + mask.shape[1] > size[1]
+    return {"runs": run_lengths(mask, top, left, *size)} | ({"cut": True} if cut else {})
+
+
 def run_lengths(own: np.ndarray, top: int, left: int, height: int, width: int) -> list[int]:
     """Lengths of the runs of 0 and 1, in turn and column by column, of a region in a picture of `height` × `width`.
 

@@ -6,14 +6,12 @@ ones. Lines and points have no area and are left out.
 """
 
 import base64
-import binascii
 import zlib
 from pathlib import Path
 from typing import Any
 
-from ...jobs.errors import UserError
-from .base import Contents, Picture, broken, decode_png, points_of
-from .shapes import run_lengths
+from .base import Contents, Picture, decode_png, points_of
+from .shapes import masked
 
 
 def recognises(path: Path, content: Any) -> bool:
@@ -27,29 +25,24 @@ def recognises(path: Path, content: Any) -> bool:
 
 def read(path: Path, content: Any) -> Contents:
     """The picture of a file, or the classes that `meta.json` lists."""
-    try:
-        if path.name == "meta.json":
-            return Contents(names=[one["title"] for one in content["classes"]])
-        size = int(content["size"]["height"]), int(content["size"]["width"])
-        folder = path.parent.with_name("img") if path.parent.name == "ann" else path.parent
-        found = Contents([Picture(str(folder / path.stem), size=size)])
-        for one in content["objects"]:
-            kind, label = one["geometryType"], one["classTitle"]
-            if kind in ("polygon", "rectangle"):
-                rings = [one["points"]["exterior"], *one["points"].get("interior", [])]
-                filled = [[[round(x), round(y)] for x, y in points_of(ring, path)] for ring in rings if ring]
-                if kind == "rectangle":
-                    (x0, y0), (x1, y1) = filled[0]
-                    filled = [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]]]
-                found.pictures[0].shapes.append((label, {"filled": filled}))
-            elif kind == "bitmap":
-                mask = decode_png(zlib.decompress(base64.b64decode(one["bitmap"]["data"])), path)
-                left, top = one["bitmap"]["origin"]
-                found.pictures[0].shapes.append((label, {"runs": run_lengths(mask, int(top), int(left), *size)}))
-            else:
-                found.left_out[f"shapes of the kind {kind!r}"] += 1
-    except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise broken(path, f"an object is not as the format says ({error!r})") from error
+    if path.name == "meta.json":
+        return Contents(names=[one["title"] for one in content["classes"]])
+    size = int(content["size"]["height"]), int(content["size"]["width"])
+    folder = path.parent.with_name("img") if path.parent.name == "ann" else path.parent
+    found = Contents([Picture(str(folder / path.stem), size=size)])
+    for one in content["objects"]:
+        kind, label = one["geometryType"], one["classTitle"]
+        if kind in ("polygon", "rectangle"):
+            rings = [one["points"]["exterior"], *one["points"].get("interior", [])]
+            filled = [[[round(x), round(y)] for x, y in points_of(ring)] for ring in rings if ring]
+            if kind == "rectangle":
+                (x0, y0), (x1, y1) = filled[0]
+                filled = [[[x0, y0], [x1, y0], [x1, y1], [x0, y1]]]
+            found.pictures[0].shapes.append((label, {"filled": filled}))
+        elif kind == "bitmap":
+            mask = decode_png(zlib.decompress(base64.b64decode(one["bitmap"]["data"])))
+            left, top = one["bitmap"]["origin"]
+            found.pictures[0].shapes.append((label, masked(mask, int(top), int(left), size)))
+        else:
+            found.left_out[f"shapes of the kind {kind!r}"] += 1
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...images.formats.opening import find_rasters, open_raster
 from ...jobs.errors import UserError
-from .base import Contents, Picture, broken
+from .base import Contents, Picture
 
 
 _SPLITS = ("train", "val", "test")
@@ -27,7 +27,7 @@ def read(path: Path, content: Any) -> Contents:
     names = content["names"]
     names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
-        raise broken(path, "`names` are not those of the classes 0, 1, 2, …")
+        raise ValueError("`names` are not those of the classes 0, 1, 2, …")
     found = Contents(names=[str(names[i]) for i in range(len(names))])
     for split in _SPLITS:
         given = content.get(split)
@@ -62,13 +62,12 @@ def _picture(image: Path, split: str, found: Contents) -> Picture:
         height, width = raster.size
     picture = Picture(str(image), size=(height, width), split=split)
     for line in text.read_text("utf-8").splitlines() if text.is_file() else []:
-        try:
-            numbers = [float(word) for word in line.split()]
-            label = found.names[int(numbers[0])] if numbers else ""
-        except (ValueError, IndexError) as error:
-            raise broken(text, f"a line is not of a class and numbers ({error})") from error
+        numbers = [float(word) for word in line.split()]
         if not all(map(math.isfinite, numbers)) or len(numbers) > 5 and len(numbers) % 2 == 0:
-            raise broken(text, "a line has a coordinate that is no finite number, or an odd number of them")
+            raise ValueError(f"{text} has a line with a coordinate that is no finite number, or an odd number of them")
+        if numbers and not 0 <= numbers[0] < len(found.names):
+            raise ValueError(f"{text} has the class {numbers[0]:g}, and there are {len(found.names)}")
+        label = found.names[int(numbers[0])] if numbers else ""
         if len(numbers) > 6:
             points = [[int(x * width), int(y * height)] for x, y in zip(numbers[1::2], numbers[2::2])]
             picture.shapes.append((label, {"filled": [points]}))

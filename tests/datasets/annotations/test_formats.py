@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from diffuseseg_diffusers import UserError
 from diffuseseg_diffusers.datasets.annotations import coco, cvat, label_studio, labelme, qupath, supervisely, yolo
 from diffuseseg_diffusers.datasets.annotations.base import Contents, Marked
+from diffuseseg_diffusers.datasets.annotations.reading import read_file
 from diffuseseg_diffusers.datasets.annotations.shapes import Region, from_mask, paint
 
 
@@ -47,7 +48,7 @@ def parse(module, path: Path) -> Contents:
         content = yaml_library.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
     others = [coco, cvat, label_studio, labelme, qupath, supervisely, yolo]
     assert [one for one in others if one.recognises(path, content)] == [module]
-    return module.read(path, content)
+    return read_file(module.__name__.rsplit(".", 1)[1], path, content)
 
 
 def ids_of(contents: Contents, height: int, width: int) -> np.ndarray:
@@ -161,7 +162,7 @@ def test_coco(annotations, pixels, source, tmp_path):
         (coco_file(annotation(segmentation={"size": [5, 4], "counts": [20]})), r"\(5, 4\), and x.png is of \(4, 5\)"),
         (coco_file(annotation(segmentation={"size": [4, 5], "counts": [5, 2]})), "of 7 pixels, and its picture has 20"),
         (coco_file(annotation(segmentation=[[1, 1, 3, 1, 3, 3, 1]])), "odd number of coordinates"),
-        ({**coco_file(), "images": [{"id": 1}]}, "lacks a field"),
+        ({**coco_file(), "images": [{"id": 1}]}, "'file_name' is missing"),
         ({**coco_file(), "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "the same id or name"),
     ],
 )
@@ -240,8 +241,8 @@ def test_cvat(shapes, pixels, source, tmp_path):
     [
         ('<mask label="cell" rle="1, 2" left="0" top="0" width="2" height="2"/>', "of 3 pixels, and its box has 4"),
         ('<polygon label="cell" points="1,1;2,2"/>', "at least three points"),
-        ('<polygon label="cell" points="1,1;2,x;3,3"/>', "not pairs of numbers"),
-        ('<star label="cell"/>', "no such shape"),
+        ('<polygon label="cell" points="1,1;2,x;3,3"/>', "could not convert string to float: 'x'"),
+        ('<star label="cell"/>', "no shape 'star'"),
     ],
 )
 def test_cvat_that_has_no_right_reading_is_refused(inside, message, tmp_path):
@@ -267,14 +268,14 @@ PUBLISHED = [0, 0, 0, 18, 57, 27, 252, 96, 32, 1, 0, 6, 0, 40, 0, 192, 3, 128, 1
 
 
 def test_label_studio_brushes_are_as_its_own_converter_encodes_them():
-    assert label_studio.decode_brush(PUBLISHED, Path("x")).tolist() == [1, 6, 4, 4]  # every fourth value, alpha
+    assert label_studio.decode_brush(PUBLISHED).tolist() == [1, 6, 4, 4]  # every fourth value, alpha
     mask = np.array([[True] * 9 + [False]] * 1)
     sizes = "0010001101111111"  # runs of up to 2^3, 2^4, 2^8 and 2^16 values
     bits = f"{40:032b}" + f"{7:05b}" + sizes + "110" + f"{35:08b}" + "1" * 8 + "100" + f"{3:03b}" + "0" * 8
     bits += "0" * (-len(bits) % 8)
     assert label_studio.encode_brush(mask) == [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
     large = np.ones((300, 300), bool)  # runs of more than 2^16 values are split
-    assert label_studio.decode_brush(label_studio.encode_brush(large), Path("x")).tolist() == [255] * 90000
+    assert label_studio.decode_brush(label_studio.encode_brush(large)).tolist() == [255] * 90000
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_label_studio_addresses_name_pictures(address, name, tmp_path):
         (task(drawn("brush", rle=[0, 0, 0, 80, 57])), "end too early"),
         (task(drawn("brush", rle=PUBLISHED)), "of 4 pixels, and its picture has 20"),
         (task({"type": "rectanglelabels", "value": {"rectanglelabels": ["a", "b"]}}), "has 2 labels"),
-        (task(drawn("rectangle", x=0, y=0, width=9)), "lacks 'height'"),
+        (task(drawn("rectangle", x=0, y=0, width=9)), "'height' is missing"),
     ],
 )
 def test_label_studio_that_has_no_right_reading_is_refused(content, message, tmp_path):
@@ -381,7 +382,7 @@ def test_yolo(tmp_path):
         assert contents.pictures[0].split == "train"
     save(tmp_path / "train.txt", "./images/train/x.png\n")
     assert len(parse(yolo, yolo_folder(tmp_path, lines, train="train.txt")).pictures) == 1
-    for wrong, message in (("2 0 0 0 1 1 1", "not of a class and numbers"), ("1 0 0 0 1 1 1 1", "odd number")):
+    for wrong, message in (("2 0 0 0 1 1 1", "has the class 2, and there are 2"), ("1 0 0 0 1 1 1 1", "odd number")):
         with pytest.raises(UserError, match=message):
             parse(yolo, yolo_folder(tmp_path, wrong))
     with pytest.raises(UserError, match="names images/val"):
