@@ -17,6 +17,7 @@ from ...images.image_files import encode_image
 from .shapes import Area, Region
 
 
+FARTHEST = 10**6  # pixels; pycocotools ends the process at coordinates of thousands of millions
 NAMES = "label_names"  # key under which formats that list no classes keep their order
 
 
@@ -95,8 +96,8 @@ def points_of(values: Iterable[Sequence[Any]]) -> list[list[float]]:
         ValueError: They are none.
     """
     points = [[float(x), float(y)] for x, y, *_ in values]
-    if not all(math.isfinite(number) for point in points for number in point):
-        raise ValueError("a shape has a coordinate that is no finite number")
+    if not all(abs(number) <= FARTHEST for point in points for number in point):
+        raise ValueError(f"a shape has a coordinate that is no number of at most {FARTHEST:,} pixels")
     return points
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import Contents, Marked, Picture
-from .shapes import IGNORED, Area, pycocotools, run_lengths
+from .base import Contents, Marked, Picture, points_of
+from .shapes import IGNORED, Area, decode_counts, pycocotools, run_lengths
 
 
 _IGNORED_ID = 255
@@ -64,15 +64,17 @@ def _area(annotation: dict, picture: Picture) -> Area | None:
                 f"the run lengths of annotation {annotation.get('id')} are of {size}, and {picture.name} is "
                 f"of {picture.size} (height, width)",
             )
-        if isinstance(counts, list) and (sum(counts) != size[0] * size[1] or min(counts, default=0) < 0):
+        lengths = decode_counts(counts) if isinstance(counts, str) else counts
+        if sum(lengths) != size[0] * size[1] or min(lengths, default=0) < 0:
             raise ValueError(
-                f"the run lengths of annotation {annotation.get('id')} are of {sum(counts)} pixels, and "
+                f"the run lengths of annotation {annotation.get('id')} are of {sum(lengths)} pixels, and "
                 f"its picture has {size[0] * size[1]}",
             )
-        return {"runs": counts} if isinstance(counts, (list, str)) else None
-    polygons = [p for p in shape or [] if isinstance(p, list) and len(p) >= 6]
-    if any(len(p) % 2 for p in polygons):
+        return {"runs": counts}
+    flat = [one for one in shape or [] if isinstance(one, list) and len(one) >= 6]
+    if any(len(one) % 2 for one in flat):
         raise ValueError(f"a polygon of annotation {annotation.get('id')} has an odd number of coordinates")
+    polygons = [[number for point in points_of(zip(one[::2], one[1::2])) for number in point] for one in flat]
     return {"polygons": polygons} if polygons else None
 
 

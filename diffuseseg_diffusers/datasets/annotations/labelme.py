@@ -31,8 +31,6 @@ def read(path: Path, content: Any) -> Contents:
     found = Contents([picture], list(content.get(NAMES) or []))
     for shape in content["shapes"]:
         kind = shape.get("shape_type") or "polygon"
-        if not isinstance(shape.get("label"), str):
-            raise ValueError("a shape has no label")
         points = points_of(shape.get("points") or [])
         if kind in ("polygon", "oriented_rectangle") and len(points) > 2:
             picture.shapes.append((shape["label"], {"drawn": ["polygon", points]}))

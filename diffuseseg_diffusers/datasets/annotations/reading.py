@@ -147,7 +147,11 @@ def read_file(name: str, path: Path, content: Any) -> Contents:
         UserError: It is not of its format; says what is missing or wrong.
     """
     try:
-        return READERS[name].read(path, content)
+        found = READERS[name].read(path, content)
+        labels = [*found.names, *(label for picture in found.pictures for label, _ in picture.shapes)]
+        if not all(label and isinstance(label, str) for label in labels):
+            raise ValueError("a shape has no label")
+        return found
     except UserError:
         raise
     except KeyError as error:

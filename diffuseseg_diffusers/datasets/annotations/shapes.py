@@ -3,7 +3,7 @@
 
 An area is a mapping with one key:
 
-* `runs`: lengths of runs outside and inside of it, in turn, column after column (COCO); a list, or pycocotools' text
+* `runs`: lengths of runs outside and inside of it, in turn, column after column (COCO); a list, or COCO's text
 * `polygons`: `[[x, y, x, y, …], …]`, together, as pycocotools fills them (COCO, CVAT, Label Studio)
 * `drawn`: `[kind, points]` as Pillow draws it (labelme)
 * `filled`: `[outline, hole, …]` of whole numbers, with its border, and without that of its holes (YOLO and Supervisely,
@@ -112,10 +112,7 @@ def paint(out: np.ndarray, area: Area, value: int) -> None:
 
 def _paint_runs(out: np.ndarray, counts: list[int] | str, value: int) -> None:
     height, width = out.shape
-    if isinstance(counts, str):
-        found = pycocotools().decode({"size": [height, width], "counts": counts.encode()})
-        out[found.astype(bool)] = value
-        return
+    counts = decode_counts(counts) if isinstance(counts, str) else counts
     ends = np.cumsum(counts)
     lengths = np.asarray(counts[1::2], int)
     begins = ends[::2][: len(lengths)]
@@ -183,6 +180,22 @@ _PAINTERS: dict[str, Callable[[np.ndarray, Any, int], None]] = {
     "filled": _paint_filled,
     "rings": _paint_rings,
 }
+
+
+def decode_counts(text: str) -> list[int]:
+    """Run lengths of COCO's compressed text, five bits a character (maskApi.c); pycocotools checks no sum of them."""
+    counts: list[int] = []
+    value = bits = 0
+    for character in text.encode("ascii"):
+        value |= (character - 48 & 31) << bits
+        bits += 5
+        if character - 48 & 32:
+            continue
+        if character - 48 & 16:  # negative
+            value -= 1 << bits
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))  # from the fourth on, the difference
+        value = bits = 0
+    return counts
 
 
 def pycocotools() -> Any:

@@ -5,13 +5,12 @@ As in Ultralytics, coordinates lose their fractions of a pixel, and the border b
 earlier ones. A picture without a text file has no shapes.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
 from ...images.formats.opening import find_rasters, open_raster
 from ...jobs.errors import UserError
-from .base import Contents, Picture
+from .base import Contents, Picture, points_of
 
 
 _SPLITS = ("train", "val", "test")
@@ -63,13 +62,14 @@ def _picture(image: Path, split: str, found: Contents) -> Picture:
     picture = Picture(str(image), size=(height, width), split=split)
     for line in text.read_text("utf-8").splitlines() if text.is_file() else []:
         numbers = [float(word) for word in line.split()]
-        if not all(map(math.isfinite, numbers)) or len(numbers) > 5 and len(numbers) % 2 == 0:
-            raise ValueError(f"{text} has a line with a coordinate that is no finite number, or an odd number of them")
+        if len(numbers) > 5 and len(numbers) % 2 == 0:
+            raise ValueError(f"{text} has a line with an odd number of coordinates")
         if numbers and not 0 <= numbers[0] < len(found.names):
             raise ValueError(f"{text} has the class {numbers[0]:g}, and there are {len(found.names)}")
         label = found.names[int(numbers[0])] if numbers else ""
         if len(numbers) > 6:
-            points = [[int(x * width), int(y * height)] for x, y in zip(numbers[1::2], numbers[2::2])]
+            parts = points_of(zip(numbers[1::2], numbers[2::2]))
+            points = [[int(x * width), int(y * height)] for x, y in parts]
             picture.shapes.append((label, {"filled": [points]}))
         elif numbers:
             found.left_out["boxes"] += 1

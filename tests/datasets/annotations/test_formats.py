@@ -3,6 +3,7 @@
 
 import base64
 import contextlib
+import copy
 import io
 import json
 import xml.etree.ElementTree as ET
@@ -53,8 +54,9 @@ def parse(module, path: Path) -> Contents:
 
 def ids_of(contents: Contents, height: int, width: int) -> np.ndarray:
     out = np.zeros((height, width), np.uint8)
-    for label, area in contents.pictures[0].shapes:
-        paint(out, area, IDS[label])
+    for picture in contents.pictures[:1]:
+        for label, area in picture.shapes:
+            paint(out, area, IDS.get(label, 1))
     return out
 
 
@@ -117,6 +119,32 @@ def test_coco_that_is_written_is_what_pycocotools_reads(tmp_path):
     assert api.loadCats([2])[0]["name"] == "cell" and api.loadImgs([1])[0]["file_name"] == "a/x.png"
 
 
+DAMAGE = st.sampled_from([None, "x", -1, [], {}, [None], float("nan"), 10**12])
+
+
+@pytest.mark.parametrize("module", [coco, labelme, label_studio, qupath, supervisely])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_damage_ends_in_anything_but_a_sentence(module, data):
+    content = copy.deepcopy(INTACT[module])
+    place = content
+    while True:  # down to something that is replaced or removed
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not (isinstance(place[key], (dict, list)) and place[key]) or data.draw(st.booleans()):
+            break
+        place = place[key]
+    if data.draw(st.booleans()):
+        del place[key]
+    else:
+        place[key] = data.draw(DAMAGE)
+    path = Path("data/ann/x.png.json")
+    if module.recognises(path, content):
+        with contextlib.suppress(UserError):
+            contents = read_file(module.__name__.rsplit(".", 1)[1], path, content)
+            if all(picture.size in (None, (4, 5)) for picture in contents.pictures):
+                ids_of(contents, 4, 5)
+
+
 def annotation(**changes) -> dict:
     return {
         "id": 1,
@@ -161,7 +189,10 @@ def test_coco(annotations, pixels, source, tmp_path):
         (coco_file(annotation(image_id=4)), "annotation 1 is of image 4, which is not there"),
         (coco_file(annotation(segmentation={"size": [5, 4], "counts": [20]})), r"\(5, 4\), and x.png is of \(4, 5\)"),
         (coco_file(annotation(segmentation={"size": [4, 5], "counts": [5, 2]})), "of 7 pixels, and its picture has 20"),
+        (coco_file(annotation(segmentation={"size": [4, 5], "counts": "52"})), "of 7 pixels, and its picture has 20"),
         (coco_file(annotation(segmentation=[[1, 1, 3, 1, 3, 3, 1]])), "odd number of coordinates"),
+        (coco_file(annotation(segmentation=[[1, 1, 3, 1e9, 3, 3]])), "no number of at most 1,000,000 pixels"),
+        (coco_file(annotation(segmentation=[[1, 1, 3, float("nan"), 3, 3]])), "no number of at most 1,000,000 pixels"),
         ({**coco_file(), "images": [{"id": 1}]}, "'file_name' is missing"),
         ({**coco_file(), "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "the same id or name"),
     ],
@@ -409,3 +440,39 @@ def test_supervisely(shape, pixels, source, tmp_path):
     assert contents.pictures[0].name == str(tmp_path / "ds" / "img" / "x.png")
     meta = {"classes": [{"title": "vessel"}, {"title": "cell"}], "tags": []}
     assert parse(supervisely, save(tmp_path / "meta.json", meta)).names == ["vessel", "cell"]
+
+
+INTACT = {
+    coco: coco_file(annotation(), annotation(segmentation={"size": [4, 5], "counts": "52="})),
+    labelme: {
+        "imagePath": "x.png",
+        "imageHeight": 4,
+        "imageWidth": 5,
+        "shapes": [
+            {"label": "cell", "points": [[1, 1], [3, 1], [3, 2]]},
+            {
+                "label": "cell",
+                "shape_type": "mask",
+                "points": [[1, 0], [2, 1]],
+                "mask": base64.b64encode(png("#. ##")).decode(),
+            },
+        ],
+    },
+    label_studio: task(drawn("polygon", points=[[20, 25], [60, 25], [60, 75]]), drawn("brush", rle=PUBLISHED)),
+    qupath: {"type": "FeatureCollection", "features": [feature("cell", [SQUARE, HOLE])]},
+    supervisely: {
+        "size": {"height": 4, "width": 5},
+        "objects": [
+            {
+                "classTitle": "cell",
+                "geometryType": "polygon",
+                "points": {"exterior": [[0, 0], [4, 0], [4, 3]], "interior": []},
+            },
+            {
+                "classTitle": "cell",
+                "geometryType": "bitmap",
+                "bitmap": {"origin": [3, 1], "data": base64.b64encode(zlib.compress(png("#. ##", "P"))).decode()},
+            },
+        ],
+    },
+}
