@@ -45,6 +45,12 @@ class Grid:
         named = [isinstance(one.space, str) for one in (self, other)]
         return self.space == other.space if any(named) else True
 
+    @property
+    def is_default(self) -> bool:
+        """Whether this is what programs write of scans where they know no place: voxels of 1 mm, from 0 on."""
+        turned = np.abs(self.affine[:3, :3])
+        return self.space == PATIENT and not self.affine[:3, 3].any() and bool(np.isin(turned, (0, 1)).all())
+
     def indices_in(self, other: "Grid", at: np.ndarray) -> np.ndarray:
         """Where pixels of this grid lie in another.
 
@@ -117,8 +123,15 @@ def overlapping(mask: Grid, mask_name: str, image: Grid, name: str) -> float:
         UserError: The two do not overlap.
     """
     if image.comparable(mask):
-        share = image.share_in(mask)
-        if share > 0 or mask.share_in(image) > 0:
+        share, back = image.share_in(mask), mask.share_in(image)
+        if image.is_default != mask.is_default and min(share, back) < 1:
+            empty, other = (mask_name, image) if mask.is_default else (name, mask)
+            raise UserError(
+                f"The header of {empty} says nothing of its place (voxels of 1 mm, from 0 on), but its counterpart "
+                f"lies at {other}; write the mask with the header of its image: nibabel's Nifti1Image(mask, "
+                f"image.affine, image.header), or SimpleITK's mask.CopyInformation(image)."
+            )
+        if share > 0 or back > 0:
             return share
     raise UserError(
         f"{name} and its mask {mask_name} do not overlap: the image lies at {image}, the mask at {mask}; draw the mask "

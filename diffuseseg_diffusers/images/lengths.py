@@ -6,6 +6,7 @@ import re
 
 MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "micrometer": 1.0, "nm": 1e-3, "nanometer": 1e-3}
 MICROMETRES |= {"mm": 1e3, "millimeter": 1e3, "cm": 1e4, "centimeter": 1e4, "m": 1e6, "meter": 1e6, "pm": 1e-6}
+MICROMETRES |= {"picometer": 1e-6, "angstrom": 1e-4, "Å": 1e-4}
 
 
 def micrometres(text: str) -> float:

@@ -93,6 +93,23 @@ def test_a_mask_of_a_scan_is_read_where_it_lies(tmp_path, case, form):
         assert np.array_equal(ids[ids != 255], expected[ids != 255]) and (ids != 255).mean() == pytest.approx(covered)
 
 
+def test_a_mask_of_a_dicom_series_is_learnt_where_it_lies(tmp_path):
+    """A series of rows from the top, and a NIfTI of rows from the bottom, as nibabel users make them."""
+    pytest.importorskip("pydicom")
+    from .test_dicom import COLUMNS, ROWS, series
+
+    truth = np.zeros((4, ROWS, COLUMNS), np.uint8)
+    truth[1:3, :2, 3:] = 1
+    (tmp_path / "images" / "case1").mkdir(parents=True)
+    (tmp_path / "masks").mkdir()
+    series(tmp_path / "images" / "case1")
+    affine = np.array([[-0.5, 0, 0, -5], [0, 0.7, 0, -6 - 0.7 * (ROWS - 1)], [0, 0, 2.5, 0], [0, 0, 0, 1]])
+    nifti(tmp_path / "masks" / "case1.nii.gz", truth[:, ::-1].T, affine)
+    tiles = LabeledTiles(load_labeled_images(tmp_path, num_classes=2), (ROWS, COLUMNS))
+    for tile in (tiles[i] for i in range(len(tiles))):
+        assert np.array_equal(tile.mask, truth[int(tile.image[0, 0, 0])]), tile.name  # the value is the slice
+
+
 def maps(path, values, transform, crs="EPSG:32633"):
     rasterio = pytest.importorskip("rasterio")
     options = dict(driver="GTiff", height=values.shape[0], width=values.shape[1], count=1, dtype="uint8")
@@ -138,6 +155,19 @@ def test_a_mask_in_another_zone_is_reprojected_and_one_elsewhere_refused(tmp_pat
 def rasterio_bounds(raster):
     corners = [raster.transform * (0, raster.height), raster.transform * (raster.width, 0)]
     return (*corners[0], *corners[1])
+
+
+@pytest.mark.parametrize("which", ["mask", "image"])
+def test_a_header_without_a_place_is_not_compared_with_one_that_has_one(tmp_path, which):
+    """nibabel users write `np.eye(4)` where they know no affine."""
+    placed, empty = nifti(tmp_path / "placed.nii", TRUE, SCAN), nifti(tmp_path / "empty.nii", TRUE, np.eye(4))
+    image, mask = (open_raster(path) for path in ((placed, empty) if which == "mask" else (empty, placed)))
+    with pytest.raises(UserError, match="The header of .*empty.nii says nothing of its place .* lies at x 11.95 to"):
+        on_grid(mask, image)
+    other = np.diag([-1.0, 1, 1, 1])
+    other[0, 3] = TRUE.shape[0] - 1
+    flipped = open_raster(nifti(tmp_path / "flipped.nii", TRUE[::-1], other))
+    assert np.array_equal(on_grid(flipped, open_raster(empty)), TRUE.T)  # of the same extent
 
 
 def test_a_mask_elsewhere_in_the_patient_is_refused(tmp_path):
