@@ -2,13 +2,17 @@
 """Which choice of the default recipe brings what? Cross-validation on the labelled images; no test image is looked at.
 
     python benchmarks/bench_recipe.py --task faces64 --variants default "ten members" "no mirror images"
+    python benchmarks/bench_recipe.py --task faces64 --blocks
 
 Each seed draws some of the labelled images, fits every variant on them and measures it on all others, clean and under
 shift (mean of the four). Draws differ more than variants do, hence the difference from the default on the same draw.
+`--blocks` reads each decoder block alone at each of `--timesteps`, as `diffuseseg analyze` does.
 """
 
 import statistics
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,9 @@ from harness import SHIFTS, Result, Shifted, Task, arguments, fit, mean_iou
 from diffuseseg_diffusers.features.pixel_unet import PAPER_BLOCKS
 from diffuseseg_diffusers.heads.fit import recipe_extractor
 from diffuseseg_diffusers.heads.recipes import RECIPES
+from diffuseseg_diffusers.paper.blocks_timesteps import blocks_timesteps
 from diffuseseg_diffusers.paper.labels import label_draws
+from diffuseseg_diffusers.paper.study import Study
 
 
 DEFAULT = RECIPES["default"]
@@ -56,10 +62,31 @@ VARIANTS = {
 }
 
 
+def each_block(task: Task, pipe: Any, args: Any) -> None:
+    """One classifier on one block at one timestep, five folds."""
+    args.seeds = args.seeds[:1]
+    columns = {"block": ("block", "int")} | {f"t{t}": (f"t = {t}", "percent") for t in args.timesteps}
+    about = f"Cross-validated mean IoU in %, {len(task.train)} labelled images, five folds; block 0 is the deepest."
+    result = Result(args.name or f"blocks-{args.task}", columns, args, about, pipe.unet.dtype)
+
+    def measure(timestep: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            study = Study(pipe, task.train, Path(folder), "fast", timesteps=[timestep], seed=args.seeds[0])
+            return {str(row["block"]): row["mean_iou"] for row in blocks_timesteps(study).rows}
+
+    found = {t: result.cell(str(t), lambda t=t: measure(t)) for t in args.timesteps}
+    for block in found[args.timesteps[0]]:
+        result.row(block=int(block), **{f"t{t}": found[t][block] for t in args.timesteps})
+    result.show()
+
+
 def main() -> None:
-    args = arguments(__doc__, counts=[2, 10], seeds=[0, 1, 2], variants=list(VARIANTS), dtype="auto")
+    options = dict(counts=[2, 10], seeds=[0, 1, 2], variants=list(VARIANTS), dtype="auto")
+    args = arguments(__doc__, **options, blocks=False, timesteps=[10, 50, 150, 250, 400, 600])
     task = Task(args.task)
     pipe = task.pipe(args.dtype)
+    if args.blocks:
+        return each_block(task, pipe, args)
     kinds = [f"{kind}_{count}" for kind in ("clean", "shifted") for count in args.counts]
     columns = {"variant": ("", "text")}
     for kind in kinds:

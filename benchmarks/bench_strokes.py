@@ -1,17 +1,27 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""How many strokes is a mask worth? The same images, labelled in part.
+"""How many strokes is a mask worth, and what is a suggestion of where to draw worth?
 
     python benchmarks/bench_strokes.py --task faces64
+    python benchmarks/bench_strokes.py --task drawn --suggestions
 
 Of every training mask only some pixels are kept: so many random ones of each class in each image, or so many strokes of
 each class (`annotator.py`). Heads of the default recipe are fitted on them with and without `sparse_labels`, and
 measured on the test split; `whole masks` has all pixels.
+
+With `--suggestions` the annotator labels `--pictures` pictures, 20 strokes in each, where a rule says; after every five
+strokes the live head is fitted again, as in `diffuseseg app`. Seeds are paired: each gives four fifths of the pictures
+to label from, the order of random pictures, random places and the head's random weights. The table has the mean over
+the seeds; the area under the curve (trapezoids over the numbers of strokes, divided by their range) of each rule minus
+that of `random`, with the 95 % interval of a paired t-test; and the least IoU of a class at the end.
 """
 
+from typing import Any
+
 import numpy as np
-from annotator import true_stroke
+from annotator import EACH, MARKS, RULES, Annotation, Data, true_stroke
 from datasets import Dataset, Features, Image
-from harness import Result, Task, arguments, fit, mean_iou
+from harness import Result, Task, arguments, drawn_faces, fit, mean_iou
+from scipy import stats
 
 from diffuseseg_diffusers import LabeledImages
 
@@ -42,10 +52,43 @@ def in_part(dataset: LabeledImages, masks: list[np.ndarray]) -> LabeledImages:
     return LabeledImages(rows, num_classes=dataset.num_classes)
 
 
+def suggestions(task: Task, pipe: Any, args: Any) -> None:
+    """The annotator with each rule."""
+    pool = drawn_faces(range(200)) if args.task == "drawn" else task.train
+    pairs = [[(rows[i].image, rows[i].mask) for i in range(len(rows))] for rows in (pool, task.test)]
+    data = Data(pairs[0], pairs[1][:: args.test_every], pool.num_classes, pipe)
+    marks = [m for m in MARKS if m <= EACH * args.pictures]
+    columns = {"rule": ("rule", "text")} | {f"at_{m}": (f"{m} strokes", "percent") for m in marks}
+    columns |= {"area": ("area, against random", "text"), "worst": ("worst class at the end", "percent")}
+    about = f"Mean IoU in %; {len(pool)} pictures to label, {len(data.test)} to measure on."
+    result = Result(args.name or f"suggestions-{args.task}", columns, args, about)
+
+    def annotate(rule: str, seed: int) -> list[list[float]]:
+        data.choose(seed)
+        found = Annotation(data, rule, seed).run(args.pictures)
+        return [found[m] for m in marks]
+
+    found = {
+        rule: np.array([result.cell(f"{rule} {s}", lambda r=rule, s=s: annotate(r, s)) for s in args.seeds])
+        for rule in args.rules
+    }  # [seeds,marks,2]
+    base = found[args.rules[0]][..., 0]
+    for rule, curve in found.items():
+        gains = 100 * np.trapezoid(curve[..., 0] - base, marks, axis=1) / (marks[-1] - marks[0])
+        spread = f" ± {stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains):.1f}" if len(gains) > 1 else ""
+        row = {f"at_{m}": float(value) for m, value in zip(marks, curve[..., 0].mean(0))}
+        area = "" if rule == args.rules[0] else f"{gains.mean():+.1f}{spread}"
+        result.row(rule=rule, area=area, worst=float(curve[:, -1, 1].mean()), **row)
+    result.show()
+
+
 def main() -> None:
-    args = arguments(__doc__, seeds=[0], pixels=[3, 40], strokes=[1, 3], dtype="auto")
+    live = dict(suggestions=False, rules=RULES, pictures=10, test_every=1)
+    args = arguments(__doc__, seeds=[0], pixels=[3, 40], strokes=[1, 3], dtype="auto", **live)
     task = Task(args.task)
     pipe = task.pipe(args.dtype)
+    if args.suggestions:
+        return suggestions(task, pipe, args)
     columns = {
         "labels": ("labels in each image, of each class", "text"),
         "share": ("pixels labelled, %", "percent"),

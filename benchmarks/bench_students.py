@@ -40,8 +40,9 @@ def main() -> None:
     args = arguments(__doc__, **options, work_dir="out/students", speed=False, batch_size=16, rounds=5)
     task = Task(args.task)
     if args.speed:
-        speed(task, args)
-        return
+        return speed(task, args)
+    if args.task == "drawn":
+        raise SystemExit("Drawn faces have no images without labels; choose another --task, or --speed.")
     columns = {"labels": ("labelled images", "int"), "arm": ("", "text"), "clean": ("clean", "percent")}
     columns |= {shift: (shift, "percent") for shift in SHIFTS}
     seen = f"networks have seen {args.images:,} images; {args.unlabeled:,} images without labels"

@@ -20,6 +20,12 @@ finally:
 # What a cell with a measured figure begins with, and where other tables say that theirs are none.
 FIGURE = re.compile(r"^\W*\d[\d.,]*\s*(%|s|ms|×|MB|MiB|GiB)?\**( \(.*\))?$")
 EXEMPT = re.compile(r"<!-- not measured: .+ -->\n\Z")
+# Times, memory and accuracy in a sentence, and the code blocks that may hold anything.
+MEASURED = re.compile(
+    r"\b\d[\d.,]*(?: (?:points?|GiB|ms|s|seconds?|minutes?|hours?|dB)\b| ?× as| times as)"
+    r"|\b(?:mean )?IoU (?:of |is )?\d\.\d"
+)
+CODE = re.compile(r"^```.*?^```$", re.M | re.S)
 RESULTS = sorted(tables.RESULTS.glob("*.json"))
 
 
@@ -43,6 +49,11 @@ def unbacked(text: str) -> list[str]:
     return [head for head, rows in body.items() if any(FIGURE.match(c.strip()) for r in rows for c in r.split("|"))]
 
 
+def by_hand(text: str) -> list[str]:
+    """Measured figures in sentences that no result gave."""
+    return [m[0] for m in MEASURED.finditer(CODE.sub("", tables.VALUE.sub("", tables.TABLE.sub("", text))))]
+
+
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
 def test_every_table_of_figures_comes_from_a_result(page):
     assert not unbacked(page.read_text(encoding="utf-8"))
@@ -53,6 +64,18 @@ def test_a_table_copied_by_hand_is_found():
     assert unbacked(by_hand) == ["| | mean IoU |"]
     assert not unbacked(f"<!-- not measured: definitions -->\n{by_hand}")
     assert not unbacked("| option | meaning |\n|---|---|\n| `--dtype` | precision |\n")
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_no_sentence_holds_a_measured_figure_by_hand(page):
+    assert not by_hand(page.read_text(encoding="utf-8"))
+
+
+def test_a_figure_written_by_hand_is_found():
+    assert by_hand("It takes about 1.5 s a megapixel.") == ["1.5 s"]
+    assert by_hand("It reaches a mean IoU of 0.87.") == ["mean IoU of 0.8"]
+    assert not by_hand("It peaks at <!-- value: memory peak any 1 -->3.5<!-- end --> GiB.")
+    assert not by_hand("```bash\nsleep 5 s\n```\n")
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
