@@ -20,6 +20,7 @@ MASK_FORMATS = ("index", "binary", "rgb", "instances")
 SMALL_SHARE = 0.05  # of a mask's pixels that may fit no class; they get no label, and a line says so
 MANY = 12  # ids in one mask, each of one piece, that are objects rather than classes
 _VOID = (224, 224, 192)  # the colour that Pascal VOC gives to borders without a label
+_MOSTLY = 0.3  # of a binary mask's pixels that may be grey: smooth edges are fewer
 _GRAY = 0.1  # of the range, from black or white: nearer values are noise of either
 
 Color: TypeAlias = tuple[int, int, int]
@@ -39,6 +40,7 @@ class Tally:
     low: float = np.inf
     high: float = -np.inf
     white: float = 0.0
+    gray: int = 0  # pixels between black and white
 
     def add(self, values: np.ndarray) -> None:
         """Counts pixels that fit no class, by their values."""
@@ -131,6 +133,11 @@ class MaskReader:
                 f"{tally.where} holds values from {tally.low:g} to {tally.high:g}, none of them white, which is "
                 f"{tally.white:g} here; pass --mask_format index if they are class ids, or make it black and white."
             )
+        if tally.gray > _MOSTLY * tally.pixels:
+            raise UserError(
+                f"{tally.gray / tally.pixels:.0%} of the pixels of {tally.where} are neither black nor white, which "
+                f"{tally.white:g} is: no binary mask; pass --mask_format index if they are class ids."
+            )
         if not tally.unfit:
             return
         said = f"{tally.share:.1%} of the pixels of {tally.where} fit no class: {tally.commonest}"
@@ -194,8 +201,8 @@ class MaskReader:
         if values.dtype.kind == "f" and np.isnan(values).any():
             tally.add(values[np.isnan(values)])
         gray = (values > _GRAY * white) & (values < (1 - _GRAY) * white) & ~none
-        flat = _inside_flat(values) & gray  # smooth edges have no flat parts; a third class has
-        wrong = flat | (values < 0) | (values > white)
+        tally.gray += int(gray.sum())
+        wrong = (gray & np.isin(values, _flat(values, gray))) | (values < 0) | (values > white)
         if wrong.any():
             tally.add(values[wrong])
         ids = (values >= white / 2).astype(np.uint8)
@@ -323,11 +330,13 @@ def _eight_bit_colors(values: np.ndarray) -> np.ndarray:
     return np.rint(np.nan_to_num(values.astype(np.float64)) * (255 / top)).clip(0, 255).astype(np.uint8)
 
 
-def _inside_flat(values: np.ndarray) -> np.ndarray:
-    """Pixels whose four neighbours have the same value, `[H, W]`."""
+def _flat(values: np.ndarray, gray: np.ndarray) -> np.ndarray:
+    """The grey values that cover areas: smooth edges have no flat parts, a third class has."""
     padded = np.pad(values, 1, mode="edge")
     around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return np.logical_and.reduce([one == values for one in around])
+    inside = gray & np.logical_and.reduce([one == values for one in around])
+    found, counts = np.unique(values[inside], return_counts=True)
+    return np.array([v for v, n in zip(found, counts) if 4 * n >= np.count_nonzero(values == v)], values.dtype)
 
 
 def _said(value: Any) -> str:

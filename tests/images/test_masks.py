@@ -158,7 +158,8 @@ READ = [
 # name, how it is written, suffix, options, what is said
 REFUSED = [
     ("a trimap 1, 2, 3", png(DISC + np.uint8(1) + (IDS == 2)), "png", B, r"from 1 to 2, none of them white"),
-    ("flat grey", png(np.where(COLUMNS > 20, 128, WHITE).astype(np.uint8)), "png", B, r"fit no class: 128 \(3\d"),
+    ("flat grey", png(np.where(IDS > 1, 128, WHITE).astype(np.uint8)), "png", B, r"fit no class: 128 \(1\d"),
+    ("a photo", png(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)), "png", B, "7\\d% of .* no binary mask"),
     ("NaN", tiff(np.where(DISC, 1, np.nan).astype(np.float32)), "tif", B, r"fit no class: nan \(8\d"),
     ("colours as binary", png(COLORS), "png", B, "binary masks are black and white; .*--mask_format rgb"),
     ("coloured palette as binary", indexed(DISC, VOC), "png", B, "--mask_format rgb"),
@@ -213,6 +214,13 @@ def test_a_few_pixels_that_fit_no_class_get_no_label_and_a_line(tmp_path, caplog
     mask = load_labeled_images(folder_of(tmp_path, png(few), "png"), **R)[0].mask
     assert mask[0, 0] == 255 and (mask != IDS).sum() == 1
     assert "0.1% of the pixels of" in caplog.text and "fit no class: #090909 (0.1%)" in caplog.text
+
+
+def test_a_third_value_of_binary_masks_gets_no_label_up_to_its_border(tmp_path):
+    mask = load_labeled_images(folder_of(tmp_path, png(np.where(IDS == 2, 128, WHITE).astype(np.uint8)), "png"), **B)[
+        0
+    ].mask
+    assert np.array_equal(mask, np.where(IDS == 2, 255, DISC))
 
 
 def test_white_is_the_same_in_all_masks_of_a_dataset(tmp_path):
