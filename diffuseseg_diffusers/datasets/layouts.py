@@ -7,7 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -56,7 +56,7 @@ _IMAGE_NAMES = (
     r"(?P<name>.+?)[_.\- ](leftImg8bit|image|images|img|sat|training|test|\d{4})",
     r"(image|img)[_\- ](?P<name>.+)",
 )
-_KNOWN = tuple(sorted({*SUFFIXES, *TIFF, *GEO, *VOLUME, *ZARR, ".npy"}, key=len, reverse=True))
+_KNOWN = frozenset((*SUFFIXES, *TIFF, *GEO, *VOLUME, *ZARR, ".npy"))
 _TEXT = (".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".log", ".py", ".ini")
 _TEXT += (".geojson", ".parquet", ".arrow", ".tfw", ".jgw", ".pgw", ".rpb", ".db", ".ipynb", ".toml", ".hdr", ".raw")
 _LOSSY = (".jpg", ".jpeg")
@@ -75,6 +75,7 @@ class Layout:
         splits (`dict`): Of each split, by the name that it has there, its pictures with their masks, sorted; of a
             folder without splits one that is called "all".
         unmasked (`dict`): Of each split, the pictures without a mask.
+        unlisted (`list` of `Path`): Pictures that the lists of splits do not name.
         unused (`list` of `Path`): Masks without a picture, and those of another kind than is read.
         ignored (`dict`): Files of formats that are not read: how many of each suffix.
         notes (`list` of `str`): What was guessed or left out, a line each.
@@ -87,6 +88,7 @@ class Layout:
     kind: str = PICTURES
     splits: dict[str, list[Pair]] = field(default_factory=dict)
     unmasked: dict[str, list[Path]] = field(default_factory=dict)
+    unlisted: list[Path] = field(default_factory=list)
     unused: list[Path] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -112,6 +114,7 @@ class Layout:
         """
         names = self.names if split is None else [self.split(split)]
         found = [image for name in names for image, _ in self.splits.get(name, [])]
+        found += self.unlisted if split is None else []
         return sorted({*found, *(image for name in names for image in self.unmasked.get(name, []))})
 
     def pairs(self, split: str) -> list[Pair]:
@@ -228,7 +231,8 @@ def is_described(folder: Path) -> bool:
 def bare_name(path: Path) -> str:
     """Name of a picture without the suffix of its format (`.ome.tif`, `.nii.gz`), as NFC; dots of UIDs stay."""
     name = unicodedata.normalize("NFC", path.name)
-    suffix = next((s for s in _KNOWN if name.lower().endswith(s)), None)
+    parts = name.lower().split(".")
+    suffix = next((s for s in (".".join(["", *parts[-2:]]), f".{parts[-1]}") if s in _KNOWN and s != f".{name}"), None)
     if suffix is None:  # of a folder of DICOM slices, which has any name
         return name
     name = name[: -len(suffix)]
@@ -287,6 +291,7 @@ def _look(path: Path, folder: Path) -> _File:
     return _File(path, said[at][0], parts[at], split, place, parts[below:])
 
 
+@cache
 def _said_by(folder: str) -> tuple[str, str]:
     """Role and split that the name of a folder states, each empty if it does not."""
     plain = re.sub(r"[^a-z0-9]", "", folder.lower())
@@ -493,11 +498,13 @@ def _read_lists(layout: Layout) -> None:
         if lost := [n for n in names if n not in of and n not in lonely]:
             layout.problems.append(f"{path} names {lost[0]}, and there is no such picture in {layout.folder}.")
     if splits:
-        listed = {pair for own in splits.values() for pair in own}
-        left = [pair for pair in layout.splits[ALL] if pair not in listed]
-        more = len(left) + len(layout.unmasked.get(ALL, [])) - sum(map(len, unmasked.values()))
-        if more:
-            layout.notes.append(f"{more} pictures of {layout.folder} are in none of the lists of splits.")
+        listed = {image for own in splits.values() for image, _ in own} | {i for own in unmasked.values() for i in own}
+        layout.unlisted = [image for image in layout.pictures() if image not in listed]
+        if layout.unlisted:
+            layout.notes.append(
+                f"{len(layout.unlisted)} pictures of {layout.folder} are in none of the lists of splits, "
+                f"{layout.unlisted[0]} among them."
+            )
         layout.splits, layout.unmasked = splits, unmasked
 
 

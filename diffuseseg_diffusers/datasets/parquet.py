@@ -2,6 +2,7 @@
 """Labelled folders as Parquet, and what `datasets` finds in a folder."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
             rows.append({"image": cell, "mask": {"bytes": mask, "path": None}})
         written = Dataset.from_list(rows, features=features).cast(Features({"image": Image(), "mask": Image()}))
         (target / "data").mkdir(parents=True, exist_ok=True)
-        written.to_parquet(target / "data" / f"{'train' if split == ALL else split}-00000-of-00001.parquet")
+        name = "train" if split == ALL else re.sub(r"\W", "_", split)  # of folders one in the other
+        written.to_parquet(target / "data" / f"{name}-00000-of-00001.parquet")
     if found and names:
         write_json(target / "id2label.json", dict(enumerate(names)))
     return target if found else None

@@ -124,6 +124,7 @@ def test_the_lists_of_pascal_voc_are_its_splits(tmp_path):
         }
         assert all(mask.parent.name == "SegmentationClass" for _, mask in layout.pairs("train"))
         assert "1 pictures" in str(layout.notes) and "in none of the lists" in str(layout.notes)
+        assert [p.stem for p in layout.pictures()] == [*names, "d"]  # to train without labels on
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("c\ne\n")
     with pytest.raises(UserError, match="val.txt names e, and there is no such picture"):
         find_layout(root).pairs("val")
