@@ -124,6 +124,7 @@ MAPS = {
     "south up": (PLANE[::-1], (1, 0, 400000, 0, 1, 5000000 - 12), 1.0, "GDAL: a geotransform may run north"),
     "shifted": (PLANE[3:], (1, 0, 400000, 0, -1, 5000000 - 3), 0.75, "GDAL: the geotransform places the corner"),
     "half the pixel size": (PLANE.repeat(2, 0).repeat(2, 1), (0.5, 0, 400000, 0, -0.5, 5000000), 1.0, "GDAL"),
+    "no reference system": (PLANE[:, ::-1], (-1, 0, 400010, 0, -1, 5000000), 1.0, "GDAL: a world file has none"),
 }
 
 
@@ -133,7 +134,7 @@ def test_a_mask_of_a_map_is_read_where_it_lies(tmp_path, case):
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
     maps(tmp_path / "images" / "a.tif", PLANE * 100, MAP)
-    maps(tmp_path / "masks" / "a.tif", values, transform)
+    maps(tmp_path / "masks" / "a.tif", values, transform, None if case.startswith("no ") else "EPSG:32633")
     whole = load_labeled_images(tmp_path, num_classes=3)
     ids = whole[0].mask
     assert np.array_equal(ids[ids != 255], PLANE[ids != 255]) and (ids != 255).mean() == covered
