@@ -15,7 +15,7 @@ from ..images.image_processor import default_palette, unnamed_classes
 from ..images.masks import picture_values
 from ..jobs.errors import UserError
 from .columns import MissingColumnError, cell_name, decode_cell, split_names
-from .labeled import LabeledImages, load_data
+from .labeled import LabeledImages, find_annotated, load_data
 from .layouts import Layout, find_layout, is_described
 from .picture import READ_WHOLE, Picture, read_picture, view_step
 from .unlabeled import evenly_spread, load_unlabeled
@@ -192,9 +192,14 @@ def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[Vi
         UserError: There is no such dataset or split.
     """
     name, found = config.dataset_name, Inspection(config.dataset_name)
-    layout = None
-    if os.path.isdir(name) and not is_described(Path(name)):
+    layout = annotated = None
+    if os.path.isdir(name) and (config.annotations is not None or not is_described(Path(name))):
         layout = find_layout(Path(name))
+        try:
+            annotated = find_annotated(layout, config.annotations, config.annotation_format)
+            layout = annotated.layout if annotated is not None else layout
+        except UserError as error:
+            layout.problems.append(str(error))
         found.layout, found.left_out, found.notes = layout.kind, layout.ignored, list(layout.notes)
         found.refusals = list(layout.problems)
         found.lonely_images = [str(p) for own in layout.unmasked.values() for p in own] if layout.has_pairs else []
@@ -225,6 +230,7 @@ def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[Vi
             if i in shown and view.image.size:
                 views.append(view)
     _add_classes(found, config, splits)
+    found.mask_format = annotated.format if annotated is not None else found.mask_format
     return found, views, splits
 
 

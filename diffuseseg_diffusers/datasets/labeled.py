@@ -479,19 +479,34 @@ def read_annotated(
     Raises:
         UserError: They cannot be read; see [`read_annotations`].
     """
+    found = find_annotated(layout, annotations, annotation_format, names, ignore_index)
+    if found is None:
+        return None, None
+    if mask_format != "index":
+        raise UserError(f"--mask_format {mask_format} is for masks, and {layout.folder} is read by its annotations.")
+    return annotated_rows(found, split), found.names
+
+
+def find_annotated(
+    layout: Layout,
+    annotations: str | os.PathLike | None = None,
+    annotation_format: str = AUTO,
+    names: Sequence[str] | None = None,
+    ignore_index: int = 255,
+) -> Annotated | None:
+    """The annotations of a folder that are read: those that are named, or, of a folder without masks, that are there.
+
+    Raises:
+        UserError: They cannot be read; see [`read_annotations`].
+    """
     place = None if annotations is None else Path(annotations)
     if place is None and annotation_format == AUTO and layout.has_pairs:
         if (unread := unread_annotations(layout.folder)) is not None:
             warn_once(
                 f"The masks of {layout.folder} are read ({layout.kind}), not {unread}; name that by --annotations."
             )
-        return None, None
-    found = read_annotations(layout, place, annotation_format, names, ignore_index)
-    if found is None:
-        return None, None
-    if mask_format != "index":
-        raise UserError(f"--mask_format {mask_format} is for masks, and {layout.folder} is read by its annotations.")
-    return annotated_rows(found, split), found.names
+        return None
+    return read_annotations(layout, place, annotation_format, names, ignore_index)
 
 
 def annotated_rows(found: Annotated, split: str) -> Dataset:

@@ -43,7 +43,8 @@ class Annotated:
 
     Args:
         format (`str`): Name in `READERS`.
-        layout ([`Layout`]): Splits and their pictures; `notes` say what was left out.
+        layout ([`Layout`]): Splits and their pictures, each with the file that it is annotated in; `notes` say what was
+            left out.
         splits (`dict`): The same pictures with what is drawn in them.
         names (`list` of `str`): Of the classes.
         ids (`dict`): The class of each label.
@@ -252,8 +253,9 @@ def _gather(
         own.notes.append(
             f"{len(alone)} pictures of {folder} have no annotations and are left out, {alone[0]} among them."
         )
-    own.unmasked = {split: [path for path, _ in pairs] for split, pairs in splits.items()}
-    return own, {split: sorted(pairs, key=lambda pair: pair[0]) for split, pairs in splits.items()}
+    ordered = {split: sorted(pairs, key=lambda pair: pair[0]) for split, pairs in splits.items()}
+    own.splits = {split: [(path, seen[path]) for path, _ in pairs] for split, pairs in ordered.items()}
+    return own, ordered
 
 
 class _Index:

@@ -17,6 +17,7 @@ from diffuseseg_diffusers.datasets.crops import LabeledTiles
 from diffuseseg_diffusers.datasets.parquet import as_parquet
 from diffuseseg_diffusers.tasks.options import ANNOTATION_FORMATS
 
+from ...conftest import run
 from .folders import HEIGHT, MADE, NAMES, WIDTH, draw, file_name, make_coco, marked
 
 
@@ -180,3 +181,17 @@ def test_annotated_folders_become_parquet_with_their_masks_and_names(tmp_path):
         labeled = load_labeled_images(tmp_path / "parquet", split=split, cache_dir=tmp_path / "cache")
         assert labeled.label_names == NAMES
         assert [one.mask.tolist() for one in labeled] == [mask.tolist() for mask in own.values()]
+
+
+def test_annotations_are_inspected_and_copied_as_masks(tmp_path):
+    masks = make_coco(tmp_path / "data")
+    shown = ("diffuseseg", "inspect", tmp_path / "data", "--json")
+    found = json.loads(run(*shown, "--fix", tmp_path / "clean").stdout)
+    assert found["layout"] == "coco annotations" and found["mask_format"] == "coco" and not found["refusals"]
+    every = np.stack([mask for own in masks.values() for mask in own.values()])
+    assert {c["name"]: c["pixels"] for c in found["classes"]} == {n: (every == i).sum() for i, n in enumerate(NAMES)}
+    for split, own in (("train", masks["train"]), ("validation", masks["val"])):
+        copied = load_labeled_images(tmp_path / "clean", split=split)
+        assert [one.mask.tolist() for one in copied] == [mask.tolist() for mask in own.values()]
+    labelme.write(tmp_path / "data" / "x.json", marked({"x.png": every[0]}), NAMES)
+    assert "in several formats" in json.loads(run(*shown).stdout)["refusals"][0]
