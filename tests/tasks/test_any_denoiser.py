@@ -61,6 +61,9 @@ def test_taps_fit_segment_and_generate(name, labelled, tmp_path):
     run("diffuseseg", "generate", "--model", head, *sampled, *prompts, "--output_dir", out / "again")
     again = load_dataset(str(out / "again"), split="train", cache_dir=str(tmp_path / "cache"))
     assert [(r["image"].tobytes(), r["mask"].tobytes()) for r in again] == before
+    (tmp_path / "prompts.txt").write_text("a face\na garden\n")
+    given = ("--model", head, *sampled, *prompts, "--output_dir", out / "again")
+    assert "the contents of --prompts_file differ" in run("diffuseseg", "generate", *given, expect=1).stderr
 
 
 @pytest.mark.slow

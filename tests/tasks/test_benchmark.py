@@ -94,6 +94,12 @@ def test_the_command_prints_our_result_and_resumes_where_it_was_cut_off(publishe
     assert json.loads((out / "ddpm.json").read_text()) == result
     benchmark(published, out, "--recipe", "fast", expect=1)
     assert "another run: --recipe paper (now fast)" in capsys.readouterr().err
+    checkpoint = published / "shapes.pt"
+    weights = checkpoint.read_bytes()
+    torch.save({name: values + 1e-3 for name, values in random_state(TINY).items()}, checkpoint)
+    benchmark(published, out, "--num_seeds", "2", expect=1)
+    checkpoint.write_bytes(weights)
+    assert "the contents of --checkpoint differ" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 """From images to an autoencoder, and to denoisers of its latents that diffusers loads and heads read."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -52,7 +53,8 @@ def test_the_autoencoder_is_diffusers_own_with_latents_of_deviation_one(autoenco
 
 
 def test_a_run_that_was_cut_off_resumes_with_the_same_bits(images, tmp_path):
-    given = ("--train_data_dir", images, "--resolution", "16", *SMALL, *RUN, "--num_samples", "0")
+    own = shutil.copytree(images, tmp_path / "images")
+    given = ("--train_data_dir", own, "--resolution", "16", *SMALL, *RUN, "--num_samples", "0")
     for name, steps in (("whole", ("6",)), ("parts", ("3", "6"))):
         for limit in steps:
             run("diffuseseg", "train-autoencoder", *given, "--max_train_steps", limit, "--output_dir", tmp_path / name)
@@ -61,6 +63,9 @@ def test_a_run_that_was_cut_off_resumes_with_the_same_bits(images, tmp_path):
     wrong = run("diffuseseg", "train-autoencoder", *given, "--max_train_steps", "9", "--kl_weight", "1", *(
         "--output_dir", tmp_path / "whole"), expect=1)  # fmt: skip
     assert "kl_weight 1e-06 (now 1.0)" in wrong.stderr
+    Image.fromarray(draw((16, 16), 99)[0]).save(own / "03.png")
+    given = (*given, "--max_train_steps", "9", "--output_dir", tmp_path / "whole")
+    assert "the contents of --train_data_dir differ" in run("diffuseseg", "train-autoencoder", *given, expect=1).stderr
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])

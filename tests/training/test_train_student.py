@@ -122,6 +122,10 @@ def test_a_stopped_run_resumes_and_ends_with_the_same_weights(drawn, tmp_path, m
     assert not list((tmp_path / "stopped").glob("*checkpoint*"))
     train(*stopped)
     assert "is complete" in capsys.readouterr().out
+    others = dataset_of(*zip(*[draw((32, 32), i) for i in range(40, 60)]))
+    others.to_parquet(drawn / "data" / "train-00000-of-00001.parquet")
+    train(*stopped, expect=1)
+    assert "the contents of --train_dataset_name differ" in capsys.readouterr().err
 
 
 def test_overwriting_removes_the_runs_own_files_alone_and_only_if_the_inputs_are_valid(drawn, tmp_path, capsys):
