@@ -142,7 +142,13 @@ class LabeledImages:
         if mask_format == "binary":
             self.reader = replace(self.reader, white=self._white())
         usual = {"rgb": len(self.palette or ()), "binary": 2, "instances": 2}.get(mask_format)
-        self.num_classes = num_classes or len(self.label_names or ()) or usual or self._count_classes()
+        stated = num_classes or len(self.label_names or ()) or usual
+        if usual and stated != usual:
+            raise UserError(
+                f"Masks read with --mask_format {mask_format} have {usual} classes, but {stated} are named: "
+                f"{', '.join(self.label_names or ()) or 'give their names'}."
+            )
+        self.num_classes = stated or self._count_classes()
         if mask_format == "index" and (num_classes or self.label_names):
             self._check_not_binary()
 

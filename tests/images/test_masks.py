@@ -208,6 +208,14 @@ def test_what_cannot_be_known_is_refused_with_what_to_type(write, suffix, how, s
         load_labeled_images(folder_of(tmp_path, write, suffix), **how)[0]
 
 
+def test_classes_of_converted_masks_have_names_of_their_own_number(tmp_path):
+    folder = folder_of(tmp_path, png(WHITE), "png")
+    assert load_labeled_images(folder, **B, label_names=["background", "crack"]).label_names == ["background", "crack"]
+    for how, number in ((B, 2), ({"mask_format": "instances"}, 2), (R, 4)):
+        with pytest.raises(UserError, match=f"have {number} classes, but 3 are named: a, b, c"):
+            load_labeled_images(folder, **how, label_names=["a", "b", "c"])
+
+
 def test_a_few_pixels_that_fit_no_class_get_no_label_and_a_line(tmp_path, caplog):
     few = COLORS.copy()
     few[0, 0] = 9, 9, 9
