@@ -204,7 +204,11 @@ def measure_objects(
             doubt = uncertainty(plane, window)
             named |= {} if doubt is None else {"uncertainty": doubt}
             parts.append(_pixels_of(own, plane, window, labels(plane, window), named))
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    if not parts:  # columns without a row
+        none = np.zeros((0, 0), np.uint8)
+        named = dict.fromkeys([*raster.channels, "uncertainty"], none)
+        parts = [_pixels_of(none, 0, Window(0, 0, 0, 0), none, named)]
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     sections = _grouped(rows, "first_plane", "id")
     objects = _grouped(sections, "id")
     flat = raster.volumetric and planes > 1
@@ -229,7 +233,7 @@ def _pixels_of(own: np.ndarray, plane: int, window: Window, ids: np.ndarray, nam
 
 def _grouped(rows: dict[str, np.ndarray], *keys: str) -> dict[str, np.ndarray]:
     """Joins rows that have the same keys, and sorts by these."""
-    if not rows:
+    if not len(rows["id"]):
         return rows
     order = np.lexsort([rows[key] for key in reversed(keys)])
     changes = np.any([np.diff(rows[key][order]) != 0 for key in keys], axis=0)
@@ -240,11 +244,6 @@ def _grouped(rows: dict[str, np.ndarray], *keys: str) -> dict[str, np.ndarray]:
 
 def _columns(rows: dict[str, np.ndarray], raster: Raster, names: Sequence[str], deep: bool) -> dict[str, list]:
     """The table of rows; of volumes, those that are `deep` fill space."""
-    if not rows:
-        rows = dict.fromkeys(["id", "class_id", "area_px"], np.zeros(0, np.int64))
-        places = ["first_plane", "top", "left", "last_plane", "bottom", "right"]
-        rows |= dict.fromkeys([*(f"centroid_{axis}" for axis in ("plane", "y", "x")), *places], np.zeros(0, np.int64))
-        rows |= dict.fromkeys([f"mean_{name}" for name in (*raster.channels, "uncertainty")], np.zeros(0))
     columns: dict[str, list] = {"id": rows["id"].tolist()}
     columns["class"] = [names[i] for i in rows["class_id"]]
     columns |= {name: rows[name].tolist() for name in ("class_id", "area_px")}

@@ -430,12 +430,7 @@ def histogram_score(histogram: np.ndarray) -> float | None:
     total = int(histogram.sum())
     if not total:
         return None
-    left = wanted = max(1, total // 10)
-    score = 0.0
-    for i in range(UNCERTAINTY_BINS - 1, -1, -1):
-        taken = min(left, int(histogram[i]))
-        score += taken * (i + 0.5) * 4 / UNCERTAINTY_BINS
-        left -= taken
-        if not left:
-            break
-    return score / wanted
+    wanted = max(1, total // 10)
+    taken = np.diff(np.minimum(np.cumsum(histogram[::-1]), wanted), prepend=0)  # from the uppermost bin down
+    nats = (np.arange(UNCERTAINTY_BINS)[::-1] + 0.5) * 4 / UNCERTAINTY_BINS
+    return float(taken @ nats / wanted)
