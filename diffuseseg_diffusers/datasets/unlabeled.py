@@ -25,7 +25,7 @@ from ..images.formats.cells import needs_raster, open_cell, raster_picture
 from ..images.image_processor import to_eight_bit
 from ..jobs.errors import UserError
 from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
-from .layouts import PICTURES, find_layout, is_described, report
+from .layouts import ALL, PICTURES, find_layout, is_described, report
 
 
 RESIZE_MODES = ("crop", "pad")
@@ -108,7 +108,8 @@ def load_unlabeled(
     layout = None
     if data_dir is not None or plain and name and Path(name).is_dir() and not is_described(Path(name)):
         layout = find_layout(Path(folder))
-    if layout is not None and (data_dir is not None or layout.kind != PICTURES):
+    known = layout is not None and (layout.kind != PICTURES or split == "train" or ALL not in layout.names)
+    if layout is not None and (data_dir is not None or known and layout.names):
         paths = layout.pictures(part)
         report(layout)
         if not paths:

@@ -165,8 +165,15 @@ class ReadsLabels(ReadsDataset):
     )
     annotation_format: str = option("auto", "Format of the annotations.", choices=ANNOTATION_FORMATS)
     mask_column: str | None = option(None, "Column of masks (default: mask, or a usual name).")
-    mask_format: str = option("index", "Content of the masks.", choices=MASK_FORMATS)
-    palette: Path | None = option(None, "JSON file with the colour of each class.", reads=True)
+    mask_format: str = option(
+        "index",
+        "Content of the masks: class ids; binary, white is class 1; rgb, colours of --palette; instances, every object "
+        "is class 1.",
+        choices=MASK_FORMATS,
+    )
+    palette: Path | None = option(
+        None, 'JSON file with a colour of each class, [red, green, blue] or "#rrggbb".', reads=True
+    )
     nearest_color: bool = option(False, "Read other colours as the nearest of the palette.")
     label_names: tuple[str, ...] | None = option(None, "Names of the classes (default: the dataset's id2label.json).")
     ignore_index: int | None = option(

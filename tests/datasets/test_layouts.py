@@ -204,7 +204,7 @@ def test_masks_are_no_pictures_to_train_on(pairs, tmp_path, caplog):
     assert "are masks" in caplog.text
 
 
-def test_what_is_left_out_gets_a_line(tmp_path):
+def test_what_is_left_out_gets_a_line(tmp_path, caplog):
     touch(tmp_path, "a.png", "b.heic", "c.HEIC", "d.dng", "notes.txt")
     (tmp_path / "real").mkdir()
     touch(tmp_path / "real", "e.png")
@@ -214,6 +214,8 @@ def test_what_is_left_out_gets_a_line(tmp_path):
     (tmp_path / "linked").symlink_to(elsewhere)
     layout = find_layout(tmp_path)
     assert [p.relative_to(tmp_path).as_posix() for p in layout.pictures()] == ["a.png", "linked/f.png", "real/e.png"]
+    dataset, column = load_unlabeled(str(tmp_path))
+    assert len(dataset) == 3 and "not read: 1 .dng, 2 .heic" in caplog.text
     assert layout.notes == [f"Files of {tmp_path} that are not read: 1 .dng, 2 .heic."]
 
 
