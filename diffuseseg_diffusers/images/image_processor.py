@@ -107,6 +107,8 @@ def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """A copy of an open image as viewers show it, decoded."""
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if image.format == "TIFF" and orientation > 4:
+        image.filename = ""  # type: ignore[attr-defined]  # else Pillow maps it into memory, height and width exchanged
     image.load()  # turns TIFFs, and only then are all chunks of a PNG read
     orientation = image.getexif().get(_EXIF_ORIENTATION, orientation)
     upright = PIL.ImageOps.exif_transpose(image)

@@ -101,13 +101,18 @@ class TiffRaster(Raster):
         if kind in _RAW:
             raise UserError(f"{self.name} holds {_RAW[kind]}, which are no picture yet; develop and save it as RGB.")
         space = _SPACES.get(kind)
-        if kind == 6 and page.compression in _JPEG or kind == 5 and page.tags.valueof(332, 1) != 1:
-            space = None  # decoded to RGB; or inks other than CMYK
-        if page.compression == 33003:
+        if kind == 6 and page.compression in _JPEG:
+            space = None  # is decoded to RGB
+        elif page.compression == 33003:
             space = "YCbCr"
+        elif kind == 5 and page.tags.valueof(332, 1) != 1:
+            space = None
+            self.notes.append(f"{self.name} holds other inks than cyan, magenta, yellow and black; each is a channel.")
         palette = None
         if kind == 3 and page.colormap is not None:
-            palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)  # [N,3]
+            colours = np.asarray(page.colormap).T  # [N,3]
+            of_bytes = colours.max() < 256  # of writers that forget that colours have 16 bits; as libtiff does
+            palette = (colours if of_bytes else colours >> 8).astype(np.uint8)
         if kind == 0 and bits == 1 and page.software.startswith("tifffile"):
             self.notes.append(
                 f"{self.name} says that 0 is white (MinIsWhite), as tifffile writes arrays of booleans: what a viewer "

@@ -4,11 +4,18 @@
 import numpy as np
 import pytest
 from datasets import Array2D, Array3D, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
 
+from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.datasets.columns import decode_cell
+from diffuseseg_diffusers.datasets.crops import Pictures
+from diffuseseg_diffusers.datasets.unlabeled import decode_pixels
 from diffuseseg_diffusers.images.formats.base import Window
 from diffuseseg_diffusers.images.formats.cells import needs_raster, open_cell
+from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.labeling.pictures import Picture
 
 from .pictures import values
 from .test_geotiff import PLACE, write
@@ -54,3 +61,37 @@ def test_a_tiff_of_a_picture_is_an_image_like_any_other(tmp_path, dtype, mode):
     tifffile.imwrite(tmp_path / "b.tif", [pixels, pixels], photometric="minisblack", metadata={"axes": "ZYX"})
     with pytest.raises(UserError, match="b.tif has 2 planes of 1 channels of .*, and one plane of 8 bits"):
         decode_cell(str(tmp_path / "b.tif"), "row 0")
+
+
+SHADES = np.random.default_rng(5).permutation(256).astype(np.uint8)
+UPRIGHT = np.random.default_rng(6).integers(0, 256, (24, 16)).astype(np.uint8)
+FORMS = {
+    "MinIsWhite": (255 - UPRIGHT, {"photometric": "miniswhite"}),
+    "palette": (np.argsort(SHADES).astype(np.uint8)[UPRIGHT], {"photometric": "palette"}),
+    "lying": (np.rot90(UPRIGHT), {"photometric": "minisblack", "extratags": [(274, "H", 1, 6, True)]}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoded", [False, True])
+def test_fitting_training_segmenting_and_labelling_see_the_same_picture(tmp_path, form, encoded):
+    stored, options = FORMS[form]
+    if form == "palette":
+        options = options | {"colormap": np.stack([SHADES] * 3).astype(np.uint16) * 257}
+    path, ids = tmp_path / "a.tif", (UPRIGHT > 127).astype(np.uint8)
+    pytest.importorskip("tifffile").imwrite(path, stored, **options)
+    Image.fromarray(ids).save(tmp_path / "ids.png")
+    cell = {"path": None, "bytes": path.read_bytes()} if encoded else {"path": str(path), "bytes": None}
+    columns = {"image": [cell], "mask": [{"path": str(tmp_path / "ids.png"), "bytes": None}]}
+    dataset = Dataset.from_dict(columns, Features({name: ImageFeature(decode=False) for name in columns}))
+    window = Window(0, 0, 24, 16)
+    seen = {
+        "fit": np.asarray(LabeledImages(dataset, num_classes=2)[0].image),
+        "train-ddpm": decode_pixels(cell, "row 0", (24, 16), 1, "crop")[0].numpy(),
+        "segment": open_cell(cell, "row 0").read(0, window)[0],
+        "crops": Pictures(dataset, "image")[0].read(0, window)[0],
+        "distillation": np.asarray(decode_cell(cell, "row 0")[0]),
+        "labelling": np.asarray(Picture("a.tif", path, (24, 16), tmp_path).shown()),
+        "Python": np.asarray(DiffuseSegImageProcessor(1).load(path)[0]),
+    }
+    assert {place: np.array_equal(pixels, UPRIGHT) for place, pixels in seen.items()} == dict.fromkeys(seen, True)

@@ -60,6 +60,8 @@ SHOWN = {
     "palette of greys": (tiff(INDICES[GREY], photometric="palette", colormap=ramp(np.stack([SHUFFLED] * 3, 1))), GREY)
     + ("TIFF 6.0, ColorMap",),
     "palette": (tiff(GREY, photometric="palette", colormap=ramp(COLOURS)), COLOURS[GREY], "TIFF 6.0, ColorMap"),
+    "palette of bytes": (tiff(GREY, photometric="palette", colormap=COLOURS.T.astype(np.uint16)), COLOURS[GREY])
+    + ("libtiff, checkcmap",),
     "palette, LZW": (tiff(GREY, photometric="palette", colormap=ramp(COLOURS), compression="lzw"), COLOURS[GREY], "5"),
     "CMYK": (pillow("CMYK"), COLOUR, "TIFF 6.0, Separated; Pillow"),
     "CMYK of 16 bits": (
@@ -133,6 +135,10 @@ def test_what_has_no_known_meaning_is_refused_or_said(tmp_path):
             open_raster(tmp_path / f"{name}.tif").read(0, Window(0, 0, 12, 17))
     tifffile.imwrite(tmp_path / "twelve.tif", GREY * np.uint16(16), photometric="minisblack", bitspersample=12)
     assert "has 12 bits, and 65,535 is taken for white; 4,095 is" in open_raster(tmp_path / "twelve.tif").notes[0]
+    tifffile.imwrite(
+        tmp_path / "inks.tif", np.dstack([COLOUR, GREY]), photometric="separated", extratags=[(332, "H", 1, 2, True)]
+    )
+    assert "holds other inks than cyan, magenta" in open_raster(tmp_path / "inks.tif").notes[0]
     tifffile.imwrite(tmp_path / "booleans.tif", BLACK_AND_WHITE)
     assert "says that 0 is white (MinIsWhite), as tifffile writes" in open_raster(tmp_path / "booleans.tif").notes[0]
 
