@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,11 @@ def contents_read(pipe: Any, images: list[str], dataset: tuple[Any, str] | None)
         from ..datasets.columns import dataset_contents
 
         return {"model": pipe.identity(), "dataset_name": dataset_contents(*dataset)}
+    from ..images.formats.opening import files_of
     from ..images.image_processor import is_address
 
-    names = (name if is_address(name) else os.path.abspath(name) for name in images)
-    return {"model": pipe.identity(), "images": contents_of(names)}
+    names = ([name] if is_address(name) else files_of(os.path.abspath(name)) for name in images)
+    return {"model": pipe.identity(), "images": contents_of(chain.from_iterable(names))}
 
 
 def plan_run(

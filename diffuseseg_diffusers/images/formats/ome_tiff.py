@@ -62,7 +62,7 @@ def whole_images(paths: Iterable[Path]) -> list[Path]:
             continue
         kept.append(path)
         if path.name.lower().endswith(SUFFIXES):
-            parts |= {path.with_name(name) for name in _parts(path)}
+            parts |= {path.with_name(name) for name in parts_of(path)}
     return kept
 
 
@@ -72,7 +72,7 @@ def pixels_of(file: Any) -> Any:
     return None if root is None else root.find(".//{*}Pixels")
 
 
-def _parts(path: Path) -> set[str]:
+def parts_of(path: Path) -> set[str]:
     """Names of the files that an image is in; empty if it cannot be read, or is in one."""
     try:
         import tifffile

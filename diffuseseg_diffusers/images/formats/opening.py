@@ -3,6 +3,7 @@
 
 import importlib.util
 import os
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from .dicom import SUFFIXES as DICOM
 from .dicom import DicomRaster, is_dicom
 from .geotiff import GeoRaster, has_place_beside
 from .nifti import NiftiRaster
-from .ome_tiff import whole_images
+from .ome_tiff import SUFFIXES as OME
+from .ome_tiff import parts_of, whole_images
 from .ome_zarr import ZarrRaster, zarr_pictures
 from .pictures import PictureRaster
 from .tiff import TiffRaster, is_decodable, lies_somewhere, open_tiff
@@ -135,6 +137,18 @@ def open_tiff_raster(source: str | os.PathLike | BytesIO, name: str, axes: str |
     if beside:
         raster.notes.append(f"{name} loses its place on the map, which the extra `geo` keeps.")
     return raster
+
+
+def files_of(name: str) -> list[str]:
+    """The files that an image is read from: itself, and those that an OME-TIFF or a header of a volume names."""
+    path, others = Path(name), set[str]()
+    if name.lower().endswith(OME):
+        others = parts_of(path)
+    elif name.lower().endswith((".mhd", ".nhdr")) and path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        others = set(re.findall(r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", text, re.MULTILINE))
+    beside = {str(path.with_name(other)) for other in others if path.with_name(other).is_file()}
+    return [name, *sorted(beside - {str(path)})]
 
 
 def find_rasters(folder: Path) -> list[Path]:

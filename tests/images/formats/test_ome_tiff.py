@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffuseseg_diffusers.images.formats.base import Window
-from diffuseseg_diffusers.images.formats.opening import find_rasters, open_raster, open_tiff_raster
+from diffuseseg_diffusers.images.formats.opening import files_of, find_rasters, open_raster, open_tiff_raster
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.tasks.segment import list_images
 
@@ -94,6 +94,18 @@ def test_a_part_whose_description_is_missing_is_refused_and_a_renamed_file_is_re
     text = described(0, ["before.ome.tif"]).replace('SizeZ="4"', 'SizeZ="1"')
     tifffile.imwrite(tmp_path / "now.ome.tif", np.full((6, 5), 7, np.uint8), description=text, metadata=None)
     assert (pixels(open_raster(tmp_path / "now.ome.tif")) == 7).all()
+
+
+def test_a_run_knows_all_files_that_an_image_is_read_from(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    folder = write(tmp_path / "set", companion)
+    assert files_of(str(folder / FILES[1])) == [
+        str(folder / name) for name in (FILES[1], "a.companion.ome", FILES[0], *FILES[2:])
+    ]
+    for name, data in (("a.mhd", "a.raw"), ("b.nhdr", "b.raw.gz")):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 6, 5), np.uint8)), str(tmp_path / name), name == "b.nhdr")
+        assert files_of(str(tmp_path / name)) == [str(tmp_path / name), str(tmp_path / data)]
+    assert files_of(str(tmp_path / "photo.png")) == [str(tmp_path / "photo.png")]
 
 
 def test_files_of_one_folder_that_are_images_of_their_own_stay_so(tmp_path):
