@@ -140,9 +140,9 @@ def main() -> None:
                 return measure(size, args.pictures, args.strokes, Path(folder))
 
         found = result.cell(size, run)
-        strokes = found.pop("strokes")
-        times = {"median": float(np.median(strokes)), "most": float(np.percentile(strokes, 95))}
-        result.row(size=f"{height} × {width}", **times, **found)
+        times = {"median": np.median(found["strokes"]), "most": np.percentile(found["strokes"], 95)}
+        times = {key: float(value) for key, value in times.items()} | {k: found[k] for k in ("extracted", "memory")}
+        result.row(size=f"{height} × {width}", **times)
     result.show()
 
 

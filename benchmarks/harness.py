@@ -297,7 +297,7 @@ class Result:
             "about": about,
             "command": f"python {shlex.join(words)}",
             "seeds": getattr(args, "seeds", [0]),
-            "measured": version() | machine() | ({"dtype": str(dtype).removeprefix("torch.")} if dtype else {}),
+            "measured": VERSION | machine() | ({"dtype": str(dtype).removeprefix("torch.")} if dtype else {}),
             "columns": {key: list(value) for key, value in columns.items()},
             "cells": {},
             "rows": [],
@@ -339,6 +339,9 @@ def version() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         commit = ""
     return {"version": diffuseseg_diffusers.__version__, "commit": commit, "torch": torch.__version__}
+
+
+VERSION = version()  # when the process begins: it keeps its code, whatever is committed meanwhile
 
 
 def machine() -> dict[str, Any]:
