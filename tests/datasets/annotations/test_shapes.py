@@ -2,6 +2,7 @@
 """Pixels of areas, beside those of the libraries whose rule they follow."""
 
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -94,3 +95,10 @@ def test_masks_give_a_region_for_each_class_and_for_pixels_without_a_label():
 def test_regions_that_reach_out_of_the_picture_are_cut_off():
     assert run_lengths(np.ones((3, 3), bool), -1, -1, 2, 2) == [0, 4]
     assert Region("a", np.ones((1, 1), bool), 1, 1).whole(2, 2).tolist() == [[False, False], [False, True]]
+
+
+def test_polygons_say_what_to_install_where_pycocotools_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UserError, match="pycocotools is not installed; run `pip install"):
+        painted({"polygons": [[1, 1, 3, 1, 3, 3]]})
+    assert painted({"runs": "52="}, 4, 5).sum() == 2  # run lengths need none
