@@ -6,13 +6,18 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import PIL.Image
 from datasets import Dataset, Image, IterableDataset, get_dataset_config_names, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from ..images.channels import InputChannels
+from ..images.formats.base import Window
 from ..images.formats.cells import needs_raster, open_cell, raster_picture
-from ..images.image_processor import decode_image, open_image
+from ..images.grids import Grid
+from ..images.image_processor import ORIENTATION, decode_image, open_image
 from ..jobs.contents import BY_NAME, bytes_contents, contents_of, listed
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import LOG_IN, explain_hub_error
@@ -140,6 +145,48 @@ def decode_cell(value: object, where: str) -> tuple[PIL.Image.Image, str]:
         return open_image(path), path
     where = f"{path} ({where})" if path else where
     return decode_image(io.BytesIO(data), f"The image in {where}"), where
+
+
+class ReadImage(NamedTuple):
+    """An image as a model reads it; `gaps` `[H, W]` are pixels without a measurement, `channels` the names of those of
+    an array."""
+
+    image: PIL.Image.Image | np.ndarray
+    name: str
+    grid: Grid | None = None
+    orientation: int = 1
+    gaps: np.ndarray | None = None
+    channels: tuple[str, ...] = ()
+
+
+def read_image(
+    cell: object, where: str, channels: InputChannels, axes: str | None = None, slice_axis: str = "z"
+) -> ReadImage:
+    """An image of one plane: as Pillow opens it, or, of other formats and channels, an array `[H, W, C]`.
+
+    Args:
+        cell (`PIL.Image.Image`, `str` or mapping), where (`str`): See [`decode_cell`].
+        channels ([`InputChannels`]): Which channels are read.
+        axes, slice_axis: See [`open_raster`].
+
+    Raises:
+        UserError: It cannot be read, has several planes, or lacks a channel.
+    """
+    if channels.names is None and not needs_raster(cell):
+        image, name = decode_cell(cell, where)
+        return ReadImage(image, name, orientation=image.info.get(ORIENTATION, 1))
+    with open_cell(cell, where, axes, slice_axis) as raster:
+        if raster.planes > 1:
+            raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
+        window = Window(0, 0, raster.height, raster.width)
+        chosen = channels.indices(raster.channels, raster.name)
+        values = raster.read(0, window)[chosen]  # [C,H,W]
+        gaps = raster.gaps(values, 0, window)
+        values = channels.without_nan(values).transpose(1, 2, 0)  # [H,W,C]
+        if values.dtype == np.uint8 and values.shape[2] in (1, 3):  # a picture like any other
+            values = PIL.Image.fromarray(values[..., 0] if values.shape[2] == 1 else values.copy())
+        names = tuple(raster.channels[i] for i in chosen)
+        return ReadImage(values, raster.name, raster.grid, raster.orientation, gaps, names)
 
 
 def dataset_contents(dataset: Dataset | IterableDataset, *columns: str | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,7 +18,7 @@ from ..images.formats.base import Raster, Window, windows_over
 from ..images.formats.cells import needs_raster, open_cell
 from ..images.formats.orientation import upright_mask
 from ..images.grids import Grid
-from ..images.image_processor import ORIENTATION, is_address, unnamed_classes, warn_once
+from ..images.image_processor import is_address, unnamed_classes, warn_once
 from ..images.masks import (
     MaskReader,
     Tally,
@@ -32,7 +32,7 @@ from ..images.masks import (
 from ..jobs.errors import UserError
 from .annotations.reading import AUTO, Annotated, read_annotations, unread_annotations
 from .annotations.shapes import is_cell, rasterize
-from .columns import IMAGE_COLUMNS, MASK_COLUMNS, decode_cell, find_column, load_split
+from .columns import IMAGE_COLUMNS, MASK_COLUMNS, ReadImage, decode_cell, find_column, load_split, read_image
 from .label_names import read_label_names
 from .layouts import Layout, find_layout, is_described
 
@@ -63,16 +63,6 @@ class LabeledImage:
         values = self.image.transpose(2, 0, 1).astype(np.float32)  # [C,H,W]
         low, high = (f(values, axis=(1, 2), keepdims=True) for f in (np.nanmin, np.nanmax))
         return PIL.Image.fromarray(to_rgb(np.nan_to_num((values - low) / np.maximum(high - low, 1e-12))))
-
-
-class _Opened(NamedTuple):
-    """An image as it was read: `gaps` `[H, W]` are pixels without a measurement."""
-
-    image: PIL.Image.Image | np.ndarray
-    name: str
-    grid: Grid | None = None
-    orientation: int = 1
-    gaps: np.ndarray | None = None
 
 
 class LabeledImages:
@@ -201,21 +191,9 @@ class LabeledImages:
         """
         return self._known(self.reader.ids(mask, where, tally or Tally(where)), where)
 
-    def _image(self, cell: Any, where: str) -> "_Opened":
+    def _image(self, cell: Any, where: str) -> ReadImage:
         """An image: as Pillow opens it, or, of other formats and channels, an array `[H, W, C]`."""
-        if self.channels.names is None and not needs_raster(cell):
-            image, name = decode_cell(cell, where)
-            return _Opened(image, name, orientation=image.info.get(ORIENTATION, 1))
-        with open_cell(cell, where, self.axes, self.slice_axis) as raster:
-            if raster.planes > 1:
-                raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
-            window = Window(0, 0, raster.height, raster.width)
-            values = raster.read(0, window)[self.channels.indices(raster.channels, raster.name)]  # [C,H,W]
-            gaps = raster.gaps(values, 0, window)
-            values = values.transpose(1, 2, 0)  # [H,W,C]
-            if values.dtype == np.uint8 and values.shape[2] in (1, 3):  # a picture like any other
-                values = PIL.Image.fromarray(values[..., 0] if values.shape[2] == 1 else values.copy())
-            return _Opened(values, raster.name, raster.grid, raster.orientation, gaps)
+        return read_image(cell, where, self.channels, self.axes, self.slice_axis)
 
     def split(self, fraction: float, seed: int = 0) -> "tuple[LabeledImages, LabeledImages]":
         """Random split; the second part gets `fraction` of the images, each part at least one.

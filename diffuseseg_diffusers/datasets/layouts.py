@@ -198,13 +198,17 @@ class _File:
         return self.split, self.place, self.inner
 
 
-def report(layout: Layout) -> None:
-    """Logs what was guessed or left out of a folder whose pictures are read without their masks, once."""
+def left_out(layout: Layout) -> list[str]:
+    """What was guessed or left out of a folder whose pictures are read without their masks, a line each."""
     masks = len(layout.unused) + sum(map(len, layout.splits.values()))
-    if masks:
-        warn_once(f"{masks} pictures of {layout.folder} are masks ({layout.kind}), and are left out.")
-    for note in layout.notes:
-        warn_once(note)
+    line = f"{masks} pictures of {layout.folder} are masks ({layout.kind}), and are left out."
+    return [line, *layout.notes] if masks else list(layout.notes)
+
+
+def report(layout: Layout) -> None:
+    """Logs what was guessed or left out of such a folder, once."""
+    for line in left_out(layout):
+        warn_once(line)
 
 
 def find_pictures(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import PIL.Image
 
-from ..images.channels import to_rgb
+from ..images.channels import stretch, to_rgb
 from ..images.formats.base import Raster, Window
 from ..images.formats.cells import open_cell
 
@@ -103,11 +103,7 @@ def read_picture(cell: object, split: str, where: str, axes: str | None, slice_a
 def _rendered(values: np.ndarray, raster: Raster) -> np.ndarray:
     step = view_step(raster)
     shown = values[[i for i, name in enumerate(raster.channels) if name != "alpha"]]
-    if values.dtype != np.uint8:
-        shown = shown.astype(np.float32)
-        low, high = np.nanpercentile(shown, (0.5, 99.5)) if np.isfinite(shown).any() else (0.0, 1.0)
-        shown = np.nan_to_num((shown - low) / max(high - low, 1e-12)).clip(0, 1) * 255
-    image = PIL.Image.fromarray(to_rgb(shown.astype(np.float32) / 255))
+    image = PIL.Image.fromarray(to_rgb(stretch(shown)[0]))
     return np.asarray(image.resize((-(-raster.width // step), -(-raster.height // step)), PIL.Image.Resampling.BOX))
 
 

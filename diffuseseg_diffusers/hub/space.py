@@ -76,9 +76,11 @@ def push_labeling_space(
     """
     what = f"The Space {repo_id} cannot be made"
     local = Path(model).is_dir()
-    found, left_out, _ = find_pictures(images)
+    found, left_out, notes = find_pictures(images)
     for name, reason in left_out.items():
         raise UserError(f"{what}: {name} {reason}.")
+    for note in notes:
+        print(note, file=sys.stderr)
     arguments = ["app", "--model", "model" if local else model, "--images", "images", "--session", "session"]
     arguments += ["--recipe", recipe, "--host", "0.0.0.0", "--port", str(PORT), "--no_token"]
     arguments += ["--revision", revision] if revision and not local else []

@@ -11,6 +11,7 @@ from ..jobs.errors import UserError
 
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow's mode "L"
+DISPLAYED = (0.5, 99.5)  # percentiles that become black and white on a screen
 _FULL_RANGE = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "bool": (0.0, 1.0)}
 
 
@@ -107,6 +108,13 @@ class InputChannels:
             return np.tensordot(np.array(LUMA, np.float32), x, 1)[None]
         return np.repeat(x, in_channels, axis=0)
 
+    def without_nan(self, values: np.ndarray) -> np.ndarray:
+        """Chosen channels `[C, H, W]` with black in place of NaN, as [`encode`] has it."""
+        if values.dtype.kind != "f" or not np.isnan(values).any():
+            return values
+        black = np.array([low for low, _ in self.windows or ((0.0, 1.0),)], values.dtype)
+        return np.where(np.isnan(values), black[:, None, None], values)
+
     def _window(self, values: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
         count = len(values)
         if self.windows:
@@ -154,6 +162,26 @@ def percentile_windows(
             )
         found.append((low, high))
     return tuple(found)
+
+
+def stretch(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Values of any numeric type for a screen: from their 0.5th to their 99.5th percentile, but eight bits as they are.
+
+    Returns:
+        float32 of the same shape in 0 to 1, NaN being 0; and the values that became 0 and 1: the least and the greatest
+        if the percentiles are one value.
+    """
+    if values.dtype in (np.uint8, bool):
+        low, high = _FULL_RANGE[str(values.dtype)]
+        return values.astype(np.float32) / np.float32(high), low, high
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size:
+        return np.zeros(values.shape, np.float32), 0.0, 0.0
+    low, high = (float(x) for x in np.percentile(finite[:: -(-finite.size // 2**22)], DISPLAYED))
+    if low == high:
+        low, high = float(finite.min()), float(finite.max())
+    scaled = (values.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
+    return np.nan_to_num(scaled).clip(0, 1), low, high
 
 
 def to_rgb(values: np.ndarray) -> np.ndarray:

@@ -120,10 +120,17 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def first_page(image: PIL.Image.Image, where: str) -> PIL.Image.Image:
     """The image at its first page; warns once per file if there are more."""
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1 and image.format != "MPO":  # cameras put previews of the same photograph into those
-        warn_once(f"{where} has {pages} pages; the first is read and the others are left out.")
+    for line in left_out_pages(image, where):
+        warn_once(line)
     return image
+
+
+def left_out_pages(image: PIL.Image.Image, where: str) -> list[str]:
+    """A line if an open image has pages beyond the first."""
+    pages = getattr(image, "n_frames", 1)
+    if pages == 1 or image.format == "MPO":  # cameras put previews of the same photograph into those
+        return []
+    return [f"{where} has {pages} pages; the first is read and the others are left out."]
 
 
 def limit_pixels(number: int | None) -> None:

@@ -94,7 +94,11 @@ def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
 
     made: dict[str, str] = {}
     for name in session.pictures:
-        prediction = session.predict(name) if name in session.ready else None
+        try:
+            prediction = session.predict(name) if name in session.ready else None
+        except UserError as error:  # it is gone, and had pixels without a measurement
+            left_out.append(f"{error} Its mask is left out of the download.")
+            continue
         if prediction is not None:
             made[f"{exported[name]}.png"] = name
             _save_mask(folder / "predictions" / f"{exported[name]}.png", session.compact_ids(prediction.mask), palette)

@@ -9,15 +9,17 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..datasets import layouts
-from ..images.channels import to_rgb
-from ..images.formats.base import Window
-from ..images.formats.opening import is_raster, open_raster
-from ..images.image_processor import DiffuseSegImageProcessor, open_image, to_eight_bit
+from ..datasets.columns import ReadImage, read_image
+from ..datasets.layouts import find_layout, left_out
+from ..images.channels import DISPLAYED, InputChannels, stretch, to_rgb
+from ..images.formats.opening import is_raster, lost_here, open_raster
+from ..images.image_processor import DiffuseSegImageProcessor, to_eight_bit
 from ..jobs.errors import UserError
 from .journal import MAX_PIXELS
 
 
+NOTES = 5  # of single pictures that are told of at the start; each is shown beside its picture
+READING = 2  # counts changes of how pictures are read, after which features have to be extracted again
 SQUEEZED = 4  # times as many pixels along an axis as the model sees: worth a line
 
 
@@ -29,6 +31,8 @@ class Picture:
     path: Path
     size: tuple[int, int]  # height and width in pixels
     root: Path  # the folder, without links
+    notes: tuple[str, ...] = ()  # what was guessed, dropped or distorted when it was opened
+    has_gaps: bool = False  # whether there may be pixels without a measurement
 
     def check(self) -> None:
         """Raises [`UserError`] if the file is gone, is a link out of the folder, or has changed its size."""
@@ -49,38 +53,71 @@ class Picture:
     def stamp(self) -> str:
         """A value that changes with the file."""
         stat = os.stat(self.path)
-        return f"{stat.st_size}-{stat.st_mtime_ns}"
+        return f"{stat.st_size}-{stat.st_mtime_ns}-{READING}"
 
-    def read(self) -> PIL.Image.Image | np.ndarray:
-        """The decoded picture: a PIL image, or an array `[H, W, C]` for formats that Pillow does not read.
+    def read(self, channels: InputChannels) -> ReadImage:
+        """The decoded picture, as [`LabeledImages`] reads it.
 
         Raises:
             UserError: The file cannot be read, is a link out of the folder, or has changed its size.
         """
         self._check_inside()
-        if not is_raster(self.path):
-            image = open_image(self.path)
-            self._check_size((image.height, image.width))
-            return image
-        with open_raster(self.path) as raster:
-            values = raster.read(0, Window(0, 0, *raster.size)).transpose(1, 2, 0)
-        self._check_size(values.shape[:2])
-        return values
+        found = read_image(str(self.path), self.name, channels)
+        image = found.image
+        self._check_size(image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape[:2])
+        return found
 
     def pixels(self, processor: DiffuseSegImageProcessor, size: tuple[int, int]) -> torch.Tensor:
         """The model input: `[1, C, H, W]` in [-1, 1]."""
-        return processor.preprocess(processor.load([self.read()]), *size)
+        return processor.preprocess(processor.load([self.read(processor.channels).image]), *size)
 
-    def shown(self) -> PIL.Image.Image:
-        """The picture for display, mode "L" or "RGB"; of many channels the first three, each stretched to its range."""
-        image = self.read()
-        if isinstance(image, PIL.Image.Image):
-            return to_eight_bit(image)
-        if image.dtype == np.uint8 and image.shape[2] in (1, 3):
-            return PIL.Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
-        values = image.transpose(2, 0, 1)[:3].astype(np.float32)
-        low, high = (f(values, axis=(1, 2), keepdims=True) for f in (np.nanmin, np.nanmax))
-        return PIL.Image.fromarray(to_rgb(np.nan_to_num((values - low) / np.maximum(high - low, 1e-12))))
+    def shown(self, channels: InputChannels) -> tuple[PIL.Image.Image, list[str]]:
+        """The picture for display, mode "L" or "RGB", and what has to be said of it, a line each."""
+        found = self.read(channels)
+        lines = list(self.notes)
+        if found.gaps is not None:
+            lines.append(f"{found.gaps.mean():.1%} of its pixels hold no measurement; they are of no class.")
+        image, of_display = _displayed(found, channels)
+        return image, lines + of_display
+
+
+def _displayed(found: ReadImage, channels: InputChannels) -> tuple[PIL.Image.Image, list[str]]:
+    """An image for display, of many channels the first three, and how it differs from what the model sees."""
+    image = found.image
+    if isinstance(image, PIL.Image.Image):
+        if not image.mode.startswith(("I", "F")):
+            return to_eight_bit(image), _of_alpha(image)
+        image = np.asarray(image)[..., None]
+    values = image.transpose(2, 0, 1)  # [C,H,W]
+    names = found.channels or ("gray",)
+    lines = []
+    if len(values) not in (1, 3):
+        colours = "red and green" if len(values) == 2 else "red, green and blue"
+        lines.append(f"Of {len(values)} channels, {', '.join(names[:3])} are shown as {colours}.")
+    together = names[:3] == ("red", "green", "blue")
+    parts = [values[:3]] if together else list(values[:3, None])
+    if found.gaps is not None and values.dtype != np.uint8:  # which are no values to stretch to
+        parts = [np.where(found.gaps, np.nan, part) for part in parts]
+    stretched = [stretch(part) for part in parts]
+    if values.dtype not in (np.uint8, bool):
+        limits = ", ".join(
+            ("" if together or len(names) == 1 else f"{name} ") + f"{low:,.5g} to {high:,.5g}"
+            for name, (_, low, high) in zip(names, stretched)
+        )
+        black, white = (channels.windows or [(0, 1 if values.dtype.kind == "f" else 65535)])[0]
+        several = " (in its first channel)" if len(channels.windows or ()) > 1 else ""
+        lines.append(
+            f"Stretched for display alone, from percentile {DISPLAYED[0]:g} to {DISPLAYED[1]:g}: {limits}. For the "
+            f"model, {black:,.5g} is black and {white:,.5g} white{several}."
+        )
+    return PIL.Image.fromarray(to_rgb(np.concatenate([part for part, _, _ in stretched]))), lines
+
+
+def _of_alpha(image: PIL.Image.Image) -> list[str]:
+    """A line if some of a picture is transparent."""
+    if not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema()[0] == 255:
+        return []
+    return ["Its transparency is left out: the model sees the colours that lie below, as they are shown."]
 
 
 def find_pictures(
@@ -97,47 +134,61 @@ def find_pictures(
         raise UserError(f"There is no folder {folder}.")
     root = Path(os.path.realpath(folder))
     found: dict[str, Picture] = {}
-    left_out: dict[str, str] = {}
+    out: dict[str, str] = {}
     squeezed = []
-    notes: list[str] = []
-    for path in layouts.find_pictures(folder):
+    layout = find_layout(folder)
+    notes = left_out(layout)
+    of_pictures: list[str] = []
+    for path in layout.pictures():
         name = path.relative_to(folder).as_posix()
-        if not is_inside(path, root):
-            left_out[name] = "is a link that leads out of the folder"
-            continue
-        if not name.isprintable():
-            left_out[ascii(name)] = "has a name with characters that cannot be shown; rename it"
-            continue
         try:
-            with open_raster(path) as raster:
-                size, planes = (raster.height, raster.width), raster.planes
-                notes += raster.notes
+            found[name] = picture = _open(path, name, root)
         except UserError as error:
-            left_out[name] = str(error)
+            out[name if name.isprintable() else ascii(name)] = str(error)
             continue
-        if size[0] * size[1] > MAX_PIXELS:
-            left_out[name] = f"has {size[1]} x {size[0]} pixels, {MAX_PIXELS:,} are the most; cut it into pieces"
-        elif planes > 1:
-            left_out[name] = f"has {planes} planes; save those that are to be labelled one by one"
-        else:
-            found[name] = Picture(name, path, size, root)
-            if model_size is not None and max(n / m for n, m in zip(size, model_size)) >= SQUEEZED:
-                squeezed.append(name)
+        of_pictures += picture.notes
+        if model_size is not None and max(n / m for n, m in zip(picture.size, model_size)) >= SQUEEZED:
+            squeezed.append(name)
     if not found:
-        why = next((f": {name} {reason}" for name, reason in left_out.items()), "")
+        why = next((f": {name} {reason}" for name, reason in out.items()), "")
         raise UserError(f"There are no pictures in {folder} that can be labelled{why}.")
-    if left_out:
-        first = next(iter(left_out))
-        notes.append(
-            f"{len(left_out)} of {len(left_out) + len(found)} pictures are left out: {first} {left_out[first]}"
-        )
+    if out:
+        first = next(iter(out))
+        notes.append(f"{len(out)} of {len(out) + len(found)} pictures are left out: {first} {out[first]}")
+    notes += of_pictures[:NOTES]
+    if len(of_pictures) > NOTES:
+        notes.append(f"{len(of_pictures) - NOTES} more such lines stand beside their pictures.")
     if squeezed:
         height, width = model_size
         notes.append(
             f"{len(squeezed)} pictures are {SQUEEZED} times as large as what the model sees ({width} x {height}) or "
             f"larger, {squeezed[0]} among them: small things are lost; cut them into pieces."
         )
-    return found, left_out, notes
+    return found, out, notes
+
+
+def _open(path: Path, name: str, root: Path) -> Picture:
+    """A picture that can be labelled.
+
+    Raises:
+        UserError: It cannot; says why, after its name.
+    """
+    if not is_inside(path, root):
+        raise UserError("is a link that leads out of the folder")
+    if not name.isprintable():
+        raise UserError("has a name with characters that cannot be shown; rename it")
+    with open_raster(path) as raster:
+        height, width = raster.size
+        notes = [note.replace(str(path), name) for note in raster.notes]
+        if "alpha" in raster.channels and not raster.has_gaps and is_raster(path):
+            notes.append(f"{name} has an alpha channel, which is not read.")
+        if lost := lost_here(path):
+            notes.append(f"{name} {lost}.")
+        if height * width > MAX_PIXELS:
+            raise UserError(f"has {width} x {height} pixels, {MAX_PIXELS:,} are the most; cut it into pieces")
+        if raster.planes > 1:
+            raise UserError(f"has {raster.planes} planes; save those that are to be labelled one by one")
+        return Picture(name, path, (height, width), root, tuple(notes), raster.has_gaps)
 
 
 def is_inside(path: Path, root: Path) -> bool:

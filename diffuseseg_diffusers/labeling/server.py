@@ -8,6 +8,7 @@ colours.
 
 import base64
 import hmac
+import json
 import shutil
 import tempfile
 import threading
@@ -36,6 +37,7 @@ from .session import FINISHED, PIPELINE, LabelSession
 
 STATIC = Path(__file__).parent / "static"
 MAX_BODY = 2**24  # bytes
+PNG = "image/png"
 PLACES = 5  # that are suggested in a picture
 HEADERS = {
     "cache-control": "no-store",  # an address may be reused by another session
@@ -296,10 +298,11 @@ def _add_view_routes(api: FastAPI, app: App) -> None:
 
     @api.get("/api/image")
     def image(picture: str, side: Annotated[int | None, Query(ge=16, le=1024)] = None) -> Response:
-        shown = session.picture(picture).shown()
+        """The picture for display, and in a header what has to be said of it, as a list of JSON."""
+        shown, lines = session.picture(picture).shown(session.pipe.channels)
         if side is not None:
             shown.thumbnail((side, side))
-        return Response(encode_image(shown, compress_level=1), media_type="image/png")
+        return Response(encode_image(shown, compress_level=1), headers={"X-Notes": json.dumps(lines)}, media_type=PNG)
 
     @api.get("/api/labels")
     def labels(picture: str) -> Response:

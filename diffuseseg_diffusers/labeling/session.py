@@ -39,6 +39,7 @@ COMMAND = "app"
 FEATURES, PIPELINE = "features", "pipeline"
 FINISHED = "finished.json"  # the revision that the pipeline follows from
 KEPT = 2**29  # bytes of features that are kept in memory
+KEPT_GAPS = 16  # pictures
 
 
 @dataclass
@@ -108,6 +109,7 @@ class LabelSession:
         self.head: LiveHead | None = None
         self.head_revision, self._learnt_from = -1, 0  # and how many pictures were ready then
         self._grids: dict[str, torch.Tensor] = {}
+        self._gaps: dict[str, np.ndarray | None] = {}  # of the last pictures
         self._rule: tuple[tuple[str, ...], Rule] | None = None
         self._samples: dict[str, tuple[int, Sampled]] = {}
         self.lock = threading.RLock()
@@ -194,6 +196,18 @@ class LabelSession:
                 self._grids[name] = new
             return self._grids[name]
 
+    def _without_gaps(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """Class ids `[H, W]` with 255 where a picture holds no measurement, as `segment` and `fit` have them."""
+        if not self.picture(name).has_gaps:
+            return ids
+        with self.lock:
+            if name not in self._gaps:
+                if len(self._gaps) >= KEPT_GAPS:
+                    self._gaps.pop(next(iter(self._gaps)))
+                self._gaps[name] = self.picture(name).read(self.pipe.channels).gaps
+            gaps = self._gaps[name]
+        return ids if gaps is None else np.where(gaps, np.uint8(UNLABELED), ids)
+
     # Labels.
 
     @property
@@ -270,7 +284,7 @@ class LabelSession:
         if maps.shape[-2:] != size:
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
         ids = torch.tensor(head.classes, dtype=torch.uint8)[maps[0, :-1].max(0).indices]
-        return Prediction(ids.numpy(), maps[0, -1].numpy(), revision)
+        return Prediction(self._without_gaps(name, ids.numpy()), maps[0, -1].numpy(), revision)
 
     def small_masks(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Masks of pictures at 32 pixels a side at most, uint8 class ids; without those that are not ready."""
@@ -291,7 +305,8 @@ class LabelSession:
             Boolean `[H, W]`, and its class id.
 
         Raises:
-            UserError: There is no prediction, the pixel is outside, or all of the region is labelled.
+            UserError: There is no prediction, the pixel is outside or holds no measurement, or all of the region is
+                labelled.
         """
         height, width = self.picture(name).size
         if not (0 <= y < height and 0 <= x < width):
@@ -299,6 +314,8 @@ class LabelSession:
         found = self.predict(name)
         if found is None:
             raise UserError("There is no prediction yet; draw strokes of two classes first.")
+        if found.mask[y, x] == UNLABELED:
+            raise UserError("This pixel holds no measurement, and is of no class.")
         # What the hand has labelled stays.
         region = connected_region(found.mask, y, x) & (self.labels(name) == UNLABELED)
         if not region.any():
@@ -381,7 +398,8 @@ class LabelSession:
     def _sampled(self, name: str) -> Sampled:
         size, grid = self.pictures[name].size, self.grid(name)
         labels = self.journal.labels(name, size)
-        chosen, ids, strokes = sparse_pixels(self.journal.resolved(labels.ids), labels.strokes, PIXELS)
+        drawn = self._without_gaps(name, self.journal.resolved(labels.ids))
+        chosen, ids, strokes = sparse_pixels(drawn, labels.strokes, PIXELS)
         pixels = torch.from_numpy(chosen)
         around = sample_pixels(places(grid), pixels, size)
         return Sampled(sample_pixels(grid, pixels, size), torch.from_numpy(ids), torch.from_numpy(strokes), around)
@@ -410,8 +428,9 @@ class LabelSession:
         chosen = next((s for s in found if s.picture == (places_of or found[0].picture)), None)
         if chosen is not None and count > 0:
             with self.lock:
-                grid, drawn = self.grid(chosen.picture), self.labels(chosen.picture) != UNLABELED
-            chosen.places = advice.places(places(grid), drawn, count)
+                grid, labels = self.grid(chosen.picture), self.labels(chosen.picture)
+                gaps = self._without_gaps(chosen.picture, np.zeros_like(labels)) == UNLABELED
+            chosen.places = advice.places(places(grid), (labels != UNLABELED) | gaps, count)
         return found
 
 

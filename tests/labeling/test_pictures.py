@@ -8,7 +8,10 @@ import tifffile
 import zarr
 from PIL import Image
 
-from diffuseseg_diffusers import UserError
+from diffuseseg_diffusers import UserError, open_raster
+from diffuseseg_diffusers.images.channels import InputChannels
+from diffuseseg_diffusers.images.formats.base import Window
+from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.labeling import pictures
 from diffuseseg_diffusers.labeling.pictures import find_pictures
 
@@ -28,9 +31,7 @@ def test_pictures_of_any_format_are_found_in_all_folders(tmp_path):
     found, left_out, notes = find_pictures(tmp_path, (8, 10))
     assert list(found) == ["a.png", "c.tif", "deep/er/b.jpg"] and not left_out and not notes
     assert all(p.size == (8, 10) for p in found.values())
-    shown = found["c.tif"].shown()
-    assert shown.mode == "RGB" and shown.size == (10, 8) and np.asarray(shown).max() > 250
-    assert found["deep/er/b.jpg"].shown().mode == "RGB"
+    assert found["c.tif"].shown(InputChannels())[0].size == (10, 8)
 
 
 def test_links_that_lead_out_of_the_folder_are_left_out(tmp_path):
@@ -78,7 +79,7 @@ def test_a_picture_that_changed_its_size_is_named(tmp_path):
     picture = find_pictures(tmp_path)[0]["a.png"]
     save(tmp_path / "a.png", (9, 9))
     with pytest.raises(UserError, match="a.png was 10 x 8 pixels and is now 9 x 9"):
-        picture.read()
+        picture.read(InputChannels())
 
 
 def test_a_folder_that_is_a_picture_and_holds_a_link_out_is_left_out(tmp_path):
@@ -105,6 +106,113 @@ def test_a_picture_that_becomes_a_link_out_of_the_folder_or_goes_is_not_read(tmp
     with pytest.raises(UserError, match="a.png is gone"):
         picture.check()
     (tmp_path / "in" / "a.png").symlink_to(save(tmp_path / "secret.png"))
-    for read in (picture.read, picture.check):
+    for read in (lambda: picture.read(InputChannels()), picture.check):
         with pytest.raises(UserError, match="is a link by now that leads out of the folder"):
             read()
+
+
+GRID = np.arange(8 * 10).reshape(8, 10)
+DARK = (GRID * 2779 / 79).astype(np.uint16)  # 0 to 2,779 of 65,535
+RGB = np.stack([GRID * 3, 255 - GRID, GRID], 2).astype(np.uint8)
+CMYK = np.stack([GRID, GRID * 2, 255 - GRID, GRID], 2).astype(np.uint8)
+OF_CMYK = ((255.0 - CMYK[..., :3]) * (255.0 - CMYK[..., 3:]) / 255).round()
+RAMP = np.arange(256) * 257
+COLOURS = np.stack([RAMP, RAMP[::-1], RAMP]).astype(np.uint16)
+STRETCHED = (DARK - np.percentile(DARK, 0.5)) / np.diff(np.percentile(DARK, (0.5, 99.5)))
+STRETCHED = (STRETCHED.clip(0, 1) * 255).round()
+SPARSE = np.eye(16, 20, 15, dtype=np.uint16) * 300 * (np.arange(16) == 2)[:, None]  # one pixel of 320
+FLOAT = np.where(GRID < 8, np.nan, GRID / 100).astype(np.float32)
+OF_FLOAT = np.where(GRID < 8, 0, (GRID - 8.355) / (78.645 - 8.355)).clip(0, 1) * 255
+
+
+def pillow(name, image, **options):
+    return name, lambda path: image.save(path, **options)
+
+
+def tiff(values, **options):
+    return "a.tif", lambda path: tifffile.imwrite(path, values, **options)
+
+
+def turned_exif():
+    exif = Image.Exif()
+    exif[274] = 6
+    return {"exif": exif}
+
+
+FRAMES = [Image.fromarray(RGB).quantize(8), Image.new("P", (10, 8))]
+WITH_ALPHA = np.concatenate([RGB, np.full((8, 10, 1), 9, np.uint8)], 2)
+FIVE = np.stack([GRID, GRID * 2, GRID * 3, GRID, GRID]).astype(np.uint8)
+SHOWN = {  # how it is written; what a viewer shows, `[H, W]` or `[H, W, 3]`, 0 to 255; what is said beside it
+    # TIFF 6.0, section 16: inks, not light
+    "CMYK TIFF": (tiff(CMYK, photometric="separated"), OF_CMYK, None),
+    "CMYK TIFF of Pillow": (pillow("a.tif", Image.fromarray(CMYK, "CMYK")), OF_CMYK, None),
+    # TIFF 6.0: photometric 0, a palette, orientation 6 (row 0 is the right side)
+    "white is 0": (tiff(GRID.astype(np.uint8), photometric="miniswhite"), 255 - GRID, None),
+    "palette": (tiff(GRID.astype(np.uint8), photometric="palette", colormap=COLOURS), COLOURS.T[GRID] >> 8, None),
+    "turned TIFF": (tiff(RGB, extratags=[(274, 3, 1, 6, True)]), np.rot90(RGB, -1), None),
+    "turned by EXIF": (pillow("a.png", Image.fromarray(RGB), **turned_exif()), np.rot90(RGB, -1), None),
+    "one bit": (tiff(GRID % 2 == 1, photometric="minisblack"), GRID % 2 * 255, None),
+    # Stretched, as ImageJ and QuPath do, by percentiles of the values
+    "dark TIFF": (
+        tiff(DARK),
+        STRETCHED,
+        "Stretched for display alone, from percentile 0.5 to 99.5: 13.825 to 2,764.8.",
+    ),
+    "dark PNG": (pillow("a.png", Image.fromarray(DARK)), STRETCHED, "For the model, 0 is black and 65,535 white."),
+    "one bright spot": (tiff(SPARSE), SPARSE // 300 * 255, ": 0 to 300."),
+    "floating point": (tiff(FLOAT), OF_FLOAT, "10.0% of its pixels hold no measurement; they are of no class."),
+    # Without what the model does not see
+    "alpha of a TIFF": (tiff(WITH_ALPHA, extrasamples=["unassalpha"]), RGB, "has an alpha channel, which is not read"),
+    "alpha of a PNG": (pillow("a.png", Image.fromarray(WITH_ALPHA)), RGB, "Its transparency is left out"),
+    "opaque": (pillow("a.png", Image.fromarray(RGB).convert("RGBA")), RGB, None),
+    "five channels": (
+        tiff(FIVE, photometric="minisblack", planarconfig="separate"),
+        FIVE[:3].transpose(1, 2, 0),
+        "Of 5 channels, 0, 1, 2 are shown as red, green and blue.",
+    ),
+    "animation": (
+        pillow("a.gif", FRAMES[0], save_all=True, append_images=FRAMES[1:]),
+        FRAMES[0].convert("RGB"),
+        "a.gif has 2 pages; the first is read and the others are left out.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_pictures_are_shown_as_viewers_show_them_and_read_as_segment_reads_them(tmp_path, case):
+    (name, write), expected, said = SHOWN[case]
+    write(tmp_path / name)
+    picture = find_pictures(tmp_path)[0][name]
+    channels = InputChannels()
+    shown, lines = picture.shown(channels)
+    if expected is not None:
+        expected = np.asarray(expected)
+        expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)
+        assert np.abs(np.asarray(shown.convert("RGB"), float) - expected).max() <= 1
+    assert (said in " ".join(lines)) if said else not lines
+    assert str(tmp_path) not in " ".join(lines)
+    with open_raster(tmp_path / name) as raster:
+        values = raster.read(0, Window(0, 0, *raster.size))[channels.indices(raster.channels, name)]
+    processor = DiffuseSegImageProcessor(5 if len(values) == 5 else 3)
+    seen = channels.encode(values, processor.in_channels) * 2 - 1
+    assert np.abs(picture.pixels(processor, picture.size)[0].numpy() - seen).max() <= 2 / 255
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
+    for i in range(3):
+        Image.fromarray(RGB).save(tmp_path / f"{i}.jpg")
+        Image.fromarray((GRID > 40).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 8, 10), np.uint8), imagej=True, metadata={"axes": "ZYX"})
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, WITH_ALPHA, extrasamples=["unassalpha"])
+    (tmp_path / "raw.heic").write_bytes(b"")
+    monkeypatch.setattr(pictures, "NOTES", 1)
+    found, left_out, notes = find_pictures(tmp_path)
+    assert list(found) == ["0.jpg", "1.jpg", "2.jpg", "a.tif", "b.tif"]
+    assert left_out == {"stack.tif": "has 5 planes; save those that are to be labelled one by one"}
+    assert f"3 pictures of {tmp_path} are masks" in notes[0] and any("not read: 1 .heic" in note for note in notes)
+    assert notes[-3:] == [
+        f"1 of 6 pictures are left out: stack.tif {left_out['stack.tif']}",
+        "a.tif has an alpha channel, which is not read.",
+        "1 more such lines stand beside their pictures.",
+    ]

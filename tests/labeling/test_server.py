@@ -98,6 +98,25 @@ def test_pictures_come_as_png(client, pictures):
     assert max(Image.open(io.BytesIO(small.content)).size) == 16
 
 
+def test_what_was_left_out_guessed_or_stretched_is_told_to_the_page(open_session, pictures):
+    values = np.arange(24 * 30, dtype=np.uint16).reshape(24, 30) * 2779 // 719
+    Image.fromarray(values).save(pictures[0] / "dark.png")
+    (pictures[0] / "broken.png").write_bytes(b"no picture")
+    client = client_of(open_session())
+    answer = client.get("/api/image", params={"picture": "dark.png"})
+    shown = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert shown.min() == 0 and shown.max() == 255 and 120 < np.median(shown) < 135
+    (line,) = json.loads(answer.headers["X-Notes"])
+    assert line.startswith("Stretched for display") and "For the model, 0 is black and 65,535 white." in line
+    assert json.loads(client.get("/api/image", params={"picture": "0.png"}).headers["X-Notes"]) == []
+    state = client.get("/api/state").json()
+    assert list(state["left_out"]) == ["broken.png"] and "1 of 8 pictures are left out" in state["notes"][0]
+    page, script = client.get("/").text, client.get("/app.js").text
+    for place in ("about", "notes"):
+        assert f'id="{place}"' in page and f'$("{place}")' in script
+    assert "COCO, CVAT, Label Studio, labelme and QuPath" in page
+
+
 def test_a_region_is_accepted(client, session, pictures):
     label_all(client, pictures[1])
     region, own = session.accept("2.png", 12, 15)

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -94,6 +95,23 @@ def test_accept_takes_the_region_that_is_shown(session, pictures):
     assert own == 1 and region[y, x] and (session.predict("2.png").mask[region] == 1).all()
     with pytest.raises(UserError, match="lies outside 2.png, which is 30 x 24 pixels"):
         session.accept("2.png", 24, 0)
+
+
+def test_pixels_without_a_measurement_are_of_no_class(open_session, pictures):
+    values = np.asarray(Image.open(pictures[0] / "2.png").convert("L")) / np.float32(255)
+    values[:, :6] = np.nan
+    tifffile.imwrite(pictures[0] / "map.tif", values)
+    session = open_session()
+    session.extract()
+    label(session, pictures[1], ["0.png", "1.png"])
+    mask = session.predict("map.tif").mask
+    assert (mask[:, :6] == UNLABELED).all() and (mask[:, 6:] < 3).all()
+    with pytest.raises(UserError, match="holds no measurement"):
+        session.accept("map.tif", 3, 3)
+    places = next(own.places for own in session.suggest("map.tif") if own.picture == "map.tif")
+    assert places and all(x >= 5 for _, x, _ in places)
+    session.draw("map.tif", [[5, 0, 12, 1]])
+    assert session.labeled_images()[2].mask[5].tolist()[:12] == [UNLABELED] * 6 + [1] * 6
 
 
 def test_nothing_can_be_accepted_before_there_is_a_mask(session):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..image_processor import ORIENTATION, decode_image, is_address, mask_to_pil, open_image
+from ..image_processor import ORIENTATION, decode_image, is_address, left_out_pages, mask_to_pil, open_image
 from .base import LabelReader, Raster, Window
 from .orientation import LYING
 
@@ -49,6 +49,7 @@ class PictureRaster(Raster):
             return True
         try:
             with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
+                self.notes += left_out_pages(image, self.name)
                 if image.format != "PNG" or "exif" in image.info:  # else it would be decoded to look for it at the end
                     self.orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # is applied when it is decoded
                 self.width, self.height = image.size[::-1] if self.orientation in LYING else image.size

@@ -41,9 +41,10 @@ export const mergeClass = (id, into) => json("POST", `api/classes/${id}/merge`, 
 export const finish = () => json("POST", "api/finish");
 export const push = (body) => json("POST", "api/push", body);
 
+// A picture for display, and the lines that have to be said of it.
 export async function getImage(picture, side) {
   const response = await request("GET", query("api/image", side ? { picture, side } : { picture }));
-  return createImageBitmap(await response.blob());
+  return { image: await createImageBitmap(await response.blob()), notes: JSON.parse(response.headers.get("X-Notes")) };
 }
 
 export async function getLabels(picture) {

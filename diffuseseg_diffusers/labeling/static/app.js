@@ -1,7 +1,7 @@
 // What the page knows, and what happens when.
 
 import * as api from "./api.js";
-import { PictureList, showClasses, showPlaces } from "./panels.js";
+import { PictureList, showClasses, showLines, showNotes, showPlaces } from "./panels.js";
 import { View } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
@@ -50,13 +50,14 @@ let opening = null;
 async function openPicture(name) {
   opening = name;
   $("status").textContent = `Opening ${name} …`;
-  const [image, labels] = await Promise.all([api.getImage(name), api.getLabels(name)]);
+  const [{ image, notes }, labels] = await Promise.all([api.getImage(name), api.getLabels(name)]);
   if (opening !== name) return; // another one was chosen meanwhile
   current = name;
   location.hash = encodeURIComponent(name);
   known = labels.revision;
   undoable = labels.strokes;
   redoable = [];
+  showLines($("about"), notes);
   view.open(image, labels.ids);
   if (document.activeElement === document.body) view.canvas.focus({ preventScroll: true });
   showLists();
@@ -279,6 +280,7 @@ async function loadState() {
   $("progress").title = `Features of ${done} of ${total} pictures`;
   if (error) fail(new api.ServerError(error));
   showFinish(found.finish);
+  showNotes($("notes"), found.notes, found.left_out);
   return found;
 }
 
@@ -432,7 +434,6 @@ async function start() {
   state.ranking = ranking;
   const wanted = decodeURIComponent(location.hash.slice(1));
   const names = found.pictures.map((p) => p.name);
-  if (found.notes.length) $("finish-state").textContent = found.notes.join(" ");
   await open(names.includes(wanted) ? wanted : ranking[0]?.picture ?? names[0]);
   poll();
 }

@@ -34,6 +34,18 @@ export function showPlaces(list, places, go) {
   }));
 }
 
+export function showLines(list, lines) {
+  list.hidden = !lines.length;
+  list.replaceChildren(...lines.map((line) => element("li", { textContent: line })));
+}
+
+// What was left out, guessed or distorted.
+export function showNotes(details, notes, leftOut) {
+  const lines = Object.entries(leftOut).map(([name, why]) => `${name} ${why}`);
+  showLines(details.querySelector("ul"), [...notes, ...lines.filter((line) => !notes.some((n) => n.endsWith(line)))]);
+  details.hidden = !notes.length && !lines.length;
+}
+
 // Thumbnails are loaded when they come into view, and drawn with the mask over them.
 export class PictureList {
   constructor(list, open, loadImage) {
@@ -49,7 +61,7 @@ export class PictureList {
         else this.visible.delete(row.name);
         if (isIntersecting && !row.asked) {
           row.asked = true;
-          loadImage(row.name).then((image) => { row.image = image; this.thumbnail(row); }, () => { row.asked = false; });
+          loadImage(row.name).then(({ image }) => { row.image = image; this.thumbnail(row); }, () => { row.asked = false; });
         }
       }
       this.onVisible?.();
