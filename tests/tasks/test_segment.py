@@ -174,7 +174,7 @@ def test_masks_beside_images_are_no_images_and_each_image_is_segmented_once(tmp_
             Image.fromarray(draw((16, 16), i)[folder == "masks"]).save(tmp_path / folder / f"{i}.png")
     first, second = (str(tmp_path / "images" / f"{i}.png") for i in range(2))
     assert list_images([second, str(tmp_path)]) == [second, first]
-    assert f"2 pictures of {tmp_path / 'masks'} are taken for masks" in caplog.text
+    assert f"2 pictures of {tmp_path} are masks (images/ and masks/), and are left out" in caplog.text
     assert "1 are given twice" in caplog.text
     caplog.clear()
     assert list_images([str(tmp_path / "masks")]) == [str(tmp_path / "masks" / f"{i}.png") for i in range(2)]
