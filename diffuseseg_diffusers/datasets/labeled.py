@@ -545,7 +545,7 @@ def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **
         config (`Config`): The configuration.
         split (`str`, *optional*): Part of the dataset, in place of its `split`.
         ignore_index (`int`, defaults to 255): Id of pixels without a label, if the configuration names none.
-        **kwargs: As in [`load_labeled_images`].
+        **kwargs: As in [`load_labeled_images`]; `label_names` go before those of the configuration.
     """
     return load_labeled_images(
         config.dataset_name,
@@ -555,14 +555,13 @@ def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **
         revision=config.dataset_revision,
         palette=config.palette,
         ignore_index=ignore_index if config.ignore_index is None else config.ignore_index,
-        label_names=config.label_names,
         mask_format=config.mask_format,
         nearest_color=config.nearest_color,
         image_column=config.image_column,
         mask_column=config.mask_column,
         annotations=config.annotations,
         annotation_format=config.annotation_format,
-        **kwargs,
+        **{"label_names": config.label_names} | kwargs,
     )
 
 

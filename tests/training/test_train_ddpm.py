@@ -354,10 +354,10 @@ def test_a_compiled_model_trains_the_same(drawn, tmp_path, monkeypatch):
 
 
 def test_time_ends_a_run_and_lowers_its_learning_rate(drawn, tmp_path):
-    minutes = 2 / 60
+    minutes = 4 / 60
     options = ("--max_train_minutes", str(minutes), "--lr_scheduler", "linear", "--lr_warmup_steps", "0")
     state = train(drawn, tmp_path / "run", *options, steps=None)
-    assert 2 <= state["seconds"] and state["step"] > 3
+    assert 4 <= state["seconds"] and state["step"] > 1
     rates = [e["learning_rate"] for e in log(tmp_path / "run") if "loss" in e]
     assert rates == sorted(rates, reverse=True) and rates[0] > rates[-1] > 0
     assert train(drawn, tmp_path / "run", *options, steps=None) == state  # its time is over
