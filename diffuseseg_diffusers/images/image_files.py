@@ -10,6 +10,7 @@ from typing import Any
 import PIL.Image
 
 
+PIL.Image.preinit()  # PNG and JPEG are tried first, and not after a dozen of rare formats
 SUFFIXES = tuple(PIL.Image.registered_extensions())
 
 

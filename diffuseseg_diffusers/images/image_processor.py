@@ -106,12 +106,12 @@ def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """A copy of an open image as viewers show it, decoded."""
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    if image.format == "TIFF" and orientation > 4:
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if image.format == "TIFF" else 1
+    if orientation > 4:
         image.filename = ""  # type: ignore[attr-defined]  # else Pillow maps it into memory, height and width exchanged
     image.load()  # turns TIFFs, and only then are all chunks of a PNG read
     orientation = image.getexif().get(_EXIF_ORIENTATION, orientation)
-    upright = PIL.ImageOps.exif_transpose(image)
+    upright = image.copy() if orientation == 1 else PIL.ImageOps.exif_transpose(image)
     if image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(262) == 0:  # type: ignore
         upright = PIL.Image.fromarray(65535 - np.asarray(upright))  # MinIsWhite, which Pillow inverts in 8 bits only
     upright.info[ORIENTATION] = orientation
