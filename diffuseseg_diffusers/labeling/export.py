@@ -60,6 +60,8 @@ def export_session(session: Any, folder: Path, pipeline: Path | None = None, beh
     text = README
     if pipeline is not None and behind:
         text += "\n**Strokes or classes have changed since `pipeline/` was fitted**: it does not know all of them.\n"
+    if session.axes:
+        text += f"\nTIFFs of `dataset/` are read with `--axes {session.axes}`.\n"
     if left_out:
         text += "\n## Left out\n\n" + "".join(f"* {reason}\n" for reason in left_out)
         session.notes += [note for note in left_out if note not in session.notes]

@@ -33,13 +33,14 @@ class Picture:
     root: Path  # the folder, without links
     notes: tuple[str, ...] = ()  # what was guessed, dropped or distorted when it was opened
     has_gaps: bool = False  # whether there may be pixels without a measurement
+    axes: str | None = None  # of a TIFF that does not state them
 
     def check(self) -> None:
         """Raises [`UserError`] if the file is gone, is a link out of the folder, or has changed its size."""
         if not self.path.exists():
             raise UserError(f"{self.name} is gone; put it back, or start again without it.")
         self._check_inside()
-        with open_raster(self.path) as raster:
+        with open_raster(self.path, self.axes) as raster:
             self._check_size(raster.size)
 
     def _check_inside(self) -> None:
@@ -53,7 +54,7 @@ class Picture:
     def stamp(self) -> str:
         """A value that changes with the file."""
         stat = os.stat(self.path)
-        return f"{stat.st_size}-{stat.st_mtime_ns}-{READING}"
+        return f"{stat.st_size}-{stat.st_mtime_ns}-{READING}-{self.axes}"
 
     def read(self, channels: InputChannels) -> ReadImage:
         """The decoded picture, as [`LabeledImages`] reads it.
@@ -62,7 +63,7 @@ class Picture:
             UserError: The file cannot be read, is a link out of the folder, or has changed its size.
         """
         self._check_inside()
-        found = read_image(str(self.path), self.name, channels)
+        found = read_image(str(self.path), self.name, channels, self.axes)
         image = found.image
         self._check_size(image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape[:2])
         return found
@@ -121,11 +122,12 @@ def _of_alpha(image: PIL.Image.Image) -> list[str]:
 
 
 def find_pictures(
-    folder: Path, model_size: tuple[int, int] | None = None
+    folder: Path, model_size: tuple[int, int] | None = None, axes: str | None = None
 ) -> tuple[dict[str, Picture], dict[str, str], list[str]]:
     """The pictures below a folder by name, the reasons of those left out by name, and notices to show.
 
-    Links that lead out of the folder are not followed; `model_size` is the height and width that the model sees.
+    Links that lead out of the folder are not followed; `model_size` is the height and width that the model sees,
+    `axes` as in [`open_raster`].
 
     Raises:
         UserError: There is no such folder, or no picture in it that can be opened.
@@ -142,7 +144,7 @@ def find_pictures(
     for path in layout.pictures():
         name = path.relative_to(folder).as_posix()
         try:
-            found[name] = picture = _open(path, name, root)
+            found[name] = picture = _open(path, name, root, axes)
         except UserError as error:
             out[name if name.isprintable() else ascii(name)] = str(error)
             continue
@@ -167,7 +169,7 @@ def find_pictures(
     return found, out, notes
 
 
-def _open(path: Path, name: str, root: Path) -> Picture:
+def _open(path: Path, name: str, root: Path, axes: str | None) -> Picture:
     """A picture that can be labelled.
 
     Raises:
@@ -177,7 +179,7 @@ def _open(path: Path, name: str, root: Path) -> Picture:
         raise UserError("is a link that leads out of the folder")
     if not name.isprintable():
         raise UserError("has a name with characters that cannot be shown; rename it")
-    with open_raster(path) as raster:
+    with open_raster(path, axes) as raster:
         height, width = raster.size
         notes = [note.replace(str(path), name) for note in raster.notes]
         if "alpha" in raster.channels and not raster.has_gaps and is_raster(path):
@@ -188,7 +190,7 @@ def _open(path: Path, name: str, root: Path) -> Picture:
             raise UserError(f"has {width} x {height} pixels, {MAX_PIXELS:,} are the most; cut it into pieces")
         if raster.planes > 1:
             raise UserError(f"has {raster.planes} planes; save those that are to be labelled one by one")
-        return Picture(name, path, (height, width), root, tuple(notes), raster.has_gaps)
+        return Picture(name, path, (height, width), root, tuple(notes), raster.has_gaps, axes)
 
 
 def is_inside(path: Path, root: Path) -> bool:

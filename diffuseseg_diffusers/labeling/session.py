@@ -60,6 +60,7 @@ class LabelSession:
         folder (path): Of the session: strokes, features, results. The same folder is the same session again.
         class_names (sequence of `str`, *optional*): Classes to begin with, in a session that has none.
         recipe (`str` or [`Recipe`]): Which features are read, and how [`~LabelSession.finish`] fits.
+        axes (`str`, *optional*): Of TIFFs that do not state them; see [`open_raster`].
 
     Raises:
         UserError: There are no pictures, the folder holds something else or another process is at work in it, or the
@@ -73,12 +74,14 @@ class LabelSession:
         folder: str | os.PathLike,
         class_names: Sequence[str] = (),
         recipe: str | Recipe = "default",
+        axes: str | None = None,
     ):
         if not isinstance(pipe, HeadSegmenter):
             raise UserError("The model is a student, which has no features to learn from; give a diffusion model.")
         self.pipe, self.recipe, self.folder, self.images = pipe, find_recipe(recipe), Path(folder), Path(images)
+        self.axes = axes
         self.extractor = recipe_extractor(pipe, self.recipe)
-        self.pictures, self.left_out, self.notes = find_pictures(self.images, self.extractor.size)
+        self.pictures, self.left_out, self.notes = find_pictures(self.images, self.extractor.size, axes)
         names = [checked_name(name) for name in class_names]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"The class {twice!r} is given twice; classes need names of their own.")
@@ -374,7 +377,7 @@ class LabelSession:
         columns = Features({"image": Image(decode=False), "mask": Image(decode=False)})
         names, palette = [c.name for c in self.classes], [c.color for c in self.classes]
         dataset = Dataset.from_dict(rows, features=columns)
-        return LabeledImages(dataset, label_names=names, palette=palette, channels=self.pipe.channels)
+        return LabeledImages(dataset, label_names=names, palette=palette, channels=self.pipe.channels, axes=self.axes)
 
     def compact_ids(self, ids: np.ndarray) -> np.ndarray:
         """Maps class ids of the session to contiguous ids 0, 1, 2, …; 255 is kept."""

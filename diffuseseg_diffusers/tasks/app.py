@@ -34,6 +34,7 @@ class AppConfig(NamesModel, CachesDownloads):
         "images with -labels at its end).",
     )
     recipe: str = option("default", "Recipe of the head.")
+    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX.")
     max_pixels: int | None = option(None, "Limit of pixels of images that are decoded whole.", minimum=1)
     host: str = option(LOCAL, "Address to listen at; 0.0.0.0 lets other machines in, unencrypted.", group="server")
     port: int = option(0, "Port to listen at; 0: a free one.", group="server", maximum=65535)
@@ -52,7 +53,7 @@ class AppConfig(NamesModel, CachesDownloads):
 
     def check(self) -> None:
         super().check()
-        alone = ("session", "max_pixels", "device", "port", "no_token", "open", "lora", "dtype", "host")
+        alone = ("session", "axes", "max_pixels", "device", "port", "no_token", "open", "lora", "dtype", "host")
         unread = [name for name in alone if getattr(self, name) != getattr(type(self), name)]
         if self.push_space and unread:
             raise UserError(f"--{unread[0]} is not for a Space, whose page begins without strokes; leave it out.")
@@ -92,7 +93,7 @@ def app(config: AppConfig) -> None:
         raise UserError("A session beside the root of the disk is not possible; give a folder for it with --session.")
     folder = config.session or images.with_name(f"{images.name}-labels")
     pipe = load_pipeline(config.model, **config.loading())
-    session = LabelSession(pipe, config.images, folder, config.classes, config.recipe)
+    session = LabelSession(pipe, config.images, folder, config.classes, config.recipe, config.axes)
     for note in session.notes:
         print(note, file=sys.stderr)
     strokes = len(session.journal.active())

@@ -198,6 +198,15 @@ def test_pictures_are_shown_as_viewers_show_them_and_read_as_segment_reads_them(
     assert np.abs(picture.pixels(processor, picture.size)[0].numpy() - seen).max() <= 2 / 255
 
 
+def test_axes_that_a_tiff_does_not_state_are_asked_for_and_taken(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RGB.transpose(2, 0, 1), photometric="minisblack")
+    with pytest.raises(UserError, match="pass --axes CYX"):
+        find_pictures(tmp_path)
+    picture = find_pictures(tmp_path, axes="CYX")[0]["a.tif"]
+    picture.check()
+    assert np.array_equal(np.asarray(picture.shown(InputChannels())[0]), RGB)
+
+
 def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
     for i in range(3):
         Image.fromarray(RGB).save(tmp_path / f"{i}.jpg")
