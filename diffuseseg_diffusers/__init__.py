@@ -44,7 +44,7 @@ _PUBLIC = {
     "fit_segmentation_head": "heads.fit",
     "image_uncertainty": "heads.ensemble",
     "load_backbone": "pipelines.backbone",
-    "load_labeled_images": "datasets.labeled",
+    "load_labeled_images": "datasets.find_labeled",
     "load_pipeline": "pipelines.loading",
     "open_raster": "images.formats.opening",
     "push_folder": "hub.push",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuseseg_diffusers.datasets.layouts import split_of
+from diffuseseg_diffusers.datasets.folder_names import split_of
 from diffuseseg_diffusers.images.image_processor import mask_to_pil
 
 from .conftest import draw, make_pipeline, run

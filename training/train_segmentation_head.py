@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from diffuseseg_diffusers.datasets.columns import describe_dataset
 from diffuseseg_diffusers.datasets.crops import read_labels
-from diffuseseg_diffusers.datasets.labeled import load_labels
+from diffuseseg_diffusers.datasets.find_labeled import load_labels
 from diffuseseg_diffusers.datasets.overview import overview
 from diffuseseg_diffusers.datasets.unlabeled import evenly_spread, spread_images
 from diffuseseg_diffusers.evaluation.agreement import IMAGES, record_agreement

@@ -18,8 +18,8 @@ from ..images.formats.cells import open_cell
 from ..jobs.errors import UserError
 from ..jobs.files import write_json
 from .columns import cell_name
+from .folder_names import bare_name
 from .labeled import LabeledImages
-from .layouts import bare_name
 
 
 def write_clean_copy(

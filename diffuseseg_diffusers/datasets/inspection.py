@@ -15,7 +15,8 @@ from ..images.image_processor import default_palette, unnamed_classes
 from ..images.masks import picture_values
 from ..jobs.errors import UserError
 from .columns import MissingColumnError, cell_name, decode_cell, split_names
-from .labeled import LabeledImages, find_annotated, load_data
+from .find_labeled import find_annotated, load_data
+from .labeled import LabeledImages
 from .layouts import Layout, find_layout, is_described
 from .picture import READ_WHOLE, Picture, read_picture, view_step
 from .unlabeled import evenly_spread, load_unlabeled

@@ -7,18 +7,19 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
 
-from ..images.formats.opening import GEO, TIFF, VOLUME, ZARR, find_rasters
-from ..images.image_files import SUFFIXES, walk
+from ..images.formats.opening import find_rasters
+from ..images.image_files import walk
 from ..images.image_processor import warn_once
 from ..jobs.errors import UserError
 from ..jobs.files import read_json
+from .folder_names import MASKS, NO_CLASS_NAMES, bare_name, image_keys, mask_keys, plain_name, said_by, split_of
 
 
 logger = logging.getLogger(__name__)
@@ -31,32 +32,6 @@ UNDERSTOOD = (
 ALL = "all"  # the split of a folder without splits
 PICTURES = "pictures alone"
 
-_IMAGES = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "imgdir", "photos", "pictures", "inputs")
-_MASKS = (  # the first of those that are there is taken
-    *("masks", "mask", "labels", "label", "segmentationclass", "anndir", "annotations", "annotation", "annot"),
-    *("gtfine", "gt", "groundtruth", "segmentations", "segmentation", "gtcoarse", "targets", "manual", "1stmanual"),
-)
-_NO_CLASSES = ("segmentationobject", "instanceids")  # masks too, of objects
-_SPLITS = {
-    "train": ("train", "training", "trainset", "trn", "tr"),
-    "validation": ("val", "valid", "validation", "dev", "valset"),
-    "test": ("test", "testing", "testset", "tst", "ts"),
-}
-_CANONICAL = {name: split for split, names in _SPLITS.items() for name in names}
-_SEVERAL = ("trainvaltest", "trainvaltestset", "all", "dir", "png", "raw", "aug")  # said of a folder, and no split
-_MASK_NAMES = (
-    r"(?P<name>.+?)[_.\- ](gt(Fine|Coarse)_labelTrainIds|labelTrainIds)",
-    r"(?P<name>.+?)[_.\- ](gt(Fine|Coarse)_labelIds|labelIds)",
-    r"(?P<name>.+?)[_.\- ]((bin_?)?masks?|labels?|segmentation|seg|gt|ground_?truth|annotations?|manual\d?|L)"
-    r"([_\-]\d+)?",
-    r"(mask|label|seg|gt)[_\- ](?P<name>.+)",
-)
-_NO_CLASS_NAMES = r".+[_.\- ](color|instanceIds|instanceTrainIds|overlay|viz)"
-_IMAGE_NAMES = (
-    r"(?P<name>.+?)[_.\- ](leftImg8bit|image|images|img|sat|training|test|\d{4})",
-    r"(image|img)[_\- ](?P<name>.+)",
-)
-_KNOWN = frozenset((*SUFFIXES, *TIFF, *GEO, *VOLUME, *ZARR, ".npy"))
 _TEXT = (".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".log", ".py", ".ini")
 _TEXT += (".geojson", ".parquet", ".arrow", ".tfw", ".jgw", ".pgw", ".rpb", ".db", ".ipynb", ".toml", ".hdr", ".raw")
 _LOSSY = (".jpg", ".jpeg")
@@ -232,17 +207,6 @@ def is_described(folder: Path) -> bool:
     return card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace")
 
 
-def bare_name(path: Path) -> str:
-    """Name of a picture without the suffix of its format (`.ome.tif`, `.nii.gz`), as NFC; dots of UIDs stay."""
-    name = unicodedata.normalize("NFC", path.name)
-    parts = name.lower().split(".")
-    suffix = next((s for s in (".".join(["", *parts[-2:]]), f".{parts[-1]}") if s in _KNOWN and s != f".{name}"), None)
-    if suffix is None:  # of a folder of DICOM slices, which has any name
-        return name
-    name = name[: -len(suffix)]
-    return name[:-4] if name.lower().endswith((".ome", ".seg")) else name
-
-
 def find_layout(folder: Path) -> Layout:
     """Looks at a folder: which pictures are in it, in which splits, and which masks are theirs.
 
@@ -283,7 +247,7 @@ def _others(folder: Path, rasters: Iterable[Path]) -> Iterator[Path]:
 def _look(path: Path, folder: Path) -> _File:
     """What the folders above a file say of it."""
     parts = path.relative_to(folder).parts[:-1]
-    said = [_said_by(part) for part in parts]
+    said = [said_by(part) for part in parts]
     at = next((i for i, (role, _) in enumerate(said) if role), None)
     split = next((s for _, s in said[: len(parts) if at is None else at + 1] if s), "")
     if at is None:
@@ -293,33 +257,6 @@ def _look(path: Path, folder: Path) -> _File:
     while below < len(parts) and (said[below][0] == said[at][0] or (said[below][1] and not split)):
         split, below = split or said[below][1], below + 1
     return _File(path, said[at][0], parts[at], split, place, parts[below:])
-
-
-@cache
-def _said_by(folder: str) -> tuple[str, str]:
-    """Role and split that the name of a folder states, each empty if it does not."""
-    plain = re.sub(r"[^a-z0-9]", "", folder.lower())
-    if plain in _IMAGES:
-        return "image", ""
-    if plain in _MASKS:
-        return "mask", ""
-    if plain in _NO_CLASSES:
-        return "other", ""
-    if split_of(folder) and len(plain) > 2:
-        return "", folder
-    for role, names in (("image", _IMAGES), ("mask", _MASKS)):
-        for name in names:
-            rest = plain.removeprefix(name) if plain.startswith(name) else plain.removesuffix(name)
-            if rest != plain and split_of(rest):
-                return role, split_of(rest)
-            if rest != plain and rest in _SEVERAL:
-                return role, ""
-    return "", ""
-
-
-def split_of(name: str) -> str | None:
-    """The usual name of a split: `train` for `Training` or `train2017`."""
-    return _CANONICAL.get(re.sub(r"[^a-z]", "", re.sub(r"\d{4}$", "", name.lower())))
 
 
 def _places_as_splits(files: list[_File]) -> None:
@@ -335,7 +272,7 @@ def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_F
     kinds: dict[str, list[_File]] = defaultdict(list)
     for f in files:
         if f.role == "mask":
-            kinds[next(name for name in _MASKS if name in _plain(f.kind))].append(f)
+            kinds[next(name for name in MASKS if name in plain_name(f.kind))].append(f)
     images = [f for f in files if f.role == "image"]
     if not kinds:
         return None
@@ -344,7 +281,7 @@ def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_F
         images = _partners(loose, [f for own in kinds.values() for f in own])
         if not images:
             return None
-    taken = min(kinds, key=_MASKS.index)
+    taken = min(kinds, key=MASKS.index)
     rest = [f for kind, own in kinds.items() if kind != taken for f in own]
     others = [f for f in files if f.role == "other"]
     if rest:
@@ -364,9 +301,9 @@ def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_F
 
 def _partners(loose: list[_File], masks: list[_File]) -> list[_File]:
     """The pictures of folders without a telling name that have the masks' names: photos/ beside masks/."""
-    names = {(m.split, *m.place, *m.inner, key) for m in masks for key in _mask_keys(m)}
+    names = {(m.split, *m.place, *m.inner, key) for m in masks for key in mask_keys(m.path)}
     for drop in (0, 1):  # beside the folder of masks, or in one folder beside it
-        found = [f for f in loose if any((f.split, *f.inner[drop:], key) in names for key in _image_keys(f))]
+        found = [f for f in loose if any((f.split, *f.inner[drop:], key) in names for key in image_keys(f.path))]
         if found:
             tops = {f.inner[:drop] for f in found}
             chosen = [f for f in loose if f.inner[:drop] in tops]
@@ -387,8 +324,8 @@ def _beside(files: list[_File], layout: Layout) -> tuple[list[_File], list[_File
     names: dict[tuple, list[_File]] = defaultdict(list)
     for f in pictures:
         names[(*f.where, f.name)].append(f)
-    owners = {(*f.where, key): f for f in pictures for key in _image_keys(f)}
-    named = [f for f in pictures if any(owners.get((*f.where, key), f) is not f for key in _mask_keys(f)[1:])]
+    owners = {(*f.where, key): f for f in pictures for key in image_keys(f.path)}
+    named = [f for f in pictures if any(owners.get((*f.where, key), f) is not f for key in mask_keys(f.path)[1:])]
     if named:
         layout.kind = f"pictures with masks beside them, such as {named[0].path.name}"
         chosen = {id(f) for f in named}
@@ -422,39 +359,21 @@ def _looks_like_mask(path: Path) -> bool:
     return len(counts) <= 64 or counts[:16].sum() >= 0.9 * len(flat)  # JPEG noise and smooth edges are few
 
 
-def _plain(folder: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", folder.lower())
-
-
-def _image_keys(f: _File) -> list[str]:
-    """Names that the mask of a picture may have, the likeliest first."""
-    keys = [unicodedata.normalize("NFC", f.path.name), f.name]
-    keys += [found["name"] for pattern in _IMAGE_NAMES if (found := re.fullmatch(pattern, f.name))]
-    return [*keys, ""] if _plain(f.name) in _IMAGES else keys
-
-
-def _mask_keys(f: _File) -> list[str]:
-    """Names that the picture of a mask may have, the likeliest first."""
-    keys = [f.name]
-    keys += [found["name"] for p in _MASK_NAMES if (found := re.fullmatch(p, f.name, re.IGNORECASE))]
-    return [*keys, ""] if _plain(f.name) in _MASKS else keys
-
-
 def _match(images: list[_File], masks: list[_File], layout: Layout) -> None:
     """Gives each picture its mask; what is not one to one is a problem."""
     train_ids = any("labeltrainids" in m.name.lower() for m in masks)
-    unread = [m for m in masks if re.fullmatch(_NO_CLASS_NAMES, m.name, re.IGNORECASE)]
+    unread = [m for m in masks if re.fullmatch(NO_CLASS_NAMES, m.name, re.IGNORECASE)]
     unread += [m for m in masks if train_ids and m.name.lower().endswith("labelids")]
     layout.unused += [m.path for m in unread]
     out = {id(m) for m in unread}
     by_key: dict[tuple, list[_File]] = defaultdict(list)
     for m in masks:
         if id(m) not in out:
-            for rank, key in enumerate(_mask_keys(m)):
+            for rank, key in enumerate(mask_keys(m.path)):
                 by_key[(*m.where, key, rank > 0)].append(m)
     owners: dict[Path, list[_File]] = defaultdict(list)
     for f in images:
-        keys = [(*f.where, key, changed) for key in _image_keys(f) for changed in (False, True)]
+        keys = [(*f.where, key, changed) for key in image_keys(f.path) for changed in (False, True)]
         own = next((by_key[key] for key in keys if key in by_key), [])
         split = f.split or ALL
         if not own:

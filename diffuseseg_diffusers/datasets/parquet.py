@@ -12,8 +12,9 @@ from datasets import Dataset, Features, Image, IterableDataset, get_dataset_conf
 from ..images.image_files import encode_image
 from ..jobs.files import write_json
 from .annotations.reading import read_annotations
+from .find_labeled import annotated_rows, read_folder
 from .label_names import read_label_names
-from .labeled import LabeledImages, annotated_rows, read_folder
+from .labeled import LabeledImages
 from .layouts import ALL, find_layout, is_described
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from ..datasets.labeled import LabeledImage, LabeledImages, load_labeled_images
+from ..datasets.find_labeled import load_labeled_images
+from ..datasets.labeled import LabeledImage, LabeledImages
 from ..jobs.errors import UserError
 from ..jobs.files import read_json
 

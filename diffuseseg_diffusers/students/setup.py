@@ -13,7 +13,8 @@ from datasets import Dataset
 from diffusers.optimization import get_scheduler
 
 from ..datasets.columns import dataset_contents
-from ..datasets.labeled import LabeledImages, load_labeled_images
+from ..datasets.find_labeled import load_labeled_images
+from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import count_channels, evenly_spread, load_unlabeled
 from ..images.image_processor import unnamed_classes
 from ..jobs.contents import contents_of

@@ -100,7 +100,7 @@ def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
 def load_study(config: AnalyzeConfig) -> "Study":
     """The model and the images that all studies share."""
     from ..datasets.columns import describe_dataset
-    from ..datasets.labeled import load_data
+    from ..datasets.find_labeled import load_data
     from ..paper.catalogue import STUDIES
     from ..paper.study import Study
     from ..pipelines.loading import load_pipeline

@@ -47,7 +47,7 @@ def compare(config: CompareConfig) -> dict:
         >>> [model["mean_iou"] for model in found["models"]]
     """
     from ..datasets.columns import describe_dataset
-    from ..datasets.labeled import load_data
+    from ..datasets.find_labeled import load_data
     from ..evaluation.comparison import compare_models, format_comparison
     from ..figures.curves import accuracy_over_speed
     from ..jobs.hardware import find_device, hardware

@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         >>> metrics["mean_iou"]
     """
     from ..datasets.columns import describe_dataset
-    from ..datasets.labeled import load_data
+    from ..datasets.find_labeled import load_data
     from ..datasets.overview import overview
     from ..evaluation.evaluate import evaluate_segmentation, format_metrics
     from ..figures.pages import examples_page

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diffuseseg_diffusers.datasets.crops import LabeledTiles
-from diffuseseg_diffusers.datasets.labeled import load_labeled_images
+from diffuseseg_diffusers.datasets.find_labeled import load_labeled_images
 from diffuseseg_diffusers.images.formats.aligned import aligned, without_label
 from diffuseseg_diffusers.images.formats.base import Window
 from diffuseseg_diffusers.images.formats.opening import open_raster
