@@ -11,6 +11,7 @@ from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.datasets.columns import decode_cell
 from diffuseseg_diffusers.datasets.crops import Pictures
 from diffuseseg_diffusers.datasets.unlabeled import decode_pixels
+from diffuseseg_diffusers.images.channels import InputChannels
 from diffuseseg_diffusers.images.formats.base import Window
 from diffuseseg_diffusers.images.formats.cells import needs_raster, open_cell
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
@@ -91,7 +92,7 @@ def test_fitting_training_segmenting_and_labelling_see_the_same_picture(tmp_path
         "segment": open_cell(cell, "row 0").read(0, window)[0],
         "crops": Pictures(dataset, "image")[0].read(0, window)[0],
         "distillation": np.asarray(decode_cell(cell, "row 0")[0]),
-        "labelling": np.asarray(Picture("a.tif", path, (24, 16), tmp_path).shown()),
+        "labelling": np.asarray(Picture("a.tif", path, (24, 16), tmp_path).shown(InputChannels())[0]),
         "Python": np.asarray(DiffuseSegImageProcessor(1).load(path)[0]),
     }
     assert {place: np.array_equal(pixels, UPRIGHT) for place, pixels in seen.items()} == dict.fromkeys(seen, True)
