@@ -177,7 +177,7 @@ def read_image(
         return ReadImage(image, name, orientation=image.info.get(ORIENTATION, 1))
     with open_cell(cell, where, axes, slice_axis) as raster:
         if raster.planes > 1:
-            raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
+            raise UserError(f"{raster.name} has {raster.planes} planes, and images of one are read here; split it.")
         window = Window(0, 0, raster.height, raster.width)
         chosen = channels.indices(raster.channels, raster.name)
         values = raster.read(0, window)[chosen]  # [C,H,W]

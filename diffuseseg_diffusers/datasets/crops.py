@@ -244,11 +244,7 @@ class LabeledTiles(LabeledImages):
         max_tiles: int = 200,
         seed: int = 0,
     ):
-        self.__dict__.update(dataset.__dict__)
-        reading = (dataset.axes, dataset.slice_axis)
-        self._pictures = Pictures(self.dataset, self.image_column, *reading)
-        self._masks = Pictures(self.dataset, self.mask_column, *reading, self._pictures)
-        self._whole_mask: tuple[int, np.ndarray] | None = None
+        self._take(dataset)
         self._scales = [scale_of(self._pictures[i], scale, pixel_size) for i in range(len(self.dataset))]
         self._tile_size = size
         found, pixels = [], []
@@ -266,8 +262,15 @@ class LabeledTiles(LabeledImages):
         said = f"{len(found)} tiles of {len(self.dataset)} pictures hold labels"
         print(f"{said}; {len(chosen)} are taken, {left} are left out (--max_tiles)." if left else f"{said}.")
 
-    def _labelled(self, i: int) -> list[tuple[tuple[int, int, int], np.ndarray]]:
-        """Plane, top and left of the tiles of a picture that hold labels, and the pixels of each class in them."""
+    def _take(self, dataset: LabeledImages) -> None:
+        self.__dict__.update(dataset.__dict__)
+        reading = (dataset.axes, dataset.slice_axis)
+        self._pictures = Pictures(self.dataset, self.image_column, *reading)
+        self._masks = Pictures(self.dataset, self.mask_column, *reading, self._pictures)
+        self._whole_mask: tuple[int, np.ndarray] | None = None
+
+    def _opened(self, i: int) -> tuple[Raster, Raster | np.ndarray]:
+        """A picture and its mask, of the same size."""
         raster = self._pictures[i]
         mask = self._masks[i] if self._has_raster(i) else self._decoded(i)
         planes, (height, width) = (mask.planes, mask.size) if isinstance(mask, Raster) else (1, mask.shape)
@@ -276,6 +279,11 @@ class LabeledTiles(LabeledImages):
                 f"Image and mask differ in size: {raster.name} has {raster.planes} planes of {raster.width} × "
                 f"{raster.height}, but its mask has {planes} of {width} × {height}."
             )
+        return raster, mask
+
+    def _labelled(self, i: int) -> list[tuple[tuple[int, int, int], np.ndarray]]:
+        """Plane, top and left of the tiles of a picture that hold labels, and the pixels of each class in them."""
+        raster, mask = self._opened(i)
         tile = native_tile(self._tile_size, self._scales[i])
         side = max(1, SCANNED // tile[0]) * tile[0], max(1, SCANNED // tile[1]) * tile[1]
         found, tally = [], Tally(mask.name if isinstance(mask, Raster) else "")
@@ -348,6 +356,42 @@ class LabeledTiles(LabeledImages):
         return chosen
 
 
+class LabeledPlanes(LabeledTiles):
+    """The planes of stacks and volumes, each an image of its own; images of one plane are as they were.
+
+    Args:
+        dataset ([`LabeledImages`]): The pictures and their masks.
+
+    Raises:
+        UserError: A picture cannot be opened.
+    """
+
+    def __init__(self, dataset: LabeledImages):
+        self._take(dataset)
+        planes = [self._pictures[i].planes for i in range(len(self.dataset))]
+        self.places = [(i, plane, 0, 0) for i, number in enumerate(planes) for plane in range(number)]
+
+    def __getitem__(self, index: int) -> LabeledImage:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        i, plane, *_ = self.places[index]
+        if self._pictures[i].planes == 1:
+            return self.read(i)
+        raster, _ = self._opened(i)
+        window = Window(0, 0, raster.height, raster.width)
+        values = raster.read(plane, window)[self.channels.indices(raster.channels, raster.name)]  # [C,H,W]
+        values = self.channels.without_nan(values).transpose(1, 2, 0)
+        return LabeledImage(values, self._ids(i, plane, window), f"{raster.name}, plane {plane}")
+
+
+def by_planes(dataset: LabeledImages) -> LabeledImages:
+    """The same images, but every plane of stacks and volumes is one."""
+    if isinstance(dataset, LabeledTiles) or not any(map(needs_raster, dataset.dataset[dataset.image_column])):
+        return dataset
+    planes = LabeledPlanes(dataset)
+    return planes if len(planes) > len(dataset) else dataset
+
+
 def _cells(part: Window, size: tuple[int, int]) -> list[Window]:
     """A part of a picture in cells of a size, the last ones smaller, row by row."""
     return [
@@ -397,6 +441,6 @@ def read_labels(
     if validation is not None:
         validation.channels = dataset.channels
     if tile is None:
-        return dataset, validation
+        return by_planes(dataset), None if validation is None else by_planes(validation)
     cut = (tile, config.scale, config.pixel_size, config.max_tiles, config.seed)
     return LabeledTiles(dataset, *cut), None if validation is None else LabeledTiles(validation, *cut)

@@ -208,6 +208,8 @@ def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **
         mask_column=config.mask_column,
         annotations=config.annotations,
         annotation_format=config.annotation_format,
+        axes=config.axes,
+        slice_axis=config.slice_axis,
         **{"label_names": config.label_names} | kwargs,
     )
 
@@ -221,13 +223,12 @@ def load_labels(config: Any) -> tuple[LabeledImages, LabeledImages | None]:
     Raises:
         UserError: There are no such images, or both are the same.
     """
-    how: dict[str, Any] = {"axes": config.axes, "slice_axis": config.slice_axis}
-    dataset = load_data(config, **how)
+    dataset = load_data(config)
     if config.validation_fraction is not None:
         return dataset.split(config.validation_fraction, config.seed)
     if not config.validation_split:
         return dataset, None
-    validation = load_data(config, config.validation_split, num_classes=dataset.num_classes, **how)
+    validation = load_data(config, config.validation_split, num_classes=dataset.num_classes)
     if validation.same_images(dataset):
         raise UserError(
             f"--split {config.split} and --validation_split {config.validation_split} of {config.dataset_name} are the "

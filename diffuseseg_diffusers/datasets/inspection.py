@@ -257,7 +257,7 @@ def _labelled(
     """
     if layout is not None and not layout.has_pairs and not layout.problems:
         return None
-    how: dict[str, Any] = {"axes": config.axes, "slice_axis": config.slice_axis}
+    how: dict[str, Any] = {}
     if before:
         how["num_classes"] = next(iter(before.values())).num_classes
     try:
@@ -273,7 +273,7 @@ def _by_value(config: Any, split: str) -> LabeledImages | None:
     try:
         names = [f"value {i}" for i in range(256)]
         plain = replace(config, mask_format="index", palette=None, label_names=names, ignore_index=256)
-        found = load_data(plain, split, axes=config.axes, slice_axis=config.slice_axis)
+        found = load_data(plain, split)
         found[0]  # raises for masks in colour
         return found
     except UserError:

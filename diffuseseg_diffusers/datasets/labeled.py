@@ -146,6 +146,14 @@ class LabeledImages:
     def __getitem__(self, index: int) -> LabeledImage:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self.read(index)
+
+    def read(self, index: int) -> LabeledImage:
+        """The image and mask of a row of the dataset, of one plane.
+
+        Raises:
+            UserError: They cannot be read, have several planes, or differ in size.
+        """
         row = self.dataset[index]
         opened = self._image(row[self.image_column], f"row {index}")
         image, name = opened.image, opened.name
@@ -225,7 +233,7 @@ class LabeledImages:
             return self.reader.ids(values, where), where
         with aligned(open_cell(value, where, self.axes, self.slice_axis), grid, image) as raster:
             if raster.planes > 1:
-                raise UserError(f"{raster.name} has {raster.planes} planes; pass --tile, which reads all of them.")
+                raise UserError(f"{raster.name} has {raster.planes} planes, and images of one are read here; split it.")
             window = Window(0, 0, raster.height, raster.width)
             ids = self.reader.ids(self._read(raster, 0, window), raster.name)
             return without_label(raster, ids, 0, window, self.ignore_index), raster.name

@@ -100,6 +100,7 @@ def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
 def load_study(config: AnalyzeConfig) -> "Study":
     """The model and the images that all studies share."""
     from ..datasets.columns import describe_dataset
+    from ..datasets.crops import by_planes
     from ..datasets.find_labeled import load_data
     from ..paper.catalogue import STUDIES
     from ..paper.study import Study
@@ -110,9 +111,10 @@ def load_study(config: AnalyzeConfig) -> "Study":
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student, which has no features to study; give the model it learnt from.")
     pipe.segmentation_head = None  # studies fit heads themselves
-    dataset, test = load_data(config), None
+    dataset, test = by_planes(load_data(config)), None
     if any(STUDIES[name].needs_test for name in config.study):
-        test = load_data(config, config.test_split, label_names=dataset.label_names, num_classes=dataset.num_classes)
+        named: dict[str, Any] = {"label_names": dataset.label_names, "num_classes": dataset.num_classes}
+        test = by_planes(load_data(config, config.test_split, **named))
     about = {"dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split)}
     names = ("recipe", "blocks", "timesteps", "folds", "draws", "counts", "num_clusters", "num_images", "seed")
     options = {name: getattr(config, name) for name in (*names, "batch_size")}

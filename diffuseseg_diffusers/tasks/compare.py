@@ -47,6 +47,7 @@ def compare(config: CompareConfig) -> dict:
         >>> [model["mean_iou"] for model in found["models"]]
     """
     from ..datasets.columns import describe_dataset
+    from ..datasets.crops import by_planes
     from ..datasets.find_labeled import load_data
     from ..evaluation.comparison import compare_models, format_comparison
     from ..figures.curves import accuracy_over_speed
@@ -61,7 +62,9 @@ def compare(config: CompareConfig) -> dict:
     for name, model in models.items():
         if model.channels.config != first.channels.config:
             raise UserError(f"{name} reads other channels of an image than {config.models[0]}; compare those alike.")
-    dataset = load_data(config, ignore_index=first.ignore_index, classes=first.label_names, channels=first.channels)
+    dataset = by_planes(
+        load_data(config, ignore_index=first.ignore_index, classes=first.label_names, channels=first.channels)
+    )
     results = compare_models(models, dataset, config.batch_size)
     report = {
         "dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split),

@@ -34,6 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         >>> metrics["mean_iou"]
     """
     from ..datasets.columns import describe_dataset
+    from ..datasets.crops import by_planes
     from ..datasets.find_labeled import load_data
     from ..datasets.overview import overview
     from ..evaluation.evaluate import evaluate_segmentation, format_metrics
@@ -44,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     pipe = load_pipeline(config.model, **config.loading())
     pipe.check_can_segment()
     names = pipe.label_names
-    dataset = load_data(config, ignore_index=pipe.ignore_index, classes=names, channels=pipe.channels)
+    dataset = by_planes(load_data(config, ignore_index=pipe.ignore_index, classes=names, channels=pipe.channels))
     print(overview(config.dataset_name, config.split, dataset))
     metrics, examples = evaluate_segmentation(
         pipe, dataset, config.batch_size, config.absent_as_zero, config.count_ignored, num_examples=config.num_examples

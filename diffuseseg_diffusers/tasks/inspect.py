@@ -18,8 +18,6 @@ class InspectConfig(ReadsLabels, CachesDownloads, WritesFolder):
         help="Images, with or without masks: a local folder or a name on the Hub.", positional=True, reads=True
     )
     split: str | None = option(None, "Part of the dataset (default: all).", group="data")
-    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX or ZYX.")
-    slice_axis: str = option("z", "Axis along which volumes are sliced.", choices=("z", "y", "x"))
     output_dir: Path | None = option(
         None,
         "Folder for a page and a contact sheet of pictures, masks and overlays (default: only text).",

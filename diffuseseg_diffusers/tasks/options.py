@@ -10,7 +10,7 @@ from ..jobs.config import Config, exclusive, option
 from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their shared fields from here
 from ..jobs.errors import UserError
 from ..jobs.executors import check_executor
-from ..tiling.options import ReadsRasters
+from ..tiling.options import ReadsRasters, StatesAxes
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -152,7 +152,7 @@ class ReadsDataset(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsLabels(ReadsDataset):
+class ReadsLabels(ReadsDataset, StatesAxes):
     """Which labelled images to read, and how."""
 
     title = "data"

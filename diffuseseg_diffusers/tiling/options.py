@@ -36,7 +36,17 @@ class CountsObjects(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsRasters(Config):
+class StatesAxes(Config):
+    """What the axes of stacks and volumes are."""
+
+    title = "reading"
+
+    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX or ZYX.")
+    slice_axis: str = option("z", "Axis along which volumes are sliced.", choices=("z", "y", "x"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsRasters(StatesAxes):
     """What of large images, volumes and images of many channels is read, and at which scale."""
 
     title = "reading"
@@ -48,8 +58,6 @@ class ReadsRasters(Config):
     input_channels: tuple[str, ...] | None = option(
         None, "Names or numbers of channels, in the model's order (default: as the head was fitted, or all)."
     )
-    axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX or ZYX.")
-    slice_axis: str = option("z", "Axis along which volumes are sliced.", choices=("z", "y", "x"))
 
     def check(self) -> None:
         super().check()

@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from diffuseseg_diffusers import LabeledImages, load_labeled_images
-from diffuseseg_diffusers.datasets.crops import LabeledTiles, Pictures, RandomCrops, measure_windows
+from diffuseseg_diffusers.datasets.crops import LabeledTiles, Pictures, RandomCrops, by_planes, measure_windows
 from diffuseseg_diffusers.images.channels import InputChannels
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.trainer.batches import ShuffledBatches
@@ -177,3 +177,21 @@ def test_a_labelled_picture_smaller_than_a_tile_is_mirrored_without_labels(tmp_p
     row = LabeledTiles(dataset, (32, 32))[0]
     assert row.image.shape == (32, 32, 3) and row.mask.shape == (32, 32)
     assert np.array_equal(row.image[20:], row.image[8:20][::-1]) and (row.mask[20:] == 255).all()
+
+
+def test_planes_of_volumes_are_images_with_the_masks_of_their_own_planes(tmp_path):
+    """Between them, an image of one plane stays as it is."""
+    nibabel = pytest.importorskip("nibabel")
+    rng = np.random.default_rng(0)
+    volume, ids = rng.integers(0, 200, (30, 20, 3), np.uint8), rng.integers(0, 2, (30, 20, 3), np.uint8)  # x, y, z
+    for folder, array in (("images", volume), ("masks", ids)):
+        (tmp_path / folder).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([0.5, 0.5, 2, 1])), tmp_path / folder / "a.nii.gz")
+        Image.fromarray(array[..., 0].T.copy()).save(tmp_path / folder / "b.png")
+    dataset = by_planes(load_labeled_images(tmp_path))
+    assert len(dataset) == 4 and dataset.num_classes == 2
+    for plane in range(3):
+        assert np.array_equal(dataset[plane].image[..., 0], volume[..., plane].T)
+        assert np.array_equal(dataset[plane].mask, ids[..., plane].T)
+    assert np.array_equal(dataset[3].mask, ids[..., 0].T) and dataset[3].image.size == (30, 20)
+    assert [dataset.select([1, 3])[i].name for i in (0, 1)] == [dataset[1].name, dataset[3].name]
