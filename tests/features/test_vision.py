@@ -109,6 +109,7 @@ def test_models_without_a_place_in_the_image_are_refused(tmp_path):
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_backbone(tmp_path):
     folder = make("resnet")
     folder.backbone.save_pretrained(tmp_path / "resnet")

@@ -64,6 +64,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_run_as_they_stand(page, workplace, capsys):
     assert PAGES[page]

@@ -311,6 +311,7 @@ def test_options(options, drawn, tmp_path):
     assert all(np.isfinite(losses(tmp_path / "run"))) and state["step"] == 3
 
 
+@pytest.mark.slow
 def test_each_way_to_read_the_images_trains_the_same(drawn, tmp_path):
     memory = train(drawn, tmp_path / "memory", "--num_validation_images", "4")
     workers = train(drawn, tmp_path / "workers", "--num_validation_images", "4", "--image_cache_gb", "0")
@@ -322,6 +323,7 @@ def test_each_way_to_read_the_images_trains_the_same(drawn, tmp_path):
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "memory"))
 
 
+@pytest.mark.slow
 def test_a_stream_is_trained_on_and_resumed_exactly(drawn, tmp_path, quick_shutdown):
     options = ("--dataset_name", str(drawn / "parquet"), "--streaming", "--num_validation_images", "4")
     options += ("--shuffle_buffer_size", "6", "--dataloader_num_workers", "2")
@@ -363,6 +365,7 @@ def test_time_ends_a_run_and_lowers_its_learning_rate(drawn, tmp_path):
     assert train(drawn, tmp_path / "run", *options, steps=None) == state  # its time is over
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_pretrained_weights(drawn, tmp_path):
     train(drawn, tmp_path / "first", "--prediction_type", "v_prediction")
     options = ("--pretrained", str(tmp_path / "first"), "--learning_rate", "0", "--dropout", "0.2")

@@ -259,6 +259,7 @@ def test_a_dataset_of_other_classes_than_the_teachers_is_refused(drawn, taught, 
     assert "has the classes disc, sky, bar, but the model has sky, disc, bar" in result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_of_an_earlier_student_goes_before_all_is_known_to_be_valid(drawn, taught, tmp_path):
     out = tmp_path / "out"
     run("diffuseseg", *distill(drawn, taught, out, "--num_epochs", "1", "--images_per_epoch", "16"))
