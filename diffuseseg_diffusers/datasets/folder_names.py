@@ -26,7 +26,7 @@ _SEVERAL = ("trainvaltest", "trainvaltestset", "all", "dir", "png", "raw", "aug"
 _MASK_NAMES = (
     r"(?P<name>.+?)[_.\- ](gt(Fine|Coarse)_labelTrainIds|labelTrainIds)",
     r"(?P<name>.+?)[_.\- ](gt(Fine|Coarse)_labelIds|labelIds)",
-    r"(?P<name>.+?)[_.\- ]((bin_?)?masks?|labels?|segmentation|seg|gt|ground_?truth|annotations?|manual\d?|L)"
+    r"(?P<name>.+?)[_.\- ]((bin_?)?masks?|labels?|segmentation|seg|gt|ground_?truth|annotations?|manual\d?|(?-i:L))"
     r"([_\-]\d+)?",
     r"(mask|label|seg|gt)[_\- ](?P<name>.+)",
 )

@@ -223,7 +223,8 @@ def find_layout(folder: Path) -> Layout:
         if path.suffix.lower() == ".npy":
             files.append(_look(path, folder))
         elif path.suffix.lower() not in _TEXT and not path.name.lower().startswith("thumbs"):
-            layout.ignored[path.suffix.lower() or path.name] = layout.ignored.get(path.suffix.lower(), 0) + 1
+            suffix = path.suffix.lower() or path.name
+            layout.ignored[suffix] = layout.ignored.get(suffix, 0) + 1
     if layout.ignored:
         said = ", ".join(f"{number} {suffix}" for suffix, number in sorted(layout.ignored.items()))
         layout.notes.append(f"Files of {folder} that are not read: {said}.")
@@ -406,20 +407,28 @@ def _read_lists(layout: Layout) -> None:
     places = ("ImageSets/Segmentation", "ImageSets", "splits", ".")
     lists = {p.stem: p for at in places[::-1] for p in sorted(layout.folder.glob(f"{at}/*.txt"))}
     lists |= {p.stem: p for p in sorted(layout.folder.glob("*/*/ImageSets/Segmentation/*.txt"))}
-    of = {bare_name(image): (image, mask) for image, mask in layout.splits[ALL]}
-    lonely = {bare_name(image): image for image in layout.unmasked.get(ALL, [])}
+    masks = dict(layout.splits[ALL])
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for image in (*masks, *layout.unmasked.get(ALL, [])):
+        by_name[bare_name(image)].append(image)
     splits: dict[str, list[Pair]] = {}
     unmasked: dict[str, list[Path]] = {}
     for name, path in lists.items():
-        lines = [line.split()[0] for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        names = [bare_name(Path(unicodedata.normalize("NFC", line))) for line in lines]
-        if name != "trainval" and not split_of(name) or not any(n in of for n in names):
+        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        found = {line: _named(line, by_name) for line in lines}
+        if name != "trainval" and not split_of(name) or not any(own[0] in masks for own in found.values() if own):
             continue
-        splits[name] = sorted({of[n] for n in names if n in of})
-        if missing := [lonely[n] for n in names if n in lonely]:
+        images = {own[0] for own in found.values() if own}
+        splits[name] = sorted((image, masks[image]) for image in images if image in masks)
+        if missing := sorted(images - set(masks)):
             unmasked[name] = missing
-        if lost := [n for n in names if n not in of and n not in lonely]:
-            layout.problems.append(f"{path} names {lost[0]}, and there is no such picture in {layout.folder}.")
+        if lost := next((line for line, own in found.items() if not own), None):
+            layout.problems.append(f"{path} names {lost}, and there is no such picture in {layout.folder}.")
+        if vague := next((line for line, own in found.items() if len(own) > 1), None):
+            one, other = found[vague][:2]
+            layout.problems.append(
+                f"{path} names {vague}, which may be {one} or {other}; write more of the path there."
+            )
     if splits:
         listed = {image for own in splits.values() for image, _ in own} | {i for own in unmasked.values() for i in own}
         layout.unlisted = [image for image in layout.pictures() if image not in listed]
@@ -429,6 +438,22 @@ def _read_lists(layout: Layout) -> None:
                 f"{layout.unlisted[0]} among them."
             )
         layout.splits, layout.unmasked = splits, unmasked
+
+
+def _named(line: str, by_name: dict[str, list[Path]]) -> list[Path]:
+    """The pictures that a line of a list may mean, by as much of the path as it states."""
+    for text in (line, line.split()[0]):  # some lists have a second column
+        stated = Path(unicodedata.normalize("NFC", text))
+        if found := by_name.get(bare_name(stated)):
+            same = [_common_end(path.parent, stated.parent) for path in found]
+            return [path for path, n in zip(found, same) if n == max(same)]
+    return []
+
+
+def _common_end(one: Path, other: Path) -> int:
+    """Number of folders in which two paths end alike."""
+    alike = [a == b for a, b in zip(one.parts[::-1], other.parts[::-1])]
+    return [*alike, False].index(False)
 
 
 def _read_names(layout: Layout) -> None:

@@ -130,6 +130,18 @@ def test_the_lists_of_pascal_voc_are_its_splits(tmp_path):
         find_layout(root).pairs("val")
 
 
+def test_lists_of_splits_mean_the_pictures_of_the_folders_that_they_name(tmp_path):
+    names = [f"{folder}/{name}" for folder in ("one", "two") for name in ("0", "my photo 1")]
+    touch(tmp_path, *(f"{kind}/{name}.png" for kind in ("images", "masks") for name in names))
+    (tmp_path / "train.txt").write_text("one/0\n/data/images/one/my photo 1.png\n")  # absolute ones of CamVid
+    (tmp_path / "val.txt").write_text("images/two/0.png masks/two/0.png\n./two/my photo 1\n")
+    own = [(f"images/{name}.png", f"masks/{name}.png") for name in names]
+    assert pairs_of(tmp_path) == {"train": own[:2], "val": own[2:]} and find_layout(tmp_path).problems == []
+    (tmp_path / "val.txt").write_text("0\n")
+    with pytest.raises(UserError, match=r"val.txt names 0, which may be .*one.0.png or .*two.0.png; write more"):
+        find_layout(tmp_path).pairs("train")
+
+
 def test_class_names_and_colours_come_from_the_layouts_own_files(tmp_path):
     described = {"labels": {"background": 0, "organ": 1, "ignore": 2}, "channel_names": {"0": "CT"}}
     touch(tmp_path / "a", "imagesTr/a_0000.png", "labelsTr/a.png")
@@ -205,9 +217,7 @@ def test_masks_are_no_pictures_to_train_on(pairs, tmp_path, caplog):
 
 
 def test_what_is_left_out_gets_a_line(tmp_path, caplog):
-    touch(tmp_path, "a.png", "b.heic", "c.HEIC", "d.dng", "notes.txt")
-    (tmp_path / "real").mkdir()
-    touch(tmp_path / "real", "e.png")
+    touch(tmp_path, "a.png", "b.heic", "c.HEIC", "d.dng", "notes.txt", "DATA", "real/DATA", "real/e.png")
     (tmp_path / "real" / "back").symlink_to(tmp_path)  # in a circle
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
     touch(elsewhere, "f.png")
@@ -215,8 +225,10 @@ def test_what_is_left_out_gets_a_line(tmp_path, caplog):
     layout = find_layout(tmp_path)
     assert [p.relative_to(tmp_path).as_posix() for p in layout.pictures()] == ["a.png", "linked/f.png", "real/e.png"]
     dataset, column = load_unlabeled(str(tmp_path))
-    assert len(dataset) == 3 and "not read: 1 .dng, 2 .heic" in caplog.text
-    assert layout.notes == [f"Files of {tmp_path} that are not read: 1 .dng, 2 .heic."]
+    assert len(dataset) == 3 and "not read: 1 .dng, 2 .heic, 2 DATA" in caplog.text
+    assert layout.notes == [f"Files of {tmp_path} that are not read: 1 .dng, 2 .heic, 2 DATA."]
+    touch(tmp_path, "b.png", "b_l.png", "b_r.png")  # left and right, and no label
+    assert len(find_pictures(tmp_path)) == 6
 
 
 NAMES = st.text(st.sampled_from("ab1._- é"), min_size=1, max_size=5).filter(lambda n: n.strip(". ") == n)
