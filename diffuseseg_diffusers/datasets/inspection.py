@@ -16,6 +16,7 @@ from ..images.masks import picture_values
 from ..jobs.errors import UserError
 from .columns import MissingColumnError, cell_name, decode_cell, split_names
 from .find_labeled import find_annotated, load_data
+from .folder_names import split_of
 from .labeled import LabeledImages
 from .layouts import Layout, find_layout, is_described
 from .picture import READ_WHOLE, Picture, read_picture, view_step
@@ -23,6 +24,7 @@ from .unlabeled import evenly_spread, load_unlabeled
 
 
 LOOKED_AT = 100  # masks whose colours are counted
+RARE = 253  # stands for pixels without a label where all other values are shown, 255 too
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Inspection:
         label_names (`list[str]`), palette (`list[list[int]]`): Names of the classes and their colours; empty without
             masks.
         ignore_index (`int`): Id of pixels without a label.
-        lonely_images, lonely_masks (`list[str]`): Images without a mask, and masks without an image.
+        lonely_images, unused_masks (`list[str]`): Images without a mask, and masks that are not read.
         left_out (`dict[str, int]`): Suffixes of files that were not read, and their number.
         by_value (`bool`): Whether masks are refused, and their values stand in for classes.
         refusals (`list[str]`): Why `fit` would refuse a split.
@@ -84,7 +86,7 @@ class Inspection:
     palette: list[list[int]] = field(default_factory=list)
     ignore_index: int = 255
     lonely_images: list[str] = field(default_factory=list)
-    lonely_masks: list[str] = field(default_factory=list)
+    unused_masks: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     by_value: bool = False
     refusals: list[str] = field(default_factory=list)
@@ -105,7 +107,7 @@ class Inspection:
         return [
             ClassShare(i, name, counted[i], counted[i] / max(1, labelled), sum(i in p.classes for p in self.pictures))
             for i, name in enumerate(self.label_names)
-            if counted[i] or not self.by_value
+            if not self.by_value or (counted[i] and i != self.ignore_index)
         ]
 
     @property
@@ -204,7 +206,7 @@ def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[Vi
         found.layout, found.left_out, found.notes = layout.kind, layout.ignored, list(layout.notes)
         found.refusals = list(layout.problems)
         found.lonely_images = [str(p) for own in layout.unmasked.values() for p in own] if layout.has_pairs else []
-        found.lonely_masks = list(map(str, layout.unused))
+        found.unused_masks = list(map(str, layout.unused))
     views: list[View] = []
     splits: dict[str, LabeledImages] = {}
     for split in _split_names(config, layout):
@@ -244,7 +246,7 @@ def _split_names(config: Any, layout: Layout | None) -> list[str]:
     else:
         kept = {"cache_dir": config.cache_dir, "revision": config.dataset_revision}
         names = split_names(config.dataset_name, config.dataset_config_name, **kept)
-    return sorted(names, key=lambda name: (not name.lower().startswith("train"), name))
+    return sorted(names, key=lambda name: (split_of(name) != "train", name))
 
 
 def _labelled(
@@ -272,8 +274,8 @@ def _by_value(config: Any, split: str) -> LabeledImages | None:
     """The images of a split with masks of which every value is shown as if it were a class; `None` if none is read."""
     try:
         names = [f"value {i}" for i in range(256)]
-        plain = replace(config, mask_format="index", palette=None, label_names=names, ignore_index=256)
-        found = load_data(plain, split)
+        plain = replace(config, mask_format="index", palette=None, nearest_color=False, ignore_index=RARE)
+        found = load_data(plain, split, label_names=names)
         found[0]  # raises for masks in colour
         return found
     except UserError:
@@ -284,9 +286,12 @@ def _colors(config: Any, split: str) -> str:
     """The commonest colours of the first masks, with their shares; empty if masks have none."""
     found: Counter[str] = Counter()
     try:
-        labelled = load_data(replace(config, mask_format="instances", palette=None), split)
+        plain = replace(config, mask_format="instances", palette=None, nearest_color=False)
+        labelled = load_data(plain, split, label_names=["background", "object"])
         for cell in labelled.dataset[:LOOKED_AT][labelled.mask_column]:
-            values = picture_values(decode_cell(cell, "")[0], colors=True)  # [H,W,3]
+            values = picture_values(decode_cell(cell, "")[0], colors=True)
+            if values.ndim < 3 or values.dtype != np.uint8:
+                continue
             colors, counts = np.unique(values.reshape(-1, values.shape[-1]), axis=0, return_counts=True)
             found.update({"#" + bytes(c.tolist()).hex(): int(n) for c, n in zip(colors[:, :3], counts)})
     except UserError:

@@ -67,6 +67,20 @@ def test_a_refused_folder_says_so_with_the_values_of_its_masks(tmp_path, capsys)
     assert "`diffuseseg fit` refuses this" in said and "value 7  12.50%" in said
 
 
+def test_values_and_colours_of_refused_masks_are_shown_whatever_else_is_asked_for(tmp_path, capsys):
+    masks = IDS.astype(np.uint16) * 7
+    masks[0] = 65535
+    inspect(InspectConfig(dataset_name=str(pairs(tmp_path / "ids", masks))))
+    said = capsys.readouterr().out
+    assert "5.0% of pixels without a label" in said and "value 7  13.16%" in said and "253" not in said
+    data = pairs(tmp_path / "colours", np.stack([IDS * 255, IDS * 0, IDS * 128], -1))
+    palette = tmp_path / "palette.json"
+    palette.write_text('["#000000", "#00ff00"]')
+    options = {"mask_format": "rgb", "palette": palette}
+    found = inspect(InspectConfig(dataset_name=str(data), label_names=("a", "b", "c"), nearest_color=True, **options))
+    assert "#ff0080 12.5%" in found["notes"][0]
+
+
 def missing(folder: Path) -> None:
     (pairs(folder) / "masks/2.png").unlink()
 
@@ -100,6 +114,8 @@ WRONG = {
     "binary masks of 0 and 255": (lambda f: pairs(f, IDS * 255), "--mask_format binary"),
     "ids with gaps": (lambda f: pairs(f, IDS * 7), "0, 7"),
     "masks in colour": (lambda f: pairs(f, np.stack([IDS * 255, IDS * 0, IDS * 128], -1)), "#ff0080 12.5%"),
+    "masks of many objects": (lambda f: pairs(f, (1 - IDS).astype(np.uint16) * 900), "from 0 to 900"),
+    "ids with gaps in 16 bits": (lambda f: pairs(f, IDS.astype(np.uint16) * 7), "0, 7"),
     "masks of another size": (lambda f: pairs(f, IDS[:10]), "30 × 10"),
     "an image without a mask": (missing, "2.png"),
     "a mask without an image": (without_image, "z.png"),
