@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
 
 
+Runs: TypeAlias = Sequence[Sequence[int]] | np.ndarray  # row, first column, column behind the last, class id
 JOURNAL = "strokes.jsonl"  # in the folder of a session
+IMPORT = "import"
+KINDS = ("stroke", "accept", IMPORT)  # drawn; a predicted region that was accepted; annotations of another program
 UNLABELED = 255
 BROKEN = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, UserError)
 MAX_CLASSES = 255  # ids 0 to 254
@@ -44,7 +47,7 @@ class Stroke:
     picture: str
     size: tuple[int, int]  # height and width of the picture
     runs: np.ndarray  # [N,4] int32: row, first column, column behind the last, class id (255 erases)
-    kind: str  # "stroke", drawn; or "accept", a predicted region that was accepted
+    kind: str  # one of `KINDS`
 
 
 @dataclass
@@ -124,13 +127,13 @@ class Journal:
         found = (s for s in strokes if s.number not in self.undone)
         return [s for s in found if picture is None or s.picture == picture]
 
-    def draw(self, picture: str, size: tuple[int, int], runs: Sequence[Sequence[int]], kind: str = "stroke") -> int:
+    def draw(self, picture: str, size: tuple[int, int], runs: Runs, kind: str = "stroke") -> int:
         """Adds a stroke; returns its number.
 
         Args:
             picture (`str`), size (two `int`): Which picture, and its height and width.
             runs (sequence of four `int`): Row, first column, column behind the last, class id or 255 to erase.
-            kind (`str`): `"stroke"` or `"accept"`.
+            kind (`str`): One of `KINDS`.
 
         Raises:
             UserError: A run lies outside the picture, is empty or has an unknown class, or there is none.
@@ -141,8 +144,8 @@ class Journal:
         unknown = set(np.unique(given[:, 3]).tolist()) - {UNLABELED, *self.classes, *self.merged}
         if unknown:
             raise UserError(f"There is no class with the id {min(unknown)}; there are {sorted(self.classes)}.")
-        if kind not in ("stroke", "accept"):
-            raise UserError(f"A stroke is of the kind 'stroke' or 'accept', got {kind!r}.")
+        if kind not in KINDS:
+            raise UserError(f"A stroke is of the kind {', '.join(map(repr, KINDS))}, got {kind!r}.")
         number = max(self.strokes, default=0) + 1
         line = {"stroke": number, "picture": picture, "size": list(size), "kind": kind, "runs": given.tolist()}
         self._write(line)
@@ -298,7 +301,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _checked_runs(runs: Sequence[Sequence[int]], picture: str, size: tuple[int, int]) -> np.ndarray:
+def _checked_runs(runs: Runs, picture: str, size: tuple[int, int]) -> np.ndarray:
     wrong_kind = "The runs of a stroke are lists of four whole numbers: row, start, stop, class id."
     try:
         given = np.array(runs)

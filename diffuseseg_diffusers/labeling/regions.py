@@ -16,14 +16,16 @@ def to_runs(region: np.ndarray, label: int) -> list[list[int]]:
 
 
 def sparse_pixels(ids: np.ndarray, strokes: np.ndarray, each: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """At most `each` pixels of every stroke, evenly spread over it.
+    """At most `each` pixels of every class in every stroke, evenly spread over it.
 
     From class ids (`[H, W]` uint8, 255 without a label) and numbers of strokes (`[H, W]` int32): y and x `[P, 2]`,
     class ids `[P]` and numbers of strokes `[P]`, int64.
     """
     where = np.flatnonzero(ids != UNLABELED)
-    order = where[np.argsort(strokes.ravel()[where], kind="stable")]
-    numbers, starts, counts = np.unique(strokes.ravel()[order], return_index=True, return_counts=True)
+    key = strokes.ravel()[where].astype(np.int64) * 256 + ids.ravel()[where]  # annotations are strokes of many classes
+    by_key = np.argsort(key, kind="stable")
+    order = where[by_key]
+    numbers, starts, counts = np.unique(key[by_key], return_index=True, return_counts=True)
     kept = [order[a + np.linspace(0, n - 1, min(n, each)).round().astype(int)] for a, n in zip(starts, counts)]
     chosen = np.concatenate(kept) if len(numbers) else np.zeros(0, np.int64)
     pixels = np.stack(np.divmod(chosen, ids.shape[1]), 1)

@@ -31,8 +31,9 @@ from ..images.image_files import encode_image
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
 from .export import export_session
+from .folder import FINISHED, PIPELINE
 from .regions import to_runs
-from .session import FINISHED, PIPELINE, LabelSession
+from .session import LabelSession
 
 
 STATIC = Path(__file__).parent / "static"

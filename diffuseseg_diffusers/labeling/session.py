@@ -15,6 +15,7 @@ from datasets import Dataset, Features, Image
 from torch import nn
 from tqdm import tqdm
 
+from ..datasets.annotations.reading import AUTO
 from ..datasets.labeled import LabeledImages
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..heads.fit import fit_segmentation_head, recipe_extractor
@@ -22,12 +23,13 @@ from ..heads.recipes import Recipe, find_recipe
 from ..images.image_files import encode_image
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
-from ..jobs.files import check_output_folder, read_record, write_record
-from ..jobs.locks import hold_folder
+from ..jobs.files import check_output_folder
 from ..pipelines.identity import sketch
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
 from .export import export_session
 from .features import FeatureStore, PictureFeatures, model_key, places, sample_pixels
+from .folder import FEATURES, open_folder
+from .importing import import_annotations, offered_annotations
 from .journal import JOURNAL, MAX_CLASSES, UNLABELED, Journal, LabelClass, checked_name
 from .live import PIXELS, LiveHead, Sampled
 from .pictures import Picture, find_pictures
@@ -35,9 +37,6 @@ from .regions import connected_region, sparse_pixels
 from .suggestions import Advice, Rule, Suggestion
 
 
-COMMAND = "app"
-FEATURES, PIPELINE = "features", "pipeline"
-FINISHED = "finished.json"  # the revision that the pipeline follows from
 KEPT = 2**29  # bytes of features that are kept in memory
 KEPT_GAPS = 16  # pictures
 
@@ -61,10 +60,13 @@ class LabelSession:
         class_names (sequence of `str`, *optional*): Classes to begin with, in a session that has none.
         recipe (`str` or [`Recipe`]): Which features are read, and how [`~LabelSession.finish`] fits.
         axes (`str`, *optional*): Of TIFFs that do not state them; see [`open_raster`].
+        annotations (path, *optional*): File or folder of annotations of the pictures, to begin with; see
+            [`import_annotations`].
+        annotation_format (`str`, defaults to `"auto"`): Their format; by content if `"auto"`.
 
     Raises:
-        UserError: There are no pictures, the folder holds something else or another process is at work in it, or the
-            model has no features.
+        UserError: There are no pictures, the folder holds something else or another process is at work in it, the
+            model has no features, or the annotations do not fit.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class LabelSession:
         class_names: Sequence[str] = (),
         recipe: str | Recipe = "default",
         axes: str | None = None,
+        annotations: str | os.PathLike | None = None,
+        annotation_format: str = AUTO,
     ):
         if not isinstance(pipe, HeadSegmenter):
             raise UserError("The model is a student, which has no features to learn from; give a diffusion model.")
@@ -89,6 +93,12 @@ class LabelSession:
             raise UserError(f"{len(names)} classes are given, and there are {MAX_CLASSES} at most.")
         open_folder(self.folder)
         self.journal = Journal(self.folder / JOURNAL)
+        self._set_aside()
+        if annotations is not None:
+            given = Path(annotations), annotation_format, names
+            self.notes += import_annotations(self.journal, self.pictures, self.images, *given)
+        elif not self.journal.strokes:
+            self.notes += offered_annotations(self.images)
         known = [own.name for own in self.journal.classes.values()]
         if not known and not self.journal.merged:
             for name in names:
@@ -97,7 +107,6 @@ class LabelSession:
             has = ", ".join(known)
             self.notes.append(f"The session has classes already, {has}; those that were given are left out.")
         self.processor = DiffuseSegImageProcessor(self.extractor.in_channels, pipe.channels)
-        self._set_aside()
 
         models = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
         frozen = [m for m in models if not isinstance(m, PixelClassifierEnsemble)]
@@ -435,25 +444,3 @@ class LabelSession:
                 gaps = self._without_gaps(chosen.picture, np.zeros_like(labels)) == UNLABELED
             chosen.places = advice.places(places(grid), (labels != UNLABELED) | gaps, count)
         return found
-
-
-def open_folder(folder: Path) -> None:
-    """Creates or opens the folder of a session and locks it until this process ends.
-
-    Raises:
-        UserError: The path is not a folder, it holds other files, or another process has the session open.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and a folder is needed for the session.")
-    if any(parent.is_file() for parent in folder.parents):
-        raise UserError(f"{folder} lies below a file; choose another folder for the session.")
-    record = read_record(folder) if folder.is_dir() else None
-    if record is None and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that are no session; choose another folder for it.")
-    if record is not None and record["command"] != COMMAND:
-        raise UserError(f"{folder} was made by `diffuseseg {record['command']}`; choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not hold_folder(folder):
-        raise UserError(f"Another process has the session in {folder} open; end it first.")
-    if record is None:
-        write_record(folder, COMMAND, [FINISHED, f"{FEATURES}/*", f"{PIPELINE}/*"])  # strokes are never removed

@@ -14,7 +14,7 @@ from ..jobs.config import option
 from ..jobs.errors import UserError
 from ..jobs.files import output_folder
 from ..jobs.install import missing_extra
-from .options import CachesDownloads, NamesModel
+from .options import ANNOTATION_FORMATS, CachesDownloads, NamesModel
 
 
 LOCAL = "127.0.0.1"
@@ -34,6 +34,10 @@ class AppConfig(NamesModel, CachesDownloads):
         "images with -labels at its end).",
     )
     recipe: str = option("default", "Recipe of the head.")
+    annotations: Path | None = option(
+        None, "File or folder of annotations of the images, with which the session begins.", reads=True
+    )
+    annotation_format: str = option("auto", "Format of the annotations.", choices=ANNOTATION_FORMATS)
     axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX.")
     max_pixels: int | None = option(None, "Limit of pixels of images that are decoded whole.", minimum=1)
     host: str = option(LOCAL, "Address to listen at; 0.0.0.0 lets other machines in, unencrypted.", group="server")
@@ -53,10 +57,13 @@ class AppConfig(NamesModel, CachesDownloads):
 
     def check(self) -> None:
         super().check()
-        alone = ("session", "axes", "max_pixels", "device", "port", "no_token", "open", "lora", "dtype", "host")
-        unread = [name for name in alone if getattr(self, name) != getattr(type(self), name)]
+        session = ("session", "annotations", "axes", "max_pixels", "device", "lora", "dtype")
+        server = ("host", "port", "no_token", "open")
+        unread = [name for name in session + server if getattr(self, name) != getattr(type(self), name)]
         if self.push_space and unread:
             raise UserError(f"--{unread[0]} is not for a Space, whose page begins without strokes; leave it out.")
+        if self.annotation_format != "auto" and self.annotations is None:
+            raise UserError("--annotation_format is of --annotations; give its file or folder.")
         if self.public and not self.push_space:
             raise UserError("--public is for a Space; give its name with --push_space.")
 
@@ -93,7 +100,8 @@ def app(config: AppConfig) -> None:
         raise UserError("A session beside the root of the disk is not possible; give a folder for it with --session.")
     folder = config.session or images.with_name(f"{images.name}-labels")
     pipe = load_pipeline(config.model, **config.loading())
-    session = LabelSession(pipe, config.images, folder, config.classes, config.recipe, config.axes)
+    given = config.annotations, config.annotation_format
+    session = LabelSession(pipe, config.images, folder, config.classes, config.recipe, config.axes, *given)
     for note in session.notes:
         print(note, file=sys.stderr)
     strokes = len(session.journal.active())

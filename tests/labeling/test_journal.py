@@ -121,7 +121,7 @@ def test_strokes_that_do_not_fit_are_refused_and_change_nothing(journal, runs, s
         (lambda j: j.merge_classes(0, 0), "into itself"),
         (lambda j: j.merge_classes(0, 7), "no class with the id 7"),
         (lambda j: j.set_undone(1), "no stroke 1"),
-        (lambda j: j.draw("a.png", SIZE, [[0, 0, 1, 0]], "guess"), "'stroke' or 'accept'"),
+        (lambda j: j.draw("a.png", SIZE, [[0, 0, 1, 0]], "guess"), "'stroke', 'accept', 'import', got 'guess'"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(journal, act, said):

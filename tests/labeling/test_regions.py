@@ -44,6 +44,15 @@ def test_a_long_stroke_has_as_many_pixels_as_a_short_one_spread_over_it():
     assert (ids[tuple(pixels.T)] == labels).all()
 
 
+def test_each_class_of_a_stroke_has_pixels():
+    """Annotations of a picture are one stroke."""
+    ids = np.ones((20, 20), np.uint8)
+    ids[4, :3] = 7
+    pixels, labels, numbers = sparse_pixels(ids, np.full((20, 20), 5, np.int32), 16)
+    assert (labels == 7).sum() == 3 and (labels == 1).sum() == 16 and (numbers == 5).all()
+    assert (ids[tuple(pixels.T)] == labels).all()
+
+
 def test_nothing_labelled_gives_nothing():
     none = sparse_pixels(np.full((3, 3), UNLABELED, np.uint8), np.zeros((3, 3), np.int32), 16)
     assert [len(part) for part in none] == [0, 0, 0]

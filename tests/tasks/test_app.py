@@ -65,6 +65,8 @@ def test_the_page_is_served_to_whoever_knows_the_token(drawn, tmp_path):
         (("--images", "{images}", "--host", "203.0.113.7"), "203.0.113.7:0 cannot be listened at"),
         (("--images", "{images}", "--session", "{data}"), "holds files that are no session"),
         (("--images", "{images}", "--recipe", "none"), "recipe"),
+        (("--images", "{images}", "--annotations", "{empty}"), "There are no annotations in"),
+        (("--images", "{images}", "--annotation_format", "coco"), "--annotation_format is of --annotations"),
     ],
 )
 def test_what_cannot_be_served_is_said(drawn, tmp_path, arguments, said):

@@ -72,7 +72,7 @@ class Annotated:
             height, width = picture.size or _size(path)
             shapes = [{"class": self.ids[label], **area} for label, area in picture.shapes]
             empty += not shapes
-            clipped += sum(_leaves(area, height, width) for _, area in picture.shapes)
+            clipped += sum(leaves(area, height, width) for _, area in picture.shapes)
             cell = {"height": height, "width": width, "outside": self.outside, "shapes": shapes}
             cells.append(json.dumps(cell, separators=(",", ":")))
         if empty:
@@ -241,7 +241,7 @@ def _gather(
     if missing and not seen:
         raise UserError(
             f"None of the {len(missing)} pictures of {contents[0][0]} is in {folder}, {missing[0]} among them; give "
-            f"the folder of the pictures as --dataset_name."
+            f"the folder of the pictures as --dataset_name (of `app` as --images)."
         )
     if not shapes:
         raise UserError(f"{contents[0][0]} has no areas{f', but {dropped}' if dropped else ''}; masks need areas.")
@@ -251,7 +251,7 @@ def _gather(
         own.notes.append(f"{len(missing)} annotated pictures are not in {folder}, {missing[0]} among them.")
     if alone := sorted(set(split_at) - set(seen)):
         own.notes.append(
-            f"{len(alone)} pictures of {folder} have no annotations and are left out, {alone[0]} among them."
+            f"{len(alone)} pictures of {folder} have no annotations and count as unlabelled, {alone[0]} among them."
         )
     ordered = {split: sorted(pairs, key=lambda pair: pair[0]) for split, pairs in splits.items()}
     own.splits = {split: [(path, seen[path]) for path, _ in pairs] for split, pairs in ordered.items()}
@@ -326,7 +326,7 @@ def _size(path: Path) -> tuple[int, int]:
         return raster.size
 
 
-def _leaves(area: Area, height: int, width: int) -> bool:
+def leaves(area: Area, height: int, width: int) -> bool:
     """Whether a shape reaches out of its picture by more than rounding."""
     if area.get("cut"):
         return True
