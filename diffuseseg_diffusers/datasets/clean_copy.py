@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..images.formats.base import Raster, Window
 from ..images.formats.cells import open_cell
+from ..images.formats.opening import files_of
 from ..jobs.errors import UserError
 from ..jobs.files import write_json
 from .columns import cell_name
@@ -70,10 +71,15 @@ def _mask_planes(labelled: LabeledImages, i: int, raster: Raster) -> np.ndarray:
 
 
 def _copy_picture(cell: object, raster: Raster, folder: Path, name: str) -> None:
-    """Copies the file, folder or bytes of a cell."""
+    """Copies the file, folder or bytes of a cell, and the files that are read with it under their own names."""
     path, data = (cell.get("path"), cell.get("bytes")) if isinstance(cell, Mapping) else (cell, None)
     if data is None and isinstance(path, str) and os.path.exists(path):
-        suffix = Path(path).name[len(bare_name(Path(path))) :]
+        own, others = bare_name(Path(path)), files_of(path)[1:]
+        if others and name != own:
+            raise UserError(f"{path} is in several files, and another picture has its name; rename one of the two.")
+        for other in others:
+            shutil.copyfile(other, folder / os.path.basename(other))
+        suffix = Path(path).name[len(own) :]
         copy = shutil.copytree if os.path.isdir(path) else shutil.copyfile
         copy(path, folder / (name + suffix))
     elif isinstance(data, bytes):

@@ -9,7 +9,9 @@ from pathlib import Path
 import PIL.Image
 from datasets import Dataset, Features, Image, IterableDataset, get_dataset_config_names, load_dataset
 
-from ..images.image_files import encode_image
+from ..images.formats.opening import TIFF
+from ..images.image_files import SUFFIXES, encode_image
+from ..jobs.errors import UserError
 from ..jobs.files import write_json
 from .annotations.reading import read_annotations
 from .find_labeled import annotated_rows, read_folder
@@ -42,10 +44,14 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
 
     Returns:
         `Path`: `target`, or `None` if `datasets` reads the folder as it is, and nothing was written.
+
+    Raises:
+        UserError: A picture is of a format that cells do not hold, such as a volume.
     """
     layout = None if is_described(folder) else find_layout(folder)
     names, found = read_label_names(str(folder), True), {}
     if layout is not None and layout.has_pairs:
+        names = names or layout.label_names
         found = {split: read_folder(layout, split) for split in layout.splits}
     elif layout is not None and (annotated := read_annotations(layout, names=names)) is not None:
         names = annotated.names
@@ -55,6 +61,10 @@ def as_parquet(folder: Path, target: Path) -> Path | None:
         rows = []
         labeled = LabeledImages(dataset, label_names=names)
         for i, image in enumerate(dataset["image"]):
+            if not image["path"].lower().endswith((*TIFF, *SUFFIXES)):
+                raise UserError(
+                    f"{image['path']} is of a format that Parquet files do not hold; save it as TIFF or PNG."
+                )
             mask = encode_image(PIL.Image.fromarray(labeled[i].mask))
             cell = {"bytes": Path(image["path"]).read_bytes(), "path": os.path.basename(image["path"])}
             rows.append({"image": cell, "mask": {"bytes": mask, "path": None}})

@@ -146,6 +146,24 @@ def test_a_clean_copy_is_read_as_the_original_was(tmp_path):
     assert all(np.array_equal(copy[i].mask, IDS) for i in range(3))
 
 
+def test_a_clean_copy_has_all_files_of_an_image(tmp_path):
+    sitk, rasterio = pytest.importorskip("SimpleITK"), pytest.importorskip("rasterio")
+    for kind, values in (("images", IDS * 100), ("masks", IDS)):
+        save(tmp_path / "data" / kind / "map.png", values)
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "data" / kind / "scan.mhd"))
+    (tmp_path / "data/images/map.pgw").write_text("2\n0\n0\n-2\n500001\n4000019\n")
+    inspect(InspectConfig(dataset_name=str(tmp_path / "data"), fix=tmp_path / "clean"))
+    copied = tmp_path / "clean" / "all" / "images"
+    assert rasterio.open(copied / "map.png").transform.c == 500000
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(copied / "scan.mhd"))), IDS * 100)
+    read = load_labeled_images(tmp_path / "clean", split="all")
+    assert len(read) == 2 and all(np.array_equal(example.mask, IDS) for example in read)
+    for kind, values in (("images", IDS * 100), ("masks", IDS)):
+        save(tmp_path / "data" / kind / "first" / "scan.png", values)
+    with pytest.raises(UserError, match="scan.mhd is in several files, and another picture has its name"):
+        inspect(InspectConfig(dataset_name=str(tmp_path / "data"), fix=tmp_path / "again"))
+
+
 def test_a_clean_copy_is_not_made_of_what_cannot_be_read(tmp_path):
     data = pairs(tmp_path / "data", IDS * 7)
     with pytest.raises(UserError, match="no clean copy"):

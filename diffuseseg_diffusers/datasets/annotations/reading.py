@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 
 from ...images.formats.opening import open_raster
+from ...images.image_files import walk
 from ...jobs.errors import UserError
-from ..layouts import ALL, Layout, bare_name, split_of
+from ..folder_names import bare_name, split_of
+from ..layouts import ALL, Layout
 from . import coco, cvat, label_studio, labelme, qupath, supervisely, yolo
 from .base import Contents, Picture
 from .shapes import IGNORED, Area, is_background
@@ -118,9 +120,9 @@ def find_annotations(place: Path, kind: str = AUTO) -> dict[str, list[tuple[Path
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    for here, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and not name.lower().endswith(".zarr")]
-        yield from (Path(here, name) for name in names if name.lower().endswith(_SUFFIXES) and name[0] != ".")
+    for here, folders, names in walk(folder):
+        folders[:] = [name for name in folders if not name.lower().endswith(".zarr")]
+        yield from (here / name for name in names if name.lower().endswith(_SUFFIXES))
 
 
 def _parse(path: Path, needed: bool) -> Any:

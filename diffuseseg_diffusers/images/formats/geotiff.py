@@ -25,24 +25,28 @@ _IN_JP2 = (bytes.fromhex("b14bf8bd083d4b43a5ae8cd7d5a6ce03"), b"gml.root-instanc
 
 
 def has_place_beside(path: str | os.PathLike) -> bool:
-    """Whether a JPEG 2000, or files beside a picture, say where it lies: a world file, RPCs, or GDAL's `.aux.xml`."""
-    stem, suffix = os.path.splitext(os.fspath(path))
-    if suffix.lower() == ".jp2" and os.path.isfile(path):
+    """Whether a JPEG 2000, or files beside a picture, say where it lies."""
+    if os.fspath(path).lower().endswith(".jp2") and os.path.isfile(path):
         with open(path, "rb") as file:
             head = file.read(2**15)
         if any(sign in head for sign in _IN_JP2):
             return True
+    return bool(place_files(path))
+
+
+def place_files(path: str | os.PathLike) -> list[str]:
+    """Files beside a picture that say where it lies: a world file, RPCs, or GDAL's `.aux.xml`."""
+    stem, suffix = os.path.splitext(os.fspath(path))
     ends = [f"{suffix[:2]}{suffix[-1:]}w", f"{suffix}w", ".wld"]
     ends = [end.upper() for end in ends] if suffix.isupper() else ends
     if suffix.lower().startswith(".tif"):
         ends += ["_RPC.TXT", "_rpc.txt", ".RPB"]
-    if any(os.path.isfile(stem + end) for end in ends):
-        return True
+    found = [stem + end for end in ends if os.path.isfile(stem + end)]
     described = f"{path}.aux.xml"
-    if not os.path.isfile(described):
-        return False
-    text = Path(described).read_text("utf-8", errors="replace")
-    return any(tag in text for tag in ("<GeoTransform", "<GCPList", "<SRS"))
+    if os.path.isfile(described):
+        text = Path(described).read_text("utf-8", errors="replace")
+        found += [described] * any(tag in text for tag in ("<GeoTransform", "<GCPList", "<SRS"))
+    return found
 
 
 class GeoRaster(Raster):

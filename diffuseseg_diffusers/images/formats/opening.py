@@ -13,7 +13,7 @@ from ..image_processor import is_address
 from .base import Raster
 from .dicom import SUFFIXES as DICOM
 from .dicom import DicomRaster, is_dicom
-from .geotiff import GeoRaster, has_place_beside
+from .geotiff import GeoRaster, has_place_beside, place_files
 from .nifti import NiftiRaster
 from .ome_tiff import SUFFIXES as OME
 from .ome_tiff import parts_of, whole_images
@@ -140,10 +140,13 @@ def open_tiff_raster(source: str | os.PathLike | BytesIO, name: str, axes: str |
 
 
 def files_of(name: str) -> list[str]:
-    """The files that an image is read from: itself, and those that an OME-TIFF or a header of a volume names."""
+    """The files that an image is read from: itself, those that an OME-TIFF or a header of a volume names, and those
+    beside a map that say where it lies."""
     path, others = Path(name), set[str]()
+    if name.lower().endswith((*TIFF, *MAPS)):
+        others |= set(map(os.path.basename, place_files(name)))
     if name.lower().endswith(OME):
-        others = parts_of(path)
+        others |= parts_of(path)
     elif name.lower().endswith((".mhd", ".nhdr")) and path.is_file():
         text = path.read_text(encoding="utf-8", errors="replace")
         others = set(re.findall(r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", text, re.MULTILINE))

@@ -56,6 +56,14 @@ def test_annotations_may_lie_elsewhere_and_be_named(tmp_path):
         load_labeled_images(tmp_path / "empty", annotations=tmp_path / "labels.json")
 
 
+def test_annotations_in_linked_folders_are_found_as_pictures_are(tmp_path):
+    masks = draw(tmp_path / "elsewhere", "a.png")
+    labelme.write(tmp_path / "elsewhere", marked(masks), NAMES)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    check(load_labeled_images(tmp_path / "data"), masks)
+
+
 def test_several_formats_are_refused_and_listed(tmp_path):
     masks = draw(tmp_path, "a.png")
     coco.write(tmp_path / "coco.json", marked(masks), NAMES)
@@ -181,6 +189,19 @@ def test_annotated_folders_become_parquet_with_their_masks_and_names(tmp_path):
         labeled = load_labeled_images(tmp_path / "parquet", split=split, cache_dir=tmp_path / "cache")
         assert labeled.label_names == NAMES
         assert [one.mask.tolist() for one in labeled] == [mask.tolist() for mask in own.values()]
+
+
+def test_folders_become_parquet_with_the_names_that_their_layout_states(tmp_path):
+    masks = draw(tmp_path / "voc", "JPEGImages/a.png")
+    (tmp_path / "voc" / "SegmentationClass").mkdir()
+    Image.fromarray(masks["JPEGImages/a.png"]).save(tmp_path / "voc" / "SegmentationClass" / "a.png")
+    (tmp_path / "voc" / "labelmap.txt").write_text("".join(f"{name}:0,{i},0::\n" for i, name in enumerate(NAMES)))
+    assert as_parquet(tmp_path / "voc", tmp_path / "parquet") is not None
+    labeled = load_labeled_images(tmp_path / "parquet", cache_dir=tmp_path / "cache")
+    assert labeled.label_names == NAMES and np.array_equal(labeled[0].mask, masks["JPEGImages/a.png"])
+    (tmp_path / "voc" / "JPEGImages" / "a.png").rename(tmp_path / "voc" / "JPEGImages" / "a.nii")
+    with pytest.raises(UserError, match="a.nii is of a format that Parquet files do not hold"):
+        as_parquet(tmp_path / "voc", tmp_path / "again")
 
 
 def test_annotations_are_inspected_and_copied_as_masks(tmp_path):

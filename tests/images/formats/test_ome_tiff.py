@@ -106,6 +106,8 @@ def test_a_run_knows_all_files_that_an_image_is_read_from(tmp_path):
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 6, 5), np.uint8)), str(tmp_path / name), name == "b.nhdr")
         assert files_of(str(tmp_path / name)) == [str(tmp_path / name), str(tmp_path / data)]
     assert files_of(str(tmp_path / "photo.png")) == [str(tmp_path / "photo.png")]
+    (tmp_path / "photo.pgw").write_text("1\n0\n0\n-1\n0\n0\n")
+    assert files_of(str(tmp_path / "photo.png")) == [str(tmp_path / name) for name in ("photo.png", "photo.pgw")]
 
 
 def test_files_of_one_folder_that_are_images_of_their_own_stay_so(tmp_path):
