@@ -58,5 +58,5 @@ $(OLDEST)/installed: pyproject.toml setup.py constraints-oldest.txt
 
 $(DOCS)/installed: constraints.txt
 	test -d $(DOCS) || $(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/pip install --quiet -c constraints.txt mkdocs mkdocs-material 'mkdocstrings[python]' ruff
+	$(DOCS)/bin/pip install --quiet -c constraints.txt filelock psutil tqdm mkdocs mkdocs-material 'mkdocstrings[python]' ruff
 	touch $@

@@ -114,7 +114,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
 
     @staticmethod
     def code_files(index: dict) -> dict[str, str]:
-        """[`code_files`][diffuseseg_diffusers.pipelines.saved_code.code_files] of a pipeline with this `index`."""
+        """The files of code that a saved pipeline with this `index` (`model_index.json`) carries, by name."""
         # Each after those that it needs.
         needed: tuple[Any, ...] = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place)
         needed += (FeatureExtractor, DecoderFeatureExtractor, base_weights, Decisions, Blend, PixelClassifierEnsemble)
