@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..images.channels import full_range
 from ..images.image_processor import default_palette, unnamed_classes
 from ..images.masks import picture_values
 from ..jobs.errors import UserError
@@ -18,12 +19,16 @@ from .columns import MissingColumnError, cell_name, decode_cell, split_names
 from .find_labeled import find_annotated, load_data
 from .folder_names import split_of
 from .labeled import LabeledImages
-from .layouts import Layout, find_layout, is_described
+from .layouts import UNDERSTOOD, Layout, find_layout, is_described
 from .picture import READ_WHOLE, Picture, read_picture, view_step
 from .unlabeled import evenly_spread, load_unlabeled
 
 
 LOOKED_AT = 100  # masks whose colours are counted
+SAID = 3  # errors of pictures that are said; the others are counted
+VALUES = 12  # values of refused masks that are listed
+FEW = 0.125  # share of the range of a type, below which its values are told to be few
+REFUSED = "`diffuseseg fit` refuses this as it stands:"
 RARE = 253  # stands for pixels without a label where all other values are shown, 255 too
 
 
@@ -98,14 +103,34 @@ class Inspection:
         return dict(Counter(picture.split for picture in self.pictures))
 
     @property
+    def unions(self) -> dict[str, list[str]]:
+        """Splits that hold what others hold together, such as `trainval` of Pascal VOC, and those others."""
+        held = {s: {(p.name, p.digest) for p in self.pictures if p.split == s and p.digest} for s in self.splits}
+        found = {}
+        for split, own in held.items():
+            parts = [other for other, theirs in held.items() if theirs and theirs < own]
+            if parts and own == set().union(*(held[part] for part in parts)):
+                found[split] = parts
+        return found
+
+    @property
+    def _counted(self) -> list[Picture]:
+        """The images, each once: without those of splits that hold what others hold."""
+        twice = self.unions
+        return [picture for picture in self.pictures if picture.split not in twice]
+
+    @property
     def classes(self) -> list[ClassShare]:
-        """How much of the masks each class covers."""
+        """How much of the masks each class covers; empty if none could be read."""
         counted: Counter[int] = Counter()
-        for picture in self.pictures:
+        own = self._counted
+        for picture in own:
             counted.update(picture.classes)
         labelled = sum(n for i, n in counted.items() if i != self.ignore_index)
+        if not counted:
+            return []
         return [
-            ClassShare(i, name, counted[i], counted[i] / max(1, labelled), sum(i in p.classes for p in self.pictures))
+            ClassShare(i, name, counted[i], counted[i] / max(1, labelled), sum(i in p.classes for p in own))
             for i, name in enumerate(self.label_names)
             if not self.by_value or (counted[i] and i != self.ignore_index)
         ]
@@ -113,23 +138,31 @@ class Inspection:
     @property
     def ignored_share(self) -> float:
         """Share of all pixels of masks that have no label, 0 to 1."""
-        every = sum(sum(p.classes.values()) for p in self.pictures)
-        return sum(p.classes.get(self.ignore_index, 0) for p in self.pictures) / max(1, every)
+        own = self._counted
+        every = sum(sum(p.classes.values()) for p in own)
+        return sum(p.classes.get(self.ignore_index, 0) for p in own) / max(1, every)
 
     @property
     def duplicates(self) -> list[list[str]]:
         """Images of the same content: `split/name` of each."""
         by_digest: dict[str, list[str]] = {}
-        for picture in self.pictures:
+        for picture in self._counted:
             if picture.digest:
                 by_digest.setdefault(picture.digest, []).append(f"{picture.split}: {picture.name}")
         return [names for names in by_digest.values() if len(names) > 1]
 
     @property
+    def refused(self) -> bool:
+        """Whether `fit` refuses the masks, or one of the images."""
+        return bool(self.refusals or (self.label_names and any(picture.error for picture in self.pictures)))
+
+    @property
     def warnings(self) -> list[str]:
         """What does not fit or was guessed, a sentence each; refusals first."""
         found = list(self.refusals)
-        found += [picture.error for picture in self.pictures if picture.error]
+        errors = list(dict.fromkeys(picture.error for picture in self.pictures if picture.error))
+        found += errors[:SAID]
+        found += [f"{_number(errors[SAID:], 'more image')} cannot be used."] * (len(errors) > SAID)
         across = [d for d in self.duplicates if len({name.partition(": ")[0] for name in d}) > 1]
         within = [d for d in self.duplicates if d not in across]
         for where, groups in (("is in several splits", across), ("comes twice", within)):
@@ -139,8 +172,28 @@ class Inspection:
         absent = [c.name for c in self.classes if not c.images]
         if absent and len(absent) < len(self.label_names):
             found.append(f"No mask shows {_some(absent, 10)}.")
+        found += [
+            f"{split} holds the images of {' and '.join(of)}, which count once." for split, of in self.unions.items()
+        ]
+        found += self._intensity_warnings()
         notes = Counter(note for picture in self.pictures for note in dict.fromkeys(picture.notes))
         return found + self.notes + list(notes)
+
+    def _intensity_warnings(self) -> list[str]:
+        """Types of values that have no range of their own, or fill little of it, and what to type."""
+        found = []
+        for dtype in sorted({p.dtype for p in self.pictures if p.dtype}):
+            own = [p for p in self.pictures if p.dtype == dtype and p.low is not None and p.high is not None]
+            low, high = min((p.low for p in own), default=0.0), max((p.high for p in own), default=1.0)
+            said = f"Values of {dtype} from {low:g} to {high:g}"
+            advice = "pass --intensity_percentiles 0.5 99.5, or --intensity_window LOW HIGH, to `fit` and `train-ddpm`."
+            full = full_range(dtype)
+            if full is None and not (np.dtype(dtype).kind == "f" and 0 <= low <= high <= 1):
+                found.append(f"{said} have no range of their own: {advice}")
+            elif full is not None and np.dtype(dtype).itemsize > 1 and high - low < FEW * (full[1] - full[0]):
+                share = (high - low) / (full[1] - full[0])
+                found.append(f"{said} fill {share:.1%} of the range, and the model sees little contrast: {advice}")
+        return found
 
     def split_facts(self) -> dict[str, tuple[str, ...]]:
         """For people, of each split: number of images, sizes, kinds, values, and sizes of pixels."""
@@ -150,7 +203,7 @@ class Inspection:
             lows, highs = [p.low for p in own if p.low is not None], [p.high for p in own if p.high is not None]
             values = f"values {min(lows):g} to {max(highs):g}" if lows else ""
             sizes = sorted({tuple(p.pixel_size) for p in own if p.pixel_size})
-            pixels = "pixels of " + _some([f"{h:g} × {w:g} µm" for h, w in sizes]) if sizes else ""
+            pixels = "pixels of " + _some([_length(h, w) for h, w in sizes]) if sizes else ""
             facts[split] = (str(number), _counts(p.size for p in own), _counts(p.kind for p in own), values, pixels)
         return facts
 
@@ -167,17 +220,19 @@ class Inspection:
             lines.append(
                 f"  {split}: {number} image{'s' * (number != '1')}; {'; '.join(fact for fact in facts if fact)}"
             )
-        if self.label_names:
+        if self.classes:
             kind = f"{self.mask_format}, by value" if self.by_value else self.mask_format
             lines.append(f"  masks: {kind}; {self.ignored_share:.1%} of pixels without a label")
-            width = max(len(c.name) for c in self.classes)
+            width, most = max(len(c.name) for c in self.classes), VALUES if self.by_value else len(self.classes)
             lines += [
-                f"    {c.id:>3} {c.name:<{width}} {c.share:7.2%} of pixels, in {c.images} images" for c in self.classes
+                f"    {c.id:>3} {c.name:<{width}} {c.share:7.2%} of pixels, in {c.images} image{'s' * (c.images != 1)}"
+                for c in self.classes[:most]
             ]
+            lines += [f"        and {len(self.classes) - most} more values"] * (len(self.classes) > most)
         elif self.pictures:
-            lines.append("  masks: none is read" if self.refusals else "  no masks")
-        if self.refusals:
-            lines.append("`diffuseseg fit` refuses this as it stands:")
+            lines.append("  masks: none is read" if self.refused else f"  no masks, which `fit` needs: {UNDERSTOOD}")
+        if self.refused:
+            lines.append(REFUSED)
         return "\n".join([*lines, *(f"! {line}" for line in self.warnings)])
 
 
@@ -211,7 +266,11 @@ def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[Vi
     splits: dict[str, LabeledImages] = {}
     for split in _split_names(config, layout):
         try:
-            labelled = _labelled(config, layout, split, splits)
+            if config.split is None and annotated is None and layout is not None and _is_unlabelled(layout, split):
+                found.notes.append(f"No image of {split} has a mask: it can be segmented, not fitted or measured.")
+                labelled = None
+            else:
+                labelled = _labelled(config, layout, split, splits)
         except UserError as error:
             refusal = str(error).removesuffix(layout.advice).strip() if layout else str(error)
             found.refusals += [refusal] * (refusal not in found.refusals)
@@ -247,6 +306,11 @@ def _split_names(config: Any, layout: Layout | None) -> list[str]:
         kept = {"cache_dir": config.cache_dir, "revision": config.dataset_revision}
         names = split_names(config.dataset_name, config.dataset_config_name, **kept)
     return sorted(names, key=lambda name: (split_of(name) != "train", name))
+
+
+def _is_unlabelled(layout: Layout, split: str) -> bool:
+    """Whether a split has no mask at all while others have, as `imagesTs` of nnU-Net: `fit` does not read it."""
+    return layout.has_pairs and not layout.problems and not layout.splits.get(split)
 
 
 def _labelled(
@@ -358,6 +422,13 @@ def _counts(values: Iterable[str]) -> str:
         return counted[0][0] if counted else ""
     rest = f", {len(counted) - 3} more" if len(counted) > 3 else ""
     return ", ".join(f"{value} ({number})" for value, number in counted[:3]) + rest
+
+
+def _length(height: float, width: float) -> str:
+    """The size of a pixel of micrometres in a unit that suits it."""
+    longest = max(height, width)
+    unit, scale = ("m", 1e6) if longest >= 1e5 else ("mm", 1e3) if longest >= 100 else ("µm", 1.0)
+    return f"{height / scale:g} × {width / scale:g} {unit}"
 
 
 def _number(things: Sized, name: str) -> str:

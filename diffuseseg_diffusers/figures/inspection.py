@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from ..datasets.inspection import Inspection, View
+from ..datasets.inspection import REFUSED, Inspection, View
 from ..images.image_processor import overlay
 
 
@@ -42,11 +42,13 @@ def inspection_page(found: Inspection, views: Sequence[View], palette: Sequence[
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body><h1>{title}</h1>',
         f"<p>{escape(found.layout)}</p>",
     ]
+    parts += [f"<p><b>{escape(REFUSED)}</b></p>".replace("`", "")] * found.refused
     parts += [f'<p class="warning">{escape(line)}</p>' for line in found.warnings]
     parts.append("<h2>Splits</h2>")
     parts.append(_table(("split", "images", "sizes", "kinds", "values", "pixels"), found.split_facts().items()))
-    if found.label_names:
-        parts.append(f"<h2>Classes</h2><p>Masks: {escape(found.mask_format)}; {found.ignored_share:.1%} of pixels ")
+    if found.classes:
+        kind = f"{found.mask_format}, by value" if found.by_value else found.mask_format
+        parts.append(f"<h2>Classes</h2><p>Masks: {escape(kind)}; {found.ignored_share:.1%} of pixels ")
         parts.append("have no label.</p>")
         rows = []
         for one in found.classes:
@@ -59,7 +61,7 @@ def inspection_page(found: Inspection, views: Sequence[View], palette: Sequence[
     for split, number in found.splits.items():
         own = [view for view in views if view.picture.split == split]
         shown = "" if len(own) == number else f", {len(own)} of them shown"
-        parts.append(f'<h2>{escape(split)}: {number} images{shown}</h2><div class="pictures">')
+        parts.append(f'<h2>{escape(split)}: {number} image{"s" * (number != 1)}{shown}</h2><div class="pictures">')
         parts += [_figure(view, found.label_names, palette) for view in own]
         parts.append("</div>")
     return "".join(parts) + "</body></html>\n"

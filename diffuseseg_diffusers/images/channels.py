@@ -134,6 +134,11 @@ class InputChannels:
         return np.full(count, low, np.float32), np.full(count, high, np.float32)
 
 
+def full_range(dtype: str) -> tuple[float, float] | None:
+    """The values that are black and white where none are named; `None` for types without such."""
+    return _FULL_RANGE.get(dtype)
+
+
 def describe_channels(names: Sequence[str]) -> str:
     """Names of channels with their numbers, for messages."""
     return ", ".join(f"{i} ({name})" if name != str(i) else name for i, name in enumerate(names))

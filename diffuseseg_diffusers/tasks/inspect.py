@@ -2,12 +2,16 @@
 """Shows what is understood of a dataset before anything is fitted: `diffuseseg inspect`."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
 from .options import CachesDownloads, ReadsLabels, WritesFolder
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ def inspect(config: InspectConfig) -> dict:
             write_text(folder / "inspection.html", inspection_page(found, views, found.palette))
             if views:
                 contact_sheet_of(views, found.palette).save(folder / "contact_sheet.png")
+        logger.info(f"The page is {config.output_dir / 'inspection.html'}.")
     if config.fix is not None:
         if found.refusals or not splits:
             raise UserError(
@@ -77,4 +82,5 @@ def inspect(config: InspectConfig) -> dict:
             )
         with output_folder(config.fix, config.overwrite, "inspect", config.inputs()) as folder:
             write_clean_copy(splits, found.label_names, found.palette, folder)
+        logger.info(f"The clean copy is in {config.fix}.")
     return content

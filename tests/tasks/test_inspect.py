@@ -11,6 +11,8 @@ import PIL.Image
 import pytest
 
 from diffuseseg_diffusers import InspectConfig, UserError, inspect, load_labeled_images
+from diffuseseg_diffusers.datasets.inspection import Inspection
+from diffuseseg_diffusers.datasets.picture import Picture
 
 
 IDS = np.zeros((20, 30), np.uint8)
@@ -187,3 +189,87 @@ def test_pictures_without_masks_are_listed(tmp_path, capsys):
     photo(tmp_path / "a.png", 0)
     found = inspect(InspectConfig(dataset_name=str(tmp_path)))
     assert found["classes"] == [] and "no masks" in capsys.readouterr().out
+
+
+def test_images_of_another_size_are_refused_as_fit_does_and_counted(tmp_path, capsys):
+    inspect(InspectConfig(dataset_name=str(pairs(tmp_path, IDS[:10], 9)), output_dir=tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "`diffuseseg fit` refuses this" in said and "masks: none is read" in said and "0.00%" not in said
+    assert said.count("differ in size") == 3 and "6 more images cannot be used" in said
+    assert "fit refuses this" in (tmp_path / "out/inspection.html").read_text(encoding="utf-8").replace(
+        "diffuseseg ", ""
+    )
+
+
+def test_a_split_without_any_mask_does_not_refuse_the_others(tmp_path, capsys):
+    for name in ("imagesTr/a_0000.png", "imagesTs/b_0000.png"):
+        photo(tmp_path / name, len(name))
+    save(tmp_path / "labelsTr/a.png", IDS)
+    found = inspect(InspectConfig(dataset_name=str(tmp_path)))
+    assert found["refusals"] == [] and "refuses" not in capsys.readouterr().out
+    assert any("No image of test has a mask" in warning for warning in found["warnings"])
+    refused = inspect(InspectConfig(dataset_name=str(tmp_path), split="test"))["refusals"]
+    assert len(refused) == 1 and "has no mask" in refused[0]
+
+
+def test_a_list_of_train_and_val_together_counts_once(tmp_path):
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for i in range(3):
+        photo(tmp_path / f"JPEGImages/{i}.png", i)
+        save(tmp_path / f"SegmentationClass/{i}.png", IDS)
+    for name, words in (("train", "0\n1"), ("val", "2"), ("trainval", "0\n1\n2")):
+        (lists / f"{name}.txt").write_text(words)
+    found = inspect(InspectConfig(dataset_name=str(tmp_path)))
+    assert found["duplicates"] == [] and [c["images"] for c in found["classes"]] == [3, 3]
+    assert found["warnings"] == ["trainval holds the images of train and val, which count once."]
+    (lists / "val.txt").write_text("1\n2")
+    assert "in several splits" in " ".join(inspect(InspectConfig(dataset_name=str(tmp_path)))["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "expected"),
+    [
+        ("uint16", 2779, "fill 4.2% of the range"),
+        ("uint16", 60000, ""),
+        ("int16", 2779, "have no range of their own: pass --intensity_percentiles"),
+        ("float32", 0.5, ""),
+        ("float32", 400, "have no range"),
+    ],
+)
+def test_values_without_a_range_of_their_own_are_told_before_fit_refuses_them(dtype, top, expected, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "images").mkdir()
+    values = np.linspace(0, top, 600).reshape(20, 30).astype(dtype)
+    tifffile.imwrite(tmp_path / "images/a.tif", values)
+    save(tmp_path / "masks/a.png", IDS)
+    warnings = inspect(InspectConfig(dataset_name=str(tmp_path)))["warnings"]
+    assert (len(warnings) == 1 and expected in warnings[0]) if expected else warnings == []
+
+
+@pytest.mark.parametrize(
+    ("meters", "expected"),
+    [(0.1, "0.1 × 0.1 m"), (10.0, "10 × 10 m"), (8e-4, "0.8 × 0.8 mm"), (6.5e-7, "0.65 × 0.65 µm")],
+)
+def test_sizes_of_pixels_have_a_unit_that_suits_them(meters, expected):
+    found = Inspection("x", pictures=[Picture("all", "a", 1, 1, dtype="uint8", pixel_size=[meters * 1e6] * 2)])
+    assert f"pixels of {expected}" in found.as_text()
+
+
+def test_where_page_and_copy_are_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    data, page, copy = pairs(tmp_path / "data"), tmp_path / "page", tmp_path / "copy"
+    inspect(InspectConfig(dataset_name=str(data), output_dir=page, fix=copy))
+    assert str(page / "inspection.html") in caplog.text and f"in {copy}" in caplog.text
+
+
+def test_pictures_alone_name_the_layouts_that_have_masks(tmp_path, capsys):
+    photo(tmp_path / "cat/a.png", 0)
+    inspect(InspectConfig(dataset_name=str(tmp_path)))
+    assert "x.jpg beside x_mask.png" in capsys.readouterr().out
+
+
+def test_of_refused_masks_with_many_values_some_are_listed(tmp_path, capsys):
+    inspect(InspectConfig(dataset_name=str(pairs(tmp_path, np.arange(0, 240, 2, np.uint8).repeat(5).reshape(20, 30)))))
+    said = capsys.readouterr().out
+    assert "value 22 " in said and "value 24 " not in said and "and 108 more values" in said
