@@ -90,7 +90,9 @@ def load_labeled_images(
     try:
         return LabeledImages(dataset, label_names=label_names, **kwargs)
     except UserError as error:
-        raise (error if layout is None else UserError(f"{error} {layout.advice}")) from error
+        if layout is None:
+            raise
+        raise UserError(f"{error} {layout.advice}") from error
 
 
 def _check_classes(name: str, found: Sequence[str] | None, classes: Sequence[str]) -> None:

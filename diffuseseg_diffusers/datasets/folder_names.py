@@ -52,7 +52,7 @@ def bare_name(path: Path) -> str:
 @cache
 def said_by(folder: str) -> tuple[str, str]:
     """Role and split that the name of a folder states, each empty if it does not."""
-    plain = re.sub(r"[^a-z0-9]", "", folder.lower())
+    plain = plain_name(folder)
     if plain in _IMAGES:
         return "image", ""
     if plain in MASKS:
@@ -77,6 +77,7 @@ def split_of(name: str) -> str | None:
 
 
 def plain_name(folder: str) -> str:
+    """Its letters and digits, in lower case."""
     return re.sub(r"[^a-z0-9]", "", folder.lower())
 
 

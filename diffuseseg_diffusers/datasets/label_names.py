@@ -11,8 +11,8 @@ from ..jobs.errors import UserError
 from ..jobs.files import read_json
 
 
-def read_label_file(path: str | os.PathLike) -> list:
-    """Reads `id2label.json`, or a palette in the same form: a list, or an object from class id to name or colour.
+def read_label_file(path: str | os.PathLike) -> list[str]:
+    """Reads `id2label.json`: a list, or an object from class id to name.
 
     Raises:
         UserError: The file is missing or of another form, or the ids are not 0, 1, 2, … without gaps.
@@ -23,8 +23,8 @@ def read_label_file(path: str | os.PathLike) -> list:
             ids = ", ".join(sorted(labels, key=lambda name: (len(name), name)))
             raise UserError(f"{path} must name the classes 0 to {len(labels) - 1}, found the ids {ids}.")
         labels = [labels[str(i)] for i in range(len(labels))]
-    if not isinstance(labels, list) or not labels:
-        raise UserError(f"{path} must hold a list, or an object from class id to name or colour.")
+    if not isinstance(labels, list) or not labels or not all(isinstance(name, str) for name in labels):
+        raise UserError(f"{path} must hold names of classes: a list, or an object from class id to name.")
     return labels
 
 
@@ -34,18 +34,11 @@ def read_label_names(
     """Names of the classes from a dataset's `id2label.json`, of a local folder or on the Hub; `None` if it has none."""
     if local:
         path = os.path.join(name, "id2label.json")
-        return _only_names(path) if os.path.isfile(path) else None
+        return read_label_file(path) if os.path.isfile(path) else None
     try:
         path = hf_hub_download(
             name, "id2label.json", repo_type="dataset", cache_dir=cache_dir, token=token, revision=revision
         )
     except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError, ValueError):
         return None  # names are a nicety; whether the dataset itself can be had, `load_dataset` says
-    return _only_names(path)
-
-
-def _only_names(path: str) -> list[str]:
-    names = read_label_file(path)
-    if wrong := next((name for name in names if not isinstance(name, str)), None):
-        raise UserError(f"{path} must hold names of classes, found {wrong!r}.")
-    return names
+    return read_label_file(path)

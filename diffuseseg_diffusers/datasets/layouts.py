@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import PIL.Image
 
-from ..images.formats.opening import find_rasters
+from ..images.formats.opening import ZARR, find_rasters
 from ..images.image_files import walk
 from ..images.image_processor import warn_once
 from ..jobs.errors import UserError
@@ -195,7 +195,8 @@ def find_pictures(folder: Path) -> list[Path]:
 
 def is_described(folder: Path) -> bool:
     """Whether a folder says by files of its own how `datasets` reads it: Parquet, metadata with file names, a card."""
-    for here, _, names in walk(folder):
+    for here, folders, names in walk(folder):
+        folders[:] = [name for name in folders if not name.lower().endswith(ZARR)]
         for name in names:
             if name.endswith((".parquet", ".arrow", ".tar")):
                 return True

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -25,7 +26,6 @@ logger = logging.get_logger(__name__)
 ImageInput: TypeAlias = str | os.PathLike | PIL.Image.Image | np.ndarray | torch.Tensor
 
 ORIENTATION = "applied_orientation"  # where `decode_image` keeps it, in the `info` of an image
-_EXIF_ORIENTATION = 274
 
 # Okabe and Ito's colours for colour-blind readers; class 0 is the background as a rule, hence black.
 _OKABE_ITO = [(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0)]
@@ -106,11 +106,11 @@ def decode_image(file: str | os.PathLike | io.BytesIO | PIL.Image.Image, where: 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     """A copy of an open image as viewers show it, decoded."""
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1) if image.format == "TIFF" else 1
+    orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) if image.format == "TIFF" else 1
     if orientation > 4:
         image.filename = ""  # type: ignore[attr-defined]  # else Pillow maps it into memory, height and width exchanged
     image.load()  # turns TIFFs, and only then are all chunks of a PNG read
-    orientation = image.getexif().get(_EXIF_ORIENTATION, orientation)
+    orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, orientation)
     upright = image.copy() if orientation == 1 else PIL.ImageOps.exif_transpose(image)
     if image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(262) == 0:  # type: ignore
         upright = PIL.Image.fromarray(65535 - np.asarray(upright))  # MinIsWhite, which Pillow inverts in 8 bits only

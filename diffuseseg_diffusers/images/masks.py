@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -22,8 +22,6 @@ MANY = 12  # ids in one mask, each of one piece, that are objects rather than cl
 _VOID = (224, 224, 192)  # the colour that Pascal VOC gives to borders without a label
 _MOSTLY = 0.3  # of a binary mask's pixels that may be grey: smooth edges are fewer
 _GRAY = 0.1  # of the range, from black or white: nearer values are noise of either
-
-Color: TypeAlias = tuple[int, int, int]
 
 
 @dataclass
@@ -193,8 +191,8 @@ class MaskReader:
             values = values.astype(np.float32) * (opacity / white_of(opacity))
         white = tally.white = self.white or max(tally.white, white_of(values))
         none = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
-        if self.ignore_index < white:
-            none |= values == self.ignore_index if 0 < self.ignore_index else none
+        if 0 < self.ignore_index < white:
+            none |= values == self.ignore_index
         known = values[~none]
         if known.size:
             tally.low, tally.high = min(tally.low, known.min()), max(tally.high, known.max())

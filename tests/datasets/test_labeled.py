@@ -274,7 +274,7 @@ def test_label_files_must_name_every_class(tmp_path):
     path.write_text(json.dumps({"0": "a", "2": "c"}))
     with pytest.raises(ValueError, match=r"name the classes 0 to 1, found the ids 0, 2"):
         read_label_file(path)
-    for wrong in (3, [], {"a": "b"}):
+    for wrong in (3, [], {"a": "b"}, [0, 1], {"0": [0, 0, 0]}):
         path.write_text(json.dumps(wrong))
         with pytest.raises(UserError, match="id2label.json must"):
             read_label_file(path)

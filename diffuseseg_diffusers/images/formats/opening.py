@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from ...jobs.install import missing_extra
-from ..image_files import find_images, walk
+from ..image_files import SUFFIXES, walk
 from ..image_processor import is_address
 from .base import Raster
 from .dicom import SUFFIXES as DICOM
@@ -119,7 +119,7 @@ def open_tiff_raster(source: str | os.PathLike | BytesIO, name: str, axes: str |
     beside = not isinstance(source, BytesIO) and has_place_beside(source)
     raster: Raster
     if lies_somewhere(file) or (beside and importlib.util.find_spec("rasterio")):
-        orientation = file.pages.first.tags.valueof(274, 1)
+        orientation = file.pages.first.tags.valueof("Orientation", 1)
         file.close()
         raster = GeoRaster(source, name)
         if orientation != 1:
@@ -157,17 +157,15 @@ def files_of(name: str) -> list[str]:
 def find_rasters(folder: Path) -> list[Path]:
     """Pictures of any format anywhere below a folder, sorted: files, OME-Zarr folders, folders with DICOM slices."""
     found: list[Path] = []
-    inside: set[Path] = set()  # files that are parts of a folder that is a picture
     for here, folders, files in walk(folder):
         for name in [name for name in folders if name.lower().endswith(ZARR)]:
             found += pictures_at(here / name)
             folders.remove(name)
-            inside.add(here / name)
         if _has_dicom(here):
             found.append(here)
-        found += [here / n for n in files if n.lower().endswith((*GEO, *VOLUME, *TIFF))]
-    pictures = [p for p in find_images(folder) if not any(parent in inside for parent in p.parents)]
-    return whole_images(sorted({*found, *pictures}))
+        named = [here / n for n in files if n.lower().endswith((*GEO, *VOLUME, *TIFF, *SUFFIXES))]
+        found += [path for path in named if path.is_file()]
+    return whole_images(sorted(found))
 
 
 def _has_dicom(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 
 from ..image_processor import ORIENTATION, decode_image, is_address, left_out_pages, mask_to_pil, open_image
@@ -17,7 +18,6 @@ from .orientation import LYING
 
 _NAMES = {"L": ("gray",), "LA": ("gray", "alpha"), "RGB": ("red", "green", "blue")}
 _NAMES["RGBA"] = (*_NAMES["RGB"], "alpha")
-_EXIF_ORIENTATION = 274
 
 
 class PictureRaster(Raster):
@@ -51,7 +51,9 @@ class PictureRaster(Raster):
             with PIL.Image.open(self._source) as image:  # type: ignore[arg-type]
                 self.notes += left_out_pages(image, self.name)
                 if image.format != "PNG" or "exif" in image.info:  # else it would be decoded to look for it at the end
-                    self.orientation = image.getexif().get(_EXIF_ORIENTATION, 1)  # is applied when it is decoded
+                    self.orientation = image.getexif().get(
+                        PIL.ExifTags.Base.Orientation, 1
+                    )  # is applied when it is decoded
                 self.width, self.height = image.size[::-1] if self.orientation in LYING else image.size
                 self.channels, self.dtype = _NAMES.get(image.mode, ()), np.dtype(np.uint8)
                 return image.mode in _NAMES and image.format != "TIFF"  # whose size depends on Pillow's version

@@ -66,7 +66,7 @@ class TiffRaster(Raster):
         shape = dict(zip(self.axes, series.shape))
         self.dtype = self._samples.dtype(series.dtype)
         self.height, self.width = shape["Y"], shape["X"]
-        self.orientation = 1 if self._file.is_ome else int(page.tags.valueof(274, 1))
+        self.orientation = 1 if self._file.is_ome else int(page.tags.valueof("Orientation", 1))
         if self.orientation in LYING:
             self.height, self.width = self.width, self.height
         self._plane_axes = [axis for axis in self.axes if axis in _PLANES]
