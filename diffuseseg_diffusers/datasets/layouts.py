@@ -469,8 +469,11 @@ def _read_names(layout: Layout) -> None:
             layout.label_names = [named[i] for i in range(len(named))]
     colors = layout.folder / "labelmap.txt"
     if colors.is_file():
-        lines = [line.split(":") for line in colors.read_text().splitlines() if line[:1] not in ("#", "")]
-        found = [(name, color.split(",")) for name, color, *_ in lines if color.count(",") == 2]
-        if found:
-            layout.label_names = [name for name, _ in found]
-            layout.palette = [[int(x) for x in color] for _, color in found]
+        lines = [line for line in colors.read_text("utf-8", errors="replace").splitlines() if line[:1] not in ("#", "")]
+        found = [re.match(r"(.+?):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:|$)", line) for line in lines]
+        if any(found) and not all(found):
+            line = lines[found.index(None)]
+            layout.problems.append(f"{colors} has the line {line!r}, and name:red,green,blue:: is expected; repair it.")
+        elif found and all(found):
+            layout.label_names = [line[1] for line in found if line]
+            layout.palette = [[int(line[i]) for i in (2, 3, 4)] for line in found if line]

@@ -72,7 +72,7 @@ class MaskReader:
         white (`float`, *optional*): Value of white in binary masks; from the mask's type and values if not given.
 
     Raises:
-        UserError: The format is unknown, or needs a palette.
+        UserError: The format is unknown, or needs a palette; or `ignore_index` is not 0 to 255.
     """
 
     mask_format: str = "index"
@@ -87,6 +87,10 @@ class MaskReader:
             raise UserError(f"`mask_format` is one of {', '.join(MASK_FORMATS)}, got {self.mask_format!r}.")
         if self.mask_format == "rgb" and self.palette is None:
             raise UserError("Masks in colour need the palette of the classes (`--palette`).")
+        if not 0 <= self.ignore_index <= 255:
+            raise UserError(
+                f"`ignore_index` is 0 to 255, got {self.ignore_index}; NaN, -1 and 65535 are no label in any case."
+            )
         if self.nearest_color and self.mask_format != "rgb":
             raise UserError("--nearest_color is for masks in colour, --mask_format rgb.")
 

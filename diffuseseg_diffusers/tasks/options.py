@@ -177,7 +177,7 @@ class ReadsLabels(ReadsDataset, StatesAxes):
     nearest_color: bool = option(False, "Read other colours as the nearest of the palette.")
     label_names: tuple[str, ...] | None = option(None, "Names of the classes (default: the dataset's id2label.json).")
     ignore_index: int | None = option(
-        None, "Mask value without a label (default: 255, or what the model was fitted with)."
+        None, "Mask value without a label (default: 255, or what the model was fitted with).", maximum=255
     )
 
 

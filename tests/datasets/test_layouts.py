@@ -154,6 +154,11 @@ def test_class_names_and_colours_come_from_the_layouts_own_files(tmp_path):
     (tmp_path / "b" / "labelmap.txt").write_text(lines)
     layout = find_layout(tmp_path / "b")
     assert (layout.label_names, layout.palette) == (["background", "crack"], [[0, 0, 0], [128, 0, 0]])
+    (tmp_path / "b" / "labelmap.txt").write_text(lines.replace("0,0,0", ""))  # else the names of the others would shift
+    with pytest.raises(UserError, match="has the line 'background:::', and name:red,green,blue:: is expected"):
+        find_layout(tmp_path / "b").pairs(ALL)
+    (tmp_path / "b" / "labelmap.txt").write_bytes(b"caf\xe9\nbackground\n")  # names alone, of another program
+    assert find_layout(tmp_path / "b").label_names is None
 
 
 # name, what is in the folder, what is said

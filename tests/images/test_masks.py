@@ -216,6 +216,12 @@ def test_classes_of_converted_masks_have_names_of_their_own_number(tmp_path):
             load_labeled_images(folder, **how, label_names=["a", "b", "c"])
 
 
+@pytest.mark.parametrize("ignore_index", [-1, 256])
+def test_the_id_of_pixels_without_a_label_is_one_that_masks_hold(ignore_index):
+    with pytest.raises(UserError, match=f"is 0 to 255, got {ignore_index}"):
+        MaskReader(ignore_index=ignore_index)
+
+
 def test_a_few_pixels_that_fit_no_class_get_no_label_and_a_line(tmp_path, caplog):
     few = COLORS.copy()
     few[0, 0] = 9, 9, 9
