@@ -1,7 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """DICOM: files, and folders with the slices of a series, by SimpleITK."""
 
+import mmap
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from .volumes import VolumeRaster, keeping_locale, reading
 
 SUFFIXES = (".dcm", ".ima", ".dicom")
 _UID, _SERIES, _NUMBER, _POSITION, _ORIENTATION = "0008|0018", "0020|000e", "0020|0013", "0020|0032", "0020|0037"
+_PIXELS = b"\xe0\x7f\x10\x00"  # tag of the pixels' element, little endian
+_UNCOMPRESSED = re.compile(rb"\x02\x00\x10\x00UI..1\.2\.840\.10008\.1\.2(\.1)?\0", re.DOTALL)  # transfer syntax
 _SPACING, _BETWEEN, _STUDY_ID, _SERIES_NUMBER = "0028|0030", "0018|0088", "0020|0010", "0020|0011"
 _OF_PATIENT = ("0010|0010", "0010|0020", "0010|0030", "0010|0040", "0020|000d", "0008|0020", "0008|0030", "0008|0050")
 _OF_SLICE = (_POSITION, _ORIENTATION, _SPACING, "0018|0050", "0020|0052")
@@ -97,6 +101,12 @@ class DicomRaster(VolumeRaster):
             what = f"{len(found)} DICOM series, and one is read" if found else "no DICOM series"
             raise UserError(f"The folder {self.name} has {what}; give each a folder of its own, or name its files.")
         files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(self.name, found[0])
+        read = {os.path.normpath(file) for file in files}
+        for path in sorted(Path(self.name).iterdir()):
+            if str(path) not in read and _begins_as_dicom(path):
+                raise UserError(
+                    f"{path} cannot be read as DICOM, as which it begins; copy it anew, or move it elsewhere."
+                )
         headers = self._without_copies([_header(file) for file in sorted(files)])
         for key, what in (("0028|0010", "rows"), ("0028|0011", "columns"), (_SPACING, "PixelSpacing")):
             self._check_same(headers, key, what, 0.001)
@@ -198,9 +208,15 @@ def is_dicom(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix == ".dcm":
         return path.is_file()
-    if (suffix not in SUFFIXES and suffix[1:].strip("0123456789")) or path.name.upper() == "DICOMDIR":
+    if suffix not in SUFFIXES and suffix[1:].strip("0123456789"):
         return False
+    return _begins_as_dicom(path)
+
+
+def _begins_as_dicom(path: Path) -> bool:
     try:
+        if not path.is_file() or path.name.upper() == "DICOMDIR":
+            return False
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
@@ -214,7 +230,23 @@ def _header(path: str) -> Any:
     reader.SetFileName(path)
     reader.LoadPrivateTagsOff()
     reader.ReadImageInformation()
+    _check_complete(path, reader)
     return reader
+
+
+def _check_complete(path: str, header: Any) -> None:
+    """Raises for a file that is cut off: GDCM gives what lies in memory for the pixels that are not there."""
+    if "422" in _tag(header, "0028|0004"):
+        return
+    samples, rows, columns, bits = (
+        int((_numbers(header, f"0028|{key}") or [1])[0]) for key in ("0002", "0010", "0011", "0100")
+    )
+    frames = int((_numbers(header, "0028|0008") or [1])[0])
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_PIXELS)
+        plain = _UNCOMPRESSED.search(content, 0, 2048)
+        if plain and start >= 0 and len(content) - start - 8 < samples * rows * columns * frames * bits / 8:
+            raise UserError(f"{path} cannot be read (it is cut off after {len(content):,} bytes); copy it anew.")
 
 
 def _tag(header: Any, key: str) -> str:

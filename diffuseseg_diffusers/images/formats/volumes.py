@@ -58,7 +58,7 @@ class VolumeRaster(Raster):
             self.grid = Grid((self.planes, self.height, self.width), own, PATIENT)
 
     def read(self, plane: int, window: Window, level: int = 0) -> np.ndarray:
-        return self._values[plane][window.slices].transpose(2, 0, 1)
+        return self._values[plane][window.slices].transpose(2, 0, 1).copy()  # SimpleITK frees its memory with the image
 
     def _stacked(self, labels: LabelReader, dtype: np.dtype) -> np.ndarray:
         """All labels, `[Z, Y, X]`; of flat files `[Y, X]`."""

@@ -178,3 +178,24 @@ def test_slices_without_places_follow_their_numbers(tmp_path):
     assert "have no positions; their order is that of InstanceNumber" in raster.notes[0]
     raster.write_labels(tmp_path / "mask", labels, np.dtype(np.uint8), None)
     assert pixels(open_raster(tmp_path / "mask"))[:, 0, 0, 0].tolist() == [i % 3 for i in range(11)]
+
+
+@pytest.mark.parametrize("cut", [1, 50, 90])
+def test_a_slice_that_is_cut_off_is_refused_in_a_series_too(tmp_path, cut):
+    (tmp_path / "whole").mkdir()
+    series(tmp_path / "whole", count=3)
+    file = tmp_path / "whole" / sorted(p.name for p in (tmp_path / "whole").iterdir())[1]
+    file.write_bytes(file.read_bytes()[:-cut])
+    for path in (file, tmp_path / "whole"):
+        with pytest.raises(UserError, match="cannot be read"):
+            open_raster(path)
+
+
+def test_pixels_that_are_not_there_are_not_taken_from_memory(tmp_path):
+    series(tmp_path, count=1)
+    file = tmp_path / "0.dcm"
+    header = pydicom.dcmread(file)
+    header.PixelData = header.PixelData[: len(header.PixelData) // 4 * 2]
+    header.save_as(file)
+    with pytest.raises(UserError, match="cut off after"):
+        open_raster(file)

@@ -262,3 +262,15 @@ def test_the_largest_picture_of_a_file_is_the_picture_and_a_note_says_so(tmp_pat
     assert np.array_equal(whole(raster), slide.transpose(2, 0, 1))
     assert "the largest, 50 × 40, is read" in raster.notes[0]
     assert open_raster(ome_tiff(tmp_path / "a.ome.tif", values(3))).notes == []
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_what_was_read_of_a_volume_outlives_it(tmp_path, suffix):
+    sitk = pytest.importorskip("SimpleITK")
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(values, isVector=True), str(tmp_path / f"a{suffix}"))
+    raster = open_raster(tmp_path / f"a{suffix}")
+    read = raster.read(0, Window(0, 0, 64, 64))
+    assert not np.shares_memory(read, raster._values)
+    del raster
+    assert np.array_equal(read.transpose(1, 2, 0), values)
