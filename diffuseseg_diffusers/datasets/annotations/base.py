@@ -101,6 +101,18 @@ def points_of(values: Iterable[Sequence[Any]]) -> list[list[float]]:
     return points
 
 
+def polygon_of(points: Iterable[Sequence[Any]]) -> list[float]:
+    """A polygon as x, y, x, y, ….
+
+    Raises:
+        ValueError: It is none.
+    """
+    flat = [number for point in points_of(points) for number in point]
+    if len(flat) < 6:
+        raise ValueError("a polygon has less than three points")
+    return flat
+
+
 def ellipse_points(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0) -> list[list[float]]:
     """An ellipse as a polygon of 720 points, as datumaro writes those of CVAT."""
     t = np.arange(720) * 2 * np.pi / 720
@@ -119,7 +131,11 @@ def rotated(points: list[list[float]], around: tuple[float, float], degrees: flo
 
 def decode_png(data: bytes) -> np.ndarray:
     """A binary mask that is kept as PNG: `[h, w]` bool; its alpha where it has one."""
-    with PIL.Image.open(io.BytesIO(data)) as image:
+    try:
+        image = PIL.Image.open(io.BytesIO(data))
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError("the pixels of a mask are no PNG") from error
+    with image:
         if "A" in image.getbands() or "transparency" in image.info:
             return np.asarray(image.convert("RGBA"))[..., 3] > 0
         return np.asarray(image.convert("L")) > 0

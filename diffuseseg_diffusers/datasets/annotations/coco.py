@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import Contents, Marked, Picture, points_of
+from .base import Contents, Marked, Picture, polygon_of
 from .shapes import IGNORED, Area, decode_counts, pycocotools, run_lengths
 
 
@@ -55,7 +55,7 @@ def read(path: Path, content: Any) -> Contents:
 def _area(annotation: dict, picture: Picture) -> Area | None:
     shape = annotation.get("segmentation")
     if isinstance(shape, dict):
-        size = tuple(shape.get("size") or ())
+        size = tuple(int(n) for n in shape.get("size") or ())
         counts = shape.get("counts")
         if picture.size is None:
             picture.size = size  # type: ignore[assignment]
@@ -65,7 +65,9 @@ def _area(annotation: dict, picture: Picture) -> Area | None:
                 f"of {picture.size} (height, width)",
             )
         lengths = decode_counts(counts) if isinstance(counts, str) else counts
-        if sum(lengths) != size[0] * size[1] or min(lengths, default=0) < 0:
+        if not all(isinstance(n, int) and n >= 0 for n in lengths):
+            raise ValueError(f"the run lengths of annotation {annotation.get('id')} are no numbers of pixels")
+        if sum(lengths) != size[0] * size[1]:
             raise ValueError(
                 f"the run lengths of annotation {annotation.get('id')} are of {sum(lengths)} pixels, and "
                 f"its picture has {size[0] * size[1]}",
@@ -74,7 +76,7 @@ def _area(annotation: dict, picture: Picture) -> Area | None:
     flat = [one for one in shape or [] if isinstance(one, list) and len(one) >= 6]
     if any(len(one) % 2 for one in flat):
         raise ValueError(f"a polygon of annotation {annotation.get('id')} has an odd number of coordinates")
-    polygons = [[number for point in points_of(zip(one[::2], one[1::2])) for number in point] for one in flat]
+    polygons = [polygon_of(zip(one[::2], one[1::2])) for one in flat]
     return {"polygons": polygons} if polygons else None
 
 

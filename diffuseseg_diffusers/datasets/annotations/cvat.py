@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import Contents, Marked, Picture, ellipse_points, hexcolor, plain_path, points_of, rotated
+from .base import Contents, Marked, Picture, ellipse_points, hexcolor, plain_path, points_of, polygon_of, rotated
 from .shapes import IGNORED, Area, masked, run_lengths
 
 
@@ -65,9 +65,7 @@ def _area(shape: ET.Element, size: tuple[int, int]) -> Area:
         points = ellipse_points(x, y, radius_x, radius_y, turned)
     else:
         raise ValueError(f"there is no shape {shape.tag!r}")
-    if len(points) < 3:
-        raise ValueError("a polygon has at least three points")
-    return {"polygons": [[number for point in points for number in point]]}
+    return {"polygons": [polygon_of(points)]}
 
 
 def write(path: Path, pictures: Iterable[Marked], names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from .base import NAMES, Contents, Marked, Picture, ellipse_points, plain_path, points_of, rotated
+from .base import NAMES, Contents, Marked, Picture, ellipse_points, plain_path, points_of, polygon_of, rotated
 from .shapes import Area, masked
 
 
@@ -96,9 +96,7 @@ def _shape(where: str, kind: str, result: dict, labels: dict[Any, list], picture
             points = rotated([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], (x, y), turned)
         else:
             points = ellipse_points(x, y, value["radiusX"] * width / 100, value["radiusY"] * height / 100, turned)
-    if len(points) < 3:
-        raise ValueError(f"a polygon of {where} has less than three points")
-    return own[0], {"polygons": [[number for point in points for number in point]]}
+    return own[0], {"polygons": [polygon_of(points)]}
 
 
 def decode_brush(data: Sequence[int]) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import PIL.Image
 import yaml
 
 from ...images.formats.opening import open_raster
@@ -36,6 +37,8 @@ READERS: dict[str, ModuleType] = {
     "yolo": yolo,
 }
 AUTO = "auto"
+_LARGE = 2**26  # pixels; pictures of more are opened to see whether they have them
+_BROKEN = (AttributeError, IndexError, MemoryError, OSError, OverflowError, TypeError, ValueError)
 _SUFFIXES = (".json", ".geojson", ".xml", ".yaml", ".yml")
 
 
@@ -72,6 +75,10 @@ class Annotated:
         cells, empty, clipped = [], 0, 0
         for path, picture in chosen:
             height, width = picture.size or _size(path)
+            if (min(height, width) < 1 or height * width > _LARGE) and (height, width) != (real := _size(path)):
+                raise UserError(
+                    f"{path} is {real[1]} × {real[0]}, but its annotation is {width} × {height} (width × height)."
+                )
             shapes = [{"class": self.ids[label], **area} for label, area in picture.shapes]
             empty += not shapes
             clipped += sum(leaves(area, height, width) for _, area in picture.shapes)
@@ -95,12 +102,15 @@ class Annotated:
         return self.splits[self.layout.split(split)]
 
 
-def find_annotations(place: Path, kind: str = AUTO) -> dict[str, list[tuple[Path, Any]]]:
+def find_annotations(
+    place: Path, kind: str = AUTO, broken: list[str] | None = None
+) -> dict[str, list[tuple[Path, Any]]]:
     """Files of annotations at a place, a file or a folder, with what is parsed of them, by format.
 
     Args:
         place (`Path`): A file, or a folder that is searched.
         kind (`str`, defaults to `"auto"`): Which format; by content if `"auto"`.
+        broken (`list` of `str`, *optional*): Takes a line for each file of a folder that cannot be parsed.
 
     Raises:
         UserError: There is no such place, or a file that is named is of no known format.
@@ -109,7 +119,14 @@ def find_annotations(place: Path, kind: str = AUTO) -> dict[str, list[tuple[Path
         raise UserError(f"There is no file or folder {place}.")
     found: dict[str, list[tuple[Path, Any]]] = defaultdict(list)
     for path in [place] if place.is_file() else sorted(_candidates(place)):
-        content = _parse(path, needed=place.is_file())
+        try:
+            content = _parse(path)
+        except UserError as error:
+            if place.is_file():
+                raise
+            if broken is not None:
+                broken.append(str(error))
+            continue
         known = [name for name in READERS if kind in (AUTO, name) and READERS[name].recognises(path, content)]
         if known:
             found[known[0]].append((path, content))
@@ -122,22 +139,21 @@ def find_annotations(place: Path, kind: str = AUTO) -> dict[str, list[tuple[Path
 def _candidates(folder: Path) -> Iterator[Path]:
     for here, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.lower().endswith(".zarr")]
-        yield from (here / name for name in names if name.lower().endswith(_SUFFIXES))
+        paths = (here / name for name in names if name.lower().endswith(_SUFFIXES))
+        yield from (path for path in paths if path.is_file())  # and no pipe, which would be waited for
 
 
-def _parse(path: Path, needed: bool) -> Any:
+def _parse(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".xml":
             return ET.parse(path).getroot()
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             content = yaml.safe_load(file) if path.suffix.lower() in (".yaml", ".yml") else json.load(file)
         if isinstance(content, dict):
             content.pop("imageData", None)  # of labelme: the whole picture
         return content
-    except (ValueError, ET.ParseError, yaml.YAMLError, OSError) as error:
-        if needed:
-            raise UserError(f"{path} cannot be read ({error}); export the annotations again.") from error
-        return None
+    except (ValueError, ET.ParseError, yaml.YAMLError, OSError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); export the annotations again, or remove it.") from error
 
 
 def read_file(name: str, path: Path, content: Any) -> Contents:
@@ -159,7 +175,7 @@ def read_file(name: str, path: Path, content: Any) -> Contents:
         raise
     except KeyError as error:
         what = f"{error} is missing"
-    except (AttributeError, IndexError, OSError, TypeError, ValueError, zlib.error) as error:
+    except (PIL.Image.DecompressionBombError, zlib.error, *_BROKEN) as error:
         what = str(error)
     raise UserError(f"{path} is not as {name} files are: {what}; export the annotations again, or repair the file.")
 
@@ -192,9 +208,13 @@ def read_annotations(
             class.
     """
     where = place or layout.folder
-    found = find_annotations(where, kind)
+    broken: list[str] = []
+    found = find_annotations(where, kind, broken)
+    if not found and place is None and broken and layout.pictures():
+        raise UserError(broken[0])
     if not found and place is None:
         return None
+    layout.notes += broken
     if len(found) != 1:
         said = "; ".join(
             f"{name}: {files[0][0]}" + (f" and {len(files) - 1} more" if files[1:] else "")
@@ -230,7 +250,7 @@ def _gather(
         stated = _stated_split(file, folder)
         for picture in content.pictures:
             path = index.find(picture.name, file, picture.split or stated)
-            if path is None:
+            if path is None or (name == "yolo" and not os.path.samefile(path, picture.name)):  # labels are beside that
                 missing.append(picture.name)
                 continue
             if path in seen:

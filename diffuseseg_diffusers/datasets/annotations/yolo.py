@@ -13,6 +13,7 @@ from ...jobs.errors import UserError
 from .base import Contents, Picture, points_of
 
 
+_FAR = 2.0  # times the picture's size; polygons may reach out of it a little
 _SPLITS = ("train", "val", "test")
 
 
@@ -25,7 +26,9 @@ def read(path: Path, content: Any) -> Contents:
     """Pictures and shapes of all splits."""
     names = content["names"]
     names = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
+    if not isinstance(names, dict) or not all(isinstance(name, (str, int, float)) for name in names.values()):
+        raise ValueError("`names` are no names of classes")
+    if sorted(names) != list(range(len(names))):
         raise ValueError("`names` are not those of the classes 0, 1, 2, …")
     found = Contents(names=[str(names[i]) for i in range(len(names))])
     for split in _SPLITS:
@@ -64,8 +67,12 @@ def _picture(image: Path, split: str, found: Contents) -> Picture:
         numbers = [float(word) for word in line.split()]
         if len(numbers) > 5 and len(numbers) % 2 == 0:
             raise ValueError(f"{text} has a line with an odd number of coordinates")
-        if numbers and not 0 <= numbers[0] < len(found.names):
+        if numbers and numbers[0] not in range(len(found.names)):
             raise ValueError(f"{text} has the class {numbers[0]:g}, and there are {len(found.names)}")
+        if (far := max(map(abs, numbers[1:]), default=0)) > _FAR:
+            raise ValueError(
+                f"{text} has the coordinate {far:g}, and parts of the picture's size, 0 to 1, are expected"
+            )
         label = found.names[int(numbers[0])] if numbers else ""
         if len(numbers) > 6:
             parts = points_of(zip(numbers[1::2], numbers[2::2]))

@@ -271,7 +271,7 @@ def test_cvat(shapes, pixels, source, tmp_path):
     "inside, message",
     [
         ('<mask label="cell" rle="1, 2" left="0" top="0" width="2" height="2"/>', "of 3 pixels, and its box has 4"),
-        ('<polygon label="cell" points="1,1;2,2"/>', "at least three points"),
+        ('<polygon label="cell" points="1,1;2,2"/>', "less than three points"),
         ('<polygon label="cell" points="1,1;2,x;3,3"/>', "could not convert string to float: 'x'"),
         ('<star label="cell"/>', "no shape 'star'"),
     ],

@@ -2,6 +2,7 @@
 """Folders with annotations of other programs: which pictures, splits and classes they have."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from PIL import Image
 
 from diffuseseg_diffusers import LabeledImages, UserError, load_labeled_images
 from diffuseseg_diffusers.datasets.annotations import coco, labelme
-from diffuseseg_diffusers.datasets.annotations.reading import READERS
+from diffuseseg_diffusers.datasets.annotations.reading import READERS, read_annotations
 from diffuseseg_diffusers.datasets.columns import dataset_contents
 from diffuseseg_diffusers.datasets.crops import LabeledTiles
+from diffuseseg_diffusers.datasets.layouts import find_layout
 from diffuseseg_diffusers.datasets.parquet import as_parquet
 from diffuseseg_diffusers.tasks.options import ANNOTATION_FORMATS
 
@@ -216,3 +218,101 @@ def test_annotations_are_inspected_and_copied_as_masks(tmp_path):
         assert [one.mask.tolist() for one in copied] == [mask.tolist() for mask in own.values()]
     labelme.write(tmp_path / "data" / "x.json", marked({"x.png": every[0]}), NAMES)
     assert "in several formats" in json.loads(run(*shown).stdout)["refusals"][0]
+
+
+SQUARE = [[0, 0], [4, 0], [4, 4], [0, 4]]
+
+
+def labelme_file(folder, name="a", **changes):
+    """A picture of 10 × 8 with a square of the class cell, as labelme says it; with an `encoding`, or other content."""
+    Image.new("RGB", (10, 8)).save(folder / f"{name}.png")
+    content = {"imagePath": f"{name}.png", "imageHeight": 8, "imageWidth": 10}
+    content["shapes"] = [{"label": "cell", "shape_type": "polygon", "points": SQUARE} | changes.pop("shape", {})]
+    text = changes.pop("text", None) or json.dumps(content | changes)
+    (folder / f"{name}.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def coco_text(**changes):
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": {"size": [8, 10], "counts": [0, 80]}}
+    image = {"id": 1, "file_name": "a.png", "height": 8, "width": 10}
+    image |= {k: changes.pop(k) for k in ("height", "width") if k in changes}
+    content = {"images": [image], "categories": [{"id": 1, "name": "cell"}], "annotations": [annotation | changes]}
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"text": "[" * 100_000}, "cannot be read"),
+        ({"text": "{"}, "cannot be read .*; export the annotations again, or remove it"),
+        ({"text": '"Köln"'.encode("latin-1")}, "cannot be read"),
+        ({"imageHeight": float("inf")}, "infinity"),
+        ({"imageHeight": 10**7, "imageWidth": 10**7}, "is 10 × 8, but its annotation is 10000000 × 10000000"),
+        ({"shape": {"shape_type": "mask", "points": [[0, 0], [1, 1]], "mask": "AAAA"}}, "no PNG"),
+        ({"text": coco_text(segmentation={"size": [8, 10], "counts": [0.5, 79.5]})}, "no numbers of pixels"),
+        ({"text": coco_text(segmentation={"size": [8, 10], "counts": [-1, 81]})}, "no numbers of pixels"),
+        ({"text": coco_text(height=0, width=0, segmentation={"size": [0, 0], "counts": []})}, "is 10 × 8"),
+    ],
+)
+def test_broken_annotations_are_one_sentence(tmp_path, changes, message):
+    labelme_file(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        load_labeled_images(tmp_path)[0]
+
+
+def test_numbers_that_would_fill_the_memory_are_refused(tmp_path):
+    Image.new("RGB", (10, 8)).save(tmp_path / "a.png")
+    shapes = (
+        '<box label="cell" xtl="0" ytl="0" xbr="nan" ybr="5"/>',
+        '<box label="cell" xtl="0" ytl="0" xbr="1e12" ybr="5"/>',
+        '<ellipse label="cell" cx="0" cy="0" rx="inf" ry="5"/>',
+        '<mask label="cell" rle="1000000000000000" left="0" top="0" width="100000000" height="10000000"/>',
+    )
+    for shape in shapes:
+        text = f'<annotations><image id="0" name="a.png" width="10" height="8">{shape}</image></annotations>'
+        (tmp_path / "annotations.xml").write_text(text)
+        with pytest.raises(UserError, match="is not as cvat files are"):
+            load_labeled_images(tmp_path)
+
+
+def test_a_mark_of_byte_order_is_read_over_and_a_broken_file_beside_others_is_named(tmp_path):
+    labelme_file(tmp_path, "a")
+    text = (tmp_path / "a.json").read_bytes()
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + text)
+    labelme_file(tmp_path, "b", text="{")
+    assert len(load_labeled_images(tmp_path)) == 1
+    layout = find_layout(tmp_path)
+    read_annotations(layout)
+    assert any("b.json cannot be read" in note for note in layout.notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    labelme_file(tmp_path)
+    os.mkfifo(tmp_path / "b.json")
+    assert len(load_labeled_images(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [("0 0 0 40 0 40 40", "coordinate 40, and parts"), ("0.7 0 0 1 0 1 1", "the class 0.7")],
+)
+def test_yolo_in_pixels_and_fractions_of_classes_are_refused(tmp_path, line, message):
+    yolo_folder(tmp_path, line)
+    with pytest.raises(UserError, match=message):
+        load_labeled_images(tmp_path)
+
+
+def test_yolo_that_leads_to_other_pictures_is_not_taken_for_those_of_the_folder(tmp_path):
+    yolo_folder(tmp_path / "other", "0 0 0 1 0 1 1")
+    yolo_folder(tmp_path / "own", "1 0 0 1 0 1 1", train="../../other/images/train")
+    with pytest.raises(UserError, match="None of the 1 pictures"):
+        load_labeled_images(tmp_path / "own")
+
+
+def yolo_folder(folder, line, train="images/train"):
+    for name in ("images/train", "labels/train"):
+        (folder / name).mkdir(parents=True)
+    Image.new("RGB", (10, 8)).save(folder / "images/train/a.png")
+    (folder / "labels/train/a.txt").write_text(line)
+    (folder / "data.yaml").write_text(yaml.safe_dump({"names": ["cat", "dog"], "train": train}))
