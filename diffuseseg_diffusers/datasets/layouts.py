@@ -415,9 +415,12 @@ def _read_lists(layout: Layout) -> None:
     splits: dict[str, list[Pair]] = {}
     unmasked: dict[str, list[Path]] = {}
     for name, path in lists.items():
-        lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        found = {line: _named(line, by_name) for line in lines}
-        if name != "trainval" and not split_of(name) or not any(own[0] in masks for own in found.values() if own):
+        if name != "trainval" and not split_of(name):
+            continue
+        found = {line: _named(line, by_name) for line in _lines(path)}
+        if not any(own[0] in masks for own in found.values() if own):
+            if found:
+                layout.notes.append(f"{path} names none of the pictures with masks, and is not read.")
             continue
         images = {own[0] for own in found.values() if own}
         splits[name] = sorted((image, masks[image]) for image in images if image in masks)
@@ -439,6 +442,13 @@ def _read_lists(layout: Layout) -> None:
                 f"{layout.unlisted[0]} among them."
             )
         layout.splits, layout.unmasked = splits, unmasked
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list that are not empty, as UTF-8 or, with a mark of byte order, UTF-16."""
+    content = path.read_bytes()
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _named(line: str, by_name: dict[str, list[Path]]) -> list[Path]:

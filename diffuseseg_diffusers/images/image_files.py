@@ -23,10 +23,17 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, list
         entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda entry: entry.name)
     except PermissionError:
         return
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    yield Path(folder), folders, [entry.name for entry in entries if not entry.is_dir()]
+    folders = [entry.name for entry in entries if _is_folder(entry)]
+    yield Path(folder), folders, [entry.name for entry in entries if not _is_folder(entry)]
     for name in folders:
         yield from walk(Path(folder, name), (*above, real))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 """Folders as people have them: which picture has which mask, and what is refused."""
 
 import json
+import os
 import unicodedata
 
 import numpy as np
@@ -262,3 +263,26 @@ def test_whatever_is_paired_is_right(names, suffixes, layout, kinds, splits, tmp
         assert {mask.name for _, mask in pairs} == {f"{n}.png" for i, n in enumerate(names) if splits[i % 2] == split}
         for image, mask in pairs:
             assert image.name in {mask.name.removesuffix(".png") + s for s in suffixes}
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("x a", "x b"), ("a.v1", "a.v2")])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_splits_are_read_however_they_are_written(tmp_path, names, encoding):
+    for name in names:
+        touch(tmp_path, f"images/{name}.png", f"masks/{name}.png")
+    for split, name in zip(("train", "val"), names):
+        (tmp_path / f"{split}.txt").write_bytes(f"{name}\r\n".encode(encoding))
+    assert [len(find_layout(tmp_path).pairs(split)) for split in ("train", "validation")] == [1, 1]
+
+
+def test_a_list_of_other_pictures_gets_a_line(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/a.png")
+    (tmp_path / "train.txt").write_text("b\n")
+    assert any("train.txt names none" in note for note in find_layout(tmp_path).notes)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights")
+def test_a_link_to_itself_is_passed_over(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/a.png")
+    (tmp_path / "images/b.png").symlink_to("b.png")
+    assert pairs_of(tmp_path) == {ALL: [("images/a.png", "masks/a.png")]}
