@@ -4,6 +4,7 @@
 import io
 import logging
 import os
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,7 +66,7 @@ def load_split(name: str, config_name: str | None, split: str | None, **kwargs) 
                 f"it has several configurations ({known}), and one has to be named: `--dataset_config_name`, or "
                 f"that of the dataset in question, such as `--unlabeled_dataset_config_name`; `config_name` in Python"
             )
-        if reason is None and not isinstance(error, (ValueError, OSError)):
+        if reason is None and not isinstance(error, (ValueError, OSError, tarfile.TarError)):
             raise
         where = "" if local else f"There is no folder {name}, and "
         raise UserError(

@@ -230,6 +230,11 @@ class LabeledImages:
             return rasterize(value), "its annotation"
         if not needs_raster(value):
             values, where = self._mask_values(value, where)
+            if self.mask_format in ("index", "instances") and _is_jpeg(value) and np.ptp(values):
+                raise UserError(
+                    f"{where} is a JPEG file, whose compression changes class ids; save masks as PNG, or pass "
+                    f"--mask_format binary, or rgb with --nearest_color."
+                )
             return self.reader.ids(values, where), where
         with aligned(open_cell(value, where, self.axes, self.slice_axis), grid, image) as raster:
             if raster.planes > 1:
@@ -364,10 +369,18 @@ class LabeledImages:
         return count
 
 
+def _is_jpeg(value: Any) -> bool:
+    """Whether a cell of masks holds a JPEG file."""
+    path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
+    if data:
+        return data[:2] == b"\xff\xd8"
+    return isinstance(path, str) and path.lower().endswith((".jpg", ".jpeg"))
+
+
 def _load_npy(path: str) -> np.ndarray:
     try:
         mask = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as a NumPy array ({error}); repair or remove it.") from error
     if mask.dtype.kind not in "biuf" or not mask.size:
         raise UserError(f"{path} holds an array {mask.shape} of {mask.dtype}, and a mask of class ids is needed.")

@@ -157,9 +157,7 @@ class MaskReader:
         values = _single(values, tally.where, "for masks in colour pass --mask_format rgb --palette FILE")
         if values.dtype == bool or values.dtype == np.uint8:
             return values.astype(np.uint8)
-        unlabeled = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
-        for no_id in (-1, 65535):  # what programs write where there is no class
-            unlabeled |= values == no_id
+        unlabeled = _without_label(values)
         rest = values[~unlabeled]
         if rest.size and (rest.min() < 0 or rest.max() > 255 or (rest != np.floor(rest)).any()):
             many = len(np.unique(rest)) > 256
@@ -179,7 +177,9 @@ class MaskReader:
         if values.ndim == 3 and values.shape[2] in (3, 4):  # each object in a colour of its own
             return (values[..., :3] != 0).any(-1).astype(np.uint8)
         values = _single(values, tally.where, "numbers of objects are expected")
-        ids = (np.nan_to_num(values) != 0).astype(np.uint8)
+        none = _without_label(values)
+        ids = ((values != 0) & ~none).astype(np.uint8)
+        ids[none] = self.ignore_index
         if values.dtype == np.uint8 and not (values == 254).any():  # else there are that many objects
             ids[values == self.ignore_index] = self.ignore_index
         return ids
@@ -302,6 +302,16 @@ def white_of(values: np.ndarray) -> float:
     """The value of white in a mask of these values: 1 where none is above, else the top of 8 or of 16 bits."""
     high = np.nanmax(values, initial=0) if values.dtype.kind == "f" else values.max(initial=0)
     return 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
+
+
+def _without_label(values: np.ndarray) -> np.ndarray:
+    """Where a mask has what programs write where there is no class: -1, 65535, NaN."""
+    none = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+    if values.dtype.kind in "if":
+        none |= values == -1
+    if values.dtype.itemsize > 1 and values.dtype != np.float16:
+        none |= values == 65535
+    return none
 
 
 def _single(values: np.ndarray, where: str, hint: str) -> np.ndarray:

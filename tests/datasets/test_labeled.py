@@ -335,3 +335,26 @@ def test_nothing_is_learnt_where_nothing_was_measured(tmp_path, kind):
     assert np.array_equal(labeled[0].mask, np.where(valid, mask, 255))
     tiles = LabeledTiles(labeled, (16, 20))
     assert np.array_equal(tiles[0].mask, np.where(valid, mask, 255))
+
+
+@pytest.mark.parametrize("how", [{}, {"mask_format": "instances"}, {"label_names": ["a", "b", "c"]}])
+def test_ids_in_jpeg_files_are_refused(tmp_path, how):
+    image, mask = draw((16, 20), 0)
+    for name, values, suffix in (("images", image, "png"), ("masks", mask, "jpg")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(values).save(tmp_path / name / f"a.{suffix}")
+    with pytest.raises(UserError, match="is a JPEG file|outside of the classes"):
+        load_labeled_images(tmp_path, **how)[0]
+
+
+def test_an_array_that_no_memory_holds_is_one_sentence(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (20, 16)).save(tmp_path / "images/a.png")
+    np.save(tmp_path / "masks/a.npy", np.zeros((1, 1)))
+    content = (tmp_path / "masks/a.npy").read_bytes()
+    huge = content.replace(b"(1, 1), }" + b" " * 14, b"(10000000, 10000000), }")
+    assert len(huge) == len(content) and huge != content
+    (tmp_path / "masks/a.npy").write_bytes(huge)
+    with pytest.raises(UserError, match="cannot be read as a NumPy array"):
+        load_labeled_images(tmp_path)

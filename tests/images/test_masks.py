@@ -361,3 +361,14 @@ def load_pair(image, mask, how):
     from diffuseseg_diffusers import LabeledImages
 
     return LabeledImages(Dataset.from_dict({"image": [str(image)], "mask": [str(mask)]}), **how)[0].mask
+
+
+@pytest.mark.parametrize("none", [np.float32("nan"), np.int16(-1), np.int32(-1), np.uint16(65535)])
+def test_what_is_no_label_is_no_object_either(none):
+    mask = np.where(IDS == 2, none, IDS.astype(none.dtype))
+    found = MaskReader("instances").ids(mask, "a mask")
+    assert np.array_equal(found, np.where(IDS == 2, 255, IDS > 0))
+
+
+def test_ids_of_half_precision_are_read_without_a_warning(recwarn):
+    assert np.array_equal(MaskReader().ids(IDS.astype(np.float16), "a mask"), IDS) and not recwarn.list
