@@ -260,6 +260,8 @@ def inspect_dataset(config: Any, num_examples: int) -> tuple[Inspection, list[Vi
             layout.problems.append(str(error))
         found.layout, found.left_out, found.notes = layout.kind, layout.ignored, list(layout.notes)
         found.refusals = list(layout.problems)
+        if layout.unused and not layout.has_pairs and annotated is None and not layout.problems:
+            found.refusals.append(str(layout.refusal()).removesuffix(layout.advice).strip())
         found.lonely_images = [str(p) for own in layout.unmasked.values() for p in own] if layout.has_pairs else []
         found.unused_masks = list(map(str, layout.unused))
     views: list[View] = []

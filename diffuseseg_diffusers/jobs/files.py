@@ -69,7 +69,7 @@ def naming(path: Path) -> Iterator[None]:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file atomically."""
     with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # of names that are no text
 
 
 def to_json(content: object, indent: int | None = None) -> str:

@@ -273,3 +273,17 @@ def test_of_refused_masks_with_many_values_some_are_listed(tmp_path, capsys):
     inspect(InspectConfig(dataset_name=str(pairs(tmp_path, np.arange(0, 180, 3, np.uint8).repeat(10).reshape(20, 30)))))
     said = capsys.readouterr().out
     assert "value 33 " in said and "value 36 " not in said and "and 48 more values" in said
+
+
+def test_masks_of_other_names_are_a_refusal(tmp_path):
+    photo(tmp_path / "images/a.png", 0)
+    save(tmp_path / "masks/b.png", IDS)
+    (refusal,) = inspect(InspectConfig(dataset_name=str(tmp_path)))["refusals"]
+    assert "1 pictures and 1 masks" in refusal
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path):
+    pairs(tmp_path / "data")
+    (tmp_path / "data/id2label.json").write_text('{"0": "\\ud800", "1": "cell"}')
+    inspect(InspectConfig(dataset_name=str(tmp_path / "data"), output_dir=tmp_path / "out"))
+    assert "\\ud800" in (tmp_path / "out/inspection.html").read_text("utf-8")
