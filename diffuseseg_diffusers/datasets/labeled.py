@@ -313,6 +313,7 @@ class LabeledImages:
         """The value of white in binary masks: one for all, since a mask may be black or white alone."""
         white = 1.0
         for part, _ in self._mask_parts():
+            part = part[..., :-1] if part.ndim == 3 and part.shape[2] in (2, 4) else part  # without opacity
             white = max(white, white_of(part))
             if white > 255 or (white > 1 and part.dtype == np.uint8):
                 break

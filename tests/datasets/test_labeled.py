@@ -358,3 +358,13 @@ def test_an_array_that_no_memory_holds_is_one_sentence(tmp_path):
     (tmp_path / "masks/a.npy").write_bytes(huge)
     with pytest.raises(UserError, match="cannot be read as a NumPy array"):
         load_labeled_images(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
+def test_opacity_does_not_say_what_is_white(tmp_path, mode):
+    image, mask = draw((16, 20), 0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(image).save(tmp_path / "images/a.png")
+    Image.fromarray((mask > 0).astype(np.uint8)).convert(mode).save(tmp_path / "masks/a.png")
+    assert np.array_equal(load_labeled_images(tmp_path, mask_format="binary")[0].mask, mask > 0)
