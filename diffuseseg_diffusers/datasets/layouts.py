@@ -296,7 +296,9 @@ def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_F
             f"{len(extra)} pictures of {layout.folder} are neither in {images[0].kind or 'the'}/ nor masks, and are "
             f"left out, {extra[0].path} among them."
         )
-    layout.kind = f"{images[0].kind + '/' if images[0].kind else 'pictures'} and {kinds[taken][0].kind}/"
+    places = {f.where for f in kinds[taken]}
+    first = next((f for f in images if f.where in places), images[0])  # test_images/ may have no masks
+    layout.kind = f"{first.kind + '/' if first.kind else 'pictures'} and {kinds[taken][0].kind}/"
     layout.unused += [f.path for f in (*rest, *others)]
     return images, kinds[taken]
 

@@ -191,6 +191,11 @@ def paint(folder, name, values):
     Image.fromarray(values).save(folder / name)
 
 
+def test_a_layout_is_named_by_the_folder_of_pictures_that_has_the_masks(tmp_path):
+    touch(tmp_path, "test_images/a.jpg", "train_images/b.jpg", "train_masks/b.png")
+    assert find_layout(tmp_path).kind == "train_images/ and train_masks/"
+
+
 def test_photos_with_masks_of_the_same_name_beside_them(tmp_path, caplog):
     rng = np.random.default_rng(0)
     for name in "abc":

@@ -34,6 +34,9 @@ def read(path: Path, content: Any) -> Contents:
     for split in _SPLITS:
         given = content.get(split)
         for one in given if isinstance(given, list) else [given] if given else []:
+            if split == "test" and found.pictures and not _places(path, content.get("path"), str(one)):
+                found.left_out[f"folder of the split 'test', which {path.name} names and which is not there"] += 1
+                continue  # Roboflow names one in every export, which training does not read
             for image in _images(path, content.get("path"), str(one)):
                 found.pictures.append(_picture(image, split, found))
     return found
@@ -41,17 +44,25 @@ def read(path: Path, content: Any) -> Contents:
 
 def _images(path: Path, root: str | None, given: str) -> list[Path]:
     """Pictures of a split: of a folder, or of a list in a text file."""
-    roots = [path.parent / (root or ""), path.parent]
-    tried = [base / name for base in roots for name in (given, given.removeprefix("../"))]  # as Roboflow writes it
-    place = next((p for p in tried if p.exists()), None)
-    if place is None:
-        raise UserError(f"{path} names {given}, and there is no {tried[0]}; mend the path there.")
+    found = _places(path, root, given)
+    if not found:
+        raise UserError(
+            f"{path} names {given}, and there is no {path.parent / (root or '') / given}; mend the path there."
+        )
+    place, roots = found[0], [path.parent / (root or ""), path.parent]
     if place.is_dir():
         return find_rasters(place)
     lines = [line.strip() for line in place.read_text("utf-8").splitlines() if line.strip()]
     return [
         next((p for p in (base / line for base in [place.parent, *roots]) if p.exists()), Path(line)) for line in lines
     ]
+
+
+def _places(path: Path, root: str | None, given: str) -> list[Path]:
+    """What a path of `data.yaml` may mean and is there, the likeliest first."""
+    roots = [path.parent / (root or ""), path.parent]
+    tried = [base / name for base in roots for name in (given, given.removeprefix("../"))]  # as Roboflow writes it
+    return [place for place in tried if place.exists()]
 
 
 def _picture(image: Path, split: str, found: Contents) -> Picture:

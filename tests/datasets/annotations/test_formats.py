@@ -404,6 +404,16 @@ def yolo_folder(folder: Path, lines: str, **content) -> Path:
     return save(folder / "data.yaml", yaml_library.dump(described))
 
 
+def test_a_test_split_of_yolo_that_was_not_exported_is_left_out(tmp_path):
+    lines = "1 0.2 0.25 0.6 0.25 0.6 0.5 0.2 0.5"
+    contents = parse(yolo, yolo_folder(tmp_path, lines, test="../test/images"))
+    assert len(contents.pictures) == 1
+    assert list(contents.left_out) == ["folder of the split 'test', which data.yaml names and which is not there"]
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match="names ../gone/images, and there is no .*gone/images; mend the path"):
+            parse(yolo, yolo_folder(tmp_path, lines, **{split: "../gone/images"}))
+
+
 def test_yolo(tmp_path):
     lines = "1 0.2 0.25 0.6 0.25 0.6 0.5 0.2 0.5\n\n0 0.5 0.5 0.5 0.5\n"
     for content in ({}, {"names": ["vessel", "cell"]}, {"train": "../images/train"}, {"train": ["images/train"]}):
