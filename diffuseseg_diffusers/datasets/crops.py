@@ -21,7 +21,7 @@ from ..images.formats.cells import needs_raster, open_cell
 from ..images.formats.orientation import upright_mask
 from ..images.masks import Tally
 from ..jobs.errors import UserError
-from .labeled import LabeledImage, LabeledImages
+from .labeled import RESIZE, LabeledImage, LabeledImages
 
 
 OPEN = 16  # pictures that are held open
@@ -277,7 +277,7 @@ class LabeledTiles(LabeledImages):
         if (planes, height, width) != (raster.planes, *raster.size):
             raise UserError(
                 f"Image and mask differ in size: {raster.name} has {raster.planes} planes of {raster.width} × "
-                f"{raster.height}, but its mask has {planes} of {width} × {height}."
+                f"{raster.height}, but its mask has {planes} of {width} × {height}; {RESIZE}"
             )
         return raster, mask
 

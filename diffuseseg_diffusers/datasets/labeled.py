@@ -33,6 +33,7 @@ from .annotations.shapes import is_cell, rasterize
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, ReadImage, decode_cell, find_column, read_image
 
 
+RESIZE = "save the mask at the size of the image, by the nearest pixel, if it shows the same place."
 _LOOKED_AT = 8  # masks that are searched for objects
 
 
@@ -163,7 +164,7 @@ class LabeledImages:
         if mask.shape != (height, width):
             raise UserError(
                 f"Image and mask differ in size: {name} is {width} × {height}, but {mask_name} is "
-                f"{mask.shape[1]} × {mask.shape[0]} (width × height)."
+                f"{mask.shape[1]} × {mask.shape[0]} (width × height); {RESIZE}"
             )
         mask = self._known(mask, mask_name)
         if opened.gaps is not None:
@@ -267,7 +268,7 @@ class LabeledImages:
             if (mask.planes, mask.height, mask.width) != shape:
                 raise UserError(
                     f"Image and mask differ in size: {name} has {shape[0]} planes of {shape[2]} × {shape[1]}, but "
-                    f"{mask.name} has {mask.planes} of {mask.width} × {mask.height} (width × height)."
+                    f"{mask.name} has {mask.planes} of {mask.width} × {mask.height} (width × height); {RESIZE}"
                 )
             for plane in range(mask.planes):
                 for window in windows_over(mask.height, mask.width, 2048):

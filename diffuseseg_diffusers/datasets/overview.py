@@ -7,6 +7,7 @@ from datasets import Dataset, IterableDataset
 
 from ..images.formats.cells import open_cell
 from ..jobs.errors import UserError
+from .annotations.shapes import is_cell
 from .labeled import LabeledImages
 
 
@@ -30,6 +31,9 @@ def overview(name: str, split: str, images: Dataset | IterableDataset | LabeledI
             first = f", the first {size} {raster.dtype} {'+'.join(raster.channels)}"
     except UserError:
         first = ""  # whether that is an error, the task says
-    masks = f"; {labelled.mask_format} masks of {labelled.num_classes} classes" if labelled else ""
+    masks = ""
+    if labelled:
+        drawn = is_cell(rows[0][labelled.mask_column])
+        masks = f"; {'annotations' if drawn else f'{labelled.mask_format} masks'} of {labelled.num_classes} classes"
     advice = f" (`diffuseseg inspect {name}` shows them)" if labelled else ""
     return f"{name}, {split}: {len(rows)} image{'s' * (len(rows) != 1)}{first}{masks}{advice}."

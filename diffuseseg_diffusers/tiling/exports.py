@@ -51,8 +51,8 @@ def check_planes(options: CountsObjects, raster: Raster) -> None:
     single = set(options.export) & {"labelme", "cvat", "label_studio"}
     if single and raster.planes > 1:
         raise UserError(
-            f"{raster.name} has {raster.planes} planes, and {', '.join(sorted(single))} are of pictures with one; "
-            f"export coco or geojson."
+            f"{raster.name} has {raster.planes} planes, and pictures of one are what "
+            f"{', '.join(sorted(single))} can hold; export coco or geojson."
         )
 
 

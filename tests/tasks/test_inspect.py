@@ -118,7 +118,7 @@ WRONG = {
     "masks in colour": (lambda f: pairs(f, np.stack([IDS * 255, IDS * 0, IDS * 128], -1)), "#ff0080 12.5%"),
     "masks of many objects": (lambda f: pairs(f, (1 - IDS).astype(np.uint16) * 900), "from 0 to 900"),
     "ids with gaps in 16 bits": (lambda f: pairs(f, IDS.astype(np.uint16) * 7), "0, 7"),
-    "masks of another size": (lambda f: pairs(f, IDS[:10]), "30 × 10"),
+    "masks of another size": (lambda f: pairs(f, IDS[:10]), "30 × 10 (width × height); save the mask at the size"),
     "an image without a mask": (missing, "2.png"),
     "a mask without an image": (without_image, "z.png"),
     "two images for one mask": (two_suffixes, "a.bmp"),

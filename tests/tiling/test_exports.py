@@ -154,5 +154,7 @@ def test_planes_of_stacks_have_boxes_of_their_own_and_no_formats_of_single_pictu
     for one in content["annotations"]:
         assert one["bbox"] == list(map(int, coco.toBbox(one["segmentation"]))) and one["object"] == 1
         assert np.array_equal(coco.decode(one["segmentation"]), mask[one["image_id"] - 1])
-    with pytest.raises(UserError, match="stack.npy has 3 planes, and cvat are of pictures with one; export coco"):
+    with pytest.raises(
+        UserError, match="stack.npy has 3 planes, and pictures of one are what cvat can hold; export coco"
+    ):
         check_planes(CountsObjects(instances="components", export=("cvat", "coco")), raster)

@@ -16,6 +16,7 @@ from diffuseseg_diffusers.datasets.annotations.reading import READERS, read_anno
 from diffuseseg_diffusers.datasets.columns import dataset_contents
 from diffuseseg_diffusers.datasets.crops import LabeledTiles
 from diffuseseg_diffusers.datasets.layouts import find_layout
+from diffuseseg_diffusers.datasets.overview import overview
 from diffuseseg_diffusers.datasets.parquet import as_parquet
 from diffuseseg_diffusers.tasks.options import ANNOTATION_FORMATS
 
@@ -39,6 +40,18 @@ def test_folders_are_read_without_an_option_split_by_split(kind, tmp_path):
         assert np.array_equal(tiles[0].mask, labeled[0].mask)
         check(labeled.select(range(len(masks))), masks)
         assert all(len(key) < 200 for key in dataset_contents(labeled.dataset, "image", "mask"))
+
+
+@pytest.mark.parametrize(("kind", "said"), [("coco", "annotations of"), ("masks", "index masks of")])
+def test_the_first_line_of_a_command_says_whether_masks_or_annotations_are_read(kind, said, tmp_path):
+    masks = draw(tmp_path / "photos" / "images", "a.png")
+    if kind == "coco":
+        coco.write(tmp_path / "photos/a.json", marked(masks), NAMES)
+    else:
+        (tmp_path / "photos/masks").mkdir()
+        Image.fromarray(masks["a.png"]).save(tmp_path / "photos/masks/a.png")
+    labeled = load_labeled_images(tmp_path / "photos", label_names=NAMES)
+    assert f"; {said} {len(NAMES)} classes" in overview("photos", "train", labeled)
 
 
 def test_annotations_may_lie_elsewhere_and_be_named(tmp_path):
