@@ -251,6 +251,9 @@ def _look(path: Path, folder: Path) -> _File:
     parts = path.relative_to(folder).parts[:-1]
     said = [said_by(part) for part in parts]
     at = next((i for i, (role, _) in enumerate(said) if role), None)
+    if at is not None and said[at][0] == "image" and any(part.lower() in ("mask", "masks") for part in parts[at + 1 :]):
+        parts, said = parts[:at] + parts[at + 1 :], said[:at] + said[at + 1 :]  # images/masks/
+        at = next(i for i, (role, _) in enumerate(said) if role)
     split = next((s for _, s in said[: len(parts) if at is None else at + 1] if s), "")
     if at is None:
         return _File(path, "", "", split, (), tuple(p for p, (_, s) in zip(parts, said) if not s))

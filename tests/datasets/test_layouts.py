@@ -291,3 +291,10 @@ def test_a_link_to_itself_is_passed_over(tmp_path):
     touch(tmp_path, "images/a.png", "masks/a.png")
     (tmp_path / "images/b.png").symlink_to("b.png")
     assert pairs_of(tmp_path) == {ALL: [("images/a.png", "masks/a.png")]}
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_masks_in_a_folder_among_pictures_are_no_pictures(tmp_path, split):
+    touch(tmp_path, f"images/{split}a.png", f"images/{split}masks/a.png")
+    assert pairs_of(tmp_path) == {split[:-1] or ALL: [(f"images/{split}a.png", f"images/{split}masks/a.png")]}
+    assert [path.name for path in find_pictures(tmp_path)] == ["a.png"]
