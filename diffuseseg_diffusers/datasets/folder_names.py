@@ -12,8 +12,9 @@ from ..images.image_files import SUFFIXES
 
 _IMAGES = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "imgdir", "photos", "pictures", "inputs")
 MASKS = (  # the first of those that are there is taken
+    *("1stmanual", "manual"),  # of DRIVE, whose mask/ is what the camera sees
     *("masks", "mask", "labels", "label", "segmentationclass", "anndir", "annotations", "annotation", "annot"),
-    *("gtfine", "gt", "groundtruth", "segmentations", "segmentation", "gtcoarse", "targets", "manual", "1stmanual"),
+    *("gtfine", "gt", "groundtruth", "segmentations", "segmentation", "gtcoarse", "targets"),
 )
 _NO_CLASSES = ("segmentationobject", "instanceids")  # masks too, of objects
 _SPLITS = {

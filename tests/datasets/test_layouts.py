@@ -191,6 +191,16 @@ def paint(folder, name, values):
     Image.fromarray(values).save(folder / name)
 
 
+def test_the_field_of_view_of_drive_is_not_taken_for_its_vessels(tmp_path):
+    touch(tmp_path, "training/images/21_training.tif", "training/1st_manual/21_manual1.gif")
+    touch(tmp_path, "training/mask/21_training_mask.gif", "test/images/01_test.tif", "test/mask/01_test_mask.gif")
+    assert pairs_of(tmp_path) == {
+        "training": [("training/images/21_training.tif", "training/1st_manual/21_manual1.gif")]
+    }
+    layout = find_layout(tmp_path)
+    assert list(layout.unmasked) == ["test"] and any("not from mask/" in note for note in layout.notes)
+
+
 def test_a_layout_is_named_by_the_folder_of_pictures_that_has_the_masks(tmp_path):
     touch(tmp_path, "test_images/a.jpg", "train_images/b.jpg", "train_masks/b.png")
     assert find_layout(tmp_path).kind == "train_images/ and train_masks/"
