@@ -50,7 +50,7 @@ def read(path: Path, content: Any) -> Contents:
         else:
             parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
             rings = [points_of(ring) for part in parts for ring in part]
-            if not rings:
+            if not rings or not all(rings):
                 raise ValueError("it has a polygon without coordinates")
             found.pictures[0].shapes.append((IGNORED if label == "Ignore*" else label, {"rings": rings}))
     return found

@@ -329,3 +329,12 @@ def yolo_folder(folder, line, train="images/train"):
     Image.new("RGB", (10, 8)).save(folder / "images/train/a.png")
     (folder / "labels/train/a.txt").write_text(line)
     (folder / "data.yaml").write_text(yaml.safe_dump({"names": ["cat", "dog"], "train": train}))
+
+
+def test_an_empty_ring_is_refused(tmp_path):
+    Image.new("RGB", (10, 8)).save(tmp_path / "a.png")
+    geometry = {"type": "Polygon", "coordinates": [SQUARE, []]}
+    feature = {"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": "cell"}}}
+    (tmp_path / "a.geojson").write_text(json.dumps([feature]))
+    with pytest.raises(UserError, match="without coordinates"):
+        load_labeled_images(tmp_path)
