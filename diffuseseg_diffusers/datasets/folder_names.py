@@ -36,6 +36,10 @@ _IMAGE_NAMES = (
     r"(?P<name>.+?)[_.\- ](leftImg8bit|image|images|img|sat|training|test|\d{4})",
     r"(image|img)[_\- ](?P<name>.+)",
 )
+_LONG_NAMES = (  # of folders: ISIC2018_Task1_Training_GroundTruth, X_train and y_train
+    r".*?(?P<split>training|train|validation|val|test).*?(?P<role>inputs?|groundtruth)",
+    r"(?P<role>[xy])(?P<split>training|train|validation|val|test)",
+)
 _KNOWN = frozenset((*SUFFIXES, *TIFF, *GEO, *VOLUME, *ZARR, ".npy"))
 
 
@@ -62,6 +66,9 @@ def said_by(folder: str) -> tuple[str, str]:
         return "other", ""
     if split_of(folder) and len(plain) > 2:
         return "", folder
+    for pattern in _LONG_NAMES:
+        if said := re.fullmatch(pattern, plain):
+            return "mask" if said["role"] in ("groundtruth", "y") else "image", split_of(said["split"]) or ""
     for role, names in (("image", _IMAGES), ("mask", MASKS)):
         for name in names:
             rest = plain.removeprefix(name) if plain.startswith(name) else plain.removesuffix(name)

@@ -277,7 +277,7 @@ def _by_folder(files: list[_File], layout: Layout) -> tuple[list[_File], list[_F
     kinds: dict[str, list[_File]] = defaultdict(list)
     for f in files:
         if f.role == "mask":
-            kinds[next(name for name in MASKS if name in plain_name(f.kind))].append(f)
+            kinds[next((name for name in MASKS if name in plain_name(f.kind)), MASKS[-1])].append(f)
     images = [f for f in files if f.role == "image"]
     if not kinds:
         return None
