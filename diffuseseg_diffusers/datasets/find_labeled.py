@@ -14,7 +14,8 @@ from .annotations.reading import AUTO, Annotated, read_annotations, unread_annot
 from .columns import load_split
 from .label_names import read_label_names
 from .labeled import LabeledImages
-from .layouts import Layout, find_layout, is_described
+from .layout import Layout
+from .layouts import find_layout, is_described
 
 
 def load_labeled_images(

@@ -19,7 +19,8 @@ from .columns import MissingColumnError, cell_name, decode_cell, split_names
 from .find_labeled import find_annotated, load_data
 from .folder_names import split_of
 from .labeled import LabeledImages
-from .layouts import UNDERSTOOD, Layout, find_layout, is_described
+from .layout import UNDERSTOOD, Layout
+from .layouts import find_layout, is_described
 from .picture import READ_WHOLE, Picture, read_picture, view_step
 from .unlabeled import evenly_spread, load_unlabeled
 

@@ -24,10 +24,10 @@ from ..images.masks import (
     looks_gray,
     looks_like_instances,
     picture_values,
-    read_palette,
     unscaled,
     white_of,
 )
+from ..images.palettes import read_palette
 from ..jobs.errors import UserError
 from .annotations.shapes import is_cell, rasterize
 from .columns import IMAGE_COLUMNS, MASK_COLUMNS, ReadImage, decode_cell, find_column, read_image

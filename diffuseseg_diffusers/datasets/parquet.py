@@ -17,7 +17,8 @@ from .annotations.reading import read_annotations
 from .find_labeled import annotated_rows, read_folder
 from .label_names import read_label_names
 from .labeled import LabeledImages
-from .layouts import ALL, find_layout, is_described
+from .layout import ALL
+from .layouts import find_layout, is_described
 
 
 def open_streams(folder: Path) -> Iterator[tuple[str, str, IterableDataset]]:

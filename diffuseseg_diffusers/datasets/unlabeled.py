@@ -25,7 +25,8 @@ from ..images.formats.cells import needs_raster, open_cell, raster_picture
 from ..images.image_processor import to_eight_bit
 from ..jobs.errors import UserError
 from .columns import IMAGE_COLUMNS, decode_cell, find_column, load_split
-from .layouts import ALL, PICTURES, find_layout, is_described, report
+from .layout import ALL, PICTURES, report
+from .layouts import find_layout, is_described
 
 
 RESIZE_MODES = ("crop", "pad")

@@ -10,7 +10,8 @@ import PIL.Image
 import torch
 
 from ..datasets.columns import ReadImage, read_image
-from ..datasets.layouts import find_layout, left_out
+from ..datasets.layout import left_out
+from ..datasets.layouts import find_layout
 from ..images.channels import DISPLAYED, InputChannels, stretch, to_rgb
 from ..images.formats.opening import is_raster, lost_here, open_raster
 from ..images.image_processor import DiffuseSegImageProcessor, to_eight_bit

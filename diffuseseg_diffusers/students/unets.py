@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from torch import nn
 
 from ..features.pixel_unet import default_class_labels, image_size
-from ..images.masks import is_color
+from ..images.palettes import is_color
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
 from .networks import loading_errors

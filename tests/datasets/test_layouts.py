@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffuseseg_diffusers import load_labeled_images
-from diffuseseg_diffusers.datasets.layouts import ALL, PICTURES, find_layout, find_pictures
+from diffuseseg_diffusers.datasets.layout import ALL, PICTURES
+from diffuseseg_diffusers.datasets.layouts import find_layout, find_pictures
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.jobs.errors import UserError
 

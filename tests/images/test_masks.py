@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffuseseg_diffusers import load_labeled_images
-from diffuseseg_diffusers.images.masks import MaskReader, looks_like_instances, read_palette
+from diffuseseg_diffusers.images.masks import MaskReader, looks_like_instances
+from diffuseseg_diffusers.images.palettes import read_palette
 from diffuseseg_diffusers.jobs.errors import UserError
 
 

@@ -21,7 +21,7 @@ from ...images.formats.opening import open_raster
 from ...images.image_files import walk
 from ...jobs.errors import UserError
 from ..folder_names import bare_name, split_of
-from ..layouts import ALL, Layout
+from ..layout import ALL, Layout
 from . import coco, cvat, label_studio, labelme, qupath, supervisely, yolo
 from .base import Contents, Picture
 from .shapes import IGNORED, Area, is_background
