@@ -12,9 +12,10 @@ from ..images.image_processor import unnamed_classes, warn_once
 from ..jobs.errors import UserError
 from .annotations.reading import AUTO, Annotated, read_annotations, unread_annotations
 from .columns import load_split
+from .folder_names import split_of
 from .label_names import read_label_names
 from .labeled import LabeledImages
-from .layout import Layout
+from .layout import ALL, Layout
 from .layouts import find_layout, is_described
 
 
@@ -76,7 +77,7 @@ def load_labeled_images(
     if annotations is not None and not local:
         raise UserError(f"Annotations are of pictures in a folder, and {name} is none.")
     if local and (annotations is not None or not is_described(Path(name))):
-        layout = find_layout(Path(name))
+        layout, split = _layout_with(Path(name), split)
         given = stated if classes is None or list(classes) == unnamed_classes(len(classes)) else classes
         dataset, names = read_annotated(layout, split, annotations, annotation_format, given, **kwargs)
         if dataset is None:
@@ -94,6 +95,15 @@ def load_labeled_images(
         if layout is None:
             raise
         raise UserError(f"{error} {layout.advice}") from error
+
+
+def _layout_with(folder: Path, split: str) -> tuple[Layout, str]:
+    """The layout of a folder, and the split in it: a folder of its name is one, although it is no usual name."""
+    layout, own = find_layout(folder), folder / split
+    usual = split in layout.names or split_of(split) is not None
+    if not usual and own.is_dir() and own.parent == folder and split != "..":
+        return find_layout(own), ALL
+    return layout, split
 
 
 def _check_classes(name: str, found: Sequence[str] | None, classes: Sequence[str]) -> None:

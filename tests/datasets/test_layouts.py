@@ -314,3 +314,17 @@ def test_masks_in_a_folder_among_pictures_are_no_pictures(tmp_path, split):
     touch(tmp_path, f"images/{split}a.png", f"images/{split}masks/a.png")
     assert pairs_of(tmp_path) == {split[:-1] or ALL: [(f"images/{split}a.png", f"images/{split}masks/a.png")]}
     assert [path.name for path in find_pictures(tmp_path)] == ["a.png"]
+
+
+def test_a_folder_of_any_name_is_a_split_if_it_is_asked_for(tmp_path):
+    """As the published datasets of the paper have `ddpm/` beside `real/train/` and `real/test/`."""
+    for i, place in enumerate(("ddpm", "real/train", "real/test")):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place / f"{i}.png")
+        np.save(tmp_path / place / f"{i}.npy", np.arange(16, dtype=np.uint8).reshape(4, 4) % 2)
+    assert [r["image"]["path"] for r in load_labeled_images(tmp_path, split="ddpm").dataset] == [
+        str(tmp_path / "ddpm/0.png")
+    ]
+    assert len(load_labeled_images(tmp_path, split="train")) == 1
+    with pytest.raises(UserError, match="no split 'other'"):
+        load_labeled_images(tmp_path, split="other")
