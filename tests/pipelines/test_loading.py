@@ -242,6 +242,7 @@ def test_without_the_package_the_round_trip_is_exact(hub, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_one_loader_takes_whatever_segments_from_a_folder_and_from_the_hub(hub, tmp_path):
     made().save_pretrained(tmp_path / "ours")
     DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")

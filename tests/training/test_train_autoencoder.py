@@ -68,6 +68,7 @@ def test_a_run_that_was_cut_off_resumes_with_the_same_bits(images, tmp_path):
     assert "the contents of --train_data_dir differ" in run("diffuseseg", "train-autoencoder", *given, expect=1).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unet", "dit"])
 def test_denoisers_of_latents_are_plain_pipelines_that_draw_resume_and_carry_heads(kind, autoencoder, images, tmp_path):
     model = {"unet": {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4},

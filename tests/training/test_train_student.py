@@ -291,6 +291,7 @@ def test_what_a_distillation_lacks_is_a_sentence(drawn, taught, tmp_path, wrong,
     assert message in result.stderr and "Traceback" not in result.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_other_images_or_fewer_options_are_another_run(drawn, taught, tmp_path, monkeypatch):
     """Neither old targets for new pictures, nor a run that goes on without what it began with."""
     stopped = ("--num_epochs", "2", "--images_per_epoch", "16")
