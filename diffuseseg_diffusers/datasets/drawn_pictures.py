@@ -11,13 +11,12 @@ Each picture is a function of a seed, its number and its size.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Features, Image
 
-
-Window = tuple[slice, slice]
+from .drawn_shapes import Palette, make_kind, paint, scatter, stationary_noise, textured_surface
 
 
 def draw_picture(number: int, seed: int = 0, size: int = 64) -> np.ndarray:
@@ -26,7 +25,7 @@ def draw_picture(number: int, seed: int = 0, size: int = 64) -> np.ndarray:
     Args:
         number (`int`): Which one.
         seed (`int`, defaults to 0): Of the dataset.
-        size (`int`, defaults to 64): Height and width in pixels.
+        size (`int`, defaults to 64): Height and width in pixels; another size is another picture.
 
     Returns:
         `np.ndarray` `[size, size, 3]` uint8; about two of five are grey.
@@ -49,261 +48,18 @@ def drawn_pictures(count: int, seed: int = 0, size: int = 64, start: int = 0) ->
     return Dataset.from_generator(rows, features=Features({"image": Image()}))
 
 
-# Textures: fields of zero mean, about one in amplitude.
+def write_drawn_pictures(folder: Path, count: int, seed: int = 0, size: int = 64) -> None:
+    """Writes pictures 0 to `count - 1` as a folder that `load_dataset` and `train-ddpm` read; see [`draw_picture`]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn_pictures(count, seed, size).to_parquet(folder / "train-00000-of-00001.parquet")
+    (folder / "README.md").write_text(_CARD, encoding="utf-8")
 
 
-def _noise(rng: np.random.Generator, size: int, exponent: float, stretch: float = 1.0, angle: float = 0.0) -> np.ndarray:
-    """Stationary noise `[S, S]` of unit variance, its amplitude falling with frequency as `1 / f ** exponent`."""
-    fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
-    cos, sin = math.cos(angle), math.sin(angle)
-    f = np.hypot((cos * fx + sin * fy) * stretch, (cos * fy - sin * fx) / stretch)
-    spectrum = np.fft.rfft2(rng.standard_normal((size, size), np.float32))
-    x = np.fft.irfft2(spectrum / np.maximum(f, 1 / size) ** exponent * (f > 0), s=(size, size))
-    return (x / max(float(x.std()), 1e-6)).astype(np.float32)
-
-
-def _band(rng: np.random.Generator, size: int, period: float, width: float = 0.4) -> np.ndarray:
-    """Noise `[S, S]` of unit variance around one period in pixels: spots and granules of one size."""
-    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
-    gain = np.exp(-0.5 * (np.log(np.maximum(f, 1e-6) * period) / width) ** 2)
-    x = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((size, size), np.float32)) * gain, s=(size, size))
-    return (x / max(float(x.std()), 1e-6)).astype(np.float32)
-
-
-def _pattern(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
-    """A texture `[S, S]`: noise, grain, stripes, spots, a grid or a gradient."""
-    y, x = np.mgrid[:size, :size].astype(np.float32)
-    angle = rng.uniform(0, math.pi)
-    along = math.cos(angle) * x + math.sin(angle) * y
-    across = math.cos(angle) * y - math.sin(angle) * x
-    period = rng.uniform(3, 14) * unit
-    match rng.integers(7):
-        case 0 | 1:
-            return _noise(rng, size, rng.uniform(0.2, 2.2), math.exp(rng.normal(0, 0.5)), angle)
-        case 2:
-            return np.tanh(rng.uniform(1, 4) * (_band(rng, size, period) - rng.uniform(-0.5, 1.2)))
-        case 3:
-            warp = _noise(rng, size, 2.0) * rng.uniform(0, 1.5)
-            return np.tanh(rng.uniform(1, 3) * np.sin(along * (2 * math.pi / period) + warp))
-        case 4:
-            lines = np.minimum(np.abs((along / period) % 1 - 0.5), np.abs((across / period) % 1 - 0.5))
-            return np.where(lines < rng.uniform(0.05, 0.25), 1.5, -0.5).astype(np.float32)
-        case 5:
-            return (along - along.mean()) / size * 3.0
-        case _:
-            return _band(rng, size, period)
-
-
-class _Palette:
-    """Colours that occur together: near a few anchors, more or less saturated."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-        grey = rng.uniform(0.02, 0.98, (rng.integers(2, 6), 1))
-        tint = rng.normal(0, 1, (len(grey), 3)) * rng.choice([0.03, 0.1, 0.22])
-        self.anchors = (grey + tint).clip(0, 1)
-
-    def color(self) -> np.ndarray:
-        """`[3, 1, 1]` in [0, 1]."""
-        anchor = self.anchors[self.rng.integers(len(self.anchors))]
-        return (anchor + self.rng.normal(0, 0.06, 3)).clip(0, 1).astype(np.float32)[:, None, None]
-
-
-def _surface(rng: np.random.Generator, size: int, unit: float, palette: _Palette) -> np.ndarray:
-    """A textured surface `[3, S, S]`."""
-    color = palette.color()
-    if rng.random() < 0.25:
-        return np.repeat(np.repeat(color, size, 1), size, 2)
-    towards = palette.color() - color if rng.random() < 0.5 else rng.uniform(-1, 1) * np.ones((3, 1, 1), np.float32)
-    return color + _pattern(rng, size, unit) * towards * rng.uniform(0.05, 0.35)
-
-
-# Shapes.
-
-
-@dataclass
-class _Kind:
-    """A kind of shapes, whose instances look alike: cells of a kind, leaves, screws, windows."""
-
-    outline: str
-    radius: float  # pixels, median
-    spread: float  # of the logarithm of the radius
-    aspect: float
-    color: np.ndarray
-    variation: float  # of the colour, from one to another
-    surface: np.ndarray | None  # [3,S,S]
-    corners: int
-    wobble: float
-    shading: float  # of the border against the middle
-    rim: np.ndarray | None
-    rim_width: float
-    shadow: float
-    softness: float  # pixels of the edge
-    opacity: float
-    angle: float | None  # of all, or of each its own
-    parts: list["_Kind"] = field(default_factory=list)
-    count: int = 0  # of parts of each kind
-    central: bool = False
-
-
-def _kind(
-    rng: np.random.Generator, size: int, unit: float, palette: _Palette, radius: float, depth: int = 0
-) -> _Kind:
-    outline = rng.choice(["ellipse", "blob", "box", "polygon", "stroke"], p=[0.3, 0.3, 0.15, 0.1, 0.15])
-    rim = palette.color() if rng.random() < 0.35 else None
-    kind = _Kind(
-        outline=str(outline),
-        radius=radius,
-        spread=rng.choice([0.08, 0.3, 0.6]),
-        aspect=math.exp(abs(rng.normal(0, 0.45))) if outline != "stroke" else 1.0,
-        color=palette.color(),
-        variation=rng.choice([0.0, 0.04, 0.12]),
-        surface=_surface(rng, size, unit, palette) if rng.random() < 0.5 else None,
-        corners=int(rng.integers(3, 8)),
-        wobble=rng.uniform(0.05, 0.3),
-        shading=rng.choice([0.0, 0.0, rng.uniform(-0.5, 0.5)]),
-        rim=rim,
-        rim_width=rng.uniform(0.8, 2.5) * max(1.0, unit),
-        shadow=rng.choice([0.0, 0.0, rng.uniform(0.2, 0.6)]),
-        softness=rng.choice([0.7, 0.7, 1.5, 0.3 * radius + 0.7]),
-        opacity=1.0 if rng.random() < 0.7 else rng.uniform(0.15, 0.9),
-        angle=rng.uniform(0, math.pi) if rng.random() < 0.3 else None,
-    )
-    if depth < 2 and radius > 3 and rng.random() < 0.45:
-        kind.central = bool(rng.random() < 0.4)
-        kind.count = 1 if kind.central else int(rng.integers(1, 6))
-        share = rng.uniform(0.35, 0.65) if kind.central else rng.uniform(0.1, 0.4)
-        for _ in range(1 if kind.central else int(rng.integers(1, 3))):
-            kind.parts.append(_kind(rng, size, unit, palette, radius * share, depth + 1))
-    return kind
-
-
-def _window(cx: float, cy: float, extent: float, size: int) -> Window | None:
-    left, right = max(0, int(cx - extent)), min(size, int(cx + extent) + 2)
-    top, bottom = max(0, int(cy - extent)), min(size, int(cy + extent) + 2)
-    return (slice(top, bottom), slice(left, right)) if left < right and top < bottom else None
-
-
-def _inside(
-    rng: np.random.Generator, kind: _Kind, cx: float, cy: float, radius: float, angle: float, where: Window
-) -> np.ndarray:
-    """Pixels from the edge of a shape, `[h, w]`: positive inside."""
-    y, x = np.mgrid[where].astype(np.float32)
-    x, y = x - cx, y - cy
-    cos, sin = math.cos(angle), math.sin(angle)
-    u, v = (cos * x + sin * y) / kind.aspect**0.5, (cos * y - sin * x) * kind.aspect**0.5
-    if kind.outline == "stroke":
-        # A bent line: three control points, as a chain of segments.
-        bend, length = rng.normal(0, 0.6) * radius, radius * 2
-        t = np.linspace(0, 1, 7, dtype=np.float32)
-        px, py = (2 * t - 1) * length, bend * (1 - (2 * t - 1) ** 2) * 2
-        ax, ay, bx, by = px[:-1, None, None], py[:-1, None, None], px[1:, None, None], py[1:, None, None]
-        share = ((u - ax) * (bx - ax) + (v - ay) * (by - ay)) / ((bx - ax) ** 2 + (by - ay) ** 2)
-        share = share.clip(0, 1)
-        near = np.sqrt((u - ax - share * (bx - ax)) ** 2 + (v - ay - share * (by - ay)) ** 2).min(0)
-        return max(0.6, radius * kind.wobble) - near
-    rho, theta = np.hypot(u, v), np.arctan2(v, u)
-    if kind.outline == "ellipse":
-        edge = np.float32(1)
-    elif kind.outline == "box":
-        power = 8.0
-        edge = (np.abs(np.cos(theta)) ** power + np.abs(np.sin(theta)) ** power) ** (-1 / power)
-    elif kind.outline == "polygon":
-        step = 2 * math.pi / kind.corners
-        edge = math.cos(step / 2) / np.cos(theta % step - step / 2)
-    else:
-        edge = np.ones_like(theta)
-        for k in range(2, 6):
-            edge += kind.wobble * rng.normal() / (k - 1) * np.cos(k * theta + rng.uniform(0, 2 * math.pi))
-        edge = np.maximum(edge, 0.25)
-    return radius * edge - rho
-
-
-def _paint(
-    rng: np.random.Generator,
-    canvas: np.ndarray,
-    kind: _Kind,
-    cx: float,
-    cy: float,
-    radius: float,
-    angle: float,
-    within: np.ndarray | None = None,
-) -> None:
-    """Draws one shape; parts stay within their whole, `[S, S]` in [0, 1]."""
-    size = canvas.shape[1]
-    extent = radius * max(kind.aspect, 1) ** 0.5 * (2.6 if kind.outline == "stroke" else 1.6) + 3
-    where = _window(cx, cy, extent, size)
-    if where is None:
-        return
-    inside = _inside(rng, kind, cx, cy, radius, angle, where)  # [h,w]
-    alpha = (inside / kind.softness + 0.5).clip(0, 1)
-    if within is not None:
-        alpha = alpha * within[where]
-    if kind.shadow and within is None:
-        dx, dy = rng.uniform(1, 3, 2)
-        cast = _window(cx + dx, cy + dy, extent, size)
-        if cast is not None and all(a.stop - a.start == b.stop - b.start for a, b in zip(cast, where)):
-            canvas[:, *cast] *= 1 - kind.shadow * alpha
-    color = kind.color + rng.normal(0, 1, (3, 1, 1)).astype(np.float32) * kind.variation
-    fill = np.broadcast_to(color, (3, *alpha.shape))
-    if kind.surface is not None:
-        fill = kind.surface[:, *where] + (color - kind.color)
-    if kind.shading:
-        fill = fill + kind.shading * ((inside / max(radius, 1)).clip(0, 1) - 0.5)
-    if kind.rim is not None:
-        rim = (1 - np.abs(inside - kind.rim_width / 2) / kind.rim_width * 1.5).clip(0, 1)
-        fill = fill + rim * (kind.rim - fill)
-    canvas[:, *where] += alpha * kind.opacity * (fill - canvas[:, *where])
-    if kind.parts:
-        whole = np.zeros(canvas.shape[1:], np.float32)
-        whole[where] = alpha
-        for part in kind.parts:
-            for _ in range(kind.count):
-                away = 0.0 if kind.central else rng.uniform(0, 0.75) * radius
-                at = rng.uniform(0, 2 * math.pi)
-                own = part.radius * radius / kind.radius * math.exp(rng.normal(0, part.spread) * 0.5)
-                turned = angle if rng.random() < 0.5 else rng.uniform(0, math.pi)
-                _paint(rng, canvas, part, cx + away * math.cos(at), cy + away * math.sin(at), own, turned, whole)
-
-
-def _places(rng: np.random.Generator, size: int, count: int, radius: float) -> np.ndarray:
-    """Centres `[n, 2]`: at random, apart from each other, in clusters, on a grid, or around a middle."""
-    match rng.integers(5):
-        case 0:
-            return rng.uniform(0, size, (count, 2))
-        case 1:  # each apart from those before it
-            places: list[np.ndarray] = []
-            for place in rng.uniform(0, size, (count * 3, 2)):
-                if all(np.hypot(*(place - other)) > 2 * radius for other in places):
-                    places.append(place)
-                if len(places) == count:
-                    break
-            return np.array(places)
-        case 2:
-            middles = rng.uniform(0, size, (max(1, count // 6), 2))
-            return middles[rng.integers(len(middles), size=count)] + rng.normal(0, 2 * radius + 1, (count, 2))
-        case 3:
-            step = max(2.2 * radius, size / max(1, math.sqrt(count)))
-            grid = np.stack(np.meshgrid(np.arange(0, size, step), np.arange(0, size, step)), -1).reshape(-1, 2)
-            return grid + rng.uniform(0, step, 2) + rng.normal(0, 0.1 * step, grid.shape)
-        case _:
-            middle, turn = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0, 2 * math.pi)
-            at = turn + np.arange(count) * 2 * math.pi / max(3, min(count, 9))
-            away = radius * (1 + np.arange(count) // 9)
-            return middle + np.stack([np.cos(at) * away, np.sin(at) * away], 1)
-
-
-def _scatter(rng: np.random.Generator, canvas: np.ndarray, kind: _Kind, count: int) -> None:
-    """Draws many shapes of a kind."""
-    places = _places(rng, canvas.shape[1], count, kind.radius)
-    middle = places.mean(0) if len(places) else 0
-    outward = rng.random() < 0.2
-    for place in places:
-        radius = kind.radius * math.exp(rng.normal(0, kind.spread))
-        angle = rng.uniform(0, math.pi) if kind.angle is None else kind.angle + rng.normal(0, 0.1)
-        if outward:
-            angle = math.atan2(*(place - middle)[::-1])
-        _paint(rng, canvas, kind, float(place[0]), float(place[1]), radius, angle)
+_CARD = """---
+license: apache-2.0
+---
+Pictures of no particular subject, drawn by `diffuseseg_diffusers.datasets.drawn_pictures`; no photographs.
+"""
 
 
 # Scenes: `(rng, size, unit)` to `[3, S, S]`.
@@ -311,36 +67,36 @@ def _scatter(rng: np.random.Generator, canvas: np.ndarray, kind: _Kind, count: i
 
 def _leaves(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
     """Dead leaves: shapes of power-law sizes that cover each other."""
-    palette = _Palette(rng)
-    canvas = _surface(rng, size, unit, palette)
+    palette = Palette(rng)
+    canvas = textured_surface(rng, size, unit, palette)
     for _ in range(rng.integers(2, 5)):
         radius = min(0.5 * size, 3.0 * unit * (1 - rng.random()) ** (-1 / 1.5))
-        kind = _kind(rng, size, unit, palette, radius)
-        _scatter(rng, canvas, kind, int(min(40, 1 + 0.6 * (size / max(radius, 1)) ** 2 / 4)))
+        kind = make_kind(rng, size, unit, palette, radius)
+        scatter(rng, canvas, kind, int(min(40, 1 + 0.6 * (size / max(radius, 1)) ** 2 / 4)))
     return canvas
 
 
 def _particles(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
     """Things of one to three kinds on a ground: nuclei, blood cells, seeds, defects, plants."""
-    palette = _Palette(rng)
-    canvas = _surface(rng, size, unit, palette)
+    palette = Palette(rng)
+    canvas = textured_surface(rng, size, unit, palette)
     if rng.random() < 0.5:  # an even ground
         canvas = 0.15 * canvas + 0.85 * palette.color()
     for _ in range(rng.integers(1, 4)):
         radius = math.exp(rng.uniform(math.log(1.2), math.log(20))) * unit
-        kind = _kind(rng, size, unit, palette, min(radius, size / 2))
+        kind = make_kind(rng, size, unit, palette, min(radius, size / 2))
         most = max(1.0, 0.5 * (size / (2 * radius)) ** 2)
-        _scatter(rng, canvas, kind, int(min(40, rng.uniform(1, most + 1))))
+        scatter(rng, canvas, kind, int(min(40, rng.uniform(1, most + 1))))
     return canvas
 
 
 def _cells(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
     """Voronoi cells with membranes, each with its own shade, and what lies in them."""
-    palette = _Palette(rng)
+    palette = Palette(rng)
     period = rng.uniform(7, 30) * unit
     count = int(np.clip((size / period) ** 2, 2, 60))
     seeds = rng.uniform(-0.1 * size, 1.1 * size, (count, 2)).astype(np.float32)
-    warp = np.stack([_noise(rng, size, 1.8) for _ in range(2)]) * rng.uniform(0, 0.12) * period
+    warp = np.stack([stationary_noise(rng, size, 1.8) for _ in range(2)]) * rng.uniform(0, 0.12) * period
     y, x = np.mgrid[:size, :size].astype(np.float32)
     stretch = math.exp(rng.normal(0, 0.3))
     dx, dy = (x + warp[0])[None] - seeds[:, :1, None], (y + warp[1])[None] - seeds[:, 1:, None]
@@ -351,11 +107,13 @@ def _cells(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
     owner = np.where(swap, nearest[1], nearest[0])
     gap = np.abs(second - first)  # zero on the border
     spread = rng.choice([0.02, 0.1, 0.25])
-    shades = palette.color() + rng.normal(0, spread, (3, count, 1)).astype(np.float32) * rng.choice([0.3, 1.0], (3, 1, 1))
-    canvas = shades[:, owner, 0] + (_surface(rng, size, unit, palette) - 0.5) * rng.uniform(0, 0.4)
+    shades = palette.color() + rng.normal(0, spread, (3, count, 1)).astype(np.float32) * rng.choice(
+        [0.3, 1.0], (3, 1, 1)
+    )
+    canvas = shades[:, owner, 0] + (textured_surface(rng, size, unit, palette) - 0.5) * rng.uniform(0, 0.4)
     for _ in range(rng.integers(0, 3)):
-        kind = _kind(rng, size, unit, palette, rng.uniform(0.08, 0.3) * period)
-        _scatter(rng, canvas, kind, int(rng.integers(1, count * 2 + 2)))
+        kind = make_kind(rng, size, unit, palette, rng.uniform(0.08, 0.3) * period)
+        scatter(rng, canvas, kind, int(rng.integers(1, count * 2 + 2)))
     if rng.random() < 0.85:
         width = rng.uniform(0.8, 3.0) * max(0.7, unit)
         membrane = (1.5 - gap / width).clip(0, 1) * rng.uniform(0.5, 1.0)
@@ -365,67 +123,71 @@ def _cells(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
 
 def _regions(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
     """A few regions, each with its texture, divided by level lines or in layers, and things in front."""
-    palette = _Palette(rng)
+    palette = Palette(rng)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     if rng.random() < 0.5:
-        height = _noise(rng, size, rng.uniform(1.6, 3.0))
+        height = stationary_noise(rng, size, rng.uniform(1.6, 3.0))
     else:
         angle = rng.choice([math.pi / 2, rng.uniform(0, math.pi)])
-        height = (math.cos(angle) * x + math.sin(angle) * y) * 4 + _noise(rng, size, 2.0) * rng.uniform(0, 0.4)
+        height = (math.cos(angle) * x + math.sin(angle) * y) * 4 + stationary_noise(rng, size, 2.0) * rng.uniform(
+            0, 0.4
+        )
     levels = np.sort(rng.uniform(height.min(), height.max(), rng.integers(1, 5)))
-    canvas = _surface(rng, size, unit, palette)
+    canvas = textured_surface(rng, size, unit, palette)
     slope = np.hypot(*np.gradient(height)) + 1e-3
     for level in levels:
         alpha = ((height - level) / slope + 0.5).clip(0, 1)
-        canvas = canvas + alpha * (_surface(rng, size, unit, palette) - canvas)
+        canvas = canvas + alpha * (textured_surface(rng, size, unit, palette) - canvas)
     if rng.random() < 0.3:
         line = (1.5 - np.abs(height - levels[0]) / slope / rng.uniform(0.7, 2.0)).clip(0, 1)
         canvas = canvas + line * (palette.color() - canvas)
     for _ in range(rng.integers(0, 3)):
         radius = math.exp(rng.uniform(math.log(2), math.log(14))) * unit
-        _scatter(rng, canvas, _kind(rng, size, unit, palette, radius), int(rng.integers(1, 10)))
+        scatter(rng, canvas, make_kind(rng, size, unit, palette, radius), int(rng.integers(1, 10)))
     return canvas
 
 
 def _network(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
     """Filaments on a ground: vessels, cracks, roots, fibres; level lines of noise, strokes or a lattice."""
-    canvas = _particles(rng, size, unit) if rng.random() < 0.4 else _surface(rng, size, unit, palette := _Palette(rng))
-    palette = _Palette(rng)
+    canvas = _particles(rng, size, unit) if rng.random() < 0.4 else textured_surface(rng, size, unit, Palette(rng))
+    palette = Palette(rng)
     for _ in range(rng.integers(1, 3)):
         width = rng.uniform(0.6, 2.5) * max(0.7, unit)
         color, opacity = palette.color(), rng.uniform(0.4, 1.0)
         if rng.random() < 0.5:
-            height = _noise(rng, size, rng.uniform(1.3, 2.2), math.exp(rng.normal(0, 0.5)), rng.uniform(0, math.pi))
+            height = stationary_noise(
+                rng, size, rng.uniform(1.3, 2.2), math.exp(rng.normal(0, 0.5)), rng.uniform(0, math.pi)
+            )
             slope = np.hypot(*np.gradient(height)) + 1e-2
             level = rng.normal(0, 0.5)
             alpha = (1.2 - np.abs(height - level) / slope / width).clip(0, 1)
             if rng.random() < 0.5:  # broken into pieces
-                alpha = alpha * (_noise(rng, size, 1.5) * 2 + 1).clip(0, 1)
+                alpha = alpha * (stationary_noise(rng, size, 1.5) * 2 + 1).clip(0, 1)
             canvas = canvas + alpha * opacity * (color - canvas)
         else:
-            kind = _kind(rng, size, unit, palette, rng.uniform(0.1, 0.6) * size)
+            kind = make_kind(rng, size, unit, palette, rng.uniform(0.1, 0.6) * size)
             kind.outline, kind.wobble, kind.parts, kind.aspect = "stroke", width / kind.radius, [], 1.0
             kind.softness, kind.rim = 0.8, None
-            _scatter(rng, canvas, kind, int(rng.integers(1, 14)))
+            scatter(rng, canvas, kind, int(rng.integers(1, 14)))
     return canvas
 
 
 def _things(rng: np.random.Generator, size: int, unit: float) -> np.ndarray:
     """One or two large things with parts, in front of layers: the make of cars, faces, machines."""
-    palette = _Palette(rng)
+    palette = Palette(rng)
     canvas = _regions(rng, size, unit)
     for _ in range(rng.integers(1, 3)):
-        kind = _kind(rng, size, unit, palette, rng.uniform(0.2, 0.42) * size, depth=0)
+        kind = make_kind(rng, size, unit, palette, rng.uniform(0.2, 0.42) * size, depth=0)
         if kind.outline == "stroke":
             kind.outline = "box"
         kind.opacity, kind.softness, kind.central = 1.0, 0.7, False
         while len(kind.parts) < 3:
-            part = _kind(rng, size, unit, palette, kind.radius * rng.uniform(0.1, 0.45), depth=1)
+            part = make_kind(rng, size, unit, palette, kind.radius * rng.uniform(0.1, 0.45), depth=1)
             part.opacity, part.softness = 1.0, 0.7
             kind.parts.append(part)
         kind.count = int(rng.integers(1, 4))
         at = rng.uniform(0.3, 0.7, 2) * size
-        _paint(rng, canvas, kind, float(at[0]), float(at[1]), kind.radius, rng.normal(0, 0.3))
+        paint(rng, canvas, kind, float(at[0]), float(at[1]), kind.radius, rng.normal(0, 0.3))
     return canvas
 
 
