@@ -4,6 +4,8 @@
 from setuptools import find_packages, setup
 
 
+SHIPPED_MODELS = ("drawn_faces_ddpm", "general_ddpm")
+
 setup(
     packages=[
         *find_packages(include=["diffuseseg_diffusers", "diffuseseg_diffusers.*"]),
@@ -15,7 +17,7 @@ setup(
     package_dir={"diffuseseg_diffusers.training": "training", "diffuseseg_diffusers.hub_cards": "hub_cards"},
     package_data={
         "diffuseseg_diffusers": ["py.typed"],
-        "diffuseseg_diffusers.datasets": ["drawn_faces_ddpm/*.json", "drawn_faces_ddpm/*/*"],
+        "diffuseseg_diffusers.datasets": [f"{name}/{files}" for name in SHIPPED_MODELS for files in ("*.json", "*/*")],
         "diffuseseg_diffusers.hub_cards": ["*.md"],
         "diffuseseg_diffusers.labeling": ["static/*"],
         "diffuseseg_diffusers.metrics": ["mean_iou/mean_iou.py"],

@@ -4,8 +4,8 @@
 accelerate launch training/train_segmentation_head.py --model MODEL --dataset_name DATA --output_dir OUT
 """
 
-import os
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
 from diffuseseg_diffusers.evaluation.evaluate import evaluate_segmentation, format_metrics
 from diffuseseg_diffusers.heads.fit import fit_segmentation_head
 from diffuseseg_diffusers.heads.selection import configured_features
+from diffuseseg_diffusers.heads.views import compare_views, shapes_of, tiling_of, whole_size
 from diffuseseg_diffusers.hub.push import finish_push, prepare_push
 from diffuseseg_diffusers.jobs.command_line import run_script
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -29,6 +30,7 @@ from diffuseseg_diffusers.jobs.files import check_output_folder, output_folder, 
 from diffuseseg_diffusers.jobs.hardware import find_device, find_dtype, hardware, report_processes, short_name
 from diffuseseg_diffusers.pipelines.backbone import load_backbone
 from diffuseseg_diffusers.pipelines.composed import ComposedDiffuseSegPipeline
+from diffuseseg_diffusers.pipelines.general import GENERAL, USED, comes_with_package, describe_model, hub_name
 from diffuseseg_diffusers.pipelines.loading import load_pipeline, save_fitted
 from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 from diffuseseg_diffusers.tasks.fit import FitConfig
@@ -55,6 +57,9 @@ def fit(config: FitConfig) -> Any:
     device = find_device(config.device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     report_processes(accelerator)
+    if not (config.model or config.backbone):
+        config = replace(config, model=GENERAL)
+        accelerator.print(USED)
     if accelerator.is_main_process:
         prepare_push(config)
     dataset, validation = load_labels(config)
@@ -64,6 +69,11 @@ def fit(config: FitConfig) -> Any:
     size = config.size
     tile = size or pipe.features().size if config.tile else None
     dataset, validation = read_labels(config, dataset, validation, pipe.channels, tile)
+    if not (size or tile) and comes_with_package(name):
+        size = whole_size(shapes_of(dataset), pipe.features())
+        accelerator.print(f"Whole pictures are read at {size[0]} × {size[1]}; --resolution sets another size.")
+    if differs := compare_views(name, tiling_of(dataset, size or pipe.features().size)):
+        accelerator.print(f"warning: {differs}")
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None
 
     # 2. Features, and the head on them.
@@ -128,8 +138,8 @@ def describe_fit(config: FitConfig, pipe: Any, num_images: int, num_processes: i
     """What `head_training.json` holds of the fit itself."""
     name, extractor = config.model or config.backbone, pipe.head_extractor()
     return {
-        "model": shown_name(name),
-        "model_on_hub": None if os.path.isdir(name) else name,
+        "model": describe_model(name, pipe.unet) if comes_with_package(name) else shown_name(name),
+        "model_on_hub": hub_name(name),
         "dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split),
         "decisions": pipe.segmentation_head.config.decisions,
         "num_images": num_images,

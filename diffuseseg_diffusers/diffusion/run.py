@@ -16,6 +16,7 @@ from ..jobs.contents import contents_of
 from ..jobs.files import read_json
 from ..jobs.hardware import default_device, hardware, report_processes
 from ..jobs.run import adopt_run, check_run, may_resume, open_run
+from ..pipelines.general import find_model
 from ..trainer.checkpoints import CHECKPOINT_FILES, LATEST, NEW_PIPELINE_FILES, find_checkpoint, remove_leftovers
 from ..trainer.log import LOG_FILE, check_trackers
 from ..trainer.loop import Trainer
@@ -97,7 +98,8 @@ def open_folder(config: Any, command: str, trainer: Trainer, dataset: Dataset | 
             value = getattr(config, name)
             if own.reads and value is not None:
                 data = name in ("dataset_name", "train_data_dir")
-                reads[name] = dataset_contents(dataset, column) if data else contents_of([value])[value]
+                file = find_model(value)
+                reads[name] = dataset_contents(dataset, column) if data else contents_of([file])[file]
         named = config.resume_from_checkpoint != LATEST
         if named and not config.overwrite and may_resume(folder, command):
             adopt_run(config, command, reads, OWN_FILES)  # the run that is there takes the settings of now

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -26,12 +25,12 @@ from .optimize import fit_members
 from .recipes import Recipe, find_recipe
 from .sparse import pseudo_labels, with_strokes
 from .table import ActivationTable
+from .views import tiling_of
 
 
 logger = logging.get_logger(__name__)
 
 STROKES = 0.2  # share of labelled pixels below which masks look like strokes
-LOOKED_AT = 32  # labelled images whose size is looked at
 
 
 def fit_segmentation_head(
@@ -119,18 +118,9 @@ def fit_segmentation_head(
         logger.warning(f"{share:.0%} of the pixels have a label; `sparse_labels` learns from the others too.")
     head, channels = fit(in_place=True), dataset.channels.config
     version = head.config.format_version if channels is None else DECIDING_FORMAT
-    tiling = _tiling_of(dataset, extractor.size)
+    tiling = tiling_of(dataset, extractor.size)
     head.register_to_config(channels=channels, tiling=tiling, format_version=version)
     return head
-
-
-def _tiling_of(dataset: LabeledImages, size: tuple[int, int]) -> dict:
-    """At which scale the model saw the labelled images, for those that it will be used on."""
-    if dataset.tiling is not None:
-        return dataset.tiling
-    shapes = [dataset[i].mask.shape for i in range(min(len(dataset), LOOKED_AT))]
-    scale = float(np.median([min(s / n for s, n in zip(size, shape)) for shape in shapes]))
-    return {"tiles": False, "scale": scale, "pixel_size": None}
 
 
 def recipe_extractor(

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, SpaceCard, SpaceCardData
 from ..jobs.errors import UserError
 from ..jobs.install import requirements_of
 from ..labeling.pictures import find_pictures
+from ..pipelines.general import hub_name
 from .files import Upload, collect
 from .push import check_access, commit_upload
 
@@ -102,7 +103,7 @@ def push_labeling_space(
                 raise UserError(f"{what}: {model} holds a {upload.kind}, and a diffusion model is needed.")
             files |= {f"model/{name}": content for name, content in upload.files.items()}
         repo_id = check_access(repo_id, token, False, what)
-        card = space_card(repo_id, None if local else model, len(found))
+        card = space_card(repo_id, hub_name(model), len(found))
         upload, message = Upload("space", images, files), "Upload labelling page"
         return commit_upload(HfApi(token=token), repo_id, upload, card, message, private, False, what)
 

@@ -63,6 +63,7 @@ class LabelSession:
         annotations (path, *optional*): File or folder of annotations of the pictures, to begin with; see
             [`import_annotations`].
         annotation_format (`str`, defaults to `"auto"`): Their format; by content if `"auto"`.
+        size (two `int`, *optional*): Height and width at which pictures are read; the model's own if not given.
 
     Raises:
         UserError: There are no pictures, the folder holds something else or another process is at work in it, the
@@ -79,12 +80,13 @@ class LabelSession:
         axes: str | None = None,
         annotations: str | os.PathLike | None = None,
         annotation_format: str = AUTO,
+        size: tuple[int, int] | None = None,
     ):
         if not isinstance(pipe, HeadSegmenter):
             raise UserError("The model is a student, which has no features to learn from; give a diffusion model.")
         self.pipe, self.recipe, self.folder, self.images = pipe, find_recipe(recipe), Path(folder), Path(images)
         self.axes = axes
-        self.extractor = recipe_extractor(pipe, self.recipe)
+        self.extractor = recipe_extractor(pipe, self.recipe, size=size)
         self.pictures, self.left_out, self.notes = find_pictures(self.images, self.extractor.size, axes)
         names = [checked_name(name) for name in class_names]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -343,8 +345,9 @@ class LabelSession:
         with self.lock:
             dataset = self.labeled_images()
         with self._model:
+            recipe, size = self.recipe, self.extractor.size
             head = fit_segmentation_head(
-                self.pipe, dataset, recipe=self.recipe, num_members=num_members, sparse_labels=True
+                self.pipe, dataset, recipe=recipe, num_members=num_members, size=size, sparse_labels=True
             )
         self.pipe.segmentation_head = head
         return head

@@ -24,6 +24,7 @@ from ..jobs.hardware import default_dtype, find_device, find_dtype
 from ..jobs.hub_errors import explain_hub_error
 from ..jobs.install import missing_extra
 from .composed import HEAD, INDEX, ComposedDiffuseSegPipeline
+from .general import comes_with_package, find_model, own_parts
 from .pixel import DiffuseSegPipeline
 from .segmenter import HeadSegmenter, Segmenter, hub_options
 from .variants import load_variant
@@ -71,7 +72,8 @@ class AutoDiffuseSegPipeline:
         Args:
             pretrained_model_name_or_path (`str` or path): Folder or Hub name of a pipeline of diffusers whose denoiser
                 is of a known family, of a head as [`ComposedDiffuseSegPipeline.save_pretrained`] saves it, of a vision
-                model of transformers, with or without a head, or of a student; or the path of an ONNX file.
+                model of transformers, with or without a head, or of a student; the path of an ONNX file; or
+                `"general"`, the denoiser that comes with the package, or `"untrained"`, the same without training.
             base_model (`str` or path, *optional*): Where the base of a head is, if not where the head says.
             device (`str` or `torch.device`, *optional*): Where to; the CPU if not given. ONNX files run on the CPU.
             **kwargs: As in [`DiffusionPipeline.from_pretrained`]. A `torch.dtype` as `dtype` converts head and model; a
@@ -91,7 +93,7 @@ class AutoDiffuseSegPipeline:
             >>> pipe = AutoDiffuseSegPipeline.from_pretrained("out/model", device="cuda", dtype="auto")
             >>> mask = pipe.segment("photo.jpg").masks[0]  # a palette image of class ids
         """
-        name = os.fspath(pretrained_model_name_or_path)
+        name, own = find_model(pretrained_model_name_or_path), own_parts(pretrained_model_name_or_path)
         kwargs.pop("trust_remote_code", None)
         kind = ONNX
         if not name.endswith(ONNX):
@@ -99,13 +101,13 @@ class AutoDiffuseSegPipeline:
             with errors_explained(name):
                 kind = find_kind(name, **hub_options(kwargs))
         if kind == COMPOSED:
-            kwargs["base_model"] = base_model
+            kwargs["base_model"] = None if base_model is None else find_model(base_model)
         elif base_model is not None:
             raise UserError(f"{name} is not a head on another pipeline; leave --base_model out.")
         elif kwargs.pop("lora", None):
             raise UserError(f"{name} takes no LoRA; leave --lora out.")
         with errors_explained(name):
-            return _load(name, kind, device, kwargs)
+            return _load(name, kind, device, kwargs | own)
 
     @classmethod
     def from_pipe(
@@ -156,13 +158,17 @@ def _load(name: str, kind: str, device: str | torch.device | None, kwargs: dict[
         loaded = load_variant(segmenter.from_pretrained, name, **kwargs)
     else:
         loaded = segmenter.from_pretrained(name, **kwargs)
+    if "unet" in kwargs and asked is not None:  # diffusers converts only what it loads
+        loaded.unet.type(precision if isinstance(asked, str) else asked)  # of which `to` would warn
     if isinstance(loaded, DiffuseSegPipeline):
         loaded.unet.to(memory_format=torch.channels_last)  # convolutions are up to a third faster
     return loaded if device is None else loaded.to(place)
 
 
 def check_name(name: str) -> None:
-    """Raises [`UserError`] if a name is neither a folder nor a name that the Hub could have."""
+    """Raises [`UserError`] if a name is no folder, of no model of the package, and none that the Hub could have."""
+    if comes_with_package(name):
+        return
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") != 1):
         hint = ' Models that segment together are joined by " + ", with spaces.' if "+" in name else ""
         raise UserError(f"There is no folder {name}.{hint}")
@@ -194,6 +200,7 @@ def find_kind(name: str, **where: Any) -> str:
 
     `where` is `revision`, `cache_dir`, … as in `hf_hub_download`.
     """
+    name = find_model(name)
     index = _read(name, INDEX, where)
     if index is not None and not isinstance(index, dict):
         raise UserError(f"The {INDEX} of {name} holds no object of components; repair or replace it.")

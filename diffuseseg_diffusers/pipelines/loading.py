@@ -14,6 +14,7 @@ from ..jobs.files import JOINED
 from ..jobs.hardware import find_device, short_name
 from .auto import COMPOSED, ONNX, AutoDiffuseSegPipeline, check_name, errors_explained, find_kind
 from .averaged import AveragedSegmenter
+from .general import find_model, hub_name, own_parts
 from .pixel import DiffuseSegPipeline
 from .segmenter import Segmenter
 
@@ -77,7 +78,7 @@ def load_pipelines(
     for part in every:
         if not part.endswith(ONNX):
             check_name(part)
-    on_hub = [part for part in every if not os.path.exists(part)]
+    on_hub = [part for part in every if hub_name(part)]
     if revision is not None and len(on_hub) > 1:
         raise UserError(f"--revision can be of any of {', '.join(on_hub)}; download them, and give folders.")
     heads = []
@@ -105,9 +106,9 @@ def save_fitted(
     original = pipe
     if isinstance(pipe, DiffuseSegPipeline):
         where: dict[str, Any] = dict(segmentation_head=None, revision=revision, cache_dir=cache_dir)
-        original = DiffuseSegPipeline.from_pretrained(name, **where)
+        original = DiffuseSegPipeline.from_pretrained(find_model(name), **where, **own_parts(name))
         original.segmentation_head = pipe.segmentation_head
     original.save_pretrained(folder)
-    trained = Path(name) / "training_state.json"
+    trained = Path(find_model(name)) / "training_state.json"
     if trained.is_file():  # how the U-Net was trained belongs to what it became
         shutil.copy(trained, folder)

@@ -6,7 +6,7 @@ import secrets
 import socket
 import sys
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ from ..jobs.config import option
 from ..jobs.errors import UserError
 from ..jobs.files import output_folder
 from ..jobs.install import missing_extra
-from .options import ANNOTATION_FORMATS, CachesDownloads, NamesModel
+from .options import ANNOTATION_FORMATS, MODEL, MODEL_ALIASES, CachesDownloads, RunsModel
 
 
 LOCAL = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppConfig(NamesModel, CachesDownloads):
+class AppConfig(RunsModel, CachesDownloads):
     """Label images in the browser."""
 
     title = "images"
 
+    model: str | None = option(
+        None, f"{MODEL[:-1]} (default: general).", aliases=MODEL_ALIASES, group="model", reads=True
+    )
     images: Path = option(help="Folder with the images to label.", reads=True)
     classes: tuple[str, ...] = option((), "Classes of a new session (default: added on the page).")
     session: Path | None = option(
@@ -78,6 +81,11 @@ def app(config: AppConfig) -> None:
         >>> from diffuseseg_diffusers import AppConfig, app
         >>> app(AppConfig(model="google/ddpm-cat-256", images="photos", open=True))
     """
+    if config.model is None:
+        from ..pipelines.general import GENERAL, USED
+
+        print(USED, file=sys.stderr)
+        config = replace(config, model=GENERAL)
     if config.push_space:
         push_space(config)
         return
@@ -99,8 +107,8 @@ def app(config: AppConfig) -> None:
     if not images.name and not config.session:
         raise UserError("A session beside the root of the disk is not possible; give a folder for it with --session.")
     folder = config.session or images.with_name(f"{images.name}-labels")
-    pipe = load_pipeline(config.model, **config.loading())
-    given = config.annotations, config.annotation_format
+    pipe: Any = load_pipeline(config.model, **config.loading())
+    given = config.annotations, config.annotation_format, default_size(config, pipe)
     session = LabelSession(pipe, config.images, folder, config.classes, config.recipe, config.axes, *given)
     for note in session.notes:
         print(note, file=sys.stderr)
@@ -124,6 +132,20 @@ def app(config: AppConfig) -> None:
         webbrowser.open(address)
     served = uvicorn.Config(api, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(served).run(sockets=[listener])
+
+
+def default_size(config: AppConfig, pipe: Any) -> tuple[int, int] | None:
+    """Height and width at which a model of the package reads the pictures; `None` for others, which have their own."""
+    from ..heads.views import whole_size
+    from ..labeling.pictures import find_pictures
+    from ..pipelines.general import comes_with_package
+
+    if not comes_with_package(str(config.model)):
+        return None
+    pictures = find_pictures(config.images, axes=config.axes)[0]
+    size = whole_size([picture.size for picture in pictures.values()], pipe.features())
+    print(f"Pictures are read at {size[1]} x {size[0]}.", file=sys.stderr)
+    return size
 
 
 def savers(config: AppConfig, pipe: Any) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASK_FORMATS = ("index", "binary", "rgb", "instances")
 ANNOTATION_FORMATS = ("auto", "coco", "labelme", "cvat", "label_studio", "qupath", "yolo", "supervisely")
 RECIPES = ("default", "paper", "fast")
-MODEL = "Pipeline: a local folder or a name on the Hub."
+MODEL = "Pipeline: a local folder, a name on the Hub, or general, the denoiser that comes with the package."
 MODEL_ALIASES = ("--pretrained_model_name_or_path",)
 
 
@@ -72,11 +72,11 @@ class NamesModel(RunsModel):
 
 @dataclass(frozen=True, kw_only=True)
 class NamesModelOrBackbone(RunsModel):
-    """`--model` or `--backbone`, and how it runs."""
+    """`--model` or `--backbone`, and how it runs; without either, the task uses the general denoiser."""
 
     title = "model"
 
-    model: str | None = option(None, MODEL, aliases=MODEL_ALIASES, reads=True)
+    model: str | None = option(None, f"{MODEL[:-1]} (default: general).", aliases=MODEL_ALIASES, reads=True)
     backbone: str | None = option(
         None, "Vision model of transformers in its place: a local folder or a name on the Hub.", reads=True
     )
@@ -84,8 +84,6 @@ class NamesModelOrBackbone(RunsModel):
     def check(self) -> None:
         super().check()
         exclusive(self, "model", "backbone")
-        if not (self.model or self.backbone):
-            raise UserError("One of --model and --backbone is needed; give it.")
 
 
 @dataclass(frozen=True, kw_only=True)

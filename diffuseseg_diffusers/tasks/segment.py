@@ -23,7 +23,7 @@ from ..jobs.install import missing_extra
 from ..jobs.parts import PARTS, finish_parts
 from ..jobs.run import check_run, open_run
 from ..tiling.options import Reading
-from .options import CachesDownloads, NamesModel, ReadsDataset, SharesWork, WritesFolder
+from .options import MODEL, MODEL_ALIASES, CachesDownloads, ReadsDataset, RunsModel, SharesWork, WritesFolder
 
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,10 @@ COMMAND = "segment"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(NamesModel, CachesDownloads, ReadsDataset, Reading, SharesWork, WritesFolder):
+class SegmentConfig(RunsModel, CachesDownloads, ReadsDataset, Reading, SharesWork, WritesFolder):
     """Segment images."""
 
+    model: str | None = option(None, MODEL, aliases=MODEL_ALIASES, group="model", reads=True)
     images: tuple[str, ...] = option(
         (), "Images: files, folders of them, or addresses (https://…); or --dataset_name.", positional=True, reads=True
     )
@@ -56,6 +57,11 @@ class SegmentConfig(NamesModel, CachesDownloads, ReadsDataset, Reading, SharesWo
 
     def check(self) -> None:
         super().check()
+        if self.model is None:
+            raise UserError(
+                "No --model was given, and the general denoiser has no head yet: make one with `diffuseseg fit "
+                "--dataset_name DATA --output_dir OUT`, then give --model OUT."
+            )
         if bool(self.images) == bool(self.dataset_name):
             raise UserError("Give images, or a --dataset_name; one of the two.")
         if self.streaming and not self.dataset_name:
