@@ -146,11 +146,12 @@ def unet_from_denoiser(
     label_names: Sequence[str],
     timestep: int = 10,
     palette: Sequence[Sequence[int]] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> UNetStudent:
     """A copy of the U-Net of a diffusion model with a new output layer, for training end to end.
 
-    `timestep` is what it is told: images without noise are nearest to those of low timesteps. The other arguments are
-    those of [`UNetStudent`].
+    `timestep` is what it is told: images without noise are nearest to those of low timesteps. `size` is the height and
+    width at which it reads images, by default its own. The other arguments are those of [`UNetStudent`].
 
     Raises:
         UserError: Its config has no `sample_size`.
@@ -158,7 +159,7 @@ def unet_from_denoiser(
     model = copy.deepcopy(unet).float()
     old = model.conv_out
     model.conv_out = nn.Conv2d(old.in_channels, len(label_names), old.kernel_size, padding=old.padding)
-    model.register_to_config(out_channels=len(label_names))
+    model.register_to_config(out_channels=len(label_names), sample_size=size or unet.config.sample_size)
     return UNetStudent(model, label_names, timestep, palette)
 
 
