@@ -26,7 +26,7 @@ from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
 from diffuseseg_diffusers.students.choosing import new_student
 from diffuseseg_diffusers.students.setup import StudentData, make_optimizer, make_trainer
-from diffuseseg_diffusers.students.targets import SoftTargets, compute_targets
+from diffuseseg_diffusers.students.targets import SoftTargets, WholeImages, compute_targets
 from diffuseseg_diffusers.tasks.train_student import TrainStudentConfig
 from diffuseseg_diffusers.training.train_student import train
 
@@ -80,7 +80,7 @@ def soft(task: Task, args: Any, own: LabeledImages, arm: str) -> SoftTargets:
     dataset, column = load_unlabeled(*where)
     dataset = dataset.select([i * len(dataset) // args.unlabeled for i in range(args.unlabeled)])
     folder = Path(args.work_dir, f"targets-{arm}-{len(own)}")
-    return compute_targets(pipe, dataset, column, folder, pipe.image_size, pipe.in_channels)
+    return compute_targets(pipe, WholeImages(dataset, column, pipe.image_size, pipe.in_channels), folder)
 
 
 def new(task: Task, arm: str) -> tuple[Any, str]:

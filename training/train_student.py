@@ -33,6 +33,7 @@ from diffuseseg_diffusers.students.setup import (
     make_trainer,
     student_contents,
     targets_settings,
+    unlabeled_images,
 )
 from diffuseseg_diffusers.students.student import Student
 from diffuseseg_diffusers.students.targets import IN_TARGETS, TARGETS, claim_targets, compute_targets, distillation_loss
@@ -69,10 +70,9 @@ def train_student(config: TrainStudentConfig) -> dict[str, Any]:
     report_processes(accelerator)
     teacher = load_teacher(config, accelerator.device)
     data = load_student_data(config, teacher)
-    student, kind, start = make_segmenter(config, data.train or data.real, teacher)
+    student, kind, start = make_segmenter(config, data, teacher)
     optimizer = make_optimizer(config, student, kind)
     folder, report_path = config.output_dir, config.output_dir / STUDENT_RECORD
-    targets = (config.targets_dir or folder / TARGETS, student.image_size, student.in_channels)
     if accelerator.is_main_process:
         prepare_push(config)
         if teacher is not None and config.targets_dir:
@@ -86,7 +86,8 @@ def train_student(config: TrainStudentConfig) -> dict[str, Any]:
     if report_path.is_file():
         accelerator.print(f"{folder} is complete.")
     else:
-        unlabeled = compute_targets(teacher, *data.unlabeled, *targets) if teacher and data.unlabeled else None
+        images, kept = unlabeled_images(config, data, student), config.targets_dir or folder / TARGETS
+        unlabeled = None if images is None else compute_targets(teacher, images, kept)
         del teacher  # its memory is the student's from here on
         trainer = make_trainer(config, accelerator, student, optimizer, data, unlabeled)
         if found := checkpoints(folder):

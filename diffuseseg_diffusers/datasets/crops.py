@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from tqdm.auto import tqdm
 
@@ -22,6 +21,7 @@ from ..images.formats.orientation import upright_mask
 from ..images.masks import Tally
 from ..jobs.errors import UserError
 from .labeled import RESIZE, LabeledImage, LabeledImages
+from .unlabeled import tile_pixels
 
 
 OPEN = 16  # pictures that are held open
@@ -215,10 +215,7 @@ class RandomCrops(torch.utils.data.Dataset):
         down = raster.levels[raster.level_for(scale)]
         side = max(1, round(tile[0] / down)), max(1, round(tile[1] / down))
         x = np.pad(x, [(0, 0), *((0, max(0, s - n)) for s, n in zip(side, x.shape[1:]))], mode="symmetric")
-        pixels = torch.from_numpy(x)
-        if tuple(pixels.shape[1:]) != tuple(self.size):
-            pixels = F.interpolate(pixels[None], self.size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-        return (pixels * 255).round().to(torch.uint8)
+        return tile_pixels(x, self.size)
 
 
 class LabeledTiles(LabeledImages):

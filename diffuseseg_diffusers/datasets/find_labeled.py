@@ -213,17 +213,13 @@ def load_data(config: Any, split: str | None = None, ignore_index: int = 255, **
         split or config.split,
         cache_dir=config.cache_dir,
         revision=config.dataset_revision,
-        palette=config.palette,
-        ignore_index=ignore_index if config.ignore_index is None else config.ignore_index,
-        mask_format=config.mask_format,
-        nearest_color=config.nearest_color,
         image_column=config.image_column,
         mask_column=config.mask_column,
         annotations=config.annotations,
         annotation_format=config.annotation_format,
         axes=config.axes,
         slice_axis=config.slice_axis,
-        **{"label_names": config.label_names} | kwargs,
+        **config.masks(ignore_index) | kwargs,
     )
 
 

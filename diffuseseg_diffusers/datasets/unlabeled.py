@@ -51,6 +51,14 @@ def to_pixels(image: PIL.Image.Image, size: tuple[int, int], channels: int, resi
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
 
 
+def tile_pixels(tile: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """A tile `[C, h, w]` float32 in 0 to 1, from [`InputChannels.encode`], as `[C, *size]` uint8."""
+    pixels = torch.from_numpy(tile)
+    if tuple(pixels.shape[1:]) != tuple(size):
+        pixels = F.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    return (pixels * 255).round().to(torch.uint8)
+
+
 def evenly_spread(length: int, number: int) -> list[int]:
     """Positions of so many rows, at most all of `length`, evenly spread over them."""
     number = min(length, number)

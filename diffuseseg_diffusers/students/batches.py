@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from ..datasets.augmentation import IGNORED
 from ..datasets.labeled import LabeledImages
-from ..datasets.unlabeled import to_pixels
+from ..datasets.unlabeled import tile_pixels, to_pixels
 from ..jobs.errors import UserError
 from ..jobs.seeds import mixed_seed
 from .targets import SoftTargets, hard_targets
@@ -67,9 +67,13 @@ class Pairs(Dataset):
         mask = torch.from_numpy(row.mask).long()
         mask[mask == dataset.ignore_index] = IGNORED
         mask = F.interpolate(mask[None, None].float(), self.size, mode="nearest-exact")[0, 0].long()
-        if not isinstance(row.image, PIL.Image.Image):
+        if isinstance(row.image, PIL.Image.Image):
+            pixels = to_pixels(row.image.resize(self.size[::-1]), self.size, self.in_channels)
+        elif dataset.tiling is not None:
+            values = dataset.channels.encode(row.image.transpose(2, 0, 1), self.in_channels, row.name)
+            pixels = tile_pixels(values, self.size)
+        else:
             raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {row.name} is none.")
-        pixels = to_pixels(row.image.resize(self.size[::-1]), self.size, self.in_channels)
         return pixels, hard_targets(mask) if self.soft else mask
 
 

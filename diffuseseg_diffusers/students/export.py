@@ -89,6 +89,7 @@ class OnnxStudent(LogitSegmenter):
             given = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA])
             self.label_names, self.palette = list(given["label_names"]), list(given["palette"])
             self.decisions = Decisions.of(given.get("decisions"), len(self.label_names))
+            self.fitted_tiles = dict(given.get("tiling") or {})
             shape = self.session.get_inputs()[0].shape
             self.in_channels, self.image_size = int(shape[1]), (int(shape[2]), int(shape[3]))
         except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors

@@ -2,7 +2,7 @@
 """What a training of a student reads: images, teacher and network, from its configuration."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import PIL.Image
@@ -13,9 +13,11 @@ from datasets import Dataset
 from diffusers.optimization import get_scheduler
 
 from ..datasets.columns import dataset_contents
+from ..datasets.crops import LabeledTiles, Pictures, RandomCrops
 from ..datasets.find_labeled import load_labeled_images
 from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import count_channels, evenly_spread, load_unlabeled
+from ..images.channels import InputChannels
 from ..images.image_processor import unnamed_classes
 from ..jobs.contents import contents_of
 from ..jobs.errors import UserError
@@ -25,10 +27,25 @@ from ..pipelines.segmenter import Segmenter
 from ..trainer.loop import Trainer
 from ..trainer.schedule import Plan
 from .batches import EpochBatches, Mix
-from .choosing import RATES, UNET, check_reads, new_student, student_size
+from .choosing import RATES, SMALL, UNET, check_reads, new_student, student_size
 from .objective import parameter_groups
 from .student import Student
-from .targets import SoftTargets
+from .targets import SoftTargets, WholeImages
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How images are cut."""
+
+    size: tuple[int, int]  # height and width of what the student reads
+    scale: float | None  # see `scale_of`
+    pixel_size: float | None
+    max_tiles: int  # with labels
+    seed: int
+
+    def cut(self, images: LabeledImages) -> LabeledTiles:
+        """The tiles of images that hold labels."""
+        return LabeledTiles(images, self.size, self.scale, self.pixel_size, self.max_tiles, self.seed)
 
 
 @dataclass
@@ -40,6 +57,7 @@ class StudentData:
     validation: LabeledImages | None  # held out of `train`
     evaluation: LabeledImages | None
     unlabeled: tuple[Dataset, str] | None  # images without masks, and their column
+    tiles: Tiles | None = None  # how all of them are cut
 
     def mix(self, config: Any) -> Mix:
         """Which images an epoch shows."""
@@ -73,13 +91,16 @@ def load_student_data(config: Any, teacher: Segmenter | None) -> StudentData:
         UserError: A dataset cannot be loaded, or has other classes.
     """
 
+    tiles = tiles_of(config, teacher)
+
     def load(part: str, first: LabeledImages | None = None) -> LabeledImages | None:
         name, config_name, split = config.part(part)
         if name is None:
             return None
         given: dict = {"cache_dir": config.cache_dir}
+        given |= config.masks(255 if teacher is None else teacher.ignore_index)
         if teacher is not None:
-            given |= {"ignore_index": teacher.ignore_index, "classes": teacher.label_names}
+            given["classes"] = teacher.label_names
         elif first is not None:
             given["classes"] = first.label_names or unnamed_classes(first.num_classes)
         return load_labeled_images(name, config_name, split, **given)
@@ -89,25 +110,70 @@ def load_student_data(config: Any, teacher: Segmenter | None) -> StudentData:
         train, validation = train.split(config.held_out, config.seed)
     real = load("real", train)
     evaluation = load("eval", train or real)
+    if tiles is not None:
+        labeled = (train, real, validation, evaluation)
+        train, real, validation, evaluation = (part if part is None else tiles.cut(part) for part in labeled)
     unlabeled = None
     if teacher is not None:
         dataset, column = load_unlabeled(*config.part("unlabeled"), cache_dir=config.cache_dir)
-        if config.max_unlabeled is not None and config.max_unlabeled < len(dataset):
+        if tiles is None and config.max_unlabeled is not None and config.max_unlabeled < len(dataset):
             dataset = dataset.select(evenly_spread(len(dataset), config.max_unlabeled))
         unlabeled = dataset, column
-    return StudentData(train, real, validation, evaluation, unlabeled)
+    return StudentData(train, real, validation, evaluation, unlabeled, tiles)
 
 
-def make_segmenter(config: Any, labeled: LabeledImages | None, teacher: Segmenter | None) -> tuple[Student, str, str]:
+def tiles_of(config: Any, teacher: Segmenter | None) -> Tiles | None:
+    """How images are cut for a student: as its teacher read them, or as the configuration says; `None` if not.
+
+    Raises:
+        UserError: The configuration asks for another reading than the teacher's.
+    """
+    fitted = {} if teacher is None else teacher.fitted_tiles
+    by_tiles = bool(fitted.get("tiles"))
+    if teacher is not None and config.tile not in (None, by_tiles):
+        read, other = ("tiles", "--whole") if by_tiles else ("whole images", "--tile")
+        raise UserError(f"{config.teacher} reads {read}, and a student reads images as its teacher; leave {other} out.")
+    if not (by_tiles or config.tile):
+        return None
+    own = student_size(config.model, (SMALL, SMALL)) if teacher is None else teacher.image_size
+    if teacher is not None and config.size not in (None, own):
+        raise UserError(
+            f"{config.teacher} reads tiles of {own[0]} x {own[1]}, and a student reads images as its teacher; leave "
+            f"--resolution out."
+        )
+    scale = config.scale or fitted.get("scale")
+    pixel_size = config.pixel_size or (None if config.scale else fitted.get("pixel_size"))
+    return Tiles(config.size or own, scale, pixel_size, config.max_tiles, config.seed)
+
+
+def unlabeled_images(config: Any, data: StudentData, student: Student) -> WholeImages | RandomCrops | None:
+    """What the teacher computes soft targets for, if there is anything."""
+    if data.unlabeled is None:
+        return None
+    if (tiles := data.tiles) is None:
+        return WholeImages(*data.unlabeled, student.image_size, student.in_channels)
+    given = (tiles.size, student.in_channels, InputChannels(), tiles.seed, tiles.scale, tiles.pixel_size)
+    crops = RandomCrops(Pictures(*data.unlabeled), *given)
+    number = min(len(crops), config.max_unlabeled or len(crops))
+    print(f"Soft targets are computed for {number} of {len(crops)} tiles of {len(data.unlabeled[0])} pictures.")
+    return crops.select(evenly_spread(len(crops), number))
+
+
+def make_segmenter(config: Any, data: StudentData, teacher: Segmenter | None) -> tuple[Student, str, str]:
     """The student before its training, its kind (a key of `RATES`), and where its weights are from, empty for fresh
     ones. It has the resolution of the configuration, its own, or that of the images; where nothing is labelled, the
     teacher states size, channels and classes."""
-    asked_for = config.size
+    labeled, tiles = data.train or data.real, data.tiles
+    asked_for = config.size if tiles is None else tiles.size
     if labeled is not None:
         first = labeled[0].image
-        if not isinstance(first, PIL.Image.Image):
+        if tiles is not None:
+            images = tiles.size
+        elif isinstance(first, PIL.Image.Image):
+            images = first.size[::-1]
+        else:
             raise UserError(f"Students take pictures of 1 or 3 channels of eight bits, and {labeled[0].name} is none.")
-        images, grey = first.size[::-1], count_channels(labeled.dataset, labeled.image_column) == 1
+        grey = count_channels(labeled.dataset, labeled.image_column) == 1
         names = labeled.label_names or unnamed_classes(labeled.num_classes)
     elif teacher is not None:
         images, grey, names = teacher.image_size, teacher.in_channels == 1, teacher.label_names
@@ -117,9 +183,13 @@ def make_segmenter(config: Any, labeled: LabeledImages | None, teacher: Segmente
     size = asked_for or student_size(config.model, images)
     if size != images and not asked_for:
         print(f"The student reads images at {size[0]} x {size[1]}; the first one has {images[0]} x {images[1]} pixels.")
-    given = (config.model, names, size, 1 if grey else 3, teacher.palette if teacher else None)
+    palette = teacher.palette if teacher is not None else labeled.palette if labeled is not None else None
+    given = (config.model, names, size, 1 if grey else 3, palette)
     student, kind = new_student(*given, config.from_scratch, config.cache_dir)
     check_reads(student)
+    if tiles is not None:
+        scale = labeled.tiling["scale"] if labeled is not None else tiles.scale or 1.0
+        student.fitted_tiles = {"tiles": True, "scale": scale, "pixel_size": tiles.pixel_size}
     fresh = "" if config.from_scratch or config.model in (None, UNET) else config.model
     return student, kind, getattr(student.model, "name_or_path", fresh)
 
@@ -168,6 +238,7 @@ def targets_settings(config: Any, data: StudentData, teacher: Segmenter, student
         "unlabeled_contents": digest(dataset_contents(*data.unlabeled)),
         "teacher_contents": digest(teacher_contents(config, teacher)),
         "image_size": list(student.image_size),
+        "tiles": None if data.tiles is None else asdict(data.tiles),
         "in_channels": student.in_channels,
     }
 

@@ -28,6 +28,7 @@ class LogitSegmenter(Segmenter):
     in_channels: int = 0
     label_names: list[str] = []
     palette: list[list[int]] = []
+    fitted_tiles: dict = {}
 
     @abstractmethod
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -56,6 +57,7 @@ class Student(LogitSegmenter):
             Colours of the classes, 0 to 255; [`default_palette`] if not given.
 
     Attributes:
+        fitted_tiles (`dict`): How the images that it learned from were cut, see [`Segmenter.fitted_tiles`].
         agreement (`dict`): By precision, the share of the pixels whose class is that in float32, if it was measured.
     """
 
@@ -71,6 +73,7 @@ class Student(LogitSegmenter):
         self.image_size, self.in_channels = image_size, in_channels
         self.palette = [list(color) for color in palette or default_palette(len(label_names))]
         self.agreement: dict[str, float] = {}
+        self.fitted_tiles: dict = {}
 
     @abstractmethod
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
@@ -92,19 +95,21 @@ class Student(LogitSegmenter):
         return self.model.device
 
     def identity(self) -> dict[str, str]:
-        return super().identity() | {"classes": digest([self.label_names, self.palette])}
+        tiles = {"tiling": digest(self.fitted_tiles)} if self.fitted_tiles else {}
+        return super().identity() | {"classes": digest([self.label_names, self.palette])} | tiles
 
     def segment_batch(self, pixels: torch.Tensor, *args: Any, **kwargs: Any) -> SegmentedBatch:
         self.model.eval()
         return super().segment_batch(pixels.to(self.device), *args, **kwargs)
 
     def extras(self) -> dict[str, Any]:
-        """What the configs of the libraries do not state: colours, decisions, agreement."""
+        """What the configs of the libraries do not state: colours, decisions, tiles, agreement."""
         decisions = None if self.decisions is None else self.decisions.config
-        return {"palette": self.palette, "decisions": decisions, "agreement": self.agreement or None}
+        tiling, agreement = self.fitted_tiles or None, self.agreement or None
+        return {"palette": self.palette, "decisions": decisions, "tiling": tiling, "agreement": agreement}
 
     def restore(self, extras: Mapping[str, Any], name: str) -> Self:
-        """Takes decisions and agreement from [`~Student.extras`] as they were saved.
+        """Takes decisions, tiles and agreement from [`~Student.extras`] as they were saved.
 
         Raises:
             UserError: The decisions are not valid, or of another number of classes.
@@ -113,6 +118,7 @@ class Student(LogitSegmenter):
             self.decisions = Decisions.of(extras.get("decisions"), len(self.label_names))
         except UserError as error:
             raise UserError(f"{name} cannot be loaded: {error}") from error
+        self.fitted_tiles = dict(extras.get("tiling") or {})
         self.agreement = extras.get("agreement") or {}
         return self
 

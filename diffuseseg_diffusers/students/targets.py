@@ -11,12 +11,14 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from datasets import Dataset as HubDataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
@@ -24,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..datasets.augmentation import IGNORED
 from ..datasets.columns import decode_cell
+from ..datasets.crops import RandomCrops
 from ..datasets.unlabeled import to_pixels
 from ..images.image_processor import to_eight_bit
 from ..jobs.errors import UserError
@@ -111,6 +114,28 @@ class SoftTargets(Dataset):
         return image, targets
 
 
+@dataclass(frozen=True)
+class WholeImages:
+    """Images of a dataset without labels (`dataset`, `column` from [`load_unlabeled`]), with their pixels
+    `[in_channels, *size]` uint8."""
+
+    dataset: HubDataset
+    column: str
+    size: tuple[int, int]
+    in_channels: int  # 1 or 3
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> tuple[PIL.Image.Image, torch.Tensor]:
+        image, where = decode_cell(self.dataset[row][self.column], f"row {row}")
+        try:
+            whole = to_eight_bit(image).resize(self.size[::-1], PIL.Image.Resampling.LANCZOS)
+            return image, to_pixels(whole, self.size, self.in_channels)
+        except (OSError, UserError) as error:
+            raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+
+
 def claim_targets(folder: Path, settings: dict) -> None:
     """Begins a folder of targets that several runs use, or checks that it is of the same teacher and images, as
     `settings` state them.
@@ -151,11 +176,8 @@ def _write_first(path: Path, settings: dict) -> None:
 
 def compute_targets(
     teacher: Segmenter,
-    dataset: Dataset,
-    column: str,
+    images: "WholeImages | RandomCrops",
     folder: Path,
-    size: tuple[int, int],
-    in_channels: int,
     batch_size: int = 8,
     show_progress: bool = True,
 ) -> SoftTargets:
@@ -165,9 +187,9 @@ def compute_targets(
 
     Args:
         teacher ([`Segmenter`]): A pipeline with a head, or a student.
-        dataset (`datasets.Dataset`), column (`str`): From [`load_unlabeled`].
+        images ([`WholeImages`] or [`RandomCrops`]): Images of the student's size and channels; the teacher sees crops
+            as the student does.
         folder (`Path`): For the files.
-        size (two `int`), in_channels (`int`): Height, width and channels (1 or 3) of the student's images.
         batch_size (`int`, defaults to 8): Images that go through the teacher at once.
         show_progress (`bool`, defaults to `True`): Whether to show a progress bar.
 
@@ -176,16 +198,16 @@ def compute_targets(
     """
 
     def make(path: Path, rows: range) -> None:
-        images, targets = [], []
+        shown, targets = [], []
         for start in range(0, len(rows), batch_size):
             batch: list[PIL.Image.Image] = []
             for row in rows[start : start + batch_size]:
-                image, where = decode_cell(dataset[row][column], f"row {row}")
-                try:
-                    whole = to_eight_bit(image).resize(size[::-1], PIL.Image.Resampling.LANCZOS)
-                    images.append(to_pixels(whole, size, in_channels))
-                except (OSError, UserError) as error:
-                    raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+                if isinstance(images, WholeImages):
+                    image, pixels = images[row]
+                else:
+                    pixels = images[row][0]
+                    image = PIL.Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())  # a crop of one channel: L
+                shown.append(pixels)
                 batch.append(image)
             # Heads that were fitted with fresh noise get that of the row, whoever makes the file.
             noise = [torch.Generator().manual_seed(mixed_seed(0, row)) for row in rows[start : start + batch_size]]
@@ -194,11 +216,11 @@ def compute_targets(
             targets.append(soft_targets(torch.stack(found.probabilities)))
         with atomic_file(path) as partial_path:
             try:
-                save_file({"images": torch.stack(images), "targets": torch.cat(targets)}, partial_path)
+                save_file({"images": torch.stack(shown), "targets": torch.cat(targets)}, partial_path)
             except SafetensorError as error:  # says nothing of the file
                 raise UserError(f"{path} could not be written ({error}); the same command line resumes.") from error
 
-    count = len(dataset)
+    size, in_channels, count = images.size, images.in_channels, len(images)
     number = -(-count // IMAGES_IN_A_FILE)
     parts = []
     for i in range(number):

@@ -12,7 +12,16 @@ from ..jobs.config import option
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file, write_json, write_text
 from ..jobs.run import check_run, open_run
-from .options import RECIPES, CachesDownloads, FitsHeads, NamesModel, ReadsLabels, WritesFolder
+from .options import (
+    RECIPES,
+    CachesDownloads,
+    CutsTiles,
+    FitsHeads,
+    NamesModel,
+    ReadsChannels,
+    ReadsLabels,
+    WritesFolder,
+)
 
 
 if TYPE_CHECKING:
@@ -25,7 +34,7 @@ _recorded = partial(_study, influence=False, why="the results of each study reco
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyzeConfig(NamesModel, ReadsLabels, FitsHeads, CachesDownloads, WritesFolder):
+class AnalyzeConfig(NamesModel, ReadsLabels, ReadsChannels, CutsTiles, FitsHeads, CachesDownloads, WritesFolder):
     """Show which features tell the classes apart."""
 
     test_split: str = _recorded("test", "Part of the dataset that labels and corruptions measure on.", group="data")
@@ -100,7 +109,7 @@ def analyze(config: AnalyzeConfig) -> "dict[str, StudyReport]":
 def load_study(config: AnalyzeConfig) -> "Study":
     """The model and the images that all studies share."""
     from ..datasets.columns import describe_dataset
-    from ..datasets.crops import by_planes
+    from ..datasets.crops import read_labels
     from ..datasets.find_labeled import load_data
     from ..paper.catalogue import STUDIES
     from ..paper.study import Study
@@ -111,10 +120,11 @@ def load_study(config: AnalyzeConfig) -> "Study":
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student, which has no features to study; give the model it learnt from.")
     pipe.segmentation_head = None  # studies fit heads themselves
-    dataset, test = by_planes(load_data(config)), None
+    dataset, test = load_data(config), None
     if any(STUDIES[name].needs_test for name in config.study):
         named: dict[str, Any] = {"label_names": dataset.label_names, "num_classes": dataset.num_classes}
-        test = by_planes(load_data(config, config.test_split, **named))
+        test = load_data(config, config.test_split, **named)
+    dataset, test = read_labels(config, dataset, test, pipe.channels, pipe.features().size if config.tile else None)
     about = {"dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split)}
     names = ("recipe", "blocks", "timesteps", "folds", "draws", "counts", "num_clusters", "num_images", "seed")
     options = {name: getattr(config, name) for name in (*names, "batch_size")}

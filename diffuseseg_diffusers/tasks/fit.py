@@ -11,6 +11,7 @@ from ..jobs.errors import UserError
 from .options import (
     RECIPES,
     CachesDownloads,
+    CutsTiles,
     FitsHeads,
     NamesModelOrBackbone,
     PushesModel,
@@ -28,12 +29,18 @@ _validation, _feature, _training = (partial(option, group=name) for name in ("va
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(
-    NamesModelOrBackbone, ReadsLabels, ReadsChannels, SetsSize, FitsHeads, CachesDownloads, WritesFolder, PushesModel
+    NamesModelOrBackbone,
+    ReadsLabels,
+    ReadsChannels,
+    CutsTiles,
+    SetsSize,
+    FitsHeads,
+    CachesDownloads,
+    WritesFolder,
+    PushesModel,
 ):
     """Fit a segmentation head on a few labelled images."""
 
-    tile: bool = option(False, "Fit on tiles of large images, those that hold labels.", group="reading")
-    max_tiles: int = option(200, "Maximum number of tiles, with --tile.", group="reading", minimum=1)
     validation_split: str | None = _validation(None, "Part of the dataset to measure on afterwards.")
     validation_fraction: float | None = _validation(None, "Fraction of labelled images to hold out and measure on.")
     blocks: tuple[int | str, ...] | None = _feature(
@@ -94,8 +101,6 @@ class FitConfig(
             raise UserError("--noise_levels and auto exclude each other; leave one out.")
         if not self.auto and (self.max_dimensions or self.max_milliseconds):
             raise UserError("--max_dimensions and --max_milliseconds are for --blocks or --timesteps auto.")
-        if not self.tile and (self.scale or self.pixel_size):
-            raise UserError("--scale and --pixel_size are for --tile; whole images are resized to the model.")
         needs(self, "unlabeled_dataset_name", "unlabeled_dataset_config_name", "max_unlabeled")
         if self.unlabeled_dataset_name and (self.tile or self.input_channels or self.axes):
             raise UserError(

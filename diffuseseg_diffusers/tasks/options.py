@@ -10,7 +10,7 @@ from ..jobs.config import Config, exclusive, option
 from ..jobs.config import WritesFolder as WritesFolder  # tasks take all their shared fields from here
 from ..jobs.errors import UserError
 from ..jobs.executors import check_executor
-from ..tiling.options import ReadsRasters, StatesAxes
+from ..tiling.options import ReadsRasters, StatesAxes, StatesScale
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -150,19 +150,11 @@ class ReadsDataset(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsLabels(ReadsDataset, StatesAxes):
-    """Which labelled images to read, and how."""
+class ReadsMasks(Config):
+    """What the values of masks mean."""
 
     title = "data"
 
-    dataset_name: str = option(
-        help="Labelled images: a local folder or a name on the Hub.", aliases=("--train_data_dir",), reads=True
-    )
-    annotations: Path | None = option(
-        None, "File or folder of annotations (default: those in the dataset's folder, if it has no masks).", reads=True
-    )
-    annotation_format: str = option("auto", "Format of the annotations.", choices=ANNOTATION_FORMATS)
-    mask_column: str | None = option(None, "Column of masks (default: mask, or a usual name).")
     mask_format: str = option(
         "index",
         "Content of the masks: class ids; binary, white is class 1; rgb, colours of --palette; instances, every object "
@@ -177,6 +169,48 @@ class ReadsLabels(ReadsDataset, StatesAxes):
     ignore_index: int | None = option(
         None, "Mask value without a label (default: 255, or what the model was fitted with).", maximum=255
     )
+
+    def masks(self, ignore_index: int = 255) -> dict[str, Any]:
+        """Arguments of `LabeledImages` that these are; `ignore_index` is that of no option."""
+        names = ("mask_format", "palette", "nearest_color", "label_names")
+        given = ignore_index if self.ignore_index is None else self.ignore_index
+        return {name: getattr(self, name) for name in names} | {"ignore_index": given}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsLabels(ReadsDataset, ReadsMasks, StatesAxes):
+    """Which labelled images to read, and how."""
+
+    title = "data"
+
+    dataset_name: str = option(
+        help="Labelled images: a local folder or a name on the Hub.", aliases=("--train_data_dir",), reads=True
+    )
+    annotations: Path | None = option(
+        None, "File or folder of annotations (default: those in the dataset's folder, if it has no masks).", reads=True
+    )
+    annotation_format: str = option("auto", "Format of the annotations.", choices=ANNOTATION_FORMATS)
+    mask_column: str | None = option(None, "Column of masks (default: mask, or a usual name).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutsTiles(StatesScale):
+    """Whether labelled images are cut into tiles."""
+
+    title = "reading"
+
+    tile: bool | None = option(
+        None,
+        "Learn from tiles of large images, those that hold labels, or from whole images, resized (default: whole; a "
+        "student as its teacher).",
+        negative="--whole",
+    )
+    max_tiles: int = option(200, "Maximum number of tiles, with --tile.", minimum=1)
+
+    def check(self) -> None:
+        super().check()
+        if not self.tile and (self.scale or self.pixel_size):
+            raise UserError("--scale and --pixel_size are for --tile; whole images are resized to the model.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..jobs.config import option
 from ..jobs.errors import UserError
-from .options import MODEL_ALIASES, CachesDownloads, PushesModel, SetsSize, WritesFolder
+from .options import MODEL_ALIASES, CachesDownloads, CutsTiles, PushesModel, ReadsMasks, SetsSize, WritesFolder
 from .train_options import LATEST, PRECISIONS, SPEED
 
 
@@ -15,7 +15,7 @@ _data, _training = (partial(option, group=name) for name in ("data", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStudentConfig(SetsSize, CachesDownloads, PushesModel, WritesFolder):
+class TrainStudentConfig(ReadsMasks, CutsTiles, SetsSize, CachesDownloads, PushesModel, WritesFolder):
     """Train a fast network on images and masks."""
 
     title = "model"
@@ -46,7 +46,9 @@ class TrainStudentConfig(SetsSize, CachesDownloads, PushesModel, WritesFolder):
         0.2, "Share of --real_dataset_name among the images with masks that are shown.", maximum=1
     )
     unlabeled_fraction: float = _data(0.5, "Share of images without labels among all that are shown.", maximum=1)
-    max_unlabeled: int | None = _data(None, "Number of images without labels, evenly spread (default: all).", minimum=1)
+    max_unlabeled: int | None = _data(
+        None, "Number of images or tiles without labels, evenly spread (default: all).", minimum=1
+    )
     labels_last: float = _data(0.25, "Share of the epochs, the last, that show images with masks alone.", maximum=1)
     validation_fraction: float | None = _data(
         None,

@@ -46,8 +46,8 @@ class StatesAxes(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadsRasters(StatesAxes):
-    """What of large images, volumes and images of many channels is read, and at which scale."""
+class StatesScale(Config):
+    """At which scale large images are read."""
 
     title = "reading"
 
@@ -55,13 +55,21 @@ class ReadsRasters(StatesAxes):
     pixel_size: float | None = option(
         None, "Side of a model pixel, in µm or with a unit: 10m.", parse=micrometres, above=0
     )
-    input_channels: tuple[str, ...] | None = option(
-        None, "Names or numbers of channels, in the model's order (default: as the head was fitted, or all)."
-    )
 
     def check(self) -> None:
         super().check()
         exclusive(self, "scale", "pixel_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsRasters(StatesAxes, StatesScale):
+    """What of large images, volumes and images of many channels is read, and at which scale."""
+
+    title = "reading"
+
+    input_channels: tuple[str, ...] | None = option(
+        None, "Names or numbers of channels, in the model's order (default: as the head was fitted, or all)."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from diffuseseg_diffusers.students import targets as module
 from diffuseseg_diffusers.students.objective import segmentation_loss
 from diffuseseg_diffusers.students.targets import (
     CLASSES_KEPT,
+    WholeImages,
     claim_targets,
     compute_targets,
     distillation_loss,
@@ -92,7 +93,7 @@ def test_targets_are_what_the_teacher_says_and_are_computed_once(pictures, tmp_p
     monkeypatch.setattr(module, "IMAGES_IN_A_FILE", 2)
     teacher = make_pipeline(head=True)
     dataset, column = load_unlabeled(data_dir=str(pictures))
-    given = (dataset, column, tmp_path / "targets", (16, 16), 1)
+    given = (WholeImages(dataset, column, (16, 16), 1), tmp_path / "targets")
     found = compute_targets(teacher, *given, batch_size=2, show_progress=False)
     assert len(found) == 5 and len(list((tmp_path / "targets").glob("*.safetensors"))) == 3
     for i in range(5):
@@ -120,14 +121,14 @@ def test_an_image_that_cannot_be_read_is_named_and_leaves_no_file(pictures, tmp_
     (pictures / "3.png").write_bytes((pictures / "3.png").read_bytes()[:60])
     dataset, column = load_unlabeled(data_dir=str(pictures))
     with pytest.raises(UserError, match="3.png"):
-        compute_targets(make_pipeline(head=True), dataset, column, tmp_path / "targets", (16, 16), 1)
+        compute_targets(make_pipeline(head=True), WholeImages(dataset, column, (16, 16), 1), tmp_path / "targets")
     assert not list((tmp_path / "targets").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "fewer", "other", "alien"])
 def test_damaged_files_of_targets_are_named(pictures, tmp_path, damage):
     dataset, column = load_unlabeled(str(pictures), cache_dir=str(tmp_path / "cache"))
-    asked = (make_pipeline(True), dataset, column, tmp_path / "targets", (32, 32), 3)
+    asked = (make_pipeline(True), WholeImages(dataset, column, (32, 32), 3), tmp_path / "targets")
     (path,) = compute_targets(*asked).paths
     whole = load_file(path)
     if damage == "cut":

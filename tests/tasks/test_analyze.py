@@ -7,6 +7,7 @@ from PIL import Image
 
 from diffuseseg_diffusers.jobs.files import RECORD
 from diffuseseg_diffusers.paper import corruptions
+from diffuseseg_diffusers.tasks.analyze import AnalyzeConfig, load_study
 
 from ..conftest import drawn_dataset, make_pipeline, run
 from ..paper.common import shorten
@@ -108,3 +109,11 @@ def test_the_command_runs_in_a_process_of_its_own(folders, tmp_path):
     choice = ("--study", "clusters", "--blocks", "1", "--timesteps", "50", "--num_images", "1")
     said = analyze(folders, *choice, "--output_dir", tmp_path / "out", fresh=True)
     assert "clusters: 1 rows; clusters.json, clusters.csv, clusters.png are in" in said.stdout
+
+
+def test_studies_learn_from_tiles_at_a_scale(folders, tmp_path):
+    given = dict(model=str(folders / "model"), dataset_name=str(folders / "drawn"), cache_dir=str(folders / "cache"))
+    config = AnalyzeConfig(**given, output_dir=tmp_path / "out", tile=True, scale=2.0, study=("labels",))
+    study = load_study(config)
+    assert study.dataset.tiling == study.test.tiling == {"tiles": True, "scale": 2.0, "pixel_size": None}
+    assert len(study.dataset) == 4 * 4 and study.dataset[0].mask.shape == (16, 16)
