@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """The protocol of features: what can be tapped, images in, activations out."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..jobs.errors import NotFiniteError, UserError
 from .dry_run import hooked
+from .filters import filter_bank, filter_channels
 from .noise import PAPER_TIMESTEPS, BetaSchedule, NoiseSchedule
 
 
 Block: TypeAlias = int | str  # what a block is called: its number, or the name of a module
+FILTERS = "filters"  # the block that filters of the images stand for
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -49,8 +52,8 @@ class FeatureInfo:
     """Describes one entry of [`Features.activations`] before anything runs.
 
     Args:
-        block (`int` or `str`): Number or name of the tap, [`Tap.index`].
-        timestep (`int`): Diffusion timestep of the noised image; 0 for models without noise.
+        block (`int` or `str`): Number or name of the tap, [`Tap.index`]; `"filters"` for those of [`filter_bank`].
+        timestep (`int`): Diffusion timestep of the noised image; 0 for models without noise, and for filters.
         channels (`int`), height (`int`), width (`int`): Shape of the activation.
     """
 
@@ -68,7 +71,8 @@ class Features(BaseOutput):
     Args:
         activations (`list[torch.Tensor]`):
             One tensor `[N, channels, height, width]` per (timestep, block), at the block's own resolution and in the
-            model's dtype; ordered by timestep, then by block, as the published code concatenates them.
+            model's dtype; ordered by timestep, then by block, as the published code concatenates them. Filters of the
+            images, if the extractor gives them, are the last.
         info (`list[FeatureInfo]`): The description of each, in the same order.
     """
 
@@ -101,6 +105,7 @@ class FeatureExtractor(ABC):
         origin (`tuple`), settings (`dict`): Arguments of the constructor before and after `blocks` and `timesteps`.
         share_noise (`bool`), noise_seed (`int`): How noise is drawn; see [`DecoderFeatureExtractor`].
         prompt (`str`, *optional*): What conditions the model; the family's null prompt if none.
+        filters (`tuple[float]`, *optional*): Scales of the filters that it gives too, see [`filter_bank`].
         numbers (`list[int]`): Of the taps that have one.
 
     Raises:
@@ -113,6 +118,7 @@ class FeatureExtractor(ABC):
     share_noise: bool = True
     noise_seed: int = 0
     prompt: str | None = None
+    filters: tuple[float, ...] | None = None
     _shapes: Mapping[Any, Sequence[int]] | None = None  # of activations, `[N,c,h,w]`, where strides do not tell them
 
     def __init__(
@@ -172,14 +178,31 @@ class FeatureExtractor(ABC):
     ) -> "FeatureExtractor":
         """A copy with other blocks or timesteps; `None` keeps the current choice.
 
-        The options are `up_blocks`, of a U-Net, in place of `blocks`, and those of the constructor.
+        The options are `up_blocks`, of a U-Net, in place of `blocks`; `filters`, see
+        [`~FeatureExtractor.with_filters`]; and those of the constructor.
         """
+        filters = options.pop("filters", self.filters)
         if (up_blocks := options.pop("up_blocks", None)) is not None:
             blocks = self.up_block_outputs(up_blocks)
         blocks = self.blocks if blocks is None else blocks
         timesteps = self.timesteps if timesteps is None else timesteps
         family: Any = type(self)
-        return family(*self.origin, blocks, timesteps, **{**self.settings, **options})
+        alone = bool(filters) and not blocks
+        made = family(*self.origin, *((None, None) if alone else (blocks, timesteps)), **{**self.settings, **options})
+        return made.with_filters(filters, alone)
+
+    def with_filters(self, filters: Sequence[float] | None, alone: bool = False) -> "FeatureExtractor":
+        """A copy that gives filters of the images too, at these scales, or with `alone` nothing else.
+
+        With filters alone the model does not run, and there are no blocks and no timesteps.
+        """
+        if any(sigma <= 0 for sigma in filters or ()):
+            raise UserError(f"Scales of filters are above 0 pixels, got {list(filters or ())}.")
+        made = copy.copy(self)
+        made.filters = tuple(filters) if filters else None
+        if alone:
+            made.blocks = made.timesteps = ()
+        return made
 
     def up_block_outputs(self, up_blocks: Sequence[int]) -> tuple[int, ...]:
         """Numbers of the outputs of whole up-blocks; raises for models that have none."""
@@ -227,13 +250,16 @@ class FeatureExtractor(ABC):
             tap = self._by_index[block]
             strided = (tap.channels, height // tap.stride, width // tap.stride)
             shapes[block] = strided if self._shapes is None else self._shapes[block][1:]
-        return [FeatureInfo(block, t, *shapes[block]) for t in self.timesteps for block in self.blocks]
+        info = [FeatureInfo(block, t, *shapes[block]) for t in self.timesteps for block in self.blocks]
+        if self.filters:
+            info.append(FeatureInfo(FILTERS, 0, filter_channels(self.in_channels, self.filters), height, width))
+        return info
 
-    @abstractmethod
+    @torch.no_grad()
     def __call__(
         self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
     ) -> Features:
-        """Extracts the activations of a batch of images.
+        """Extracts the activations of a batch of images, and their filters, if it gives them.
 
         Args:
             images (`torch.Tensor`): `[N, C, H, W]` in [-1, 1], `C` the extractor's `in_channels`.
@@ -249,13 +275,22 @@ class FeatureExtractor(ABC):
             UserError: The images do not fit the model.
             NotFiniteError: An activation is not finite; names its block and timestep.
         """
-
-    def _info_of(self, images: torch.Tensor) -> list[FeatureInfo]:
-        """Of the activations of a batch of images, which are checked."""
         _, c, height, width = images.shape
         if c != self.in_channels:
             raise UserError(f"The images have {c} channels, but the model takes {self.in_channels}.")
-        return self.feature_info(height, width)
+        info = self.feature_info(height, width)
+        activations = self.run(images, class_labels, generator) if self.blocks else []
+        return self.check_finite(Features(activations=[*activations, *self.filtered(images)], info=info))
+
+    @abstractmethod
+    def run(
+        self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
+    ) -> list[torch.Tensor]:
+        """Runs the model on images that fit it; returns the activations in their order, without filters."""
+
+    def filtered(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The entry of [`Features.activations`] with filters of images `[N, C, H, W]`; none if it gives none."""
+        return [filter_bank(images.to(self.device), self.filters).to(self.dtype)] if self.filters else []
 
     def _noised_pass(
         self,
@@ -263,8 +298,7 @@ class FeatureExtractor(ABC):
         generator: Generators,
         call: Callable[[torch.Tensor, torch.Tensor], Any],
         last: Block,
-        info: list[FeatureInfo],
-    ) -> Features:
+    ) -> list[torch.Tensor]:
         """Noises samples `[N, C, H, W]` to every timestep and runs the model once, up to block `last`.
 
         `call(noisy, timesteps)` runs it on `[T*N, C, H, W]` and `[T*N]`; entry t * N + i is sample i at timestep t.
@@ -284,8 +318,7 @@ class FeatureExtractor(ABC):
             self.model.train(was_training)
         # Timestep-major, as in the published code.
         maps = {block: self.as_map(out, samples.shape[-2:]).unflatten(0, (steps, n)) for block, out in seen.items()}
-        activations = [maps[i.block][self.timesteps.index(i.timestep)] for i in info]
-        return self.check_finite(Features(activations=activations, info=info))
+        return [maps[block][step] for step in range(steps) for block in self.blocks]
 
     def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
         """What a tap sees as a map `[N, channels, h, w]`, if the model takes samples of `grid`, height and width."""

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ..jobs.errors import UserError
-from .base import Block, FeatureExtractor, Features, Generators, Tap, both_sides, check_multiple
+from .base import Block, FeatureExtractor, Generators, Tap, both_sides, check_multiple
 from .dry_run import Place, dry_run
 from .latents import encode_latents, latent_stride
 from .noise import noise_schedule
@@ -141,11 +141,10 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         check_multiple(height, width, self._vae_stride * self.latent_multiple())
         super().check_size(height, width)
 
-    @torch.no_grad()
-    def __call__(
+    def run(
         self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
-    ) -> Features:
-        info, total = self._info_of(images), len(self.timesteps) * len(images)
+    ) -> list[torch.Tensor]:
+        total = len(self.timesteps) * len(images)
         latents = encode_latents(self.vae, images.to(self.device, torch.float32))  # [N,c,h,w]
         condition = {}
         for name, value in self.condition().items():  # all but ids and masks in the denoiser's precision
@@ -156,7 +155,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
             self.model(**self.arguments(noisy, timesteps, condition), return_dict=False)
 
         last = max(self.blocks, key=lambda block: (self._order[block], str(block)))
-        return self._noised_pass(latents, generator, call, last, info)
+        return self._noised_pass(latents, generator, call, last)
 
     @torch.no_grad()  # with gradients, attention takes other kernels, which round differently in bfloat16
     def condition(self) -> Condition:

@@ -17,7 +17,6 @@ from ..jobs.errors import UserError
 from .base import (
     Block,
     FeatureExtractor,
-    Features,
     Generators,
     Tap,
     both_sides,
@@ -154,11 +153,9 @@ class DecoderFeatureExtractor(FeatureExtractor):
     def check_size(self, height: int, width: int) -> None:
         check_image_size(self.model, height, width)
 
-    @torch.no_grad()
-    def __call__(
+    def run(
         self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
-    ) -> Features:
-        info = self._info_of(images)
+    ) -> list[torch.Tensor]:
         if class_labels is None:
             class_labels = default_class_labels(self.model, len(images), self.device)
         if class_labels is not None:
@@ -169,7 +166,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
             self.model(noisy, timesteps, class_labels=class_labels)
 
         images = images.to(self.device, torch.float32)  # [N,C,H,W]
-        return self._noised_pass(images, generator, call, self.blocks[-1], info)
+        return self._noised_pass(images, generator, call, self.blocks[-1])
 
 
 def image_size(unet: UNet2DModel) -> tuple[int, int]:

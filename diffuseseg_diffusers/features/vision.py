@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..jobs.errors import UserError
-from .base import Block, FeatureExtractor, Features, Generators, Tap, both_sides, refuse_prompt
+from .base import Block, FeatureExtractor, Generators, Tap, both_sides, refuse_prompt
 from .dry_run import Place, hooked
 
 
@@ -74,15 +74,13 @@ class VisionFeatureExtractor(FeatureExtractor):
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
         return tuple(sorted({round(len(self.taps) * part / 4) - 1 for part in (1, 2, 3, 4)} - {-1}))
 
-    @torch.no_grad()
-    def __call__(
+    def run(
         self, images: torch.Tensor, class_labels: torch.Tensor | None = None, generator: Generators = None
-    ) -> Features:
-        info, images = self._info_of(images), images.to(self.device)
+    ) -> list[torch.Tensor]:
+        images = images.to(self.device)
         pixels = ((images / 2 + 0.5 - self.mean.to(images)) / self.std.to(images)).to(self.dtype)  # [N,3,H,W]
         states: Any = _output(self.model, pixels)["maps"]
-        activations = [_as_map(self.model, states[block], pixels.shape[-2:]) for block in self.blocks]
-        return self.check_finite(Features(activations=activations, info=info))
+        return [_as_map(self.model, states[block], pixels.shape[-2:]) for block in self.blocks]
 
 
 def _output(backbone: PreTrainedModel, pixels: torch.Tensor) -> dict[str, Sequence[torch.Tensor]]:

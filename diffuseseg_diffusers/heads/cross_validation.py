@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from ..datasets.labeled import LabeledImages
-from ..features.base import Block, FeatureExtractor, ordered
+from ..features.base import FILTERS, Block, FeatureExtractor, ordered
 from ..jobs.errors import UserError
 from ..metrics import MEAN_IOU
 from .classes import Classes
 from .ensemble import PixelClassifierEnsemble
 from .extraction import extract_activations
+from .inputs import inputs_config
 from .optimize import fit_members
 from .recipes import Recipe
 from .table import ActivationTable
@@ -34,12 +35,15 @@ class LabeledActivations:
         views (`int`): Augmented views of an image.
         mirrored ([`ActivationTable`], *optional*): Of the mirror image of each image.
         device (`torch.device`): Where heads are trained and used; the tables are there too, if there is room for them.
+        in_channels (`int`), filters (`tuple[float]`, *optional*): Of the extractor.
     """
 
     table: ActivationTable
     views: int = 0
     mirrored: ActivationTable | None = None
     device: torch.device = torch.device("cpu")
+    in_channels: int = 3
+    filters: tuple[float, ...] | None = None
 
     @classmethod
     def extract(
@@ -65,7 +69,7 @@ class LabeledActivations:
         reading = (extractor, dataset, 0.0, seed, batch_size, cache_dir, show_progress)
         table = extract_activations(*reading, augmented_views=views, flip=flip).to(extractor.device)
         mirrored = extract_activations(*reading, mirror=True).to(extractor.device) if flip else None
-        return cls(table, views, mirrored, extractor.device)
+        return cls(table, views, mirrored, extractor.device, extractor.in_channels, extractor.filters)
 
     def __len__(self) -> int:
         return len(self.table.labels) // (1 + self.views)
@@ -113,10 +117,12 @@ def missing_classes(labels: torch.Tensor, images: Sequence[Sequence[int]], class
     return said
 
 
-def entries_of(table: ActivationTable, blocks: Sequence[Block], timesteps: Sequence[int]) -> list[int]:
-    """Positions in `table.info` of blocks × timesteps, in the order in which a head takes them."""
+def entries_of(
+    table: ActivationTable, blocks: Sequence[Block], timesteps: Sequence[int], filters: bool = False
+) -> list[int]:
+    """Positions in `table.info` of blocks × timesteps, and of filters, in the order in which a head takes them."""
     position = {(f.timestep, f.block): i for i, f in enumerate(table.info)}
-    return [position[t, b] for t in timesteps for b in ordered(blocks)]
+    return [position[t, b] for t in timesteps for b in ordered(blocks)] + [position[0, FILTERS]] * filters
 
 
 def fit_groups(
@@ -128,6 +134,7 @@ def fit_groups(
     recipe: Recipe,
     num_members: int = 1,
     seed: int = 0,
+    inputs: Sequence[str] | None = None,
 ) -> list[PixelClassifierEnsemble]:
     """Heads on some of the activations of a table, which stays as it is, all trained at once.
 
@@ -138,25 +145,29 @@ def fit_groups(
         recipe ([`Recipe`]): How they are trained. If it standardises, then by all images of the table, held out or not.
         num_members (`int`, defaults to 1): Members of each.
         seed (`int`): Of weights and order.
+        inputs (sequence of `str`, *optional*): What the members of each head read, see [`member_kinds`]; the recipe's
+            if not given. Needs a table with filters, unless it is `("activations",)`.
     """
-    blocks = list(ordered(blocks))
-    chosen = activations.table.select(entries_of(activations.table, blocks, timesteps)).to(activations.device)
+    blocks, table, inputs = ordered(blocks), activations.table, inputs or recipe.inputs
+    channels = [table.info[i].channels for i in entries_of(table, blocks, timesteps[:1])]
+    given = inputs_config(inputs, num_members, channels, blocks, timesteps, activations.filters)
+    entries = entries_of(table, given["blocks"], given["timesteps"], given["filters"] is not None)
+    chosen = table.select(entries).to(activations.device)
     config = dict(
         num_classes=classes.number,
-        block_channels=[f.channels for f in chosen.info[: len(blocks)]],
-        blocks=blocks,
-        timesteps=list(timesteps),
+        in_channels=activations.in_channels,
         image_size=list(chosen.size),
         ignore_index=classes.ignore_index,
         flip=activations.mirrored is not None,
         voting=recipe.voting,
     )
-    together = PixelClassifierEnsemble(num_members=len(images) * num_members, **config)
+    every = {**given, "member_inputs": (given["member_inputs"] or []) * len(images) or None}
+    together = PixelClassifierEnsemble(num_members=len(images) * num_members, **config, **every)
     shares = [activations.rows(own) for own in images for _ in range(num_members)]
     fit_members(together, chosen, recipe, seed, device=activations.device, show_progress=False, images=shares)
     heads = []
     for group in range(len(images)):
-        head = PixelClassifierEnsemble(num_members=num_members, **config)
+        head = PixelClassifierEnsemble(num_members=num_members, **config, **given)
         own = slice(group * num_members, (group + 1) * num_members)
         head.load_state_dict({name: tensor[own] for name, tensor in together.state_dict().items()})
         heads.append(head.to(activations.device).eval())
@@ -176,7 +187,8 @@ def score(
     """
     metric = evaluate.load(MEAN_IOU)
     for head, own in zip(heads, images):
-        chosen = entries_of(activations.table, head.config.blocks, head.config.timesteps)
+        reads = head.config.blocks, head.config.timesteps, bool(head.config.filters)
+        chosen = entries_of(activations.table, *reads)
         for image in own:
             row = activations.rows([image])[0]
             straight = activations.table.image(row, chosen, head.device)
@@ -198,7 +210,12 @@ def cross_validated(
     folds: Sequence[Sequence[int]],
     recipe: Recipe,
     seed: int = 0,
+    num_members: int = 1,
+    inputs: Sequence[str] | None = None,
 ) -> dict:
-    """Mean IoU of one classifier a fold on the images that the fold holds out; as [`score`] returns it."""
-    heads = fit_groups(activations, blocks, timesteps, classes, others(folds), recipe, 1, seed)
+    """Mean IoU of a classifier or head a fold on the images that the fold holds out; as [`score`] returns it.
+
+    The arguments are those of [`fit_groups`].
+    """
+    heads = fit_groups(activations, blocks, timesteps, classes, others(folds), recipe, num_members, seed, inputs)
     return score(heads, activations, folds, classes)

@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +23,18 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from ..features.base import Block
+from ..features.filters import filter_channels
 from ..jobs.errors import UserError
 from .decisions import Decisions, winners
+from .inputs import check_members, groups_of
 from .upsampling import blend_of, columns_of, upsampled_rows
 
 
 logger = logging.get_logger(__name__)
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 5  # the newest that this code reads
+FORMAT_VERSION = 6  # the newest that this code reads
+FILTERING_FORMAT = 6  # of heads that read filters, or whose members have weights
 ADAPTED_FORMAT = 5  # of heads on pipelines with adapters or FreeU
 DECIDING_FORMAT = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
@@ -146,6 +150,10 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             model's pixels for one of theirs; `pixel_size` in micrometres, if they were brought to one.
         decisions (mapping, *optional*): Which class a pixel gets, if not the likeliest: see [`Decisions`].
         agreement (mapping, *optional*): By precision, the measured share of the pixels whose class is that in float32.
+        filters (sequence of `float`, *optional*): Scales of filters of the image that follow the activations, of which
+            there may then be none: see [`filter_bank`].
+        member_inputs (sequence of `str`, *optional*): What each member reads, see [`member_kinds`]; all if not given.
+        member_weights (sequence of `float`, *optional*): Share of each member in soft votes and in the uncertainty.
         format_version (`int`, defaults to 2): What a saved head is made of; a newer one than this code's is refused.
     """
 
@@ -174,6 +182,9 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         tiling: Mapping | None = None,
         decisions: Mapping | None = None,
         agreement: Mapping[str, float] | None = None,
+        filters: Sequence[float] | None = None,
+        member_inputs: Sequence[str] | None = None,
+        member_weights: Sequence[float] | None = None,
         format_version: int = PIXEL_FORMAT,
     ):
         super().__init__()
@@ -184,10 +195,6 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             )
         if not 2 <= num_classes <= 256:
             raise UserError(f"A head needs 2 to 256 classes, got {num_classes}.")
-        if num_members < 1:
-            raise UserError(f"A head needs one member at least, got {num_members}.")
-        if voting not in ("hard", "soft"):
-            raise UserError(f"Voting is 'hard' or 'soft', got {voting!r}.")
         for name, values in (("label_names", label_names), ("palette", palette)):
             if values is not None and len(values) != num_classes:
                 raise UserError(f"`{name}` has {len(values)} entries for {num_classes} classes.")
@@ -196,8 +203,13 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         Decisions.of(decisions, num_classes)
         if len(block_channels) != len(blocks):
             raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
+        check_members(num_members, blocks, filters, member_inputs, member_weights, voting)
+        if filters or member_weights is not None:  # what does not know them must not load the head
+            self.register_to_config(format_version=max(FILTERING_FORMAT, format_version))
         first, second = hidden_sizes or ((128, 32) if num_classes < 30 else (256, 128))
         self.channels = list(block_channels) * len(timesteps)  # of each activation, in the order of concatenation
+        if filters:
+            self.channels.append(filter_channels(in_channels, filters))
         self.layers = nn.Sequential(
             StackedLinear(num_members, sum(self.channels), first),
             nn.ReLU(),
@@ -284,10 +296,12 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         """
         config, n, (height, width) = self.config, len(activations[0]), size or self.config.image_size
         strips = self._strips(activations[0], (height, width), config.num_members)
-        found = list(self._logits(activations, (height, width), strips))
-        logits = found[0][1].new_empty(n, config.num_members, config.num_classes, height, width)
-        for (images, rows), strip in found:
-            logits[images, :, :, rows] = strip
+        groups = groups_of(config.member_inputs, 0, config.num_members)
+        found = [self._logits(activations, (height, width), strips, *group) for group in groups]
+        logits = activations[0].new_empty(n, config.num_members, config.num_classes, height, width)
+        for (members, _), own in zip(groups, found):
+            for (images, rows), strip in own:
+                logits[images, members, :, rows] = strip
         return PixelClassifierLogits(logits) if return_dict else (logits,)
 
     @apply_forward_hook
@@ -320,25 +334,34 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         decisions = Decisions.of(self.config.decisions, self.config.num_classes)
         half = (self.config.num_members + 1) // 2 if mirrored is not None else None
         strips_of = self._strips(activations[0], (height, width), half or self.config.num_members)
-        views = [self._logits(activations, (height, width), strips_of, slice(half))]
+        total, kinds = self.config.num_members, self.config.member_inputs
+        groups = groups_of(kinds, 0, half or total)
+        views = [self._logits(activations, (height, width), strips_of, *group) for group in groups]
         if mirrored is not None:
-            second = slice(half if self.config.num_members > 1 else 0, None)
-            others = self._logits(mirrored, (height, width), strips_of, second)
-            views.append((where, logits.flip(-1)) for where, logits in others)
+            others = groups_of(kinds, half if total > 1 else 0, total)
+            for group in others:
+                own = self._logits(mirrored, (height, width), strips_of, *group)
+                views.append((where, logits.flip(-1)) for where, logits in own)
+            groups += others
+        shares = None
+        if self.config.member_weights is not None:  # of the members in the order in which the views have them
+            weights = torch.tensor(self.config.member_weights, dtype=torch.float32, device=device)
+            shares = torch.cat([weights[members] for members, _ in groups])  # [K]
+            shares /= shares.sum()
         for strips in zip(*views):
             where, logits = strips[0]
             if len(strips) > 1:
-                logits = torch.cat([logits, strips[1][1]], dim=1)  # [n,K,C,h,W], h rows of n images of the output
+                logits = torch.cat([own for _, own in strips], dim=1)  # [n,K,C,h,W], h rows of n images of the output
             log_p = logits.float().log_softmax(dim=2)  # [n,K,C,h,W]
             p = log_p.exp()  # [n,K,C,h,W]
-            mean = p.mean(dim=1)  # [n,C,h,W]
+            mean = _mean(p, shares)  # [n,C,h,W]
             if self.config.voting == "soft" or decisions is not None:
                 labels[where] = winners(mean, decisions)
             else:
                 votes = F.one_hot(logits.max(dim=2).indices, self.config.num_classes).sum(dim=1)  # [n,h,W,C]
                 labels[where] = votes.max(dim=-1).indices
             # Entropy of the mean minus mean entropy; not negative but for rounding.
-            jsd = (p * log_p).sum(dim=2).mean(dim=1) - torch.xlogy(mean, mean).sum(dim=1)  # [n,h,W]
+            jsd = _mean((p * log_p).sum(dim=2), shares) - torch.xlogy(mean, mean).sum(dim=1)  # [n,h,W]
             uncertainty[where] = jsd.clamp_(min=0)
             if probabilities is not None:
                 probabilities.movedim(1, -1)[where] = mean.movedim(1, -1)
@@ -356,20 +379,22 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         activations: Sequence[torch.Tensor],
         size: tuple[int, int],
         strips: Sequence[tuple[slice, slice]],
-        chosen: slice = slice(None),
+        chosen: Any,
+        read: slice,
     ) -> Iterator[tuple[tuple[slice, slice], torch.Tensor]]:
-        """Yields each strip with `[n, K, num_classes, rows, W]` of the chosen members."""
+        """Yields each strip with `[n, K, num_classes, rows, W]` of the chosen members, by the activations they read."""
         height, width = size
         widths = [a.shape[1] for a in activations]
         if widths != self.channels:
             raise UserError(f"The head was fitted for activations of {self.channels} channels, got {widths}.")
+        activations = activations[read]
         first, _, norm1, second, _, norm2, third = self.layers
         dtype = activations[0].dtype  # arithmetic is the U-Net's; the weights may well be kept in float32
 
         # 1. The first layer at every lower resolution, on all activations of that resolution at once. Channels come
         #    last: upsampling then moves whole vectors, and members are a stride apart for the batched products below.
         members, hidden = first.weight[chosen].shape[:2]
-        weights = first.weight[chosen].flatten(0, 1).split(self.channels, dim=1)  # [K*hidden,c] each
+        weights = first.weight[chosen].flatten(0, 1).split(self.channels, dim=1)[read]  # [K*hidden,c] each
         bias = first.bias[chosen].reshape(-1).to(dtype)  # [K*hidden]; upsampling does not change it
         whole, maps = None, []  # of the output's resolution, and of all lower ones
         for resolution in dict.fromkeys(a.shape[-2:] for a in activations):
@@ -405,8 +430,13 @@ def _slices(length: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
+def _mean(x: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
+    """The mean of `[n, K, ...]` over the members, with shares `[K]` if they are not equal."""
+    return x.mean(dim=1) if shares is None else torch.tensordot(x, shares, ([1], [0]))
+
+
 def _fold(
-    norm: StackedBatchNorm, linear: StackedLinear, chosen: slice, dtype: torch.dtype
+    norm: StackedBatchNorm, linear: StackedLinear, chosen: Any, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight and bias of `linear(norm(x))` of the chosen members in evaluation, computed in float32, in `dtype`."""
     scale, shift = (x[chosen] for x in norm.scale_and_shift())

@@ -16,11 +16,13 @@ from diffusers.utils import logging
 
 from ..datasets.labeled import LabeledImages
 from ..features.base import Block, FeatureExtractor
+from ..features.filters import SIGMAS
 from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
 from .classes import Classes
 from .ensemble import DECIDING_FORMAT, PixelClassifierEnsemble
 from .extraction import extract_activations, labeled_examples
+from .inputs import READS, inputs_config
 from .optimize import fit_members
 from .recipes import Recipe, find_recipe
 from .sparse import pseudo_labels, with_strokes
@@ -117,7 +119,7 @@ def fit_segmentation_head(
     elif (share := float((table.labels != dataset.ignore_index).float().mean())) < STROKES:
         logger.warning(f"{share:.0%} of the pixels have a label; `sparse_labels` learns from the others too.")
     head, channels = fit(in_place=True), dataset.channels.config
-    version = head.config.format_version if channels is None else DECIDING_FORMAT
+    version = max(head.config.format_version, 0 if channels is None else DECIDING_FORMAT)
     tiling = tiling_of(dataset, extractor.size)
     head.register_to_config(channels=channels, tiling=tiling, format_version=version)
     return head
@@ -156,10 +158,14 @@ def recipe_extractor(
         if extractor.schedule is None:
             raise UserError("This model sees no noise; leave `noise_levels` out.")
         timesteps = [extractor.schedule.timestep(level) for level in noise_levels]
+    if set(recipe.inputs) == {"filters"}:
+        return extractor.with_filters(SIGMAS, alone=True)
+    filters = None if set(recipe.inputs) == {"activations"} else SIGMAS
     timesteps = extractor.default_timesteps(recipe.timesteps) if timesteps is None else timesteps
     if up_blocks is not None:
-        return extractor.choose(timesteps=timesteps, up_blocks=up_blocks)
-    return extractor.choose(extractor.default_blocks(recipe.blocks) if blocks is None else blocks, timesteps)
+        return extractor.choose(timesteps=timesteps, up_blocks=up_blocks, filters=filters)
+    blocks = extractor.default_blocks(recipe.blocks) if blocks is None else blocks
+    return extractor.choose(blocks, timesteps, filters=filters)
 
 
 def fit_head(
@@ -179,8 +185,8 @@ def fit_head(
         table ([`ActivationTable`]): Activations and labels; see [`extract_activations`].
         extractor ([`FeatureExtractor`]): What the activations were extracted with.
         classes ([`Classes`]): What the labels tell apart.
-        recipe (`str` or [`Recipe`], defaults to `"default"`): How the members are trained; its choice of features and
-            of augmented views was made when the table was filled.
+        recipe (`str` or [`Recipe`], defaults to `"default"`): How the members are trained, and which of activations
+            and filters they read; its choice of features and of augmented views was made when the table was filled.
         num_members (`int`, *optional*): Members of the ensemble; as many as the recipe says if not given.
         flip (`bool`, defaults to `False`): Whether half of the members see the mirror image when they are used.
         seed (`int`, defaults to 0): Of the members' weights and the order of their pixels.
@@ -191,7 +197,7 @@ def fit_head(
         [`PixelClassifierEnsemble`] in float32, on the extractor's device, in evaluation mode.
 
     Raises:
-        UserError: The table has no labelled pixels, or labels that are no classes.
+        UserError: The table has no labelled pixels, labels that are no classes, or not what the members read.
         NotFiniteError: Training diverged.
 
     Examples:
@@ -206,9 +212,14 @@ def fit_head(
     _check_labels(table, classes)
     head = PixelClassifierEnsemble(
         num_classes=classes.number,
-        block_channels=[i.channels for i in table.info[: len(extractor.blocks)]],
-        blocks=list(extractor.blocks),
-        timesteps=list(extractor.timesteps),
+        **inputs_config(
+            recipe.inputs,
+            num_members,
+            [i.channels for i in table.info[: len(extractor.blocks)]],
+            extractor.blocks,
+            extractor.timesteps,
+            extractor.filters,
+        ),
         num_members=num_members,
         image_size=list(table.size),
         in_channels=extractor.in_channels,
@@ -226,7 +237,11 @@ def fit_head(
     show = accelerator is None or accelerator.is_local_main_process
     members = list(range(rank, num_members, world))
     if members:
-        if not in_place and (recipe.standardize or table.device != extractor.device):
+        if len(head.channels) < len(table.info):
+            table = table.select(range(len(table.info))[READS[recipe.inputs[0]]])
+        elif not in_place and (
+            (recipe.standardize and head.config.member_inputs is None) or table.device != extractor.device
+        ):  # members that differ in what they read have copies of their parts
             table = table.copy()
         fit_members(head, table.to(extractor.device), recipe, seed, members, extractor.device, show)
     if world > 1:

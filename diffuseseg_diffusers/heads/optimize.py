@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..jobs.errors import NotFiniteError, UserError
 from ..jobs.seeds import mixed_seed_32
 from .ensemble import PixelClassifierEnsemble, StackedLinear
+from .inputs import READS
 from .recipes import Recipe
 from .table import ActivationTable
 
@@ -50,6 +51,9 @@ def fit_members(
         NotFiniteError: Training diverged.
     """
     members = list(range(head.config.num_members) if members is None else members)
+    if head.config.member_inputs is not None:
+        _fit_kinds(head, table, recipe, seed, members, device, show_progress, images)
+        return
     pools = _labelled_pixels(table, head.config.ignore_index, members, images)
     smallest = min(map(len, pools))
     if smallest < 2:
@@ -81,6 +85,31 @@ def fit_members(
                 if done.all():
                     return
     training.finish(torch.ones(len(training.members), dtype=torch.bool))
+
+
+def _fit_kinds(head, table, recipe, seed, members, device, show_progress, images) -> None:
+    """[`fit_members`] for members that do not all read the same: each kind on its part of the table alone.
+
+    Weights of inputs that a member does not read are exactly zero.
+    """
+    kinds, weight = head.config.member_inputs, head.layers[0].weight.data
+    columns = torch.arange(weight.shape[2]).split(head.channels)
+    for kind in dict.fromkeys(kinds[k] for k in members):
+        at = [i for i, k in enumerate(members) if kinds[k] == kind]
+        own = [members[i] for i in at]
+        shares = None if images is None else [images[i] for i in at]
+        alone: dict = {"filters": None} if kind == "activations" else {}
+        if kind == "filters":
+            alone = {"block_channels": [], "blocks": [], "timesteps": []}
+        part = PixelClassifierEnsemble.from_config(head.config, member_inputs=None, member_weights=None, **alone)
+        chosen = table.select(range(len(table.info))[READS[kind]])
+        fit_members(part, chosen, recipe, seed, own, device, show_progress, shares)
+        state = part.layers.state_dict()
+        first, target = state.pop("0.weight"), head.layers.state_dict()
+        for name, tensor in state.items():
+            target[name][own] = tensor[own]
+        weight[own] = 0
+        weight[torch.tensor(own)[:, None], :, torch.cat(columns[READS[kind]])] = first[own].movedim(1, 2)
 
 
 class EarlyStopping:

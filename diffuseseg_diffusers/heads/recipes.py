@@ -34,6 +34,8 @@ class Recipe:
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
         blocks (sequence of `int`, *optional*): Likewise, of a U-Net with 18 decoder blocks, as the paper's; others read
             those at the same relative depth. If not given, the paper's, or the outputs of all up-blocks.
+        inputs (sequence of `str`): What the members read, one after another, over and over: `"activations"`,
+            `"filters"` of the image at the scales `SIGMAS` (see [`filter_bank`]), or `"both"`.
     """
 
     batch_size: int
@@ -51,6 +53,7 @@ class Recipe:
     num_members: int = 10
     timesteps: Sequence[int] = PAPER_TIMESTEPS
     blocks: Sequence[Block] | None = None
+    inputs: Sequence[str] = ("activations",)
 
     def num_views(self, num_images: int) -> int:
         """Augmented views of each of so many labelled images."""

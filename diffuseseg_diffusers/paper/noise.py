@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from tqdm.auto import tqdm
 
-from ..features.base import Block, Features
+from ..features.base import Block
 from ..features.pixel_unet import DecoderFeatureExtractor
 from ..heads.cross_validation import LabeledActivations, fit_groups, others, score
 from ..heads.ensemble import PixelClassifierEnsemble
@@ -52,13 +52,11 @@ class NoiseVariant(DecoderFeatureExtractor):
         noise = torch.randn(len(self.timesteps), *shape, generator=seeded)
         return noise.repeat_interleave(n, dim=0).to(images.device)  # [T*N,C,H,W]
 
-    def __call__(self, images: torch.Tensor, *args: Any, **kwargs: Any) -> Features:
-        output = super().__call__(images, *args, **kwargs)
+    def run(self, images: torch.Tensor, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        total = super().run(images, *args, **kwargs)
         for _ in range(self.draws - 1):
-            more = super().__call__(images, *args, **kwargs)
-            output.activations = [a + b for a, b in zip(output.activations, more.activations)]
-        output.activations = [a / self.draws for a in output.activations]
-        return output
+            total = [a + b for a, b in zip(total, super().run(images, *args, **kwargs))]
+        return [a / self.draws for a in total]
 
 
 def check_noise(study: Study) -> None:

@@ -220,7 +220,8 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         # 2. Masks.
         found: Any = None
         if masks_while_sampling:
-            activations = sampled_activations(tapping, steps, images.shape)
+            pixels = torch.from_numpy(images).movedim(-1, 1) * 2 - 1  # [N,C,H,W]
+            activations = [*sampled_activations(tapping, steps, images.shape), *tapping.filtered(pixels)]
             found = predict_masks(self._head, activations, None, [images.shape[1:3]] * len(images))
         elif extractor is not None:
             given = {"generator": kwargs.get("generator"), "output_type": "pt", "return_images": False}

@@ -16,6 +16,7 @@ from ..jobs.errors import UserError
 
 SKETCH, SAMPLES = 16, 4096  # numbers of a sketch, and weights of each tensor that it is of
 # Entries of a config on which no mask depends, or that are stated apart.
+LATER = {"filters", "member_inputs", "member_weights"}  # of newer heads: no digest of an older one changes
 APART = {"agreement", "base", "decisions", "dtype", "format_version", "torch_dtype", "transformers_version"}
 
 
@@ -86,6 +87,7 @@ def describe_network(network: nn.Module) -> str:
     config = getattr(network, "config", None)
     given = config.to_dict() if hasattr(config, "to_dict") else config
     known = {k: v for k, v in given.items() if k[0] != "_" and k not in APART} if isinstance(given, Mapping) else {}
+    known = {k: v for k, v in known.items() if v is not None or k not in LATER}
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in network.parameters()})
     return " ".join([weights_digest(network), digest(known)[:8], *dtypes])
 

@@ -16,11 +16,13 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..features.base import FeatureExtractor
 from ..features.dry_run import Place
+from ..features.filters import filter_bank
 from ..features.noise import NoiseSchedule
 from ..features.pixel_unet import DecoderFeatureExtractor, default_class_labels, image_size
 from ..features.weights import base_weights
 from ..heads.decisions import Decisions
 from ..heads.ensemble import PixelClassifierEnsemble
+from ..heads.inputs import member_kinds
 from ..heads.upsampling import Blend
 from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor
@@ -117,6 +119,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         """The files of code that a saved pipeline with this `index` (`model_index.json`) carries, by name."""
         # Each after those that it needs.
         needed: tuple[Any, ...] = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place)
+        needed += (filter_bank, member_kinds)
         needed += (FeatureExtractor, DecoderFeatureExtractor, base_weights, Decisions, Blend, PixelClassifierEnsemble)
         needed += (describe_segmenter, SegmentationOutput, Segmenter, code_files, DiffuseSegPipeline)
         return code_files(index, [one.__module__ for one in needed])
@@ -196,6 +199,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         if extractor is not None:
             sizes = [tuple(sample.shape[-2:])] * batch_size
             if activations:
+                activations += extractor.filtered(sample)
                 found = predict_masks(self.segmentation_head, activations, None, sizes)
             else:
                 found = self.segment_batch(sample, sizes, generator=generator)

@@ -218,20 +218,29 @@ class HeadSegmenter(Segmenter):
     _extractor: FeatureExtractor | None = None  # within `prepared`
 
     def features(
-        self, blocks: Sequence[Block] | None = None, timesteps: Sequence[int] | None = None, **choice: Any
+        self,
+        blocks: Sequence[Block] | None = None,
+        timesteps: Sequence[int] | None = None,
+        filters: Sequence[float] | None = None,
+        **choice: Any,
     ) -> FeatureExtractor:
         """The frozen model as a source of features.
 
         Args:
             blocks (sequence of `int` or `str`, *optional*), timesteps (sequence of `int`, *optional*):
                 What to read; the family's default if not given.
+            filters (sequence of `float`, *optional*): Scales in pixels of filters of the images, see [`filter_bank`],
+                which then follow the activations; with no `blocks`, `[]`, they are all, and the model does not run.
             **choice: `share_noise`, `noise_seed`, `size`, `prompt`: see the family's extractor.
 
         Examples:
             >>> features = pipe.features(blocks=[5, 6], timesteps=[50])(images)  # images: [N,C,H,W] in [-1, 1]
             >>> shapes = [tuple(a.shape) for a in features.activations]
         """
-        return self.family.of(self, blocks=blocks, timesteps=timesteps, device=self._execution_device, **choice)
+        alone = bool(filters) and blocks is not None and not len(blocks)
+        given: dict[str, Any] = {} if alone else {"blocks": blocks, "timesteps": timesteps}
+        extractor = self.family.of(self, device=self._execution_device, **given, **choice)
+        return extractor.with_filters(filters, alone) if filters else extractor
 
     def head_extractor(self) -> FeatureExtractor:
         """The features that the head was fitted on; raises [`UserError`] if there is none, or it does not fit."""
@@ -243,6 +252,7 @@ class HeadSegmenter(Segmenter):
         extractor = self.features(
             head.blocks,
             head.timesteps,
+            head.filters,
             share_noise=head.share_noise,
             noise_seed=head.noise_seed,
             size=tuple(head.image_size),
@@ -324,14 +334,16 @@ class HeadSegmenter(Segmenter):
     ) -> SegmentedBatch:
         extractor, head = self.head_extractor(), self.segmentation_head
         mirrored = None
-        if head.config.flip and len(pixels) == 1 and pixels[0, 0].numel() <= SMALL:
+        # Filters of mirror images are mirror images: of filters alone, all members would see the same twice.
+        flip = head.config.flip and len(extractor.blocks) > 0
+        if flip and len(pixels) == 1 and pixels[0, 0].numel() <= SMALL:
             labels = None if class_labels is None else torch.cat([class_labels, class_labels])
             generators = [*generator, *generator] if isinstance(generator, (list, tuple)) else generator
             both = extractor(torch.cat([pixels, pixels.flip(-1)]), labels, generators).activations
             activations, mirrored = [a[:1] for a in both], [a[1:] for a in both]
         else:
             activations = extractor(pixels, class_labels, generator).activations
-            if head.config.flip:
+            if flip:
                 mirrored = extractor(pixels.flip(-1), class_labels, generator).activations
         return predict_masks(head, activations, mirrored, sizes, return_probabilities)
 

@@ -3,6 +3,7 @@
 
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from transformers import ResNetConfig, ResNetModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from diffuseseg_diffusers import BackbonePipeline, DiffuseSegPipeline, evaluate_segmentation, fit_segmentation_head
+from diffuseseg_diffusers import (
+    AutoDiffuseSegPipeline,
+    BackbonePipeline,
+    DiffuseSegPipeline,
+    evaluate_segmentation,
+    fit_segmentation_head,
+)
 from diffuseseg_diffusers.features import families
-from diffuseseg_diffusers.features.base import FeatureExtractor, Features, Tap
+from diffuseseg_diffusers.features.base import FeatureExtractor, Tap
+from diffuseseg_diffusers.features.filters import filter_bank
 from diffuseseg_diffusers.features.pixel_unet import DecoderFeatureExtractor
 from diffuseseg_diffusers.heads.selection import choose_features
 from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import QUICK, drawn_dataset, make_unet
+from ..tiny_pipelines import latent_unet
 
 
 class Pyramid(torch.nn.Module):
@@ -45,9 +56,9 @@ class PyramidFeatureExtractor(FeatureExtractor):
     def default_blocks(self, of_18=None):
         return (0, 2)
 
-    def __call__(self, images, class_labels=None, generator=None):
+    def run(self, images, class_labels=None, generator=None):
         levels = self.model(images)
-        return self.check_finite(Features(activations=[levels[b] for b in self.blocks], info=self.feature_info()))
+        return [levels[b] for b in self.blocks]
 
 
 @pytest.fixture
@@ -82,3 +93,31 @@ def test_an_extractor_chooses_anew_of_the_same_model():
     assert (other.blocks, other.timesteps, other.share_noise, other.noise_seed) == ((0, 5), (50,), False, 3)
     assert first.choose(timesteps=[10], up_blocks=[0]).blocks == (1,)
     assert [(t.index, t.stride) for t in first.taps] == [(0, 4), (1, 2), (2, 2), (3, 1), (4, 1), (5, 1)]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latents", "vision"])
+def test_every_family_gives_filters_behind_its_activations_or_alone(kind):
+    size = (16, 24)
+    if kind == "pixels":
+        pipe: Any = DiffuseSegPipeline(make_unet(sample_size=size, in_channels=3, out_channels=3), DDPMScheduler())
+    elif kind == "latents":
+        pipe = AutoDiffuseSegPipeline.from_pipe(latent_unet())
+    else:
+        backbone = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])).eval()
+        pipe = BackbonePipeline(backbone, ViTImageProcessorPil(size={"height": 16, "width": 24}))
+    plain, extractor = pipe.features(size=size), pipe.features(size=size, filters=(1.0, 3.5))
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    *activations, filters = extractor(images).activations
+    assert all(torch.equal(a, b) for a, b in zip(activations, plain(images).activations, strict=True))
+    assert torch.equal(filters, filter_bank(images, (1.0, 3.5)))
+    last = extractor.feature_info()[-1]
+    assert (last.block, last.timestep, last.channels, last.height, last.width) == ("filters", 0, 51, *size)
+    assert extractor.choose(extractor.blocks[:1]).filters == (1.0, 3.5) and plain.choose().filters is None
+    alone = pipe.features([], [], filters=[1.0], size=size)
+    assert [i.channels for i in alone.feature_info()] == [27] and alone.choose().blocks == ()
+    assert len(alone(images).activations) == 1
+    quick = replace(QUICK, inputs=("activations", "filters"), voting="soft", max_steps=60)
+    dataset = drawn_dataset(3, size=size, channels=3)
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=quick, num_members=2, size=size)
+    assert pipe.segmentation_head.config.format_version == 6
+    assert pipe.segment([dataset[0].image], output_type="np").masks[0].shape == size

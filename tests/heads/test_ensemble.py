@@ -185,6 +185,48 @@ def test_soft_votes_and_mirror_images_are_what_the_plain_formula_gives():
     assert torch.equal(hard.long(), torch.mode(views.argmax(2), dim=1).values) and not torch.equal(hard, output.labels)
 
 
+def filtering_head(**config):
+    """Six members that read activations, filters and both; weights of what a member does not read are zero."""
+    kinds = ["activations", "filters", "both"] * 2
+    head = make_head(make_pipeline(), num_members=6, filters=[1.0, 3.5], member_inputs=kinds, voting="soft", **config)
+    weight, last = head.layers[0].weight.data, head.channels[-1]
+    assert last == 1 + 2 * 8 and head.config.format_version == 6
+    weight[[0, 3], :, -last:] = 0
+    weight[[1, 4], :, :-last] = 0
+    return head
+
+
+def filtered_activations(head, seed=0):
+    activations = random_activations(head, [(4, 4), (8, 8), (16, 16)], seed=seed)
+    return [*activations, torch.randn(2, head.channels[-1], 16, 16)]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 19)])
+def test_members_read_activations_filters_or_both_and_have_weights_in_the_vote(size):
+    weights = [3.0, 1.0, 2.0, 0.0, 1.0, 0.5]
+    head = filtering_head(member_weights=weights)
+    straight, mirrored = filtered_activations(head), filtered_activations(head, 1)
+    views = [naive_logits(head, straight, size), naive_logits(head, mirrored, size).flip(-1)]
+    torch.testing.assert_close(head(straight, size).logits, views[0], atol=1e-4, rtol=1e-4)
+    probabilities = torch.cat([views[0][:, :3], views[1][:, 3:]], 1).softmax(2)  # [N,K,C,H,W]
+    share = (torch.tensor(weights) / sum(weights)).view(6, 1, 1, 1)
+    mean = (probabilities * share).sum(1)
+    output = head.predict(straight, size, return_probabilities=True, mirrored=mirrored)
+    torch.testing.assert_close(output.probabilities, mean, atol=1e-5, rtol=1e-4)
+    assert torch.equal(output.labels.long(), mean.argmax(1))
+    entropy = torch.xlogy(probabilities, probabilities).sum(2)
+    expected = (entropy * share[..., 0]).sum(1) - torch.xlogy(mean, mean).sum(1)
+    torch.testing.assert_close(output.uncertainty, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_what_a_member_does_not_read_is_not_multiplied():
+    head = filtering_head()
+    activations = filtered_activations(head)
+    without = [activations[0] * math.nan, *activations[1:-1], activations[-1]]
+    found = head(without).logits.isnan().flatten(2).any(2).all(0)  # [K]
+    assert found.tolist() == [True, False, True] * 2
+
+
 def test_heads_from_before_mirror_images_and_soft_votes_load_as_they_were(tmp_path):
     head = make_head(make_pipeline())
     head.save_pretrained(tmp_path)
@@ -263,6 +305,15 @@ def test_wrong_arguments_are_refused():
         )
     with pytest.raises(ValueError, match="`block_channels` has 2 entries for 1 blocks"):
         PixelClassifierEnsemble(num_classes=3, block_channels=[8, 8], blocks=[0], timesteps=[50])
+    given = dict(num_classes=3, block_channels=[8], blocks=[0], timesteps=[50], num_members=2)
+    for wrong, why in (
+        ({"member_inputs": ["filters", "activations"]}, "need both `blocks` and `filters`"),
+        ({"member_inputs": ["filters", "pixels"], "filters": [1.0]}, "Members read .*got 'pixels'"),
+        ({"member_weights": [1.0], "voting": "soft"}, "has 1 entries for 2 members"),
+        ({"member_weights": [1.0, 1.0]}, "of soft votes"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            PixelClassifierEnsemble(**given, **wrong)
     head = make_head(make_pipeline())
     with pytest.raises(ValueError, match=r"activations of \[24, 16, 8, 24, 16, 8\] channels, got \[5\]"):
         head([torch.zeros(1, 5, 4, 4)], (8, 8))

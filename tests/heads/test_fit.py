@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffuseseg_diffusers import Classes, LabeledImages, fit_head, fit_segmentation_head, recipe_extractor
+from diffuseseg_diffusers import (
+    Classes,
+    DiffuseSegPipeline,
+    LabeledImages,
+    fit_head,
+    fit_segmentation_head,
+    recipe_extractor,
+)
+from diffuseseg_diffusers.features import base
+from diffuseseg_diffusers.features.filters import SIGMAS, filter_bank
 from diffuseseg_diffusers.heads.extraction import extract_activations, labeled_examples
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -123,6 +132,65 @@ def test_options_that_contradict_each_other_or_do_not_exist_are_refused():
         fit_segmentation_head(pipe, dataset, label_names=["a", "b"], recipe=QUICK)
     renamed = fit_segmentation_head(pipe, dataset, label_names=["a", "b", "c"], recipe=QUICK, num_members=2)
     assert renamed.config.label_names == ["a", "b", "c"]
+
+
+# Filters of the image, beside activations or alone
+
+
+FILTERING = replace(QUICK, inputs=("activations", "filters"), flip=True, voting="soft", timesteps=(50,))
+
+
+def test_members_that_read_different_inputs_are_those_of_heads_that_read_one_and_weigh_the_others_zero(tmp_path):
+    pipe, dataset = make_pipeline(), drawn_dataset()
+    head = fit_segmentation_head(pipe, dataset, recipe=FILTERING, num_members=4)
+    filters = head.channels[-1]
+    assert (head.config.filters, filters, head.config.format_version) == (list(SIGMAS), 1 + 8 * len(SIGMAS), 6)
+    weight = head.layers[0].weight
+    for kind, start, unread in (
+        ("activations", 0, weight[::2, :, -filters:]),
+        ("filters", 1, weight[1::2, :, :-filters]),
+    ):
+        assert not unread.any()
+        alone = fit_segmentation_head(pipe, dataset, recipe=replace(FILTERING, inputs=(kind,)), num_members=4)
+        own = slice(None, -filters) if kind == "activations" else slice(-filters, None)
+        same = {"atol": 1e-4, "rtol": 1e-3}
+        torch.testing.assert_close(weight[start::2, :, own], alone.layers[0].weight[start::2], **same)
+        torch.testing.assert_close(head.layers[6].weight[start::2], alone.layers[6].weight[start::2], **same)
+    pipe.segmentation_head = head
+    pipe.save_pretrained(tmp_path)
+    again = DiffuseSegPipeline.from_pretrained(tmp_path)
+    images = [dataset[i].image for i in range(4)]
+    masks = pipe.segment(images, output_type="np").masks
+    assert all(np.array_equal(a, b) for a, b in zip(masks, again.segment(images, output_type="np").masks))
+    assert np.mean([(m == dataset[i].mask).mean() for i, m in enumerate(masks)]) > 0.9
+
+
+def test_a_head_on_filters_alone_does_not_run_the_model_and_sees_no_image_twice(monkeypatch):
+    pipe, dataset, passes = make_pipeline(), drawn_dataset(), []
+    hook = pipe.unet.conv_in.register_forward_hook(lambda m, a, o: passes.append(len(o)))
+    head = fit_segmentation_head(pipe, dataset, recipe=replace(FILTERING, inputs=("filters",)), num_members=2)
+    assert (list(head.config.blocks), list(head.config.timesteps), head.config.member_inputs) == ([], [], None)
+    pipe.segmentation_head = head
+    seen = []
+    monkeypatch.setattr(base, "filter_bank", lambda images, s: seen.append(len(images)) or filter_bank(images, s))
+    masks = pipe.segment([dataset[i].image for i in range(4)], output_type="np").masks
+    hook.remove()
+    assert passes == [] and seen == [4]
+    assert np.mean([(m == dataset[i].mask).mean() for i, m in enumerate(masks)]) > 0.9
+
+
+def test_masks_while_sampling_read_filters_of_the_sample():
+    pipe = make_pipeline()
+    pipe.segmentation_head = fit_segmentation_head(pipe, drawn_dataset(), recipe=FILTERING, num_members=2)
+    output = pipe(2, num_inference_steps=5, output_type="np", masks_while_sampling=True)
+    assert output.masks.shape == (2, 16, 16)
+
+
+def test_a_table_without_filters_is_refused_by_members_that_read_them():
+    extractor, dataset = make_pipeline().features([1], [50]), drawn_dataset(2)
+    table = extract_activations(extractor, dataset, show_progress=False)
+    with pytest.raises(UserError, match="to read filters, but none were extracted"):
+        fit_head(table, extractor, Classes.of(dataset), FILTERING)
 
 
 # On a table of activations
