@@ -122,7 +122,8 @@ def entries_of(
 ) -> list[int]:
     """Positions in `table.info` of blocks × timesteps, and of filters, in the order in which a head takes them."""
     position = {(f.timestep, f.block): i for i, f in enumerate(table.info)}
-    return [position[t, b] for t in timesteps for b in ordered(blocks)] + [position[0, FILTERS]] * filters
+    wanted = [(t, b) for t in timesteps for b in ordered(blocks)] + [(0, FILTERS)] * filters
+    return [position[one] for one in wanted]
 
 
 def fit_groups(

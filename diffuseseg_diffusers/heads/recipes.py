@@ -35,7 +35,8 @@ class Recipe:
         blocks (sequence of `int`, *optional*): Likewise, of a U-Net with 18 decoder blocks, as the paper's; others read
             those at the same relative depth. If not given, the paper's, or the outputs of all up-blocks.
         inputs (sequence of `str`): What the members read, one after another, over and over: `"activations"`,
-            `"filters"` of the image at the scales `SIGMAS` (see [`filter_bank`]), or `"both"`.
+            `"filters"` of the image at the scales `SIGMAS` (see [`filter_bank`]), or `"both"`. In a table, filters
+            take two bytes for each output and pixel: 0.8 GB for 160 views of 128 × 128 pixels in three channels.
     """
 
     batch_size: int

@@ -16,8 +16,9 @@ from ..jobs.errors import UserError
 
 SKETCH, SAMPLES = 16, 4096  # numbers of a sketch, and weights of each tensor that it is of
 # Entries of a config on which no mask depends, or that are stated apart.
-LATER = {"filters", "member_inputs", "member_weights"}  # of newer heads: no digest of an older one changes
 APART = {"agreement", "base", "decisions", "dtype", "format_version", "torch_dtype", "transformers_version"}
+# Entries of newer heads, which count where they are set: digests of older heads stay.
+LATER = {"filters", "member_inputs", "member_weights"}
 
 
 def digest(value: Any) -> str:
