@@ -44,7 +44,7 @@ def inputs_config(
         UserError: A member would read filters or activations, and there are none.
     """
     kinds = member_kinds(inputs, num_members)
-    read = set(kinds)
+    read = set(kinds or inputs)  # of no members, the ensemble says so
     if read != {"activations"} and not filters:
         raise UserError("Members are to read filters, but none were extracted; give the extractor `filters`.")
     if read != {"filters"} and not blocks:

@@ -143,7 +143,7 @@ def test_classes_that_no_image_of_a_fold_shows_are_told():
     assert len(said) == 1 and "fold 2 of 2 has no training pixel of disc" in said[0]
 
 
-def test_heads_on_activations_on_filters_and_on_both_come_from_one_table(whole):
+def test_heads_on_activations_on_filters_and_on_both_come_from_one_table():
     extractor = make_pipeline().features([1, 5], [50], filters=(1.0, 3.5))
     one = LabeledActivations.extract(extractor, drawn_dataset(6), WHOLE, show_progress=False)
     shapes = []
@@ -151,8 +151,4 @@ def test_heads_on_activations_on_filters_and_on_both_come_from_one_table(whole):
         heads = fit_groups(one, [1, 5], [50], CLASSES, [[0, 1, 2], [3, 4, 5]], WHOLE, 2, inputs=inputs)
         shapes.append((len(heads[0].channels), heads[0].config.member_inputs))
         assert score(heads, one, [[3, 4, 5], [0, 1, 2]], CLASSES)["mean_iou"] > 0.6
-        if inputs == ("activations",):
-            plain = fit_groups(whole, [1, 5], [50], CLASSES, [[0, 1, 2], [3, 4, 5]], WHOLE, 2)
-            for a, b in zip(heads[0].state_dict().values(), plain[0].state_dict().values()):
-                torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2)
     assert shapes == [(2, None), (1, None), (3, None), (3, ["activations", "filters"])]
