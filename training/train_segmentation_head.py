@@ -20,7 +20,10 @@ from diffuseseg_diffusers.datasets.unlabeled import evenly_spread, spread_images
 from diffuseseg_diffusers.evaluation.agreement import IMAGES, record_agreement
 from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
 from diffuseseg_diffusers.evaluation.evaluate import evaluate_segmentation, format_metrics
+from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.fit import fit_segmentation_head
+from diffuseseg_diffusers.heads.operating import Target, fit_operating_point
+from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.heads.selection import configured_features
 from diffuseseg_diffusers.heads.views import compare_views, shapes_of, tiling_of, whole_size
 from diffuseseg_diffusers.hub.push import finish_push, prepare_push
@@ -74,6 +77,7 @@ def fit(config: FitConfig) -> Any:
         accelerator.print(f"Whole pictures are read at {size[0]} × {size[1]}; --resolution sets another size.")
     if differs := compare_views(name, tiling_of(dataset, size or pipe.features().size)):
         accelerator.print(f"warning: {differs}")
+    targets = [Target.parse(text, Classes.of(dataset)) for text in config.target]
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None
 
     # 2. Features, and the head on them.
@@ -100,6 +104,10 @@ def fit(config: FitConfig) -> Any:
         return None
     if unlabeled is not None:
         pipe.decisions = fit_decisions(pipe, *unlabeled, config.batch_size)
+    if targets:
+        reading = (config.seed, config.batch_size, False if config.no_flip else None)
+        pipe.decisions, reached = fit_operating_point(pipe, dataset, targets, find_recipe(config.recipe), *reading)
+        print("\n".join(reached))
     report = describe_fit(config, pipe, len(dataset), accelerator.num_processes, time.perf_counter() - began)
 
     # 3. What it is worth.

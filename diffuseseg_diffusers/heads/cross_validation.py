@@ -6,7 +6,7 @@ side, by the recipe that a head will be fitted with: its augmented views, class 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import evaluate
@@ -18,7 +18,7 @@ from ..features.base import FILTERS, Block, FeatureExtractor, ordered
 from ..jobs.errors import UserError
 from ..metrics import MEAN_IOU
 from .classes import Classes
-from .ensemble import PixelClassifierEnsemble
+from .ensemble import PixelClassifierEnsemble, PixelClassifierOutput
 from .extraction import extract_activations
 from .inputs import inputs_config
 from .optimize import fit_members
@@ -187,6 +187,34 @@ def score(
         `dict`: `mean_iou` (0 to 1) and `per_class_iou` (list of 0 to 1, or `None` for an absent class).
     """
     metric = evaluate.load(MEAN_IOU)
+    for found, labels in _held_out(heads, activations, images):
+        metric.add(prediction=found.labels[0].cpu().numpy(), reference=labels.cpu().numpy())
+    result = metric.compute(num_labels=classes.number, ignore_index=classes.ignore_index)
+    return {
+        "mean_iou": result["mean_iou"],
+        "per_class_iou": [None if np.isnan(x) else float(x) for x in result["per_category_iou"]],
+    }
+
+
+def held_out_probabilities(
+    heads: Sequence[PixelClassifierEnsemble], activations: LabeledActivations, images: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class probabilities `[C, P]` float32 and ids `[P]` uint8 of all labelled pixels, by the head of their group."""
+    probabilities, ids = [], []
+    for found, labels in _held_out(heads, activations, images, return_probabilities=True):
+        known = labels != heads[0].config.ignore_index
+        probabilities.append(found.probabilities[0].cpu()[:, known.cpu()])
+        ids.append(labels[known].cpu())
+    return torch.cat(probabilities, 1), torch.cat(ids)
+
+
+def _held_out(
+    heads: Sequence[PixelClassifierEnsemble],
+    activations: LabeledActivations,
+    images: Sequence[Sequence[int]],
+    return_probabilities: bool = False,
+) -> Iterator[tuple[PixelClassifierOutput, torch.Tensor]]:
+    """What the head of each group says of its images, one after the other, and their labels `[H, W]`."""
     for head, own in zip(heads, images):
         reads = head.config.blocks, head.config.timesteps, bool(head.config.filters)
         chosen = entries_of(activations.table, *reads)
@@ -194,13 +222,8 @@ def score(
             row = activations.rows([image])[0]
             straight = activations.table.image(row, chosen, head.device)
             mirrored = activations.mirrored.image(image, chosen, head.device) if head.config.flip else None
-            predicted = head.predict(straight, mirrored=mirrored).labels[0]
-            metric.add(prediction=predicted.cpu().numpy(), reference=activations.table.labels[row].cpu().numpy())
-    result = metric.compute(num_labels=classes.number, ignore_index=classes.ignore_index)
-    return {
-        "mean_iou": result["mean_iou"],
-        "per_class_iou": [None if np.isnan(x) else float(x) for x in result["per_category_iou"]],
-    }
+            found = head.predict(straight, return_probabilities=return_probabilities, mirrored=mirrored)
+            yield found, activations.table.labels[row]
 
 
 def cross_validated(

@@ -71,6 +71,11 @@ class FitConfig(
     sparse_labels: bool = _training(
         False, "Learn from unlabelled pixels too, for masks that are strokes; takes twice as long."
     )
+    target: tuple[str, ...] = _training(
+        (),
+        "Operating points in place of the likeliest class, chosen on held-out labelled images: recall=0.9 or "
+        "precision=0.9 for the second of two classes, NAME:recall=0.9 for any.",
+    )
     unlabeled_dataset_name: str | None = _training(
         None,
         "Unlabelled images, a folder or a name on the Hub, to fit the decision rule on: classes are then chosen for "
@@ -92,6 +97,7 @@ class FitConfig(
         exclusive(self, "validation_split", "validation_fraction")
         exclusive(self, "blocks", "up_blocks")
         exclusive(self, "timesteps", "noise_levels")
+        exclusive(self, "target", "unlabeled_dataset_name")
         for name in ("blocks", "timesteps"):
             if AUTO in (getattr(self, name) or ()) and getattr(self, name) != (AUTO,):
                 raise UserError(f"--{name} takes numbers or auto, got both: {' '.join(map(str, getattr(self, name)))}.")
