@@ -20,11 +20,13 @@ from diffuseseg_diffusers.diffusion.objective import (
     sample_images,
     to_model_range,
 )
+from diffuseseg_diffusers.diffusion.readiness import describe_scores, load_judges, score_features
 from diffuseseg_diffusers.diffusion.run import (
     SUMMARY,
     averaged_copy,
     begin,
     describe_end,
+    describe_plan,
     make_trainer,
     open_folder,
     summary,
@@ -43,7 +45,7 @@ from diffuseseg_diffusers.jobs.files import atomic_file, read_json, write_json
 from diffuseseg_diffusers.jobs.seeds import mixed_seed
 from diffuseseg_diffusers.tasks.train_ddpm import TrainDDPMConfig
 from diffuseseg_diffusers.trainer.checkpoints import save_pipeline
-from diffuseseg_diffusers.trainer.loop import Trainer
+from diffuseseg_diffusers.trainer.loop import SYNC_STEPS, Trainer
 
 
 COMMAND = "train-ddpm"
@@ -70,6 +72,7 @@ def train_ddpm(config: TrainDDPMConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         prepare_push(config)
     dataset, column = load_images(config)
+    judges = load_judges(config) if accelerator.is_main_process else None
     denoiser = make_denoiser(config, dataset, column, accelerator.device)
     images = make_denoiser_images(config, dataset, column, denoiser)
 
@@ -87,8 +90,11 @@ def train_ddpm(config: TrainDDPMConfig) -> dict[str, Any]:
                 save_pipeline(config.output_dir, denoiser.pipeline(averaged))
                 with atomic_file(config.output_dir / "training_curves.png") as partial:
                     training_curves(trainer.log.entries).savefig(partial, format="png")
-                write_json(config.output_dir / SUMMARY, found)  # last: the run is complete
                 print(describe_end(config, trainer))
+                if judges is not None:
+                    found["labeled_mean_iou"] = score_features(config, judges)
+                    print(describe_scores(found["labeled_mean_iou"]))
+                write_json(config.output_dir / SUMMARY, found)  # last: the run is complete
     if accelerator.is_main_process:
         finish_push(config)
     return found
@@ -102,6 +108,7 @@ def train(config: TrainDDPMConfig, trainer: Trainer, denoiser: Denoiser, images:
     first = batch_size * accelerator.process_index
     drawn = (batch_size * accelerator.num_processes, slice(first, first + batch_size), images.shape)  # all, and mine
     mirrored = config.random_flip and denoiser.vae is None  # latents come mirrored
+    told = False
     for pixels, position in trainer.batches():
         with accelerator.accumulate(model):
             steps = scheduler.config.num_train_timesteps
@@ -114,6 +121,9 @@ def train(config: TrainDDPMConfig, trainer: Trainer, denoiser: Denoiser, images:
             loss = denoising_loss(scheduler, prediction, clean, noise, timesteps, config.snr_gamma)
             accelerator.backward(loss)
             trainer.step(loss)
+        if not told and trainer.at(SYNC_STEPS):
+            told = True
+            accelerator.print("\n" + describe_plan(config, trainer, images))
         measuring, drawing = trainer.due(config.validation_steps), trainer.due(config.sample_steps)
         if measuring or drawing:
             look(config, trainer, denoiser, images, measuring, drawing)

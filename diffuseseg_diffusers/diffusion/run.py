@@ -136,6 +136,19 @@ def describe(config: Any, accelerator: Accelerator, model: Any, images: Training
     )
 
 
+def describe_plan(config: Any, trainer: Trainer, images: TrainingImages) -> str:
+    """An estimate of the whole run from the time of its steps so far: steps, images, passes over the data, minutes."""
+    per_step, ends = trainer.state["seconds"] / trainer.state["step"], []
+    if config.max_train_steps is not None:
+        ends.append(config.max_train_steps)
+    if config.max_train_minutes is not None:
+        ends.append(max(1, round(60 * config.max_train_minutes / per_step)))
+    total = min(ends)
+    seen = total * config.train_batch_size * trainer.accelerator.num_processes * config.gradient_accumulation_steps
+    passes = "" if config.streaming else f", {seen / len(images.batches.images):.1f} passes over the data"
+    return f"About {total:,} steps, {seen:,} images{passes} in {total * per_step / 60:.1f} minutes."
+
+
 def summary(config: Any, trainer: Trainer) -> dict[str, Any]:
     """What `training_state.json` says: what was trained, on what, for how long, with which result."""
     accelerator, state, entries = trainer.accelerator, trainer.state, trainer.log.entries

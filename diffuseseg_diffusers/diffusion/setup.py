@@ -18,7 +18,9 @@ from ..features.latents import latent_stride
 from ..features.pixel_unet import image_size
 from ..images.channels import InputChannels
 from ..jobs.errors import UserError
+from ..jobs.hardware import default_device
 from ..jobs.seeds import mixed_seed, mixed_seed_32
+from ..pipelines.general import comes_with_package
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..trainer.batches import ShuffledBatches, StreamedBatches
@@ -28,6 +30,7 @@ from .unets import BETA_SCHEDULES, check_trainable, make_unet, preset_config, re
 
 
 VALIDATION_IMAGES = 128
+CPU_WIDTH = 32  # channels of the finest level
 
 
 @dataclass
@@ -111,8 +114,19 @@ def make_model(
         given |= {"in_channels": channels, "out_channels": channels}
     else:
         size = size or (64, 64)
-        given = preset_config(size, config.channels or count_channels(), config.base_channels)
+        given = preset_config(size, config.channels or count_channels(), config.base_channels or _default_width())
     return make_unet({**given, "sample_size": side_or_sides(size), "dropout": config.dropout}), scheduler
+
+
+def _default_width() -> int | None:
+    """The width of the preset where none is asked for: on a CPU one that it can train, else the preset's."""
+    if default_device().type != "cpu":
+        return None
+    PartialState().print(
+        f"On a CPU the U-Net of the preset has {CPU_WIDTH} channels at its finest level; --base_channels sets another "
+        f"width, and --pretrained general starts from a trained one."
+    )
+    return CPU_WIDTH
 
 
 def _pretrained_model(
@@ -121,6 +135,8 @@ def _pretrained_model(
     if not isinstance(pretrained, DiffuseSegPipeline):
         raise UserError(f"{config.pretrained} has no U-Net on pixels, which is what is trained here.")
     unet, scheduler = pretrained.unet, DDPMScheduler.from_config(pretrained.scheduler.config)
+    if config.channels is None and comes_with_package(config.pretrained):
+        PartialState().print(f"The {config.pretrained} model is of RGB pictures: grey ones are read as RGB.")
     if config.channels not in (None, unet.config.in_channels):
         raise UserError(f"{config.pretrained} has {unet.config.in_channels} channels, not {config.channels}.")
     if size:

@@ -16,6 +16,7 @@ from diffusers import UNet2DModel
 from ..features.pixel_unet import check_image_size
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import explain_hub_error
+from ..pipelines.general import find_model
 
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -75,6 +76,7 @@ def read_model_config(name: str) -> dict:
     Raises:
         UserError: There is no such file or repository, or it holds something else.
     """
+    name = find_model(name)
     path = Path(name)
     if path.is_file():
         config = _read_config_file(path)

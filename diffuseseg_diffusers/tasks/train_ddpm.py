@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
-from .options import MODEL_ALIASES, CachesDownloads, PushesModel, WritesFolder
+from .options import MODEL_ALIASES, CachesDownloads, PushesModel, WritesFolder, needs
 from .train_options import KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
 
 
@@ -28,9 +28,14 @@ class TrainDDPMConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDow
         None, "Arguments of the model: JSON, YAML, or a folder or Hub name with a U-Net.", reads=True
     )
     pretrained: str | None = option(
-        None, "Pipeline to start from: a local folder or a name on the Hub.", aliases=MODEL_ALIASES, reads=True
+        None,
+        "Pipeline to start from: a local folder, a name on the Hub, or general, which comes with the package.",
+        aliases=MODEL_ALIASES,
+        reads=True,
     )
-    base_channels: int | None = option(None, "Width of the preset for the resolution.")
+    base_channels: int | None = option(
+        None, "Width of the preset for the resolution (default: 32 on a CPU, else the preset's)."
+    )
     dropout: float = option(0.0, "Dropout rate in the residual layers.")
     beta_schedule: str | None = option(
         None, "Noise schedule (default: linear).", choices=BETA_SCHEDULES, group="objective"
@@ -40,6 +45,18 @@ class TrainDDPMConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDow
     )
     snr_gamma: float | None = option(
         None, "γ of Min-SNR weighting; 5 is usual (default: no weighting).", group="objective"
+    )
+    labeled_dataset_name: str | None = option(
+        None,
+        "Labelled images, a folder or a name on the Hub, that say at the end what the features are worth beside those "
+        "of the general model and its untrained twin.",
+        group="validation",
+        influence=False,
+        why="only what is measured at the end",
+        reads=True,
+    )
+    labeled_dataset_config_name: str | None = option(
+        None, "Configuration of that dataset.", group="validation", influence=False, why="what is measured at the end"
     )
 
     def check(self) -> None:
@@ -51,5 +68,8 @@ class TrainDDPMConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDow
             raise UserError("Training of latent models begins anew; leave --pretrained out.")
         if self.vae and (self.input_channels or self.intensity_window or self.intensity_percentiles):
             raise UserError("Autoencoders take pictures of eight bits; leave channels and intensities out, or --vae.")
+        if self.vae and self.labeled_dataset_name:
+            raise UserError("Only U-Nets on pixels are measured at the end; leave --labeled_dataset_name out.")
+        needs(self, "labeled_dataset_name", "labeled_dataset_config_name")
         if self.vae and self.streaming:
             raise UserError("Latents are encoded before training; --streaming and --vae exclude each other.")

@@ -13,6 +13,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -26,6 +27,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffuseseg_diffusers.datasets.unlabeled import UnlabeledImages, load_unlabeled
+from diffuseseg_diffusers.diffusion import readiness
 from diffuseseg_diffusers.diffusion.objective import denoising_losses
 from diffuseseg_diffusers.jobs.command_line import config_line, parse
 from diffuseseg_diffusers.jobs.errors import NotFiniteError, UserError
@@ -33,7 +35,7 @@ from diffuseseg_diffusers.jobs.locks import unlock_folder
 from diffuseseg_diffusers.tasks.train_ddpm import TrainDDPMConfig
 from diffuseseg_diffusers.training.train_ddpm import train_ddpm
 
-from ..conftest import ROOT, draw, run
+from ..conftest import QUICK, ROOT, draw, make_pipeline, run
 from ..diffusion.two_processes import observe
 
 
@@ -551,3 +553,20 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(drawn, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").glob("*checkpoint-*")) == ["checkpoint-000005"]
     assert same(load_file(tmp_path / "run" / "checkpoint-000005" / "model.safetensors"), before)
     assert train(drawn, tmp_path / "run", "--use_ema", steps=8)["step"] == 8
+
+
+def test_a_run_is_estimated_and_its_features_are_judged_at_the_end(drawn, tmp_path, monkeypatch, capsys):
+    for kind in ("images", "masks"):
+        (tmp_path / "labeled" / kind).mkdir(parents=True)
+    for seed in range(3):
+        for kind, pixels in zip(("images", "masks"), draw((20, 24), seed)):
+            Image.fromarray(pixels).save(tmp_path / "labeled" / kind / f"{seed}.png")
+    load = readiness.load_pipeline
+    twin = lambda name, **more: make_pipeline() if name in ("general", "untrained") else load(name, **more)  # noqa: E731
+    monkeypatch.setattr(readiness, "load_pipeline", twin)
+    monkeypatch.setattr(readiness, "find_recipe", lambda name: SimpleNamespace(for_studies=lambda: QUICK))
+    state = train(drawn, tmp_path / "out", "--labeled_dataset_name", tmp_path / "labeled", steps=12)
+    assert list(state["labeled_mean_iou"]) == ["own", "general", "untrained"]
+    said = capsys.readouterr().out
+    assert "About 12 steps, 48 images, 1.3 passes over the data" in said
+    assert "Cross-validated mean IoU of features on the labelled images: own" in said
