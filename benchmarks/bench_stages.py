@@ -26,7 +26,8 @@ from diffuseseg_diffusers.heads.fit import fit_head
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from diffuseseg_diffusers.jobs.hardware import default_device
-from diffuseseg_diffusers.pipelines.segmenter import SMALL, predict_masks, weight_bytes
+from diffuseseg_diffusers.pipelines.outputs import predict_masks
+from diffuseseg_diffusers.pipelines.segmenter import SMALL, weight_bytes
 
 
 class Stage:

@@ -14,6 +14,7 @@ _PUBLIC = {
     "ActivationTable": "heads.table",
     "ArrayRaster": "images.formats.base",
     "AutoDiffuseSegPipeline": "pipelines.auto",
+    "AveragedSegmenter": "pipelines.averaged",
     "BackbonePipeline": "pipelines.backbone",
     "Classes": "heads.classes",
     "ComposedDiffuseSegPipeline": "pipelines.composed",

@@ -59,8 +59,8 @@ def generate(config: GenerateConfig) -> dict | None:
     if accelerator.is_main_process:
         check_run(config, "generate")
     pipe: Any = load_pipeline(config.model, **config.loading(device=config.device or accelerator.device))
-    pipe.set_progress_bar_config(disable=True)
     check_generates_masks(pipe, config.model)
+    pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = sampler_for(pipe, config.scheduler, config.num_inference_steps)
     prompts, size = config.prompts(), config.size
     arguments = call_arguments(pipe, prompts, config.guidance_scale, size, config.negative_prompt)

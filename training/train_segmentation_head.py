@@ -137,7 +137,7 @@ def load_frozen(config: FitConfig, device: torch.device, dtype: torch.dtype) -> 
         return load_backbone(config.backbone, device, dtype, config.revision, config.cache_dir)
     pipe: Any = load_pipeline(config.model, **config.loading(device=device, dtype=dtype))
     if not isinstance(pipe, HeadSegmenter):
-        raise UserError(f"{config.model} is a student, which has no head to fit; give a diffusion model.")
+        raise UserError(f"{config.model} is a student or several models, with no head to fit; give a diffusion model.")
     pipe.segmentation_head = None
     return pipe
 

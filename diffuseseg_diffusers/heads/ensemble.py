@@ -26,6 +26,7 @@ from ..features.base import Block
 from ..features.filters import filter_channels
 from ..jobs.errors import UserError
 from .decisions import Decisions, winners
+from .guided import check_guided
 from .inputs import check_members, groups_of
 from .upsampling import blend_of, columns_of, upsampled_rows
 
@@ -35,6 +36,7 @@ logger = logging.get_logger(__name__)
 # What a saved head is made of. A change that this code cannot read gets the next number.
 FORMAT_VERSION = 6  # the newest that this code reads
 FILTERING_FORMAT = 6  # of heads that read filters, or whose members have weights
+GUIDED_FORMAT = 6  # of heads with guided masks
 ADAPTED_FORMAT = 5  # of heads on pipelines with adapters or FreeU
 DECIDING_FORMAT = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
@@ -149,6 +151,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         tiling (mapping, *optional*): How the labelled images were seen: `tiles`, whether cut into tiles; `scale`, the
             model's pixels for one of theirs; `pixel_size` in micrometres, if they were brought to one.
         decisions (mapping, *optional*): Which class a pixel gets, if not the likeliest: see [`Decisions`].
+        guided (two `float`, *optional*): Widths over space, in pixels, and over colour of the filter that makes masks
+            follow the picture: see [`joint_bilateral`]. The filtered mean probabilities decide, whatever the voting.
         agreement (mapping, *optional*): By precision, the measured share of the pixels whose class is that in float32.
         filters (sequence of `float`, *optional*): Scales of filters of the image that follow the activations, of which
             there may then be none: see [`filter_bank`].
@@ -181,6 +185,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         channels: Mapping | None = None,
         tiling: Mapping | None = None,
         decisions: Mapping | None = None,
+        guided: Sequence[float] | None = None,
         agreement: Mapping[str, float] | None = None,
         filters: Sequence[float] | None = None,
         member_inputs: Sequence[str] | None = None,
@@ -201,6 +206,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         if label_names is not None and len(set(label_names)) < num_classes:
             raise UserError(f"Two classes have the same name in {list(label_names)}; results are listed by name.")
         Decisions.of(decisions, num_classes)
+        check_guided(guided)
         if len(block_channels) != len(blocks):
             raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
         check_members(num_members, blocks, filters, member_inputs, member_weights, voting)

@@ -83,7 +83,7 @@ class LabelSession:
         size: tuple[int, int] | None = None,
     ):
         if not isinstance(pipe, HeadSegmenter):
-            raise UserError("The model is a student, which has no features to learn from; give a diffusion model.")
+            raise UserError("The model is a student or several, with no features to learn; give a diffusion model.")
         self.pipe, self.recipe, self.folder, self.images = pipe, find_recipe(recipe), Path(folder), Path(images)
         self.axes = axes
         self.extractor = recipe_extractor(pipe, self.recipe, size=size)

@@ -38,19 +38,21 @@ CONSISTENCY = "CMStochasticIterativeScheduler"  # needs the sampling loop of its
 # of diffusers, or by the end of the class in `architectures` of one of transformers. All pipelines of diffusers that
 # are not listed are composed with a head.
 COMPOSED, PIXEL, BACKBONE = "ComposedDiffuseSegPipeline", "DiffuseSegPipeline", "BackbonePipeline"
+AVERAGED = "AveragedSegmenter"
 KINDS = {
     COMPOSED: "pipelines.composed:ComposedDiffuseSegPipeline",
     PIXEL: "pipelines.pixel:DiffuseSegPipeline",
     "DDPMPipeline": "pipelines.pixel:DiffuseSegPipeline",
     "DDIMPipeline": "pipelines.pixel:DiffuseSegPipeline",
     BACKBONE: "pipelines.backbone:BackbonePipeline",
+    AVERAGED: "pipelines.averaged:AveragedSegmenter",
     "ForSemanticSegmentation": "students.student:StudentSegmenter",
     "UNet2DModel": "students.unets:UNetStudent",
     ONNX: "students.export:OnnxStudent",
 }
 # Where the share of pixels is recorded on which masks in lower precision agree with those in float32.
 AGREEMENT = {PIXEL: f"{HEAD}/{CONFIG}", BACKBONE: f"{HEAD}/{CONFIG}", "ForSemanticSegmentation": CONFIG}
-AGREEMENT["UNet2DModel"] = "student.json"
+AGREEMENT |= {"UNet2DModel": "student.json", AVERAGED: INDEX}
 
 
 class AutoDiffuseSegPipeline:
@@ -67,13 +69,14 @@ class AutoDiffuseSegPipeline:
         device: str | torch.device | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Loads a pipeline, a head with its base, a vision backbone, a student or an ONNX file.
+        """Loads a pipeline, a head with its base, a vision backbone, a student, an ONNX file or several of them.
 
         Args:
             pretrained_model_name_or_path (`str` or path): Folder or Hub name of a pipeline of diffusers whose denoiser
                 is of a known family, of a head as [`ComposedDiffuseSegPipeline.save_pretrained`] saves it, of a vision
-                model of transformers, with or without a head, or of a student; the path of an ONNX file; or
-                `"general"`, the denoiser that comes with the package, or `"untrained"`, the same without training.
+                model of transformers, with or without a head, of a student, or of what [`AveragedSegmenter`] saved;
+                the path of an ONNX file; or `"general"`, the denoiser that comes with the package, or `"untrained"`,
+                the same without training.
             base_model (`str` or path, *optional*): Where the base of a head is, if not where the head says.
             device (`str` or `torch.device`, *optional*): Where to; the CPU if not given. ONNX files run on the CPU.
             **kwargs: As in [`DiffusionPipeline.from_pretrained`]. A `torch.dtype` as `dtype` converts head and model; a
@@ -83,7 +86,8 @@ class AutoDiffuseSegPipeline:
 
         Returns:
             [`Segmenter`]: [`DiffuseSegPipeline`] for U-Nets on pixels, [`ComposedDiffuseSegPipeline`] for all other
-            pipelines of diffusers, [`BackbonePipeline`], [`StudentSegmenter`], [`UNetStudent`] or [`OnnxStudent`].
+            pipelines of diffusers, [`BackbonePipeline`], [`StudentSegmenter`], [`UNetStudent`], [`OnnxStudent`] or
+            [`AveragedSegmenter`].
 
         Raises:
             UserError: There is no such model, it is of an unknown kind, or the base is not the one that the head was

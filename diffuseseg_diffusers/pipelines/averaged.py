@@ -1,67 +1,122 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Several models as one: the mean of their probabilities."""
+"""Several models as one: the weighted mean of their probabilities, in memory and in a folder."""
 
+import json
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
 
 from ..features.base import Generators
 from ..heads.decisions import Decisions, winners
+from ..heads.ensemble import PixelClassifierEnsemble
+from ..heads.guided import check_guided
 from ..jobs.errors import UserError
+from ..jobs.files import read_json, write_json
+from ..jobs.hardware import short_name
+from .auto import AutoDiffuseSegPipeline
+from .composed import INDEX
+from .identity import weights_digest
 from .outputs import SegmentedBatch
-from .segmenter import Segmenter
+from .pixel import DiffuseSegPipeline
+from .segmenter import HeadSegmenter, Segmenter, hub_options, weight_bytes
+
+
+# In a saved folder: the diffusion model of the heads, which is stored once; the heads; and all members of other kinds,
+# each as it is saved alone. A member that is a head on the base is of the first kind, all others of the second.
+BASE, ON_BASE, ALONE = "base", "head", "model"
+FILES = [INDEX, "*/*.json", "*/*.safetensors"]  # that loading reads; the patterns cross slashes
 
 
 class AveragedSegmenter(Segmenter):
-    """Segments with several models of the same classes, such as a head and a student that learned from it.
+    """Segments with several models of the same classes: heads at several scales, and students.
 
-    Its uncertainty is the entropy of the mean probabilities in nats.
+    Each reads the same picture or tile at a size of its own; the weighted mean of their probabilities decides. Its
+    uncertainty is the entropy of that mean in nats.
 
     Args:
-        models (mapping): Name, for messages, to [`Segmenter`]. The first says colours, channels, tiles and the id of
-            ignored pixels. If all have decisions, the means of what they expect decide.
+        models (mapping): Name, for messages, to [`Segmenter`]. The first says colours, channels and the id of ignored
+            pixels; the one with the largest images, of equals the first, says at which size images are read, and with
+            that the scale of tiles. If all have decisions, the weighted means of what they expect decide.
+        weights (sequence of `float`, *optional*): Of each model, from 0 on; all alike if not given.
+        guided (two `float`, *optional*): Widths of the filter that makes masks follow the picture, see
+            [`joint_bilateral`]; those of the models themselves do not count.
 
     Raises:
-        UserError: One of them has no head, or they differ in classes, or in the size or channels of their images.
+        UserError: One of them has no head; or they differ in classes, in the channels of their images, or in what of a
+            picture they read at once.
+
+    Examples:
+        >>> both = AveragedSegmenter({"fine": fine, "context": coarse, "student": student}, weights=[2, 1, 1])
+        >>> both.save_pretrained("out/model")
     """
 
-    def __init__(self, models: Mapping[str, Segmenter]):
+    def __init__(
+        self,
+        models: Mapping[str, Segmenter],
+        weights: Sequence[float] | None = None,
+        guided: Sequence[float] | None = None,
+    ):
         for one in models.values():
             one.check_can_segment()
         (first, model), *others = models.items()
         for name, other in others:
             for what, one, another in (
                 ("the classes", model.label_names, other.label_names),
-                ("images of", model.image_size, other.image_size),
                 ("the number of channels", model.in_channels, other.in_channels),
                 ("the channels", model.channels.config, other.channels.config),
             ):
                 if one != another:
                     raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")
+        _check_views(models)
         self.first, self.names, self.models = model, list(models), list(models.values())
+        given = [1.0] * len(models) if weights is None else [float(weight) for weight in weights]
+        if len(given) != len(models) or not all(0 <= w < math.inf for w in given) or not sum(given):
+            raise UserError(f"The {len(models)} models need a weight from 0 on each, and one above 0; got {given}.")
+        self.weights = [weight / sum(given) for weight in given]
+        self.guided = check_guided(guided)
+        self.finest = max(self.models, key=lambda model: math.prod(model.image_size))
         every = [model.decisions for model in self.models]
         if not any(decisions is None for decisions in every):
-            iou, union = (torch.tensor([getattr(d, name) for d in every]).mean(0) for name in ("iou", "union"))
+            share = torch.tensor(self.weights)
+            iou, union = (share @ torch.tensor([getattr(d, name) for d in every]) for name in ("iou", "union"))
             self.decisions = Decisions(tuple(iou.tolist()), tuple(union.tolist()))
 
-    image_size = property(attrgetter("first.image_size"))
+    image_size = property(attrgetter("finest.image_size"))
     in_channels = property(attrgetter("first.in_channels"))
     label_names = property(attrgetter("first.label_names"))
     palette = property(attrgetter("first.palette"))
     ignore_index = property(attrgetter("first.ignore_index"))
     channels = property(attrgetter("first.channels"))
-    fitted_tiles = property(attrgetter("first.fitted_tiles"))
+
+    @property
+    def fitted_tiles(self) -> dict:
+        """Those of the finest model; if it states none, those of another at the scale at which that one reads."""
+        for model in (self.finest, *self.models):
+            if fitted := dict(model.fitted_tiles):
+                ratio = self.image_size[0] / model.image_size[0]
+                for name, factor in (("scale", ratio), ("pixel_size", 1 / ratio)):
+                    fitted |= {name: fitted[name] * factor} if fitted.get(name) else {}
+                return fitted
+        return {}
 
     @property
     def nbytes(self) -> int:
-        return sum(model.nbytes for model in self.models)
+        parts = {id(part): part for model in self.models for part in model.networks().values()}
+        return sum(weight_bytes(part) for part in parts.values())
 
     def identity(self) -> dict[str, str]:
         parts = [(i, model.identity()) for i, model in enumerate(self.models)]
-        return {f"{i}.{name}": value for i, own in parts for name, value in own.items()}
+        own = {"weights": json.dumps([round(w, 6) for w in self.weights]), "guided": json.dumps(self.guided)}
+        own |= {} if self.decisions is None else {"decisions": json.dumps(self.decisions.config)}
+        return own | {f"{i}.{name}": value for i, found in parts for name, value in found.items()}
 
     def check_can_segment(self) -> None:
         for model in self.models:
@@ -85,12 +140,134 @@ class AveragedSegmenter(Segmenter):
         generator: Generators = None,
         return_probabilities: bool = False,
     ) -> SegmentedBatch:
-        given = (pixels, sizes, class_labels, generator, True)
-        found: list[Any] = [model.segment_batch(*given).probabilities for model in self.models]
-        own = zip(*found, strict=True)  # [C,H,W] of each model, image by image
-        means = [torch.stack([p.float().cpu() for p in parts]).mean(0) for parts in own]
+        means: list[torch.Tensor] = [torch.zeros(())] * len(sizes)  # [C,H,W] each
+        for model, weight in zip(self.models, self.weights, strict=True):
+            size, own = model.image_size, pixels
+            if size != tuple(pixels.shape[-2:]):
+                own = F.interpolate(pixels, size, mode="bilinear", antialias=True).clamp(-1, 1)  # [N,C,h,w]
+            found: Any = model.segment_batch(own, sizes, class_labels, generator, True).probabilities
+            means = [mean + weight * p.float().cpu() for mean, p in zip(means, found, strict=True)]
         return SegmentedBatch(
             [winners(p, self.decisions, 0).to(torch.uint8) for p in means],
             [-torch.xlogy(p, p).sum(0).clamp(max=0) for p in means],
             means if return_probabilities else None,
         )
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves all models to a device."""
+        every: list[Any] = self.models
+        for model in every:
+            model.to(device)
+        return self
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Saves all models in one folder; a diffusion model that several heads read is stored once.
+
+        Args:
+            folder (`str` or path): Created if missing.
+
+        Raises:
+            UserError: One of the models is an ONNX file.
+        """
+        folder, members, base = Path(folder), [], None
+        for name, model in zip(self.names, self.models, strict=True):
+            save = getattr(model, "save_pretrained", None)
+            if save is None:
+                raise UserError(f"{name} is an ONNX file, which is not saved with others; give what it was made of.")
+            kind = ALONE
+            if isinstance(model, DiffuseSegPipeline):
+                base = base or DiffuseSegPipeline(model.unet, model.scheduler, None, model.config.get("channels"))
+                kind, save = (ON_BASE, model.segmentation_head.save_pretrained) if _on(model, base) else (kind, save)
+            room = "heads" if isinstance(model, HeadSegmenter) else "students"
+            place = f"{room}/{sum(member['folder'].startswith(room) for member in members)}"
+            save(folder / place)
+            members.append({"folder": place, "kind": kind})
+        if base is not None:
+            base.save_pretrained(folder / BASE)
+        index: dict[str, Any] = {"_class_name": type(self).__name__, "members": members, "weights": self.weights}
+        index["agreement"] = _agreement(self.models)
+        index["guided"] = None if self.guided is None else list(self.guided)
+        index["decisions"] = None if self.decisions is None else self.decisions.config
+        write_json(folder / INDEX, index)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, dtype: torch.dtype = torch.float32, **kwargs: Any
+    ) -> "AveragedSegmenter":
+        """Loads what [`~AveragedSegmenter.save_pretrained`] saved; runs no code of a repository.
+
+        Args:
+            name (`str` or path): Folder or Hub name.
+            dtype (`torch.dtype`, defaults to `torch.float32`): Precision of the models; heads keep float32.
+            **kwargs: `revision`, `cache_dir`, … as in [`DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            UserError: A model is missing or cannot be loaded, or they do not fit each other.
+        """
+        local = os.path.isdir(name)
+        folder = Path(name if local else snapshot_download(str(name), allow_patterns=FILES, **hub_options(kwargs)))
+        index, base = read_json(folder / INDEX), None
+        members = _members(index, name)
+        if any(member["kind"] == ON_BASE for member in members):
+            base = AutoDiffuseSegPipeline.from_pretrained(folder / BASE, dtype=short_name(dtype))
+        models: dict[str, Segmenter] = {}
+        for member in members:
+            place = folder / member["folder"]
+            if member["kind"] == ON_BASE:
+                head = PixelClassifierEnsemble.from_pretrained(place)
+                models[str(place)] = DiffuseSegPipeline(base.unet, base.scheduler, head, base.config.get("channels"))
+            else:
+                models[str(place)] = AutoDiffuseSegPipeline.from_pretrained(place, dtype=short_name(dtype))
+        found = cls(models, index.get("weights"), index.get("guided"))
+        found.decisions = Decisions.of(index.get("decisions"), len(found.label_names))
+        return found
+
+
+def _check_views(models: Mapping[str, Segmenter]) -> None:
+    """Raises [`UserError`] if one model reads tiles that cover more of a picture than those of another."""
+    views = {}
+    for name, model in models.items():
+        fitted = model.fitted_tiles
+        if fitted.get("tiles"):
+            side = fitted.get("pixel_size") or 1 / (fitted.get("scale") or 1)
+            height, width = (round(side * length) for length in model.image_size)
+            views[name] = f"tiles of {width} × {height} {'µm' if fitted.get('pixel_size') else 'pixels'}"
+        elif fitted:
+            views[name] = "whole pictures"
+    (first, view), *others = list(views.items()) or [("", "")]
+    for name, other in others:
+        if other != view:
+            raise UserError(
+                f"{name} was fitted on {other}, but {first} on {view}; models segment together that read the same."
+            )
+
+
+def _on(model: DiffuseSegPipeline, base: DiffuseSegPipeline) -> bool:
+    """Whether a pipeline's diffusion model is a base's."""
+    same = model.unet is base.unet or weights_digest(model.unet) == weights_digest(base.unet)
+    configs = ((pipe.scheduler.config, pipe.config.get("channels")) for pipe in (model, base))
+    return same and len({json.dumps(config, sort_keys=True, default=str) for config in configs}) == 1
+
+
+def _agreement(models: Sequence[Segmenter]) -> dict[str, float]:
+    """By precision, the least share of pixels on which a model's masks are those in float32, where it was measured."""
+    least: dict[str, float] = {}
+    for model in models:
+        head = getattr(model, "segmentation_head", None)
+        shares = getattr(model, "agreement", None) if head is None else head.config.agreement
+        for dtype, share in (shares or {}).items():
+            least[dtype] = min(share, least.get(dtype, 1.0))
+    return least
+
+
+def _members(index: Mapping[str, Any], name: str | os.PathLike) -> list[dict[str, str]]:
+    """The members that an index lists; raises [`UserError`] if it is not valid or names places elsewhere."""
+    members = index.get("members")
+    valid = isinstance(members, list) and members
+    for member in members if isinstance(members, list) else ():
+        place = Path(str(member.get("folder"))) if isinstance(member, dict) else Path("..")
+        inside = place.parts[:1] in (("heads",), ("students",)) and ".." not in place.parts
+        valid = valid and inside and member.get("kind") in (ON_BASE, ALONE)
+    if not valid:
+        raise UserError(f"The {INDEX} of {name} lists no members in heads/ and students/; restore it or fit again.")
+    return members

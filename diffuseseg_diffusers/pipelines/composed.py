@@ -25,9 +25,9 @@ from ..jobs.errors import UserError
 from .adapters import load_adapters
 from .bases import check_base, check_condition, describe_adapters, describe_base, describe_condition, tell_unstated
 from .identity import describe_freeu, describe_noise
-from .outputs import DiffuseSegPipelineOutput
+from .outputs import DiffuseSegPipelineOutput, predict_masks
 from .sampled import nearest_steps, sampled_activations
-from .segmenter import HOW_TO_FIT, HeadSegmenter, hub_options, predict_masks
+from .segmenter import HOW_TO_FIT, HeadSegmenter, hub_options
 from .variants import load_variant, only_variant
 
 
@@ -220,9 +220,10 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
         # 2. Masks.
         found: Any = None
         if masks_while_sampling:
-            pixels = torch.from_numpy(images).movedim(-1, 1) * 2 - 1  # [N,C,H,W]
-            activations = [*sampled_activations(tapping, steps, images.shape), *tapping.filtered(pixels)]
-            found = predict_masks(self._head, activations, None, [images.shape[1:3]] * len(images))
+            pictures, sizes = torch.from_numpy(images).movedim(-1, 1), [images.shape[1:3]] * len(images)  # [N,C,H,W]
+            activations = [*sampled_activations(tapping, steps, images.shape), *tapping.filtered(pictures * 2 - 1)]
+            found = predict_masks(self._head, activations, None, sizes, self.guided is not None)
+            found = self.refine(found, list(pictures))
         elif extractor is not None:
             given = {"generator": kwargs.get("generator"), "output_type": "pt", "return_images": False}
             found = self.segment(list(images), **given)

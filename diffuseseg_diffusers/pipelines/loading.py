@@ -13,7 +13,7 @@ from ..jobs.errors import UserError
 from ..jobs.files import JOINED
 from ..jobs.hardware import find_device, short_name
 from .auto import COMPOSED, ONNX, AutoDiffuseSegPipeline, check_name, errors_explained, find_kind
-from .averaged import AveragedSegmenter
+from .averaged import BASE, AveragedSegmenter
 from .general import find_model, hub_name, own_parts
 from .pixel import DiffuseSegPipeline
 from .segmenter import Segmenter
@@ -52,7 +52,9 @@ def load_pipeline(
         if len({os.path.realpath(part) if os.path.exists(part) else part for part in parts}) < len(parts):
             raise UserError(f"{name} names a model twice; give every model once.")
         options = dict(device=device, dtype=dtype, lora=lora)
-        return AveragedSegmenter(load_pipelines(parts, revision, base_model, cache_dir, **options))
+        both = AveragedSegmenter(load_pipelines(parts, revision, base_model, cache_dir, **options))
+        both.guided = both.first.guided
+        return both
     if not name.endswith(ONNX):  # which say more if a device was named
         check_name(name)
         device = find_device(device)
@@ -99,16 +101,23 @@ def load_pipelines(
 def save_fitted(
     pipe: Any, folder: Path, name: str, revision: str | None = None, cache_dir: str | os.PathLike | None = None
 ) -> None:
-    """Saves a pipeline of [`load_pipeline`] with its head, and its U-Net in the precision in which it was found.
+    """Saves a pipeline of [`load_pipeline`] with its head, or several heads on it, and its U-Net in the precision in
+    which it was found.
 
     The name, revision and cache are those that [`load_pipeline`] was given.
     """
+
+    def found() -> DiffuseSegPipeline:
+        where: dict[str, Any] = dict(segmentation_head=None, revision=revision, cache_dir=cache_dir)
+        return DiffuseSegPipeline.from_pretrained(find_model(name), **where, **own_parts(name))
+
     original = pipe
     if isinstance(pipe, DiffuseSegPipeline):
-        where: dict[str, Any] = dict(segmentation_head=None, revision=revision, cache_dir=cache_dir)
-        original = DiffuseSegPipeline.from_pretrained(find_model(name), **where, **own_parts(name))
+        original = found()
         original.segmentation_head = pipe.segmentation_head
     original.save_pretrained(folder)
+    if isinstance(pipe, AveragedSegmenter) and (folder / BASE).is_dir():
+        found().save_pretrained(folder / BASE)
     trained = Path(find_model(name)) / "training_state.json"
     if trained.is_file():  # how the U-Net was trained belongs to what it became
         shutil.copy(trained, folder)

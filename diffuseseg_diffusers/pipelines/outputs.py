@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What pipelines and students return."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
 
+from ..heads.ensemble import PixelClassifierEnsemble
 from ..jobs.errors import UserError
 
 
@@ -65,6 +67,27 @@ class SegmentedBatch:
     masks: list[torch.Tensor]
     uncertainty: list[torch.Tensor] | None = None
     probabilities: list[torch.Tensor] | None = None
+
+
+def predict_masks(
+    head: PixelClassifierEnsemble,
+    activations: Sequence[torch.Tensor],
+    mirrored: Sequence[torch.Tensor] | None,
+    sizes: Sequence[tuple[int, int]],
+    return_probabilities: bool = False,
+) -> SegmentedBatch:
+    """[`PixelClassifierEnsemble.predict`] for a batch of images whose masks differ in size, `(height, width)` each."""
+    names = ["labels", "uncertainty", *(["probabilities"] if return_probabilities else [])]
+    found: dict[str, list] = {name: [None] * len(sizes) for name in names}
+    for size in dict.fromkeys(sizes):  # images of one size go together
+        same = [i for i, s in enumerate(sizes) if s == size]
+        index = same if len(same) < len(sizes) else slice(None)  # all of them without a copy
+        chosen, other = (None if v is None else [a[index] for a in v] for v in (activations, mirrored))
+        output = head.predict(chosen, size, return_probabilities, mirrored=other)
+        for name in names:
+            for i, tensor in zip(same, output[name].cpu()):
+                found[name][i] = tensor
+    return SegmentedBatch(found["labels"], found["uncertainty"], found.get("probabilities"))
 
 
 def check_output_type(output_type: str) -> None:

@@ -22,15 +22,16 @@ from ..features.pixel_unet import DecoderFeatureExtractor, default_class_labels,
 from ..features.weights import base_weights
 from ..heads.decisions import Decisions
 from ..heads.ensemble import PixelClassifierEnsemble
+from ..heads.guided import joint_bilateral
 from ..heads.inputs import member_kinds
 from ..heads.upsampling import Blend
 from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
-from .outputs import DiffuseSegPipelineOutput, SegmentationOutput
+from .outputs import DiffuseSegPipelineOutput, SegmentationOutput, predict_masks
 from .saved_code import code_files
-from .segmenter import HeadPipeline, Segmenter, hub_options, predict_masks
+from .segmenter import HeadPipeline, Segmenter, hub_options
 
 
 logger = logging.get_logger(__name__)
@@ -119,9 +120,9 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         """The files of code that a saved pipeline with this `index` (`model_index.json`) carries, by name."""
         # Each after those that it needs.
         needed: tuple[Any, ...] = (UserError, InputChannels, DiffuseSegImageProcessor, NoiseSchedule, Place)
-        needed += (filter_bank, member_kinds)
-        needed += (FeatureExtractor, DecoderFeatureExtractor, base_weights, Decisions, Blend, PixelClassifierEnsemble)
-        needed += (describe_segmenter, SegmentationOutput, Segmenter, code_files, DiffuseSegPipeline)
+        needed += (filter_bank, member_kinds, FeatureExtractor, DecoderFeatureExtractor, base_weights, Decisions)
+        needed += (joint_bilateral, Blend, PixelClassifierEnsemble, describe_segmenter, SegmentationOutput, Segmenter)
+        needed += (code_files, DiffuseSegPipeline)
         return code_files(index, [one.__module__ for one in needed])
 
     @property
@@ -197,12 +198,13 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
         # 2. Segment what was generated, as it will be stored: clipped to the range of images.
         sample, found = sample.clamp(-1, 1), None
         if extractor is not None:
-            sizes = [tuple(sample.shape[-2:])] * batch_size
+            sizes, need = [tuple(sample.shape[-2:])] * batch_size, self.guided is not None
             if activations:
                 activations += extractor.filtered(sample)
-                found = predict_masks(self.segmentation_head, activations, None, sizes)
+                found = predict_masks(self.segmentation_head, activations, None, sizes, need)
             else:
-                found = self.segment_batch(sample, sizes, generator=generator)
+                found = self.segment_batch(sample, sizes, None, generator, need)
+            found = self.refine(found, list(sample / 2 + 0.5))
 
         # 3. Convert.
         images = DiffuseSegImageProcessor(self.unet.config.in_channels).postprocess(sample, output_type)

@@ -13,13 +13,21 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..features.base import Block, FeatureExtractor, Generators
-from ..heads.decisions import Decisions
-from ..heads.ensemble import DECIDING_FORMAT, PixelClassifierEnsemble
+from ..heads.decisions import Decisions, winners
+from ..heads.ensemble import DECIDING_FORMAT, GUIDED_FORMAT, PixelClassifierEnsemble
+from ..heads.guided import check_guided, joint_bilateral
 from ..images.channels import InputChannels
 from ..images.image_processor import DiffuseSegImageProcessor, ImageInput, default_palette, mask_to_pil, unnamed_classes
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
-from .outputs import DiffuseSegPipelineOutput, SegmentationOutput, SegmentedBatch, check_output_type, together
+from .outputs import (
+    DiffuseSegPipelineOutput,
+    SegmentationOutput,
+    SegmentedBatch,
+    check_output_type,
+    predict_masks,
+    together,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -36,6 +44,7 @@ class Segmenter(ABC):
     """A model that segments images. Subclasses say at what size they read images, and segment a batch of them."""
 
     decisions: Decisions | None = None  # which class a pixel gets, if not the likeliest one
+    guided: tuple[float, float] | None = None  # widths of the filter that makes masks follow the picture, if it is used
 
     @property
     @abstractmethod
@@ -99,8 +108,26 @@ class Segmenter(ABC):
     ) -> SegmentedBatch:
         """Segments images `[N, in_channels, *image_size]` in [-1, 1]; `sizes` are those of the masks.
 
-        The other arguments are as in [`~Segmenter.segment`].
+        The other arguments are as in [`~Segmenter.segment`]. If `guided` is set, [`~Segmenter.refine`] comes next.
         """
+
+    def refine(
+        self, found: SegmentedBatch, pictures: Sequence[torch.Tensor], return_probabilities: bool = False
+    ) -> SegmentedBatch:
+        """Masks that follow the pictures, if `guided` is set; else those that were found.
+
+        Args:
+            found ([`SegmentedBatch`]): With probabilities, if `guided` is set. The uncertainty stays.
+            pictures (sequence of `torch.Tensor`): `[c, H, W]` each in [0, 1], of the size of its mask.
+            return_probabilities (`bool`, defaults to `False`): Whether to return probabilities, which are filtered too.
+        """
+        if self.guided is None:
+            return found
+        assert found.probabilities is not None
+        pairs = zip(found.probabilities, pictures, strict=True)
+        refined = [joint_bilateral(p, picture.to(p.device), *self.guided) for p, picture in pairs]  # [C,H,W] each
+        masks = [winners(p, self.decisions, 0).to(torch.uint8) for p in refined]
+        return SegmentedBatch(masks, found.uncertainty, refined if return_probabilities else None)
 
     def check_can_segment(self) -> None:  # noqa: B027 (most need nothing more)
         """Raises [`UserError`] if something is missing that segmenting needs."""
@@ -189,7 +216,11 @@ class Segmenter(ABC):
                 pixels = processor.preprocess(loaded[own], *self.image_size)  # [N,C,H,W]
                 noise = generator[own] if isinstance(generator, (list, tuple)) else generator
                 classes = None if labels is None else labels[own]
-                found.append(self.segment_batch(pixels, sizes, classes, noise, return_probabilities))
+                need = return_probabilities or self.guided is not None
+                batch = self.segment_batch(pixels, sizes, classes, noise, need)
+                guides = () if self.guided is None else zip(loaded[own], sizes, strict=True)
+                pictures = [processor.preprocess([image], *size)[0] / 2 + 0.5 for image, size in guides]  # [C,H,W]
+                found.append(self.refine(batch, pictures, return_probabilities))
 
         # 2. Convert.
         masks = together([batch.masks for batch in found], output_type)
@@ -320,6 +351,16 @@ class HeadSegmenter(Segmenter):
         self.segmentation_head.register_to_config(**config)
 
     @property
+    def guided(self) -> tuple[float, float] | None:
+        return check_guided(self.segmentation_head.config.guided)
+
+    @guided.setter
+    def guided(self, widths: Sequence[float] | None) -> None:
+        given, version = check_guided(widths), self.segmentation_head.config.format_version
+        version = version if given is None else max(GUIDED_FORMAT, version)  # what does not know it must not load it
+        self.segmentation_head.register_to_config(guided=given and list(given), format_version=version)
+
+    @property
     def label_names(self) -> list[str]:
         config = self.segmentation_head.config
         return list(config.label_names or unnamed_classes(config.num_classes))
@@ -405,27 +446,6 @@ class HeadPipeline(HeadSegmenter):
         # diffusers leaves a component that was None as (None, None) in the config, and would not save the new one.
         if name == "segmentation_head" and value is not None and self.config.segmentation_head[0] is None:
             self.register_modules(segmentation_head=value)
-
-
-def predict_masks(
-    head: PixelClassifierEnsemble,
-    activations: Sequence[torch.Tensor],
-    mirrored: Sequence[torch.Tensor] | None,
-    sizes: Sequence[tuple[int, int]],
-    return_probabilities: bool = False,
-) -> SegmentedBatch:
-    """[`PixelClassifierEnsemble.predict`] for a batch of images whose masks differ in size, `(height, width)` each."""
-    names = ["labels", "uncertainty", *(["probabilities"] if return_probabilities else [])]
-    found: dict[str, list] = {name: [None] * len(sizes) for name in names}
-    for size in dict.fromkeys(sizes):  # images of one size go together
-        same = [i for i, s in enumerate(sizes) if s == size]
-        index = same if len(same) < len(sizes) else slice(None)  # all of them without a copy
-        chosen, other = (None if v is None else [a[index] for a in v] for v in (activations, mirrored))
-        output = head.predict(chosen, size, return_probabilities, mirrored=other)
-        for name in names:
-            for i, tensor in zip(same, output[name].cpu()):
-                found[name][i] = tensor
-    return SegmentedBatch(found["labels"], found["uncertainty"], found.get("probabilities"))
 
 
 def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def load_study(config: AnalyzeConfig) -> "Study":
 
     pipe: Any = load_pipeline(config.model, **config.loading())
     if not isinstance(pipe, HeadSegmenter):
-        raise UserError(f"{config.model} is a student, which has no features to study; give the model it learnt from.")
+        raise UserError(f"{config.model} is a student or several models, with no features; give the diffusion model.")
     pipe.segmentation_head = None  # studies fit heads themselves
     dataset, test = load_data(config), None
     if any(STUDIES[name].needs_test for name in config.study):

@@ -39,7 +39,7 @@ def taps(config: TapsConfig) -> str:
 
     pipe: Any = load_pipeline(config.model, **config.loading())
     if not isinstance(pipe, HeadSegmenter):
-        raise UserError(f"{config.model} is a student, which has no features; give the model that it learnt from.")
+        raise UserError(f"{config.model} is a student or several models, with no features; give the diffusion model.")
     table = describe_taps(recipe_extractor(pipe, size=config.size))
     print(table)
     return table

@@ -21,6 +21,7 @@ from ..images.formats.base import Raster, Window, native_tile, scale_of
 from ..jobs.errors import UserError
 from ..pipelines.segmenter import Segmenter
 from .options import BLENDS
+from .regions import Region
 
 
 LARGE = 4.0  # a picture is tiled by itself if it is this many times as high and as wide as what the model sees
@@ -182,13 +183,13 @@ def segment_block(
     Raises:
         UserError: The picture is broken there, or does not fit the model.
     """
-    chosen = channels.indices(raster.channels, raster.name)
     corners = [
         (top, left)
         for top in _touching(tiling.starts(raster.height, 0), tiling.tile[0], block.top, block.height)
         for left in _touching(tiling.starts(raster.width, 1), tiling.tile[1], block.left, block.width)
     ]
-    region = _Region(raster, plane, tiling, corners, chosen)
+    level = 0 if pipe.guided else raster.level_for(tiling.scale)  # a guide is the picture itself
+    region = Region(raster, plane, level, tiling.tile, corners, channels, pipe.in_channels)
     valid = region.valid(block)
     labels = np.full((block.height, block.width), pipe.ignore_index, np.uint8)
     if valid is not None and not valid.any():
@@ -200,8 +201,10 @@ def segment_block(
         own = [corner for corner in corners[start : start + batch_size] if region.measured(*corner)]
         if not own:
             continue
-        pixels = torch.stack([region.tile(*corner, channels, pipe.in_channels) for corner in own])  # [N,C,h,w]
+        pixels = torch.stack([region.tile(*corner, tiling.size) for corner in own]) * 2 - 1  # [N,C,h,w]
         found = pipe.segment_batch(pixels, [tiling.tile] * len(own), return_probabilities=True)
+        guides = [region.tile(*corner, tiling.tile) for corner in own if pipe.guided]
+        found = pipe.refine(found, guides, return_probabilities=True)
         for i, (top, left) in enumerate(own):
             inside, part = _overlap(block, top, left, tiling.tile)
             total[(slice(None), *inside)] += found.probabilities[i][(slice(None), *part)] * weight[part]
@@ -218,69 +221,6 @@ def segment_block(
         None if doubt is None else (doubt / sums).numpy(),
         (total / sums).numpy() if return_probabilities else None,
     )
-
-
-class _Region:
-    """What tiles of a block see, read at once, at the resolution of the file that is just enough.
-
-    Args:
-        raster ([`Raster`]), plane (`int`), tiling ([`Tiling`]): As in [`segment_block`].
-        corners (sequence of `(top, left)`): Of the tiles.
-        chosen (sequence of `int`): Channels.
-    """
-
-    def __init__(
-        self, raster: Raster, plane: int, tiling: Tiling, corners: Sequence[tuple[int, int]], chosen: Sequence[int]
-    ):
-        self.tiling, self.name = tiling, raster.name
-        level = raster.level_for(tiling.scale)
-        self.down = raster.levels[level]
-        sizes = raster.height / self.down, raster.width / self.down
-        self.size = tuple(max(1, round(side)) for side in sizes)
-        self.side = tuple(max(1, round(side / self.down)) for side in tiling.tile)  # of a tile, at this resolution
-        self.top, self.left = self._at(corners[0])
-        bottom, right = self._at(corners[-1])
-        height = min(self.size[0], bottom + self.side[0]) - self.top
-        width = min(self.size[1], right + self.side[1]) - self.left
-        window = Window(self.top, self.left, height, width)
-        values = raster.read(plane, window, level)
-        self.values = values if list(chosen) == list(range(len(values))) else values[list(chosen)]
-        self.empty = raster.gaps(self.values, plane, window, level)  # [h,w]
-
-    def _at(self, corner: tuple[int, int]) -> tuple[int, int]:
-        """A corner at this resolution; no tile leaves the picture."""
-        rows, columns = (
-            max(0, min(round(at / self.down), size - side)) for at, size, side in zip(corner, self.size, self.side)
-        )
-        return rows, columns
-
-    def _of(self, top: int, left: int) -> tuple[slice, slice]:
-        y, x = self._at((top, left))
-        return slice(y - self.top, y - self.top + self.side[0]), slice(x - self.left, x - self.left + self.side[1])
-
-    def measured(self, top: int, left: int) -> bool:
-        """Whether a tile has a single measurement."""
-        return self.empty is None or not self.empty[self._of(top, left)].all()
-
-    def valid(self, block: Window) -> np.ndarray | None:
-        """Where a block has measurements, `[h, w]`; `None` where it has them everywhere."""
-        if self.empty is None:
-            return None
-        rows = ((np.arange(block.top, block.top + block.height) + 0.5) / self.down).astype(int) - self.top
-        columns = ((np.arange(block.left, block.left + block.width) + 0.5) / self.down).astype(int) - self.left
-        shape = self.empty.shape
-        return ~self.empty[rows.clip(0, shape[0] - 1)[:, None], columns.clip(0, shape[1] - 1)]
-
-    def tile(self, top: int, left: int, channels: InputChannels, in_channels: int) -> torch.Tensor:
-        """A tile as the model sees it, `[in_channels, h, w]` in [-1, 1]; beyond the picture it is mirrored."""
-        values = self.values[(slice(None), *self._of(top, left))]
-        x = channels.encode(values, in_channels, self.name)
-        if x.shape[1:] != self.side:
-            x = np.pad(x, [(0, 0), *((0, side - n) for side, n in zip(self.side, x.shape[1:]))], mode="symmetric")
-        pixels = torch.from_numpy(x)
-        if self.side != self.tiling.size:
-            pixels = F.interpolate(pixels[None], self.tiling.size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-        return pixels * 2 - 1
 
 
 def _touching(starts: Sequence[int], tile: int, begin: int, length: int) -> list[int]:
@@ -309,10 +249,14 @@ def segment_whole(
     """Segments a plane of a picture at once, resized to what the model sees."""
     window = Window(0, 0, raster.height, raster.width)
     values = raster.read(plane, window)[channels.indices(raster.channels, raster.name)]
-    pixels = torch.from_numpy(channels.encode(values, pipe.in_channels, raster.name))[None]  # [1,C,H,W]
+    picture = torch.from_numpy(channels.encode(values, pipe.in_channels, raster.name))  # [C,H,W]
+    pixels = picture[None]
     if raster.size != pipe.image_size:
         pixels = F.interpolate(pixels, pipe.image_size, mode="bilinear", antialias=True).clamp(0, 1)
-    found = pipe.segment_batch(pixels * 2 - 1, [raster.size], return_probabilities=return_probabilities)
+    need = return_probabilities or pipe.guided is not None
+    found = pipe.refine(
+        pipe.segment_batch(pixels * 2 - 1, [raster.size], return_probabilities=need), [picture], return_probabilities
+    )
     labels = found.masks[0].numpy()
     empty = raster.gaps(values, plane, window)
     if empty is not None:

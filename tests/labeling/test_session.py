@@ -184,7 +184,7 @@ def test_a_student_does_not_fit(open_session, tmp_path):
     from ..students.test_networks import write_config
 
     student = StudentSegmenter(make_student(write_config(tmp_path), NAMES), make_processor("nvidia/mit-b0", (32, 32)))
-    with pytest.raises(UserError, match="The model is a student, which has no features"):
+    with pytest.raises(UserError, match="The model is a student or several, with no features"):
         open_session(pipe=student)
     assert not (tmp_path / "session").exists()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, ViTConfig, ViTModel
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
@@ -19,6 +19,8 @@ from diffuseseg_diffusers import (
     StudentSegmenter,
     fit_segmentation_head,
 )
+from diffuseseg_diffusers.heads.ensemble import GUIDED_FORMAT
+from diffuseseg_diffusers.heads.guided import joint_bilateral
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines import segmenter
 from diffuseseg_diffusers.pipelines.segmenter import Segmenter
@@ -194,3 +196,27 @@ def test_features_are_computed_on_the_execution_device_of_offloaded_weights():
     assert np.array_equal(before.uncertainty[0], after.uncertainty[0])
     assert pipe.unet.device.type == "meta", "the weights are back where they were"
     assert pipe(1, torch.Generator().manual_seed(0), 2, "np").masks.shape == (1, 16, 16)
+
+
+def test_guided_masks_are_the_filtered_probabilities_at_the_size_of_the_picture(tmp_path):
+    pipe, image = make_pipeline(head=True), draw((40, 48), 0)[0]
+    asked = dict(output_type="pt", return_probabilities=True)
+    plain = pipe.segment(image, **asked)
+    pipe.guided = (1.0, 0.1)
+    assert pipe.segmentation_head.config.format_version == GUIDED_FORMAT
+    found = pipe.segment(image, **asked)
+    filtered = joint_bilateral(plain.probabilities[0], torch.from_numpy(image)[None] / 255, 1.0, 0.1)
+    torch.testing.assert_close(found.probabilities[0], filtered)
+    assert torch.equal(found.masks[0].long(), filtered.argmax(0))
+    assert torch.equal(found.uncertainty[0], plain.uncertainty[0])
+    assert not torch.equal(found.masks[0], plain.masks[0])
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffuseSegPipeline.from_pretrained(tmp_path)
+    assert torch.equal(loaded.segment(image, output_type="pt").masks[0], found.masks[0])
+    carried = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    assert torch.equal(carried.segment(image, output_type="pt").masks[0], found.masks[0])
+    made = loaded(2, num_inference_steps=2, generator=torch.manual_seed(0), output_type="pt")
+    again = loaded.segment(list(made.images), output_type="pt").masks
+    assert torch.equal(made.masks, torch.stack(again))
+    pipe.guided = None
+    assert torch.equal(pipe.segment(image, **asked).masks[0], plain.masks[0])

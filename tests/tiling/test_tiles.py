@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseseg_diffusers.heads.ensemble import image_uncertainty
+from diffuseseg_diffusers.heads.guided import joint_bilateral
 from diffuseseg_diffusers.images.channels import InputChannels
 from diffuseseg_diffusers.images.formats.base import ArrayRaster, Window
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -194,3 +195,18 @@ def test_channels_that_are_chosen_are_read_alike_of_tiles_and_of_the_whole():
         tiles = segment_tiled(pipe, raster, Tiling((16, 16)), 0, channels, return_probabilities=True)
         whole = segment_whole(pipe, raster, 0, channels, return_probabilities=True)
         assert tiles.probabilities == pytest.approx(whole.probabilities, abs=1e-5), names
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_guide_of_a_tile_is_the_picture_at_its_own_resolution(scale):
+    pixels, pipe = picture(16, 16), PixelwiseSegmenter((16, 16) if scale == 1 else (8, 8))
+    raster, tiling = ArrayRaster(pixels), Tiling(pipe.image_size, scale)
+    plain = segment_tiled(pipe, raster, tiling, return_probabilities=True).probabilities
+    pipe.guided = (1.0, 0.2)
+    expected = joint_bilateral(torch.from_numpy(plain), torch.from_numpy(pixels / 255).float(), 1.0, 0.2)
+    for found in (
+        segment_tiled(pipe, raster, tiling, return_probabilities=True),
+        segment_whole(pipe, raster, 0, InputChannels(), return_probabilities=True),
+    ):
+        assert found.probabilities == pytest.approx(expected.numpy(), abs=1e-5)
+        assert np.array_equal(found.labels, found.probabilities.argmax(0))
