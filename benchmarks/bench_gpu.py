@@ -24,10 +24,10 @@ from harness import Machine, Result, arguments, count, drawn_faces, peak_gib, ra
 
 from diffuseseg_diffusers import DiffuseSegPipeline, fit_segmentation_head, recipe_extractor
 from diffuseseg_diffusers.diffusion.unets import make_unet, read_model_config
+from diffuseseg_diffusers.features.weights import weight_bytes
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.jobs.hardware import DTYPES, default_device, default_dtype
 from diffuseseg_diffusers.paper.guided_diffusion import PRESETS, unet_config
-from diffuseseg_diffusers.pipelines.segmenter import weight_bytes
 
 
 SMALL = str(Path(__file__).parent.parent / "training" / "configs" / "small_64.json")

@@ -20,6 +20,7 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from harness import Machine, Result, Task, arguments, count, fit, now
 
+from diffuseseg_diffusers.features.weights import weight_bytes
 from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.extraction import extract_activations
 from diffuseseg_diffusers.heads.fit import fit_head
@@ -27,7 +28,7 @@ from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from diffuseseg_diffusers.jobs.hardware import default_device
 from diffuseseg_diffusers.pipelines.outputs import predict_masks
-from diffuseseg_diffusers.pipelines.segmenter import SMALL, weight_bytes
+from diffuseseg_diffusers.pipelines.segmenter import SMALL
 
 
 class Stage:

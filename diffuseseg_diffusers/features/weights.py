@@ -102,3 +102,8 @@ def state_of(model: nn.Module) -> tuple:
     )
     dtypes = frozenset(p.dtype for p in weights)
     return weakref.ref(model), len(weights), versions, tuple(values), adapters, dtypes
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of the weights and statistics of a module."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

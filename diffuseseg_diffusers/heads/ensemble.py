@@ -35,8 +35,7 @@ logger = logging.get_logger(__name__)
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
 FORMAT_VERSION = 6  # the newest that this code reads
-FILTERING_FORMAT = 6  # of heads that read filters, or whose members have weights
-GUIDED_FORMAT = 6  # of heads with guided masks
+FILTERING_FORMAT = GUIDED_FORMAT = 6  # of heads that read filters, whose members have weights, or with guided masks
 ADAPTED_FORMAT = 5  # of heads on pipelines with adapters or FreeU
 DECIDING_FORMAT = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 
 from ..features.base import Generators
+from ..features.weights import weight_bytes
 from ..heads.decisions import Decisions, winners
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..heads.guided import check_guided
@@ -26,7 +27,7 @@ from .composed import INDEX
 from .identity import weights_digest
 from .outputs import SegmentedBatch
 from .pixel import DiffuseSegPipeline
-from .segmenter import HeadSegmenter, Segmenter, hub_options, weight_bytes
+from .segmenter import HeadSegmenter, Segmenter, hub_options
 
 
 # In a saved folder: the diffusion model of the heads, which is stored once; the heads; and all members of other kinds,

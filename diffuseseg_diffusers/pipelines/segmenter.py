@@ -13,6 +13,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..features.base import Block, FeatureExtractor, Generators
+from ..features.weights import weight_bytes
 from ..heads.decisions import Decisions, winners
 from ..heads.ensemble import DECIDING_FORMAT, GUIDED_FORMAT, PixelClassifierEnsemble
 from ..heads.guided import check_guided, joint_bilateral
@@ -114,18 +115,14 @@ class Segmenter(ABC):
     def refine(
         self, found: SegmentedBatch, pictures: Sequence[torch.Tensor], return_probabilities: bool = False
     ) -> SegmentedBatch:
-        """Masks that follow the pictures, if `guided` is set; else those that were found.
+        """Masks that follow the pictures, `[c, H, W]` each in [0, 1] and of the size of its mask, if `guided` is set.
 
-        Args:
-            found ([`SegmentedBatch`]): With probabilities, if `guided` is set. The uncertainty stays.
-            pictures (sequence of `torch.Tensor`): `[c, H, W]` each in [0, 1], of the size of its mask.
-            return_probabilities (`bool`, defaults to `False`): Whether to return probabilities, which are filtered too.
+        They are those of the probabilities that were `found`, filtered; the uncertainty stays.
         """
         if self.guided is None:
             return found
         assert found.probabilities is not None
-        pairs = zip(found.probabilities, pictures, strict=True)
-        refined = [joint_bilateral(p, picture.to(p.device), *self.guided) for p, picture in pairs]  # [C,H,W] each
+        refined = [joint_bilateral(p, x.to(p.device), *self.guided) for p, x in zip(found.probabilities, pictures)]
         masks = [winners(p, self.decisions, 0).to(torch.uint8) for p in refined]
         return SegmentedBatch(masks, found.uncertainty, refined if return_probabilities else None)
 
@@ -216,8 +213,7 @@ class Segmenter(ABC):
                 pixels = processor.preprocess(loaded[own], *self.image_size)  # [N,C,H,W]
                 noise = generator[own] if isinstance(generator, (list, tuple)) else generator
                 classes = None if labels is None else labels[own]
-                need = return_probabilities or self.guided is not None
-                batch = self.segment_batch(pixels, sizes, classes, noise, need)
+                batch = self.segment_batch(pixels, sizes, classes, noise, return_probabilities or bool(self.guided))
                 guides = () if self.guided is None else zip(loaded[own], sizes, strict=True)
                 pictures = [processor.preprocess([image], *size)[0] / 2 + 0.5 for image, size in guides]  # [C,H,W]
                 found.append(self.refine(batch, pictures, return_probabilities))
@@ -452,8 +448,3 @@ def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Those of the keyword arguments of a `from_pretrained` that say where files are."""
     names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
     return {name: kwargs[name] for name in names if name in kwargs}
-
-
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of the weights and statistics of a module."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from diffuseseg_diffusers.datasets.augmentation import IGNORED, augment
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
+from diffuseseg_diffusers.features.weights import weight_bytes
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
 from diffuseseg_diffusers.pipelines.composed import ComposedDiffuseSegPipeline
-from diffuseseg_diffusers.pipelines.segmenter import weight_bytes
 from diffuseseg_diffusers.students import targets as module
 from diffuseseg_diffusers.students.objective import segmentation_loss
 from diffuseseg_diffusers.students.targets import (
