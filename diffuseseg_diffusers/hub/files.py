@@ -23,6 +23,7 @@ from ..images.image_files import find_images
 from ..images.image_processor import is_address
 from ..jobs.errors import UserError
 from ..jobs.files import RECORD, read_json, read_record
+from ..pipelines.auto import AVERAGED
 from ..pipelines.composed import HEAD, INDEX, ComposedDiffuseSegPipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..students.unets import RECORD as UNET_RECORD
@@ -83,6 +84,11 @@ def collect(folder: Path, scratch: Path) -> Upload:
     if (folder / INDEX).is_file():
         own_name(folder, folder / INDEX)
         index, used = read_json(folder / INDEX), {CARD, INDEX, *RECORDS}
+        if index.get("_class_name") == AVERAGED:
+            raise UserError(
+                f"{folder} holds several models that segment together, which cannot be pushed yet; train a student of "
+                f"it (`diffuseseg train-student --teacher {folder}`), and push that."
+            )
         if index.get("_class_name") == ComposedDiffuseSegPipeline.__name__:
             upload = Upload("head", folder, head_files(folder))
         else:

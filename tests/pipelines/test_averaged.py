@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from diffuseseg_diffusers import Decisions, DiffuseSegPipeline, choose_tiling, load_pipeline, segment_tiled
+from diffuseseg_diffusers import (
+    Decisions,
+    DiffuseSegPipeline,
+    choose_tiling,
+    load_pipeline,
+    push_folder,
+    segment_tiled,
+)
 from diffuseseg_diffusers.cli import main as diffuseseg
 from diffuseseg_diffusers.images.formats.pictures import PictureRaster
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -166,6 +173,8 @@ def test_commands_take_the_folder_or_say_why_not(committee, tmp_path, capsys):
     with pytest.raises(SystemExit):
         diffuseseg(["generate", "--num_samples", "1", *model, tmp_path / "made"])
     assert "segments images, but generates none" in capsys.readouterr().err
+    with pytest.raises(UserError, match="several models that segment together, which cannot be pushed yet"):
+        push_folder(tmp_path / "saved", "alice/committee")
 
 
 def test_an_index_that_names_places_elsewhere_is_a_sentence(committee, tmp_path):
