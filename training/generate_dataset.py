@@ -15,7 +15,13 @@ from tqdm.auto import tqdm
 
 from diffuseseg_diffusers.datasets.columns import dataset_contents, describe_dataset
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
-from diffuseseg_diffusers.factory.sampling import call_arguments, check_generates_masks, generate_batch, sampler_for
+from diffuseseg_diffusers.factory.sampling import (
+    call_arguments,
+    check_generates_masks,
+    doubt_samples,
+    generate_batch,
+    sampler_for,
+)
 from diffuseseg_diffusers.factory.selection import nearest_neighbours, reference_thumbnails, select
 from diffuseseg_diffusers.factory.shards import PART_FILES, SHARD_FILES, Samples, part_path, write_shards, write_table
 from diffuseseg_diffusers.figures.curves import uncertainty_histogram
@@ -61,6 +67,8 @@ def generate(config: GenerateConfig) -> dict | None:
     pipe: Any = load_pipeline(config.model, **config.loading(device=config.device or accelerator.device))
     check_generates_masks(pipe, config.model)
     pipe.set_progress_bar_config(disable=True)
+    if doubt := doubt_samples(config.model):
+        accelerator.print(f"warning: {doubt}")
     pipe.scheduler = sampler_for(pipe, config.scheduler, config.num_inference_steps)
     prompts, size = config.prompts(), config.size
     arguments = call_arguments(pipe, prompts, config.guidance_scale, size, config.negative_prompt)

@@ -1,5 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import io
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +8,12 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 
-from diffuseseg_diffusers.factory.sampling import check_generates_masks, generate_batch, scheduler_for
+from diffuseseg_diffusers.factory.sampling import (
+    check_generates_masks,
+    doubt_samples,
+    generate_batch,
+    scheduler_for,
+)
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.jobs.seeds import mixed_seed
 from diffuseseg_diffusers.pipelines.backbone import BackbonePipeline
@@ -119,3 +125,10 @@ def test_models_that_give_no_masks_are_told(tmp_path):
         check_generates_masks(make_pipeline(), "mine")
     with pytest.raises(UserError, match="generates none"):
         check_generates_masks(BackbonePipeline(None, None), "mine")
+
+
+def test_samples_of_a_denoiser_that_saw_few_images_are_doubted(tmp_path):
+    assert doubt_samples(str(tmp_path)) == "" == doubt_samples("user/model")
+    for seen, doubted in ((2112, True), (170_944, False)):
+        (tmp_path / "training_state.json").write_text(json.dumps({"images_seen": seen, "seconds": 66.0}))
+        assert ("trained on 2,112 images in 1.1 minutes" in doubt_samples(str(tmp_path))) == doubted
