@@ -32,7 +32,7 @@ def main() -> None:
     def model_of(method: str, count: int, seed: int) -> Any:
         own = task.train.select(range(count))
         if method == "unet":
-            return train_unet(own, args.unet_images, seed)
+            return train_unet(own, seed, images=args.unet_images)
         return fit(pipe, own, recipe=method, seed=seed)
 
     def measure(method: str, count: int, seed: int) -> dict[str, float]:

@@ -286,10 +286,18 @@ class Result:
         args (`argparse.Namespace`): Of the command line, which the result states.
         about (`str`): What was measured on what: a sentence under the table.
         dtype (`torch.dtype`, *optional*): Precision of the models.
+        keep (`bool`, defaults to `False`): Keep what other commands, versions and machines measured too, also beside
+            this process; a cell is a dict, and says at which `commit` it was measured, and on which processor.
     """
 
     def __init__(
-        self, name: str, columns: Mapping[str, tuple[str, str]], args: argparse.Namespace, about: str, dtype: Any = None
+        self,
+        name: str,
+        columns: Mapping[str, tuple[str, str]],
+        args: argparse.Namespace,
+        about: str,
+        dtype: Any = None,
+        keep: bool = False,
     ):
         self.path = RESULTS / f"{name}.json"
         words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
@@ -302,18 +310,24 @@ class Result:
             "cells": {},
             "rows": [],
         }
+        self.keep = keep
         if self.path.is_file():  # resume what the same command began
             old = json.loads(self.path.read_text(encoding="utf-8"))
             fixed = ("version", "commit", "processor", "threads", "torch", "dtype")
             same = all(old["measured"].get(k) == self.content["measured"].get(k) for k in fixed)
-            if same and old["command"] == self.content["command"]:
+            if keep or (same and old["command"] == self.content["command"]):
                 self.content["cells"] = old["cells"]
 
-    def cell(self, key: str, compute: Callable[[], Any]) -> Any:
-        """A measurement by its name; kept once it is made."""
+    def cell(self, key: str, compute: Callable[[], Any], again: bool = False) -> Any:
+        """A measurement by its name; kept once it is made, unless it is to be made `again`."""
         cells = self.content["cells"]
-        if key not in cells:
-            cells[key] = compute()
+        if again or key not in cells:
+            found = compute()
+            if self.keep:
+                found["commit"] = "{commit}, {processor}".format_map(self.content["measured"])
+                if self.path.is_file():
+                    cells |= json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+            cells[key] = found
             print(f"{key}: {cells[key]}", file=sys.stderr, flush=True)
             self.save()
         return cells[key]
