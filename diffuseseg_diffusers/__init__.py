@@ -40,6 +40,7 @@ _PUBLIC = {
     "choose_tiling": "tiling.tiles",
     "evaluate_segmentation": "evaluation.evaluate",
     "extract_activations": "heads.extraction",
+    "fit_best": "fitting.best",
     "fit_decisions": "evaluation.decision_fitting",
     "fit_head": "heads.fit",
     "fit_segmentation_head": "heads.fit",

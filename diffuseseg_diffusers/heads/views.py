@@ -52,6 +52,13 @@ def tiling_of(dataset: LabeledImages, size: tuple[int, int]) -> dict[str, Any]:
     return {"tiles": False, "scale": scale, "pixel_size": None}
 
 
+def trained_on_crops(model: str | os.PathLike) -> tuple[bool | None, float | None]:
+    """Whether a denoiser was trained on crops, and at which scale; `None` where its `training_state.json` is silent."""
+    state = Path(model, "training_state.json")
+    asked = (read_json(state).get("arguments") if state.is_file() else None) or {}
+    return (bool(asked["crop"]) if "crop" in asked else None), asked.get("scale")
+
+
 def compare_views(model: str | os.PathLike, tiling: Mapping[str, Any]) -> str:
     """Says in what the view of fitting differs from that of the denoiser's training; empty if it does not.
 

@@ -23,6 +23,17 @@ from .options import (
 )
 
 
+BEST = "best"
+AGAINST_BEST = ("backbone", "blocks", "up_blocks", "timesteps", "noise_levels", "prompt", "fresh_noise", "resolution")
+AGAINST_BEST += (
+    "num_members",
+    "sparse_labels",
+    "unlabeled_dataset_name",
+    "scale",
+    "pixel_size",
+    "activation_dir",
+    "target",
+)
 AUTO = "auto"  # in place of blocks or timesteps: chosen by cross-validation
 _validation, _feature, _training = (partial(option, group=name) for name in ("validation", "features", "training"))
 
@@ -63,11 +74,14 @@ class FitConfig(
     max_bytes: int | None = _feature(None, "Maximum size of an image's activations in half precision.")
     max_milliseconds: float | None = _feature(None, "Maximum time of the model's passes for an image, for auto.")
     fresh_noise: bool = _feature(False, "Draw independent noise for every image and timestep.")
-    recipe: str = _training(
-        "default",
-        "Training procedure: default; paper, as published; fast, the paper's features trained in less time.",
-        choices=RECIPES,
+    recipe: str | None = _training(
+        None,
+        "Training procedure: best, several ways to segment, cross-validated on the labelled images within "
+        "--max_minutes; default, a head on activations; paper, as published; fast, the paper's features trained in "
+        "less time (default: best, unless another option speaks against it).",
+        choices=(BEST, *RECIPES),
     )
+    max_minutes: float | None = _training(None, "Time for --recipe best (default: 2.5).", above=0)
     sparse_labels: bool = _training(
         False, "Learn from unlabelled pixels too, for masks that are strokes; takes twice as long."
     )
@@ -107,6 +121,10 @@ class FitConfig(
             raise UserError("--noise_levels and auto exclude each other; leave one out.")
         if not self.auto and (self.max_dimensions or self.max_milliseconds):
             raise UserError("--max_dimensions and --max_milliseconds are for --blocks or --timesteps auto.")
+        if self.recipe == BEST and (against := self.against_best()):
+            raise UserError(f"--recipe best does not go with --{against[0]}; leave it out, or use --recipe default.")
+        if self.recipe not in (None, BEST) and self.max_minutes is not None:
+            raise UserError(f"--max_minutes is for --recipe best, got --recipe {self.recipe}; leave one out.")
         needs(self, "unlabeled_dataset_name", "unlabeled_dataset_config_name", "max_unlabeled")
         if self.unlabeled_dataset_name and (self.tile or self.input_channels or self.axes):
             raise UserError(
@@ -119,6 +137,10 @@ class FitConfig(
             )
         if self.backbone and self.push_to_hub:
             raise UserError("A head on --backbone cannot be pushed yet; leave --push_to_hub out.")
+
+    def against_best(self) -> list[str]:
+        """The options that are given and that `best` does not take."""
+        return [name for name in AGAINST_BEST if getattr(self, name) not in (None, False, ())]
 
     @property
     def auto(self) -> list[str]:

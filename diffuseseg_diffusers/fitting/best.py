@@ -1,0 +1,284 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The recipe `best`: several ways to segment, cross-validated on the labelled pictures within a time, the best kept."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..datasets.labeled import LabeledImages
+from ..features.filters import SIGMAS
+from ..heads.classes import Classes
+from ..heads.cross_validation import LabeledActivations
+from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
+from ..heads.fit import fit_head
+from ..heads.guided import choose_guided
+from ..heads.recipes import Recipe, find_recipe
+from ..jobs.errors import UserError
+from ..pipelines.averaged import AveragedSegmenter
+from ..pipelines.pixel import DiffuseSegPipeline
+from ..pipelines.segmenter import Segmenter
+from .candidates import KINDS, UNET, Candidate, Folds, Labelled, tuned, unet_probabilities
+from .choice import Estimate, HeldOut, choose_votes, estimate, mean_iou, sample_pixels, vote
+from .views import View, in_pieces, pictures_of, piece_size, views_of
+
+
+MAX_MINUTES = 2.5
+FOLDS = 3
+SAMPLED = 400_000  # held-out pixels that candidates are compared on
+LEAST_TUNING = 8.0  # seconds, below which a network is not worth trying
+RESERVE = 10.0  # seconds for the final heads
+
+
+@dataclass
+class Choice:
+    """What `fit_best` tried and took.
+
+    Args:
+        candidates (list of `dict`): `name`, `mean_iou` alone (0 to 1), `votes` and `seconds` of each.
+        mean_iou (`float`): Of the choice on the held-out pixels that it was made on, 0 to 1.
+        estimate ([`Estimate`]): What it is expected to be worth on other pictures.
+        guided (two `float`, *optional*): Widths of guided masks.
+        within (`bool`): Whether pieces of one picture were in several folds.
+        num_pieces (`int`), piece (two `int`): How many pieces there were, and their height and width in pixels.
+        seconds (`float`): Of all of it.
+    """
+
+    candidates: list[dict]
+    mean_iou: float
+    estimate: Estimate
+    guided: tuple[float, float] | None
+    within: bool
+    num_pieces: int
+    piece: tuple[int, int]
+    seconds: float
+
+
+def fit_best(
+    pipe: Any,
+    dataset: LabeledImages,
+    max_minutes: float = MAX_MINUTES,
+    flip: bool | None = None,
+    seed: int = 0,
+    batch_size: int = 4,
+    min_label_fraction: float = 20 / 256**2,
+    show_progress: bool = True,
+    size: tuple[int, int] | None = None,
+) -> tuple[Segmenter, Choice]:
+    """Fits the best of several ways to segment, by cross-validation on the labelled pictures.
+
+    Heads on the activations of the frozen denoiser, on a bank of filters and on both, at several scales, and the
+    denoiser itself tuned on the labels are cross-validated; those vote that raise the mean IoU of held-out pictures.
+
+    Args:
+        pipe ([`DiffuseSegPipeline`]): The denoiser.
+        dataset ([`LabeledImages`]): At least two pictures, or one that is cut into at least two tiles; large ones are
+            cut here, see [`in_pieces`].
+        max_minutes (`float`): Time for all of it; what does not fit into it is left out, with a line.
+        flip (`bool`, *optional*), seed, batch_size, min_label_fraction: As in [`fit_segmentation_head`].
+        show_progress (`bool`): Whether to say what is left out.
+        size (two `int`, *optional*): Height and width at which the model reads pieces; their own if not given. A half,
+            a quarter and twice of it are tried too.
+
+    Returns:
+        A [`Segmenter`], the pipeline with a head or an [`AveragedSegmenter`], and the [`Choice`].
+
+    Raises:
+        UserError: There is a single piece, or no pixel is labelled.
+
+    Examples:
+        >>> from diffuseseg_diffusers import fit_best, load_labeled_images, load_pipeline
+        >>> segmenter, choice = fit_best(load_pipeline("general"), load_labeled_images("my/labelled/images"))
+        >>> segmenter.segment("photo.jpg").masks[0].save("mask.png")
+    """
+    clock = Clock(60 * max_minutes)
+    say = tqdm.write if show_progress else lambda text: None
+
+    # 1. Pieces, folds and views.
+    pieces = in_pieces(dataset, seed=seed)
+    piece, pictures = piece_size(pieces), pictures_of(pieces)
+    if len(pieces) < 2:
+        raise UserError(
+            f"There is one labelled picture of {piece[1]} × {piece[0]}, and nothing to compare on; label another, or "
+            f"use --recipe default."
+        )
+    flip = not Classes.of(dataset).tell_sides if flip is None else flip
+    folds = Folds.of(pictures, FOLDS, seed)
+    # Several heads take turns: each is trained for less time than one alone is.
+    recipe = replace(find_recipe("default"), batch_size=512, max_steps=700)
+    labelled = Labelled(pieces, piece, folds, recipe, flip, seed, batch_size, min_label_fraction)
+    views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size)
+
+    # 2. Heads on the frozen denoiser, and the denoiser itself, tuned.
+    candidates, tables = try_heads(labelled, pipe, views, clock, say)
+    tuning = clock.left() / 2 - RESERVE
+    if tuning >= LEAST_TUNING:
+        candidates.append(try_tuning(labelled, pipe.unet, views[0], pictures, tuning))
+    else:
+        say(f"Tuning the denoiser is left out: {max(0, clock.left()):.0f} s are left; raise --max_minutes.")
+
+    # 3. Who votes, and what that is worth.
+    held = held_out_pixels(candidates, labelled, pictures, seed)
+    votes = choose_votes(held.labels, held.probabilities)
+    chosen = [(c, int(n)) for c, n in zip(candidates, votes) if n]
+    means = [sum(n * c.probabilities[i].float() for c, n in chosen) / int(votes.sum()) for i in range(len(pieces))]
+    guided = choose_guided(means, labelled.pictures(), labelled.masks, labelled.classes.ignore_index)
+    tried = [
+        {"name": c.name, "mean_iou": mean_iou(held.labels, p), "votes": int(n), "seconds": round(c.seconds, 1)}
+        for c, n, p in zip(candidates, votes, held.probabilities)
+    ]
+    own, expected = mean_iou(held.labels, vote(held.probabilities, votes)), estimate(held, seed=seed)
+
+    # 4. The same on all pieces.
+    members = fit_chosen(labelled, pipe, chosen, tables, tuning)
+    model: Any = next(iter(members.values()))[0]
+    if len(members) > 1:
+        weights = [share for _, share in members.values()]
+        model = AveragedSegmenter({name: one for name, (one, _) in members.items()}, weights)
+    model.guided = guided
+    used = round(clock.used(), 1)
+    return model, Choice(tried, own, expected, guided, folds.within, len(pieces), piece, used)
+
+
+class Clock:
+    """Seconds of a budget that are used and left."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.began = seconds, time.monotonic()
+
+    def used(self) -> float:
+        return time.monotonic() - self.began
+
+    def left(self) -> float:
+        return self.seconds - self.used()
+
+
+def try_heads(
+    labelled: Labelled, pipe: Any, views: Sequence[View], clock: Clock, say: Callable[[str], Any]
+) -> tuple[list[Candidate], dict[View, tuple[Any, LabeledActivations]]]:
+    """Cross-validates heads, view after view, while the next one fits into half of the time that is left.
+
+    Returns:
+        The candidates; and of each view its extractor and activations, for the final head.
+    """
+    candidates: list[Candidate] = []
+    tables: dict[View, tuple[Any, LabeledActivations]] = {}
+    quick, each = labelled.recipe.for_studies(), 0.0  # seconds for a pixel of the model
+    for view in views:
+        area = view.size[0] * view.size[1]
+        if tables and 2 * each * area > clock.left():
+            left = max(0, clock.left())
+            say(
+                f"Scale {view.scale:g} is left out: it would take about {each * area:.0f} s, and {left:.0f} s are left."
+            )
+            continue
+        start = time.monotonic()
+        extractor, activations = labelled.activations(pipe, view, () if tables else SIGMAS)
+        kinds = KINDS[:1] if tables else KINDS
+        found = labelled.cross_validate(extractor, activations, kinds, quick)
+        seconds = time.monotonic() - start
+        each = max(each, seconds / len(kinds) / area)
+        tables[view] = extractor, activations
+        candidates += [Candidate(view, kind, found[kind], seconds / len(kinds)) for kind in kinds]
+    return candidates, tables
+
+
+def try_tuning(labelled: Labelled, unet: Any, view: View, pictures: np.ndarray, seconds: float) -> Candidate:
+    """Cross-validates the tuned denoiser in two folds: on half of the pieces, for half of the time that all get."""
+    start = time.monotonic()
+    probabilities: list[Any] = [None] * len(pictures)
+    for own in Folds.of(pictures, 2, labelled.seed).held_out:
+        rest = [i for i in range(len(pictures)) if i not in own]
+        student = tuned(labelled, unet, view, rest, seconds / 2)
+        for i, found in zip(own, unet_probabilities(student, labelled, own)):
+            probabilities[i] = found
+    return Candidate(view, UNET, probabilities, time.monotonic() - start)
+
+
+def fit_chosen(
+    labelled: Labelled,
+    pipe: Any,
+    chosen: Sequence[tuple[Candidate, int]],
+    tables: Mapping[View, tuple[Any, LabeledActivations]],
+    tuning: float,
+) -> dict[str, tuple[Segmenter, float]]:
+    """The candidates with votes, fitted on all pieces: name to model and share of the votes."""
+    total = sum(n for _, n in chosen)
+    members: dict[str, tuple[Segmenter, float]] = {}
+    for view, (extractor, activations) in tables.items():
+        kinds = {c.kind: n for c, n in chosen if c.view == view and c.kind != UNET}
+        if kinds:
+            head = final_head(labelled, extractor, activations, view, kinds)
+            own = DiffuseSegPipeline(pipe.unet, pipe.scheduler, head, pipe.config.get("channels"))
+            members[f"heads at scale {view.scale:g}"] = own, sum(kinds.values()) / total
+    for candidate, n in chosen:
+        if candidate.kind == UNET:
+            student = tuned(labelled, pipe.unet, candidate.view, None, tuning)
+            student.fitted_tiles = tiling_of(labelled, candidate.view)
+            members[UNET] = student, n / total
+    return members
+
+
+def held_out_pixels(candidates: Sequence[Candidate], labelled: Labelled, pictures: np.ndarray, seed: int) -> HeldOut:
+    """What all candidates say of a sample of the labelled pixels."""
+    places = sample_pixels(labelled.masks, labelled.classes.ignore_index, SAMPLED, seed)
+    fold_of = {i: fold for fold, own in enumerate(labelled.folds.held_out) for i in own}
+    units = np.arange(len(pictures)) if labelled.folds.within else pictures
+    return HeldOut(
+        np.stack(
+            [
+                np.concatenate([p.flatten(1)[:, at].T.float().numpy() for p, at in zip(c.probabilities, places)])
+                for c in candidates
+            ]
+        ),
+        np.concatenate([mask.ravel()[at] for mask, at in zip(labelled.masks, places)]).astype(np.int64),
+        np.repeat(units, [len(at) for at in places]),
+        np.repeat([fold_of[i] for i in range(len(places))], [len(at) for at in places]),
+    )
+
+
+def final_head(
+    labelled: Labelled, extractor: Any, activations: LabeledActivations, view: View, kinds: dict[str, int]
+) -> PixelClassifierEnsemble:
+    """A head of all pieces whose members read what won votes, with those as weights."""
+    # Half of the members see the mirror image: each half has all kinds.
+    of_each = labelled.recipe.num_members // 2
+    inputs = tuple(kind for kind in kinds for _ in range(of_each)) * 2
+    weights = [kinds[kind] / of_each for kind in inputs]
+    recipe: Recipe = replace(labelled.recipe, inputs=inputs)
+    how = (recipe, len(inputs), labelled.flip, labelled.seed)
+    head = fit_head(activations.table, extractor, labelled.classes, *how, in_place=True)
+    head.register_to_config(
+        member_weights=[w / sum(weights) for w in weights],
+        channels=labelled.dataset.channels.config,
+        tiling=tiling_of(labelled, view),
+        format_version=max(head.config.format_version, FILTERING_FORMAT),
+    )
+    return head
+
+
+def tiling_of(labelled: Labelled, view: View) -> dict:
+    """How the pictures are to be read for a view."""
+    return {"tiles": labelled.dataset.tiling is not None, "scale": view.scale, "pixel_size": None}
+
+
+def describe(choice: Choice, names: Sequence[str]) -> str:
+    """The table of candidates and the estimate, as `fit` prints them."""
+    lines = [f"{'mean IoU':>8}  {'votes':>5}  {'s':>5}  candidate"]
+    for c in choice.candidates:
+        lines.append(f"{100 * c['mean_iou']:>8.1f}  {c['votes'] or '':>5}  {c['seconds']:>5.0f}  {c['name']}")
+    lines.append(f"{100 * choice.mean_iou:>8.1f}  {'':>5}  {choice.seconds:>5.0f}  the votes together")
+    e = choice.estimate
+    unit = "pieces of pictures" if choice.within else "pictures"
+    lines.append(
+        f"Expected on other pictures: mean IoU {100 * e.mean_iou:.1f} (95 % interval {100 * e.low:.1f} to "
+        f"{100 * e.high:.1f}), by nested cross-validation on {e.units} {unit}."
+    )
+    each = (f"{name} {'–' if x is None else format(100 * x, '.1f')}" for name, x in zip(names, e.per_class_iou))
+    lines.append(f"Of each class: {', '.join(each)}.")
+    if choice.within:
+        lines.append("There are fewer than three pictures: parts are compared with others of the same, which flatters.")
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Ways to segment, each cross-validated on the pieces of the labelled pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..datasets.augmentation import IGNORED
+from ..datasets.labeled import LabeledImages
+from ..heads.classes import Classes
+from ..heads.cross_validation import LabeledActivations, entries_of, fit_groups, folds_of, others
+from ..heads.extraction import resize_mask
+from ..heads.fit import recipe_extractor
+from ..heads.recipes import Recipe
+from ..images.image_processor import DiffuseSegImageProcessor
+from ..students.tuned import tune_unet
+from ..students.unets import UNetStudent, unet_from_denoiser
+from .views import View
+
+
+KINDS = ("activations", "filters", "both")  # what heads read
+UNET = "tuned U-Net"
+PIXELS = 16 * 256**2  # of the labelled pieces and their augmented views together, that heads learn from
+CROP = 128  # longest side of what a network sees while it is tuned, in pixels of its own
+MEMBERS = 2  # of a head that is cross-validated: one for the picture, one for its mirror image
+
+
+@dataclass
+class Folds:
+    """Which pieces each fold holds out.
+
+    Args:
+        held_out (list of list of `int`): Pieces of each fold.
+        within (`bool`): Whether pieces of one picture are in several folds, as there are too few pictures.
+    """
+
+    held_out: list[list[int]]
+    within: bool
+
+    @classmethod
+    def of(cls, pictures: np.ndarray, number: int, seed: int) -> "Folds":
+        """Folds of whole pictures, or of pieces where there are fewer than three pictures; `pictures` `[pieces]`."""
+        names = np.unique(pictures)
+        within = len(names) < 3 <= len(pictures)
+        units = np.arange(len(pictures)) if within else np.searchsorted(names, pictures)
+        parts = folds_of(int(units.max()) + 1, min(number, int(units.max()) + 1), seed)
+        return cls([np.flatnonzero(np.isin(units, part)).tolist() for part in parts], within)
+
+
+@dataclass
+class Candidate:
+    """A way to segment and what it says of every piece when that is held out.
+
+    Args:
+        view ([`View`]): How large it sees the pieces.
+        kind (`str`): What a head reads, of `KINDS`, or `UNET`.
+        probabilities (list of `torch.Tensor`): `[C, H, W]` float16 of each piece, at the piece's own size.
+        seconds (`float`): That its cross-validation took.
+    """
+
+    view: View
+    kind: str
+    probabilities: list[torch.Tensor]
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """Such as `activations, scale 0.5`."""
+        return f"{self.kind}, scale {self.view.scale:g}"
+
+
+class Labelled:
+    """Pieces of labelled pictures, and what every candidate needs of them.
+
+    Args:
+        dataset ([`LabeledImages`]): The pieces.
+        piece (two `int`): Their height and width in pixels of the picture.
+        folds ([`Folds`]): What is held out when.
+        recipe ([`Recipe`]): How heads are trained.
+        flip (`bool`): Whether left and right may be exchanged.
+        seed (`int`), batch_size (`int`): Of everything.
+    """
+
+    def __init__(
+        self,
+        dataset: LabeledImages,
+        piece: tuple[int, int],
+        folds: Folds,
+        recipe: Recipe,
+        flip: bool,
+        seed: int,
+        batch_size: int,
+        min_label_fraction: float,
+    ):
+        self.dataset, self.piece, self.folds, self.flip = dataset, piece, folds, flip
+        self.seed, self.batch_size, self.min_label_fraction = seed, batch_size, min_label_fraction
+        self.classes = Classes.of(dataset)
+        # Augmented views as far as the pixels allow; large pieces show enough of them as they are.
+        fitting = max(1, PIXELS // (piece[0] * piece[1]))
+        self.recipe = replace(recipe, augmented_images=min(recipe.augmented_images, fitting))
+        self.masks = [resize_mask(dataset[i].mask, piece) for i in range(len(dataset))]  # [H,W] each
+
+    def activations(self, pipe: Any, view: View, sigmas: Sequence[float]) -> tuple[Any, LabeledActivations]:
+        """The extractor of a view, and the activations and filters of all pieces and their augmented views."""
+        reading: dict[str, Any] = dict(noise_seed=self.seed, size=view.size)
+        extractor = recipe_extractor(pipe, self.recipe, **reading).choose(filters=sigmas or None)
+        how = (self.recipe, self.seed, self.batch_size, None, True, self.flip)
+        return extractor, LabeledActivations.extract(extractor, self.dataset, *how)
+
+    def cross_validate(
+        self, extractor: Any, activations: LabeledActivations, kinds: Sequence[str], recipe: Recipe
+    ) -> dict[str, list[torch.Tensor]]:
+        """Held-out probabilities `[C, H, W]` float16 of every piece, by heads of each kind."""
+        chosen = (extractor.blocks, extractor.timesteps, self.classes, others(self.folds.held_out), recipe)
+        found: dict[str, list[torch.Tensor]] = {}
+        for kind in kinds:
+            heads = fit_groups(activations, *chosen, MEMBERS, self.seed, inputs=(kind,))
+            pieces: list[Any] = [None] * len(self.dataset)
+            for head, own in zip(heads, self.folds.held_out):
+                for i in own:
+                    pieces[i] = head_probabilities(head, activations, i, self.piece)
+            found[kind] = pieces
+        return found
+
+    def pictures(self) -> list[torch.Tensor]:
+        """The pieces themselves, `[3, H, W]` float32 in [0, 1] each."""
+        return [x / 2 + 0.5 for x in self.pixels(3, self.piece)[0]]
+
+    def pixels(self, channels: int, size: tuple[int, int], only: Sequence[int] | None = None) -> tuple[Any, Any]:
+        """Pieces `[N, C, H, W]` float32 in [-1, 1] and masks `[N, H, W]` int64 with `IGNORED`, for training."""
+        processor = DiffuseSegImageProcessor(channels, self.dataset.channels)
+        rows = range(len(self.dataset)) if only is None else only
+        images = processor.load([self.dataset[i].image for i in rows])
+        masks = torch.stack([torch.from_numpy(resize_mask(self.dataset[i].mask, size)).long() for i in rows])
+        masks[masks == self.dataset.ignore_index] = IGNORED
+        return processor.preprocess(images, *size), masks
+
+
+def head_probabilities(head: Any, activations: LabeledActivations, image: int, size: tuple[int, int]) -> torch.Tensor:
+    """Probabilities `[C, H, W]` float16 of an image of a table, by a head that reads some of it."""
+    reads = head.config.blocks, head.config.timesteps, bool(head.config.filters)
+    entries = entries_of(activations.table, *reads)
+    straight = activations.table.image(activations.rows([image])[0], entries, head.device)
+    mirrored = activations.mirrored.image(image, entries, head.device) if head.config.flip else None
+    return head.predict(straight, size, True, mirrored).probabilities[0].half().cpu()
+
+
+def tuned(labelled: Labelled, unet: Any, view: View, only: Sequence[int] | None, seconds: float) -> UNetStudent:
+    """A denoiser with an output for each class, tuned on crops of some of the pieces, or of all."""
+    crop = (min(CROP, view.size[0]), min(CROP, view.size[1]))
+    student = unet_from_denoiser(unet, labelled.classes.names, palette=labelled.classes.palette, size=crop)
+    pixels, masks = labelled.pixels(student.in_channels, view.size, only)
+    tune_unet(student, pixels, masks, seconds=seconds, seed=labelled.seed, flip=labelled.flip)
+    student.model.register_to_config(sample_size=view.size)
+    student.image_size = view.size
+    return student
+
+
+def unet_probabilities(student: UNetStudent, labelled: Labelled, images: Sequence[int]) -> list[torch.Tensor]:
+    """Probabilities `[C, H, W]` float16 of pieces, by a network that reads them at its own size."""
+    pixels, _ = labelled.pixels(student.in_channels, student.image_size, images)
+    found = (student.segment_batch(one[None], [labelled.piece], return_probabilities=True) for one in pixels)
+    return [batch.probabilities[0].half() for batch in found]

@@ -1,0 +1,101 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from diffuseseg_diffusers import LabeledImages, load_pipeline
+from diffuseseg_diffusers.fitting import best
+from diffuseseg_diffusers.fitting.best import describe, fit_best
+from diffuseseg_diffusers.jobs.errors import UserError
+from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
+from diffuseseg_diffusers.pipelines.loading import save_fitted
+
+from ..conftest import draw, make_pipeline, run
+
+
+def drawings(count: int, size: tuple[int, int] = (40, 48)) -> LabeledImages:
+    rows = [dict(zip(("image", "mask"), map(Image.fromarray, draw(size, seed)))) for seed in range(count)]
+    return LabeledImages(Dataset.from_list(rows), label_names=["sky", "disc", "bar"])
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """The best of heads alone: there is no time for tuning."""
+    torch.manual_seed(0)
+    return fit_best(make_pipeline(), drawings(4), max_minutes=0.01, show_progress=False)
+
+
+def test_the_best_of_heads_finds_the_classes_of_drawings(fitted):
+    model, choice = fitted
+    unseen = drawings(8).select(range(4, 8))
+    masks = model.segment([unseen[i].image for i in range(4)], output_type="np").masks
+    assert np.mean([(m == unseen[i].mask).mean() for i, m in enumerate(masks)]) > 0.8
+    assert choice.mean_iou >= max(c["mean_iou"] for c in choice.candidates) - 1e-6
+    assert choice.estimate.low <= choice.estimate.mean_iou <= choice.estimate.high
+    assert not choice.within and choice.num_pieces == 4 and choice.piece == (40, 48)
+
+
+def test_what_is_tried_first_are_heads_on_activations_filters_and_both(fitted):
+    _, choice = fitted
+    assert [c["name"] for c in choice.candidates[:3]] == [
+        "activations, scale 1",
+        "filters, scale 1",
+        "both, scale 1",
+    ]
+    text = describe(choice, ["sky", "disc", "bar"])
+    assert "95 % interval" in text and "4 pictures" in text and "disc" in text
+
+
+def test_a_tuned_denoiser_votes_with_heads_and_all_are_one_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(best, "LEAST_TUNING", 0.1)
+    monkeypatch.setattr(best, "RESERVE", 0.0)
+    monkeypatch.setattr(best, "choose_votes", lambda labels, p: np.r_[1, np.zeros(len(p) - 2, int), 1])
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path / "ddpm")
+    model, choice = fit_best(pipe, drawings(3), max_minutes=0.05, show_progress=False)
+    assert choice.candidates[-1]["name"].startswith("tuned U-Net")
+    assert isinstance(model, AveragedSegmenter) and len(model.models) == 2 and model.weights == [0.5, 0.5]
+    save_fitted(model, tmp_path / "out", str(tmp_path / "ddpm"))
+    image = drawings(5)[4].image
+    again = load_pipeline(tmp_path / "out", dtype="float32")
+    one, other = (
+        m.segment(image, output_type="np", return_probabilities=True).probabilities[0] for m in (model, again)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_large_pictures_are_compared_tile_by_tile():
+    _, choice = fit_best(make_pipeline(), drawings(2, (180, 300)), max_minutes=0.01, show_progress=False)
+    assert choice.within and choice.num_pieces == 4 and choice.estimate.units == 4
+    assert "flatters" in describe(choice, ["sky", "disc", "bar"])
+
+
+def test_a_single_small_picture_is_refused():
+    with pytest.raises(UserError, match="one labelled picture of 48 × 40"):
+        fit_best(make_pipeline(), drawings(1))
+
+
+@pytest.mark.slow
+def test_fit_takes_the_best_by_default_and_segment_uses_it(tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "ddpm")
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / "train" / kind).mkdir(parents=True)
+    for seed in range(4):
+        for kind, array in zip(("images", "masks"), draw((40, 48), seed)):
+            Image.fromarray(array).save(tmp_path / "data" / "train" / kind / f"{seed}.png")
+    (tmp_path / "data" / "id2label.json").write_text('["sky", "disc", "bar"]')
+    fit = ("diffuseseg", "fit", "--model", tmp_path / "ddpm", "--dataset_name", tmp_path / "data")
+    said = run(*fit, "--max_minutes", "0.05", "--output_dir", tmp_path / "model").stdout
+    assert "Recipe: best." in said and "Expected on other pictures" in said
+    report = json.loads((tmp_path / "model" / "head_training.json").read_text())
+    assert report["recipe"] == "best" and len(report["choice"]["candidates"]) >= 3
+    picture = tmp_path / "data" / "train" / "images" / "0.png"
+    run("diffuseseg", "segment", "--model", tmp_path / "model", picture, "--output_dir", tmp_path / "masks")
+    assert len(list((tmp_path / "masks").rglob("*.png"))) >= 1
+    said = run(*fit, "--blocks", "1", "--num_members", "2", "--output_dir", tmp_path / "other").stdout
+    assert "Recipe: default, as --blocks is given." in said

@@ -1,0 +1,59 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import numpy as np
+from datasets import Dataset
+
+from diffuseseg_diffusers import LabeledImages
+from diffuseseg_diffusers.fitting.candidates import Folds
+from diffuseseg_diffusers.fitting.views import TILE, in_pieces, pictures_of, piece_size, views_of
+
+
+def pictures(*sizes: tuple[int, int]) -> LabeledImages:
+    import PIL.Image
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "image": PIL.Image.fromarray(rng.integers(0, 255, (h, w, 3), np.uint8)),
+            "mask": PIL.Image.fromarray((np.indices((h, w)).sum(0) // 8 % 2).astype(np.uint8)),
+        }
+        for h, w in sizes
+    ]
+    return LabeledImages(Dataset.from_list(rows), label_names=["a", "b"])
+
+
+def test_small_pictures_are_read_whole():
+    pieces = in_pieces(pictures((120, 96), (120, 96)))
+    assert len(pieces) == 2 and piece_size(pieces) == (120, 96) and pictures_of(pieces).tolist() == [0, 1]
+
+
+def test_all_of_large_pictures_is_in_some_tile():
+    pieces = in_pieces(pictures((300, 520), (300, 520)))
+    assert piece_size(pieces) == (TILE, TILE) and pictures_of(pieces).tolist() == [0] * 6 + [1] * 6
+    assert sum(int((pieces[i].mask != 255).sum()) for i in range(6)) >= 300 * 520
+
+
+def test_sizes_are_multiples_within_what_models_read():
+    found = views_of((120, 120), 8)
+    assert found[0].scale == 1 and found[0].size == (120, 120)
+    assert [v.size for v in found] == [(120, 120), (64, 64), (240, 240), (32, 32)]
+    assert [v.scale for v in found] == [1, 0.5333, 2, 0.2667]
+    assert all(s % 8 == 0 for v in views_of((256, 256), 8) for s in v.size)
+    assert [v.size for v in views_of((256, 256), 8)] == [(256, 256), (128, 128), (64, 64)]
+
+
+def test_folds_hold_out_whole_pictures_where_there_are_enough():
+    folds = Folds.of(np.array([0, 0, 1, 1, 2, 2]), 3, 0)
+    assert not folds.within
+    assert sorted(map(tuple, folds.held_out)) == [(0, 1), (2, 3), (4, 5)]
+
+
+def test_folds_of_two_pictures_are_of_their_tiles():
+    folds = Folds.of(np.array([0, 0, 0, 1, 1, 1]), 3, 0)
+    assert folds.within
+    assert sorted(i for own in folds.held_out for i in own) == list(range(6))
+
+
+def test_a_model_of_one_size_is_read_at_that_and_at_parts_of_it():
+    found = views_of((512, 512), 8, (64, 64))
+    assert [v.size for v in found] == [(64, 64), (32, 32), (128, 128)]
+    assert found[0].scale == 64 / 512
