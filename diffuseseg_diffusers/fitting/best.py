@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from ..datasets.labeled import LabeledImages
+from ..datasets.unlabeled import evenly_spread
 from ..features.filters import SIGMAS
 from ..heads.classes import Classes
 from ..heads.cross_validation import LabeledActivations
 from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
-from ..heads.fit import fit_head
+from ..heads.fit import fit_head, recipe_extractor
 from ..heads.guided import choose_guided
 from ..heads.recipes import Recipe, find_recipe
 from ..jobs.errors import UserError
@@ -31,6 +33,7 @@ FOLDS = 3
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 LEAST_TUNING = 8.0  # seconds, below which a network is not worth trying
 RESERVE = 10.0  # seconds for the final heads
+PASSES = 0.3  # share of the time that labelled pieces may take to pass through the denoiser at the first scale
 
 
 @dataclass
@@ -99,18 +102,20 @@ def fit_best(
 
     # 1. Pieces, folds and views.
     pieces = in_pieces(dataset, seed=seed)
-    piece, pictures = piece_size(pieces), pictures_of(pieces)
+    piece = piece_size(pieces)
     if len(pieces) < 2:
         raise UserError(
             f"There is one labelled picture of {piece[1]} × {piece[0]}, and nothing to compare on; label another, or "
             f"use --recipe default."
         )
+    views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size)
+    pieces = affordable(pipe, pieces, views[0], PASSES * clock.left(), say)
+    pictures = pictures_of(pieces)
     flip = not Classes.of(dataset).tell_sides if flip is None else flip
     folds = Folds.of(pictures, FOLDS, seed)
     # Several heads take turns: each is trained for less time than one alone is.
     recipe = replace(find_recipe("default"), batch_size=512, max_steps=700)
     labelled = Labelled(pieces, piece, folds, recipe, flip, seed, batch_size, min_label_fraction)
-    views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size)
 
     # 2. Heads on the frozen denoiser, and the denoiser itself, tuned.
     candidates, tables = try_heads(labelled, pipe, views, clock, say)
@@ -141,6 +146,22 @@ def fit_best(
     model.guided = guided
     used = round(clock.used(), 1)
     return model, Choice(tried, own, expected, guided, folds.within, len(pieces), piece, used)
+
+
+def affordable(
+    pipe: Any, pieces: LabeledImages, view: View, seconds: float, say: Callable[[str], Any]
+) -> LabeledImages:
+    """As many of the pieces as pass through the denoiser in a time, at least four, evenly spread."""
+    extractor = recipe_extractor(pipe, size=view.size)
+    image = torch.zeros(1, extractor.in_channels, *view.size)
+    extractor(image)  # the first pass sets up kernels
+    began = time.monotonic()
+    extractor(image)
+    number = max(4, int(seconds / (time.monotonic() - began)))
+    if number >= len(pieces):
+        return pieces
+    say(f"{number} of {len(pieces)} labelled pieces are read in the time; raise --max_minutes for more.")
+    return pieces.select(evenly_spread(len(pieces), number))
 
 
 class Clock:

@@ -12,7 +12,7 @@ from ..datasets.augmentation import IGNORED
 from ..datasets.labeled import LabeledImages
 from ..heads.classes import Classes
 from ..heads.cross_validation import LabeledActivations, entries_of, fit_groups, folds_of, others
-from ..heads.extraction import resize_mask
+from ..heads.extraction import extract_activations, resize_mask
 from ..heads.fit import recipe_extractor
 from ..heads.recipes import Recipe
 from ..images.image_processor import DiffuseSegImageProcessor
@@ -25,7 +25,7 @@ KINDS = ("activations", "filters", "both")  # what heads read
 UNET = "tuned U-Net"
 PIXELS = 16 * 256**2  # of the labelled pieces and their augmented views together, that heads learn from
 CROP = 128  # longest side of what a network sees while it is tuned, in pixels of its own
-MEMBERS = 2  # of a head that is cross-validated: one for the picture, one for its mirror image
+MEMBERS = 2  # of a head that is cross-validated
 
 
 @dataclass
@@ -98,17 +98,22 @@ class Labelled:
         self.dataset, self.piece, self.folds, self.flip = dataset, piece, folds, flip
         self.seed, self.batch_size, self.min_label_fraction = seed, batch_size, min_label_fraction
         self.classes = Classes.of(dataset)
-        # Augmented views as far as the pixels allow; large pieces show enough of them as they are.
-        fitting = max(1, PIXELS // (piece[0] * piece[1]))
-        self.recipe = replace(recipe, augmented_images=min(recipe.augmented_images, fitting))
+        # Augmented views as far as the pixels allow; many or large pieces show enough as they are.
+        fitting = PIXELS // (piece[0] * piece[1])
+        number = min(recipe.augmented_images, fitting) if fitting >= 2 * len(dataset) else 0
+        self.recipe = replace(recipe, augmented_images=number)
         self.masks = [resize_mask(dataset[i].mask, piece) for i in range(len(dataset))]  # [H,W] each
 
     def activations(self, pipe: Any, view: View, sigmas: Sequence[float]) -> tuple[Any, LabeledActivations]:
         """The extractor of a view, and the activations and filters of all pieces and their augmented views."""
         reading: dict[str, Any] = dict(noise_seed=self.seed, size=view.size)
         extractor = recipe_extractor(pipe, self.recipe, **reading).choose(filters=sigmas or None)
-        how = (self.recipe, self.seed, self.batch_size, None, True, self.flip)
-        return extractor, LabeledActivations.extract(extractor, self.dataset, *how)
+        views = self.recipe.num_views(len(self.dataset))
+        how = (self.min_label_fraction, self.seed, self.batch_size, None, True, views, self.flip)
+        # Held-out pieces are judged without their mirror images, which would take as long again.
+        table = extract_activations(extractor, self.dataset, *how).to(extractor.device)
+        given = (table, views, None, extractor.device, extractor.in_channels, extractor.filters)
+        return extractor, LabeledActivations(*given)
 
     def cross_validate(
         self, extractor: Any, activations: LabeledActivations, kinds: Sequence[str], recipe: Recipe
@@ -144,8 +149,7 @@ def head_probabilities(head: Any, activations: LabeledActivations, image: int, s
     reads = head.config.blocks, head.config.timesteps, bool(head.config.filters)
     entries = entries_of(activations.table, *reads)
     straight = activations.table.image(activations.rows([image])[0], entries, head.device)
-    mirrored = activations.mirrored.image(image, entries, head.device) if head.config.flip else None
-    return head.predict(straight, size, True, mirrored).probabilities[0].half().cpu()
+    return head.predict(straight, size, True).probabilities[0].half().cpu()
 
 
 def tuned(labelled: Labelled, unet: Any, view: View, only: Sequence[int] | None, seconds: float) -> UNetStudent:
