@@ -30,6 +30,7 @@ CARRIED = {
         "features.pixel_unet",
         "features.weights",
         "heads.decisions",
+        "heads.guided",
         "heads.inputs",
         "heads.upsampling",
         "heads.ensemble",
