@@ -27,6 +27,7 @@ from diffuseseg_diffusers.images.image_processor import default_palette, overlay
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FIGURE = ROOT / "docs" / "your_pictures.md", ROOT / "docs" / "your_pictures.png"
 SHOWN = "cells"  # whose printed lines the page shows
+PRINTED = "printed.txt"
 LABELED, OTHERS = 5, 2
 SIZE, CELL, GAP = 96, 144, 4  # pixels of a drawn scene, of a panel and between panels
 
@@ -174,32 +175,43 @@ def row(kind: str, folder: Path) -> list[Image.Image]:
     return [panel.resize((CELL, CELL), Image.Resampling.LANCZOS) for panel in panels]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", type=Path, required=True, help="Pictures, models and masks.")
-    parser.add_argument("--minutes", type=float, default=2.5)
-    args = parser.parse_args()
-    rows = []
-    for kind in KINDS:
-        folder = args.work_dir / kind
-        printed = folder / "printed.txt"
-        if not printed.is_file():
-            write_scenes(kind, folder)
-            fit = ["fit", "--dataset_name", "labelled", "--output_dir", "out/model", "--overwrite"]
-            text = run(folder, *fit, "--max_minutes", f"{args.minutes:g}")
-            run(folder, "segment", "--model", "out/model", "pictures", "--output_dir", "out/masks", "--overwrite")
-            printed.write_text(text, encoding="utf-8")
-        rows.append(row(kind, folder))
+def write_figure(rows: list[list[Image.Image]]) -> str:
     step = CELL + GAP
     sheet = Image.new("RGB", (len(rows[0]) * step - GAP, len(rows) * step - GAP), "white")
     for j, panels in enumerate(rows):
         for i, panel in enumerate(panels):
             sheet.paste(panel, (i * step, j * step))
     sheet.save(FIGURE, optimize=True)
-    text = (args.work_dir / SHOWN / "printed.txt").read_text(encoding="utf-8").strip()
-    block = f"<!-- printed -->\n```text\n{text}\n```\n<!-- end -->"
-    page = re.sub(r"<!-- printed -->\n.*?<!-- end -->", lambda _: block, PAGE.read_text(encoding="utf-8"), flags=re.S)
-    PAGE.write_text(page, encoding="utf-8")
+    return (
+        f"![Drawn pictures, each with its true classes and the mask that was found]({FIGURE.name})\n\n"
+        f"*Two pictures of each of {', '.join(KINDS)} that were not learned from, with their true classes and the mask "
+        f"found. All are drawn.*"
+    )
+
+
+def write_block(name: str, text: str) -> None:
+    """Replaces what stands between `<!-- made: NAME -->` and `<!-- end -->` in the page."""
+    block = f"<!-- made: {name} -->\n{text}\n<!-- end -->"
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(re.sub(rf"<!-- made: {name} -->\n.*?<!-- end -->", lambda _: block, page, flags=re.S), "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work_dir", type=Path, required=True, help="Pictures, models and masks.")
+    parser.add_argument("--minutes", type=float, default=2.5)
+    args = parser.parse_args()
+    for kind in KINDS:
+        folder = args.work_dir / kind
+        if not (folder / PRINTED).is_file():
+            write_scenes(kind, folder)
+            fit = ["fit", "--dataset_name", "labelled", "--output_dir", "out/model", "--overwrite"]
+            text = run(folder, *fit, "--max_minutes", f"{args.minutes:g}")
+            run(folder, "segment", "pictures", "--model", "out/model", "--output_dir", "out/masks", "--overwrite")
+            (folder / PRINTED).write_text(text, encoding="utf-8")
+    write_block("figure", write_figure([row(kind, args.work_dir / kind) for kind in KINDS]))
+    printed = (args.work_dir / SHOWN / PRINTED).read_text(encoding="utf-8").strip()
+    write_block("printed", f"Of the {LABELED} labelled pictures of {SHOWN} above:\n\n```text\n{printed}\n```")
 
 
 if __name__ == "__main__":
