@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """The recipe `best`: several ways to segment, cross-validated on the labelled pictures within a time, the best kept."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +25,13 @@ from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import Segmenter
 from .candidates import KINDS, UNET, Candidate, Folds, Labelled, tuned, unet_probabilities
-from .choice import Estimate, HeldOut, choose_votes, estimate, mean_iou, sample_pixels, vote
-from .views import View, in_pieces, pictures_of, piece_size, views_of
+from .choice import FEW, Estimate, HeldOut, choose_votes, estimate, mean_iou, sample_pixels, vote
+from .pieces import View, in_pieces, pictures_of, piece_size, views_of
 
 
 MAX_MINUTES = 2.5
 FOLDS = 3
+MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activations and filters take 4 to 8 GB
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 LEAST_TUNING = 8.0  # seconds, below which a network is not worth trying
 RESERVE = 10.0  # seconds for the final heads
@@ -42,6 +44,8 @@ class Choice:
 
     Args:
         candidates (list of `dict`): `name`, `mean_iou` alone (0 to 1), `votes` and `seconds` of each.
+        steps (`int`): Of the final tuning of the denoiser; 0 if it has no vote. A faster machine does more of them in
+            the same time, and tries more candidates, so that choices may differ between machines and runs.
         mean_iou (`float`): Of the choice on the held-out pixels that it was made on, 0 to 1.
         estimate ([`Estimate`]): What it is expected to be worth on other pictures.
         guided (two `float`, *optional*): Widths of guided masks.
@@ -51,6 +55,7 @@ class Choice:
     """
 
     candidates: list[dict]
+    steps: int
     mean_iou: float
     estimate: Estimate
     guided: tuple[float, float] | None
@@ -120,7 +125,9 @@ def fit_best(
     # 2. Heads on the frozen denoiser, and the denoiser itself, tuned.
     candidates, tables = try_heads(labelled, pipe, views, clock, say)
     tuning = clock.left() / 2 - RESERVE
-    if tuning >= LEAST_TUNING:
+    if pieces.channels.config is not None:
+        say("Tuning the denoiser is left out: students read pictures of eight bits.")
+    elif tuning >= LEAST_TUNING:
         candidates.append(try_tuning(labelled, pipe.unet, views[0], pictures, tuning))
     else:
         say(f"Tuning the denoiser is left out: {max(0, clock.left()):.0f} s are left; raise --max_minutes.")
@@ -130,37 +137,47 @@ def fit_best(
     votes = choose_votes(held.labels, held.probabilities)
     chosen = [(c, int(n)) for c, n in zip(candidates, votes) if n]
     means = [sum(n * c.probabilities[i].float() for c, n in chosen) / int(votes.sum()) for i in range(len(pieces))]
-    guided = choose_guided(means, labelled.pictures(), labelled.masks, labelled.classes.ignore_index)
+    guided = choose_guided(
+        means, labelled.pictures(pipe.unet.config.in_channels), labelled.masks, labelled.classes.ignore_index
+    )
     tried = [
-        {"name": c.name, "mean_iou": mean_iou(held.labels, p), "votes": int(n), "seconds": round(c.seconds, 1)}
+        {
+            "name": c.name,
+            "mean_iou": mean_iou(held.labels, p),
+            "votes": int(n),
+            "seconds": round(c.seconds, 1),
+            "steps": c.steps or None,
+        }
         for c, n, p in zip(candidates, votes, held.probabilities)
     ]
     own, expected = mean_iou(held.labels, vote(held.probabilities, votes)), estimate(held, seed=seed)
 
     # 4. The same on all pieces.
-    members = fit_chosen(labelled, pipe, chosen, tables, tuning)
+    members, steps = fit_chosen(labelled, pipe, chosen, tables, tuning)
     model: Any = next(iter(members.values()))[0]
-    if len(members) > 1:
+    if len(members) > 1 or (guided and UNET in members):  # a student alone keeps no guided masks
         weights = [share for _, share in members.values()]
         model = AveragedSegmenter({name: one for name, (one, _) in members.items()}, weights)
     model.guided = guided
     used = round(clock.used(), 1)
-    return model, Choice(tried, own, expected, guided, folds.within, len(pieces), piece, used)
+    return model, Choice(tried, steps, own, expected, guided, folds.within, len(pieces), piece, used)
 
 
 def affordable(
     pipe: Any, pieces: LabeledImages, view: View, seconds: float, say: Callable[[str], Any]
 ) -> LabeledImages:
-    """As many of the pieces as pass through the denoiser in a time, at least four, evenly spread."""
+    """As many of the pieces as pass through the denoiser in a time and fit in memory, at least four, evenly spread."""
     extractor = recipe_extractor(pipe, size=view.size)
     image = torch.zeros(1, extractor.in_channels, *view.size)
     extractor(image)  # the first pass sets up kernels
     began = time.monotonic()
     extractor(image)
-    number = max(4, int(seconds / (time.monotonic() - began)))
+    timely, fitting = int(seconds / (time.monotonic() - began)), MOST_PIXELS // math.prod(view.size)
+    number = max(4, min(timely, fitting))
     if number >= len(pieces):
         return pieces
-    say(f"{number} of {len(pieces)} labelled pieces are read in the time; raise --max_minutes for more.")
+    why = "in the time; raise --max_minutes for more" if timely < fitting else "as activations of more take much memory"
+    say(f"{number} of {len(pieces)} labelled pieces are read {why}.")
     return pieces.select(evenly_spread(len(pieces), number))
 
 
@@ -197,11 +214,12 @@ def try_heads(
             )
             continue
         start = time.monotonic()
-        extractor, activations = labelled.activations(pipe, view, () if tables else SIGMAS)
         kinds = KINDS[:1] if tables else KINDS
+        extractor, activations = labelled.activations(pipe, view, () if tables else SIGMAS)
+        extracting = time.monotonic() - start  # of which all kinds of heads learn
         found = labelled.cross_validate(extractor, activations, kinds, quick)
         seconds = time.monotonic() - start
-        each = max(each, seconds / len(kinds) / area)
+        each = max(each, (extracting + (seconds - extracting) / len(kinds)) / area)
         tables[view] = extractor, activations
         candidates += [Candidate(view, kind, found[kind], seconds / len(kinds)) for kind in kinds]
     return candidates, tables
@@ -209,14 +227,15 @@ def try_heads(
 
 def try_tuning(labelled: Labelled, unet: Any, view: View, pictures: np.ndarray, seconds: float) -> Candidate:
     """Cross-validates the tuned denoiser in two folds: on half of the pieces, for half of the time that all get."""
-    start = time.monotonic()
+    start, steps = time.monotonic(), []
     probabilities: list[Any] = [None] * len(pictures)
     for own in Folds.of(pictures, 2, labelled.seed).held_out:
         rest = [i for i in range(len(pictures)) if i not in own]
-        student = tuned(labelled, unet, view, rest, seconds / 2)
+        student, done = tuned(labelled, unet, view, rest, seconds / 2)
+        steps.append(done)
         for i, found in zip(own, unet_probabilities(student, labelled, own)):
             probabilities[i] = found
-    return Candidate(view, UNET, probabilities, time.monotonic() - start)
+    return Candidate(view, UNET, probabilities, time.monotonic() - start, min(steps))
 
 
 def fit_chosen(
@@ -225,9 +244,9 @@ def fit_chosen(
     chosen: Sequence[tuple[Candidate, int]],
     tables: Mapping[View, tuple[Any, LabeledActivations]],
     tuning: float,
-) -> dict[str, tuple[Segmenter, float]]:
-    """The candidates with votes, fitted on all pieces: name to model and share of the votes."""
-    total = sum(n for _, n in chosen)
+) -> tuple[dict[str, tuple[Segmenter, float]], int]:
+    """The candidates with votes, fitted on all pieces: name to model and share of the votes; and steps of tuning."""
+    total, steps = sum(n for _, n in chosen), 0
     members: dict[str, tuple[Segmenter, float]] = {}
     for view, (extractor, activations) in tables.items():
         kinds = {c.kind: n for c, n in chosen if c.view == view and c.kind != UNET}
@@ -237,10 +256,10 @@ def fit_chosen(
             members[f"heads at scale {view.scale:g}"] = own, sum(kinds.values()) / total
     for candidate, n in chosen:
         if candidate.kind == UNET:
-            student = tuned(labelled, pipe.unet, candidate.view, None, tuning)
+            student, steps = tuned(labelled, pipe.unet, candidate.view, None, tuning)
             student.fitted_tiles = tiling_of(labelled, candidate.view)
             members[UNET] = student, n / total
-    return members
+    return members, steps
 
 
 def held_out_pixels(candidates: Sequence[Candidate], labelled: Labelled, pictures: np.ndarray, seed: int) -> HeldOut:
@@ -300,6 +319,8 @@ def describe(choice: Choice, names: Sequence[str]) -> str:
     )
     each = (f"{name} {'–' if x is None else format(100 * x, '.1f')}" for name, x in zip(names, e.per_class_iou))
     lines.append(f"Of each class: {', '.join(each)}.")
+    if e.units < FEW and not choice.within:
+        lines.append(f"Of {e.units} pictures, the interval is about their range, and too narrow: label more to know.")
     if choice.within:
         lines.append("There are fewer than three pictures: parts are compared with others of the same, which flatters.")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from ..heads.recipes import Recipe
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..students.tuned import tune_unet
 from ..students.unets import UNetStudent, unet_from_denoiser
-from .views import View
+from .pieces import View
 
 
 KINDS = ("activations", "filters", "both")  # what heads read
@@ -59,12 +59,14 @@ class Candidate:
         kind (`str`): What a head reads, of `KINDS`, or `UNET`.
         probabilities (list of `torch.Tensor`): `[C, H, W]` float16 of each piece, at the piece's own size.
         seconds (`float`): That its cross-validation took.
+        steps (`int`): Of a U-Net's tuning for a fold, at least, of which a faster machine does more in the same time.
     """
 
     view: View
     kind: str
     probabilities: list[torch.Tensor]
     seconds: float
+    steps: int = 0
 
     @property
     def name(self) -> str:
@@ -130,9 +132,9 @@ class Labelled:
             found[kind] = pieces
         return found
 
-    def pictures(self) -> list[torch.Tensor]:
-        """The pieces themselves, `[3, H, W]` float32 in [0, 1] each."""
-        return [x / 2 + 0.5 for x in self.pixels(3, self.piece)[0]]
+    def pictures(self, channels: int) -> list[torch.Tensor]:
+        """The pieces themselves, `[channels, H, W]` float32 in [0, 1] each."""
+        return [x / 2 + 0.5 for x in self.pixels(channels, self.piece)[0]]
 
     def pixels(self, channels: int, size: tuple[int, int], only: Sequence[int] | None = None) -> tuple[Any, Any]:
         """Pieces `[N, C, H, W]` float32 in [-1, 1] and masks `[N, H, W]` int64 with `IGNORED`, for training."""
@@ -152,15 +154,19 @@ def head_probabilities(head: Any, activations: LabeledActivations, image: int, s
     return head.predict(straight, size, True).probabilities[0].half().cpu()
 
 
-def tuned(labelled: Labelled, unet: Any, view: View, only: Sequence[int] | None, seconds: float) -> UNetStudent:
-    """A denoiser with an output for each class, tuned on crops of some of the pieces, or of all."""
+def tuned(
+    labelled: Labelled, unet: Any, view: View, only: Sequence[int] | None, seconds: float
+) -> tuple[UNetStudent, int]:
+    """A denoiser with an output for each class, tuned on crops of some of the pieces, or of all; and its steps."""
     crop = (min(CROP, view.size[0]), min(CROP, view.size[1]))
     student = unet_from_denoiser(unet, labelled.classes.names, palette=labelled.classes.palette, size=crop)
     pixels, masks = labelled.pixels(student.in_channels, view.size, only)
-    tune_unet(student, pixels, masks, seconds=seconds, seed=labelled.seed, flip=labelled.flip)
+    shares: list[float] = []  # of the time, after each step
+    how: dict[str, Any] = dict(seconds=seconds, seed=labelled.seed, flip=labelled.flip)
+    tune_unet(student, pixels, masks, **how, on_step=lambda share, _: shares.append(share))
     student.model.register_to_config(sample_size=view.size)
     student.image_size = view.size
-    return student
+    return student, len(shares)
 
 
 def unet_probabilities(student: UNetStudent, labelled: Labelled, images: Sequence[int]) -> list[torch.Tensor]:

@@ -52,11 +52,10 @@ def tiling_of(dataset: LabeledImages, size: tuple[int, int]) -> dict[str, Any]:
     return {"tiles": False, "scale": scale, "pixel_size": None}
 
 
-def trained_on_crops(model: str | os.PathLike) -> tuple[bool | None, float | None]:
-    """Whether a denoiser was trained on crops, and at which scale; `None` where its `training_state.json` is silent."""
+def training_of(model: str | os.PathLike) -> dict[str, Any]:
+    """The arguments that a denoiser's folder says it was trained with; empty where it is silent."""
     state = Path(model, "training_state.json")
-    asked = (read_json(state).get("arguments") if state.is_file() else None) or {}
-    return (bool(asked["crop"]) if "crop" in asked else None), asked.get("scale")
+    return (read_json(state).get("arguments") if state.is_file() else None) or {}
 
 
 def compare_views(model: str | os.PathLike, tiling: Mapping[str, Any]) -> str:
@@ -66,8 +65,7 @@ def compare_views(model: str | os.PathLike, tiling: Mapping[str, Any]) -> str:
         model (`str` or path): Folder of the denoiser, whose `training_state.json` tells of its training.
         tiling (mapping): As [`tiling_of`] returns it.
     """
-    state = Path(model, "training_state.json")
-    asked = (read_json(state).get("arguments") if state.is_file() else None) or {}
+    asked = training_of(model)
     if "crop" not in asked:  # not of `train-ddpm`, or older
         return ""
     if not asked["crop"]:

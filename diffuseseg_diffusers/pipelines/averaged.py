@@ -186,7 +186,7 @@ class AveragedSegmenter(Segmenter):
         if base is not None:
             base.save_pretrained(folder / BASE)
         index: dict[str, Any] = {"_class_name": type(self).__name__, "members": members, "weights": self.weights}
-        index["agreement"] = _agreement(self.models)
+        index["agreement"] = least_agreement(self.models)
         index["guided"] = None if self.guided is None else list(self.guided)
         index["decisions"] = None if self.decisions is None else self.decisions.config
         write_json(folder / INDEX, index)
@@ -250,7 +250,7 @@ def _on(model: DiffuseSegPipeline, base: DiffuseSegPipeline) -> bool:
     return same and len({json.dumps(config, sort_keys=True, default=str) for config in configs}) == 1
 
 
-def _agreement(models: Sequence[Segmenter]) -> dict[str, float]:
+def least_agreement(models: Sequence[Segmenter]) -> dict[str, float]:
     """By precision, the least share of pixels on which a model's masks are those in float32, where it was measured."""
     least: dict[str, float] = {}
     for model in models:

@@ -2,7 +2,8 @@
 """Configuration of `diffuseseg fit`; the task itself is `training/train_segmentation_head.py`."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +25,17 @@ from .options import (
 
 
 BEST = "best"
-AGAINST_BEST = ("backbone", "blocks", "up_blocks", "timesteps", "noise_levels", "prompt", "fresh_noise", "resolution")
-AGAINST_BEST += (
+# Options that it does not take: it chooses itself, or has no way to follow them yet.
+AGAINST_BEST = (
+    "backbone",
+    "blocks",
+    "up_blocks",
+    "timesteps",
+    "noise_levels",
+    "prompt",
+    "fresh_noise",
+    "resolution",
+    "max_bytes",
     "num_members",
     "sparse_labels",
     "unlabeled_dataset_name",
@@ -33,6 +43,7 @@ AGAINST_BEST += (
     "pixel_size",
     "activation_dir",
     "target",
+    "push_to_hub",
 )
 AUTO = "auto"  # in place of blocks or timesteps: chosen by cross-validation
 _validation, _feature, _training = (partial(option, group=name) for name in ("validation", "features", "training"))
@@ -121,8 +132,9 @@ class FitConfig(
             raise UserError("--noise_levels and auto exclude each other; leave one out.")
         if not self.auto and (self.max_dimensions or self.max_milliseconds):
             raise UserError("--max_dimensions and --max_milliseconds are for --blocks or --timesteps auto.")
-        if self.recipe == BEST and (against := self.against_best()):
-            raise UserError(f"--recipe best does not go with --{against[0]}; leave it out, or use --recipe default.")
+        if (self.recipe == BEST or self.max_minutes is not None) and (against := self.against_best()):
+            asked = "--recipe best" if self.recipe == BEST else "--max_minutes, of --recipe best,"
+            raise UserError(f"{asked} does not go with --{against[0]}; leave one out.")
         if self.recipe not in (None, BEST) and self.max_minutes is not None:
             raise UserError(f"--max_minutes is for --recipe best, got --recipe {self.recipe}; leave one out.")
         needs(self, "unlabeled_dataset_name", "unlabeled_dataset_config_name", "max_unlabeled")
@@ -140,7 +152,24 @@ class FitConfig(
 
     def against_best(self) -> list[str]:
         """The options that are given and that `best` does not take."""
-        return [name for name in AGAINST_BEST if getattr(self, name) not in (None, False, ())]
+        usual = {field.name: field.default for field in fields(self)}
+        return [name for name in AGAINST_BEST if getattr(self, name) != usual[name]]
+
+    def with_recipe(self, more: Sequence[str] = ()) -> tuple["FitConfig", str]:
+        """The configuration with a recipe, and why if it was not named: `best`, unless something is against it.
+
+        Args:
+            more (sequence of `str`): What is against `best` beside the options, a clause each.
+
+        Raises:
+            UserError: `best` was named, and something is against it.
+        """
+        if self.recipe not in (None, BEST):
+            return self, ""
+        against = [*(f"--{name} is given" for name in self.against_best()), *more]
+        if against and (self.recipe == BEST or self.max_minutes is not None):
+            raise UserError(f"--recipe best is not possible: {against[0]}; use --recipe default without --max_minutes.")
+        return replace(self, recipe="default" if against else BEST), f", as {against[0]}" if against else ""
 
     @property
     def auto(self) -> list[str]:

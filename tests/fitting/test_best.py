@@ -7,9 +7,10 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from diffuseseg_diffusers import LabeledImages, load_pipeline
+from diffuseseg_diffusers import FitConfig, LabeledImages, load_pipeline
 from diffuseseg_diffusers.fitting import best
 from diffuseseg_diffusers.fitting.best import describe, fit_best
+from diffuseseg_diffusers.fitting.setup import against_best
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
 from diffuseseg_diffusers.pipelines.loading import save_fitted
@@ -100,3 +101,18 @@ def test_fit_takes_the_best_by_default_and_segment_uses_it(tmp_path):
     assert len(list((tmp_path / "masks").rglob("*.png"))) >= 1
     said = run(*fit, "--blocks", "1", "--num_members", "2", "--output_dir", tmp_path / "other").stdout
     assert "Recipe: default, as --blocks is given." in said
+
+
+def test_best_is_left_where_there_is_nothing_to_compare_on_or_something_speaks_against_it(tmp_path):
+    pipe, common = make_pipeline(), dict(model="MODEL", dataset_name="DATA", output_dir=tmp_path / "out")
+    config = FitConfig(**common)
+    chosen, why = config.with_recipe(against_best(config, pipe, drawings(2), 1))
+    assert chosen.recipe == "best" and why == ""
+    chosen, why = config.with_recipe(against_best(config, pipe, drawings(1), 1))
+    assert chosen.recipe == "default" and "one labelled picture" in why
+    assert len(against_best(config, pipe, drawings(1, (300, 300)), 1)) == 0  # which is four tiles
+    chosen, why = FitConfig(**common, push_to_hub=True).with_recipe()
+    assert chosen.recipe == "default" and why == ", as --push_to_hub is given"
+    with pytest.raises(UserError, match="nothing to compare on; use --recipe default without"):
+        config = FitConfig(**common, max_minutes=1)
+        config.with_recipe(against_best(config, pipe, drawings(1), 1))

@@ -1,4 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import math
+import statistics
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from diffuseseg_diffusers.fitting.choice import (
     ious,
     mean_iou,
     sample_pixels,
+    tail,
     vote,
 )
 
@@ -96,3 +100,10 @@ def test_a_sample_of_pixels_has_each_mask_by_its_labels():
     first, none, last = sample_pixels(masks, 255, 500)
     assert len(none) == 0 and len(first) == 100 and len(last) == 400
     assert (masks[0].ravel()[first] == 0).all() and len(set(last.tolist())) == 400
+
+
+def test_intervals_of_few_pictures_are_as_wide_as_those_of_t():
+    normal = statistics.NormalDist()
+    for units, t in ((6, 2.571), (10, 2.262), (30, 2.045)):
+        assert tail(units) == pytest.approx(100 * normal.cdf(-math.sqrt(units / (units - 1)) * t), rel=0.1)
+    assert tail(2) < 1e-6 and tail(10**6) == pytest.approx(2.5, abs=0.01)

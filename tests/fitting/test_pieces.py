@@ -4,7 +4,7 @@ from datasets import Dataset
 
 from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.fitting.candidates import Folds
-from diffuseseg_diffusers.fitting.views import TILE, in_pieces, pictures_of, piece_size, views_of
+from diffuseseg_diffusers.fitting.pieces import TILE, in_pieces, pictures_of, piece_size, views_of
 
 
 def pictures(*sizes: tuple[int, int]) -> LabeledImages:

@@ -1,0 +1,97 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What a fit starts from, by its configuration: the frozen model, how it reads pictures, and what the record says."""
+
+from typing import Any
+
+import torch
+
+from ..datasets.columns import describe_dataset
+from ..datasets.crops import by_planes
+from ..datasets.labeled import LabeledImages
+from ..heads.views import compare_views, shapes_of, tiling_of, training_of, whole_size
+from ..jobs.errors import UserError
+from ..jobs.files import shown_name
+from ..jobs.hardware import hardware, short_name
+from ..pipelines.backbone import load_backbone
+from ..pipelines.general import comes_with_package, describe_model, hub_name
+from ..pipelines.loading import load_pipeline
+from ..pipelines.pixel import DiffuseSegPipeline
+from ..pipelines.segmenter import HeadSegmenter
+from .pieces import TILE, in_pieces
+
+
+def load_frozen(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model that `--model` or `--backbone` names, without a head: one that is there already is replaced.
+
+    Raises:
+        UserError: It cannot be loaded, or has no activations to read.
+    """
+    if config.backbone:
+        return load_backbone(config.backbone, device, dtype, config.revision, config.cache_dir)
+    pipe: Any = load_pipeline(config.model, **config.loading(device=device, dtype=dtype))
+    if not isinstance(pipe, HeadSegmenter):
+        raise UserError(f"{config.model} is a student or several models, with no head to fit; give a diffusion model.")
+    pipe.segmentation_head = None
+    return pipe
+
+
+def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, tuple[int, int] | None]:
+    """How `best` reads pictures first, by the training of the denoiser.
+
+    Returns:
+        Whether in tiles, `None` where it does not matter to the denoiser; and the size at which it reads pieces,
+        `None` for their own.
+    """
+    asked = training_of(name)
+    scale = asked.get("scale")
+    if tiles is None and "crop" in asked:
+        tiles = bool(asked["crop"])
+    if tiles:
+        return True, None if scale is None else (round(TILE * scale), round(TILE * scale))
+    return tiles, None if comes_with_package(name) else pipe.features().size
+
+
+def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[int, int] | None, str]:
+    """The size at which one head reads images, `None` for the model's own, and lines on it.
+
+    The lines say a size that was not asked for, and in what it differs from the training of the denoiser.
+    """
+    size, name, said = config.size, config.model or config.backbone, ""
+    if not (size or config.tile) and comes_with_package(name):
+        size = whole_size(shapes_of(dataset), pipe.features())
+        said = f"Whole pictures are read at {size[0]} × {size[1]}; --resolution sets another size.\n"
+    if differs := compare_views(name, tiling_of(dataset, size or pipe.features().size)):
+        said += f"warning: {differs}\n"
+    return size, said
+
+
+def against_best(config: Any, pipe: Any, dataset: LabeledImages, num_processes: int) -> list[str]:
+    """What speaks against the recipe `best` beside the options: a clause each."""
+    name = config.model or config.backbone
+    if not isinstance(pipe, DiffuseSegPipeline):
+        return [f"{name} is no denoiser of pixels"]
+    if num_processes > 1:
+        return [f"{num_processes} processes run"]
+    if training_of(name).get("pixel_size"):
+        return ["the denoiser was trained at a --pixel_size"]
+    tiles, _ = usual_view(name, pipe, config.tile)
+    if len(dataset) == 1 and len(in_pieces(by_planes(dataset), tiles)) == 1:
+        return ["there is one labelled picture, and nothing to compare on"]
+    return []
+
+
+def describe_fit(config: Any, pipe: Any, num_images: int, num_processes: int, seconds: float) -> dict[str, Any]:
+    """What `head_training.json` holds of the fit itself."""
+    name, extractor = config.model or config.backbone, pipe.features()
+    return {
+        "model": describe_model(name, pipe.unet) if comes_with_package(name) else shown_name(name),
+        "model_on_hub": hub_name(name),
+        "dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split),
+        "num_images": num_images,
+        **{option: getattr(config, option) for option in ("mask_format", "recipe", "sparse_labels", "seed")},
+        "dtype": short_name(extractor.dtype),
+        "device": str(extractor.device),
+        "hardware": hardware(extractor.device),
+        "num_processes": num_processes,
+        "seconds": round(seconds, 2),
+    }
