@@ -389,6 +389,12 @@ def by_planes(dataset: LabeledImages) -> LabeledImages:
     return planes if len(planes) > len(dataset) else dataset
 
 
+def pictures_of(pieces: LabeledImages) -> np.ndarray:
+    """The number of the picture that each image, tile or plane is of, `[pieces]` int64."""
+    places = pieces.places if isinstance(pieces, LabeledTiles) else [(i,) for i in range(len(pieces))]
+    return np.array([place[0] for place in places])
+
+
 def _cells(part: Window, size: tuple[int, int]) -> list[Window]:
     """A part of a picture in cells of a size, the last ones smaller, row by row."""
     return [

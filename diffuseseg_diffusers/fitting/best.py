@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..datasets.crops import pictures_of
 from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import evenly_spread
 from ..features.filters import SIGMAS
 from ..heads.classes import Classes
-from ..heads.cross_validation import LabeledActivations
+from ..heads.cross_validation import WITHIN, Folds, LabeledActivations
 from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
 from ..heads.fit import fit_head, recipe_extractor
 from ..heads.guided import choose_guided
@@ -24,9 +25,9 @@ from ..jobs.errors import UserError
 from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import Segmenter
-from .candidates import KINDS, UNET, Candidate, Folds, Labelled, tuned, unet_probabilities
+from .candidates import KINDS, UNET, Candidate, Labelled, tuned, unet_probabilities
 from .choice import FEW, Estimate, HeldOut, choose_votes, estimate, mean_iou, sample_pixels, vote
-from .pieces import View, in_pieces, pictures_of, piece_size, views_of
+from .pieces import View, in_pieces, piece_size, views_of
 
 
 MAX_MINUTES = 2.5
@@ -322,5 +323,5 @@ def describe(choice: Choice, names: Sequence[str]) -> str:
     if e.units < FEW and not choice.within:
         lines.append(f"Of {e.units} pictures, the interval is about their range, and too narrow: label more to know.")
     if choice.within:
-        lines.append("There are fewer than three pictures: parts are compared with others of the same, which flatters.")
+        lines.append(WITHIN)
     return "\n".join(lines)

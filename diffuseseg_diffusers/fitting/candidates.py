@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..datasets.augmentation import IGNORED
 from ..datasets.labeled import LabeledImages
 from ..heads.classes import Classes
-from ..heads.cross_validation import LabeledActivations, entries_of, fit_groups, folds_of, others
+from ..heads.cross_validation import Folds, LabeledActivations, entries_of, fit_groups, others
 from ..heads.extraction import extract_activations, resize_mask
 from ..heads.fit import recipe_extractor
 from ..heads.recipes import Recipe
@@ -26,28 +25,6 @@ UNET = "tuned U-Net"
 PIXELS = 16 * 256**2  # of the labelled pieces and their augmented views together, that heads learn from
 CROP = 128  # longest side of what a network sees while it is tuned, in pixels of its own
 MEMBERS = 2  # of a head that is cross-validated
-
-
-@dataclass
-class Folds:
-    """Which pieces each fold holds out.
-
-    Args:
-        held_out (list of list of `int`): Pieces of each fold.
-        within (`bool`): Whether pieces of one picture are in several folds, as there are too few pictures.
-    """
-
-    held_out: list[list[int]]
-    within: bool
-
-    @classmethod
-    def of(cls, pictures: np.ndarray, number: int, seed: int) -> "Folds":
-        """Folds of whole pictures, or of pieces where there are fewer than three pictures; `pictures` `[pieces]`."""
-        names = np.unique(pictures)
-        within = len(names) < 3 <= len(pictures)
-        units = np.arange(len(pictures)) if within else np.searchsorted(names, pictures)
-        parts = folds_of(int(units.max()) + 1, min(number, int(units.max()) + 1), seed)
-        return cls([np.flatnonzero(np.isin(units, part)).tolist() for part in parts], within)
 
 
 @dataclass

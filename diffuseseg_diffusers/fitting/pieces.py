@@ -49,12 +49,6 @@ def piece_size(pieces: LabeledImages) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def pictures_of(pieces: LabeledImages) -> np.ndarray:
-    """The number of the picture that each piece is of, `[pieces]` int64."""
-    places = pieces.places if isinstance(pieces, LabeledTiles) else [(i,) for i in range(len(pieces))]
-    return np.array([place[0] for place in places])
-
-
 def views_of(
     piece: tuple[int, int],
     multiple: int,

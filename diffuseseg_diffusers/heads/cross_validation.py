@@ -26,6 +26,9 @@ from .recipes import Recipe
 from .table import ActivationTable
 
 
+WITHIN = "There are fewer than three pictures: parts are compared with others of the same, which flatters."
+
+
 @dataclass
 class LabeledActivations:
     """Activations of labelled images, of their augmented views and, if heads are to see those, of their mirror images.
@@ -96,6 +99,31 @@ def folds_of(num_images: int, num_folds: int, seed: int = 0) -> list[list[int]]:
         )
     shuffled = np.random.default_rng(seed).permutation(num_images)
     return [sorted(part.tolist()) for part in np.array_split(shuffled, num_folds)]
+
+
+@dataclass
+class Folds:
+    """Which pieces each fold holds out.
+
+    Args:
+        held_out (list of list of `int`): Pieces of each fold.
+        within (`bool`): Whether pieces of one picture are in several folds, as there are too few pictures.
+    """
+
+    held_out: list[list[int]]
+    within: bool
+
+    @classmethod
+    def of(cls, pictures: np.ndarray, number: int, seed: int) -> "Folds":
+        """Folds of whole pictures, or of their pieces where there are fewer than three; `pictures` `[pieces]`.
+
+        Raises [`UserError`] for a single piece.
+        """
+        names = np.unique(pictures)
+        within = len(names) < min(3, len(pictures))
+        units = np.arange(len(pictures)) if within else np.searchsorted(names, pictures)
+        parts = folds_of(int(units.max()) + 1, min(number, int(units.max()) + 1), seed)
+        return cls([np.flatnonzero(np.isin(units, part)).tolist() for part in parts], within)
 
 
 def others(folds: Sequence[Sequence[int]]) -> list[list[int]]:

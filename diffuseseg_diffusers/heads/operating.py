@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from ..datasets.crops import pictures_of
 from ..datasets.labeled import LabeledImages
 from ..jobs.errors import UserError
 from .classes import Classes
-from .cross_validation import LabeledActivations, fit_groups, folds_of, held_out_probabilities, others
+from .cross_validation import WITHIN, Folds, LabeledActivations, fit_groups, held_out_probabilities, others
 from .decisions import Decisions, winners
 from .recipes import Recipe
 
@@ -121,11 +122,13 @@ def fit_operating_point(
         raise UserError("--target is chosen on pictures that are held out in turn; label two of them at least.")
     config, recipe, classes = pipe.segmentation_head.config, recipe.for_studies(), Classes.of(dataset)
     activations = LabeledActivations.extract(pipe.head_extractor(), dataset, recipe, seed, batch_size, flip=flip)
-    folds = folds_of(len(dataset), min(FOLDS, len(dataset)), seed)
-    heads = fit_groups(activations, config.blocks, config.timesteps, classes, others(folds), recipe, 2, seed)
-    p, labels = held_out_probabilities(heads, activations, folds)
+    folds = Folds.of(pictures_of(dataset), FOLDS, seed)
+    own = others(folds.held_out)
+    heads = fit_groups(activations, config.blocks, config.timesteps, classes, own, recipe, 2, seed)
+    p, labels = held_out_probabilities(heads, activations, folds.held_out)
     decisions = operating_decisions(p, labels, targets)
-    return decisions, [describe_target(p, labels, target, decisions, classes.names[target.id]) for target in targets]
+    lines = [describe_target(p, labels, target, decisions, classes.names[target.id]) for target in targets]
+    return decisions, lines + [WITHIN] * folds.within
 
 
 def describe_target(p: torch.Tensor, labels: torch.Tensor, target: Target, decisions: Decisions, name: str) -> str:

@@ -3,8 +3,8 @@ import numpy as np
 from datasets import Dataset
 
 from diffuseseg_diffusers import LabeledImages
-from diffuseseg_diffusers.fitting.candidates import Folds
-from diffuseseg_diffusers.fitting.pieces import TILE, in_pieces, pictures_of, piece_size, views_of
+from diffuseseg_diffusers.datasets.crops import pictures_of
+from diffuseseg_diffusers.fitting.pieces import TILE, in_pieces, piece_size, views_of
 
 
 def pictures(*sizes: tuple[int, int]) -> LabeledImages:
@@ -39,18 +39,6 @@ def test_sizes_are_multiples_within_what_models_read():
     assert [v.scale for v in found] == [1, 0.5333, 2, 0.2667]
     assert all(s % 8 == 0 for v in views_of((256, 256), 8) for s in v.size)
     assert [v.size for v in views_of((256, 256), 8)] == [(256, 256), (128, 128), (64, 64)]
-
-
-def test_folds_hold_out_whole_pictures_where_there_are_enough():
-    folds = Folds.of(np.array([0, 0, 1, 1, 2, 2]), 3, 0)
-    assert not folds.within
-    assert sorted(map(tuple, folds.held_out)) == [(0, 1), (2, 3), (4, 5)]
-
-
-def test_folds_of_two_pictures_are_of_their_tiles():
-    folds = Folds.of(np.array([0, 0, 0, 1, 1, 1]), 3, 0)
-    assert folds.within
-    assert sorted(i for own in folds.held_out for i in own) == list(range(6))
 
 
 def test_a_model_of_one_size_is_read_at_that_and_at_parts_of_it():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from diffuseseg_diffusers.heads import cross_validation
 from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.cross_validation import (
+    Folds,
     LabeledActivations,
     cross_validated,
     entries_of,
@@ -152,3 +153,21 @@ def test_heads_on_activations_on_filters_and_on_both_come_from_one_table():
         shapes.append((len(heads[0].channels), heads[0].config.member_inputs))
         assert score(heads, one, [[3, 4, 5], [0, 1, 2]], CLASSES)["mean_iou"] > 0.6
     assert shapes == [(2, None), (1, None), (3, None), (3, ["activations", "filters"])]
+
+
+def test_folds_hold_out_whole_pictures_where_there_are_enough():
+    folds = Folds.of(np.array([0, 0, 1, 1, 2, 2]), 3, 0)
+    assert not folds.within
+    assert sorted(map(tuple, folds.held_out)) == [(0, 1), (2, 3), (4, 5)]
+
+
+def test_folds_of_two_pictures_are_of_their_tiles():
+    folds = Folds.of(np.array([0, 0, 0, 1, 1, 1]), 3, 0)
+    assert folds.within
+    assert sorted(i for own in folds.held_out for i in own) == list(range(6))
+
+
+def test_a_single_picture_in_two_tiles_is_compared_within():
+    folds = Folds.of(np.array([0, 0]), 3, 0)
+    assert folds.within and sorted(map(tuple, folds.held_out)) == [(0,), (1,)]
+    assert not Folds.of(np.array([0, 1]), 3, 0).within
