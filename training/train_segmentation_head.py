@@ -84,7 +84,7 @@ def fit(config: FitConfig) -> Any:
         flip = False if config.no_flip else None
         model, choice = fit_best(pipe, dataset, config.max_minutes or MAX_MINUTES, flip, *how, size=size)
         print(describe(choice, model.label_names))
-        found: dict[str, Any] = {"choice": asdict(choice)}
+        found: dict[str, Any] = {"choice": asdict(choice), "num_images": choice.num_pieces}
     else:
         model, found = fit_one_head(config, pipe, dataset, accelerator)
     if not accelerator.is_main_process:
@@ -109,7 +109,7 @@ def fit(config: FitConfig) -> Any:
     with output_folder(config.output_dir, config.overwrite, "fit", config.inputs()) as folder:
         save_fitted(model, folder, name, config.revision, config.cache_dir)
         write_json(folder / "head_training.json", report)
-    print(f"Fitted on {len(dataset)} images in {report['seconds']} s; the pipeline is in {config.output_dir}.")
+    print(f"Fitted on {report['num_images']} images in {report['seconds']} s; the pipeline is in {config.output_dir}.")
     finish_push(config)
     return model
 
@@ -128,7 +128,7 @@ def fit_one_head(
         dataset,
         **features,
         num_members=config.num_members,
-        recipe=config.recipe or "default",
+        recipe=config.recipe,
         min_label_fraction=config.min_label_fraction,
         share_noise=not config.fresh_noise,
         flip=False if config.no_flip else None,
@@ -144,9 +144,7 @@ def fit_one_head(
         pipe.decisions = fit_decisions(pipe, *unlabeled, config.batch_size)
     if accelerator.is_main_process and targets:
         reading = (config.seed, config.batch_size, False if config.no_flip else None)
-        pipe.decisions, reached = fit_operating_point(
-            pipe, dataset, targets, find_recipe(config.recipe or "default"), *reading
-        )
+        pipe.decisions, reached = fit_operating_point(pipe, dataset, targets, find_recipe(config.recipe), *reading)
         print("\n".join(reached))
     head = pipe.segmentation_head.config
     found = {"decisions": head.decisions, "num_members": head.num_members}
