@@ -148,7 +148,7 @@ def workplace(tmp_path_factory) -> Path:
     pipe = make_pipeline(head=True)
     pipe.save_pretrained(folder / "out" / "model")
     shutil.copytree(folder / "out" / "model", folder / "user" / "faces-diffuseseg")
-    pipe.segmentation_head = None
+    names, pipe.segmentation_head = pipe.label_names, None
     pipe.save_pretrained(folder / "MODEL")
     for place, seeds in {
         "DATA/train": range(3),
@@ -169,7 +169,7 @@ def workplace(tmp_path_factory) -> Path:
         num_attention_heads=[1, 1, 1, 1],
         depths=[1, 1, 1, 1],
         decoder_hidden_size=8,
-        id2label=dict(enumerate(pipe.label_names)),
+        id2label=dict(enumerate(names)),
     )
     SegformerForSemanticSegmentation(config).save_pretrained(folder / "out" / "student")
     make_processor(DEFAULT_STUDENT, (32, 32)).save_pretrained(folder / "out" / "student")

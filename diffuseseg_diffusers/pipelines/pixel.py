@@ -93,6 +93,16 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
                 ) from error
             return super().download(pretrained_model_name, **kwargs)
 
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict | tuple:
+        """As for every head; the folder of an [`AveragedSegmenter`] is refused with how to load it."""
+        loaded = super().load_config(*args, **kwargs)
+        if "members" in (loaded[0] if isinstance(loaded, tuple) else loaded):
+            raise UserError(
+                "There are several models in that folder; load it with load_pipeline or AutoDiffuseSegPipeline."
+            )
+        return loaded
+
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Saves the pipeline with the code that loads it without this package; strips local paths.
 

@@ -149,6 +149,8 @@ def test_several_models_are_one_folder(committee, tmp_path):
     loaded = load_pipeline(tmp_path / "saved", device="cpu", dtype="float32")
     assert isinstance(loaded, AveragedSegmenter) and loaded.models[0].unet is loaded.models[1].unet
     assert loaded.identity() == committee.identity() and loaded.nbytes == committee.nbytes
+    with pytest.raises(UserError, match="several models in that folder; load it with load_pipeline"):
+        DiffuseSegPipeline.from_pretrained(tmp_path / "saved")
     image = draw((40, 48), 3)[0]
     asked = dict(output_type="pt", return_probabilities=True)
     for one, other in zip(loaded.segment(image, **asked).to_tuple(), committee.segment(image, **asked).to_tuple()):
