@@ -4,11 +4,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..datasets.crops import LabeledTiles
+from ..datasets.crops import LabeledTiles, pictures_of
 from ..datasets.find_labeled import load_labeled_images
 from ..datasets.unlabeled import evenly_spread
 from ..heads.classes import Classes
-from ..heads.cross_validation import LabeledActivations, cross_validated, folds_of
+from ..heads.cross_validation import Folds, LabeledActivations, cross_validated
 from ..heads.fit import recipe_extractor
 from ..heads.recipes import find_recipe
 from ..jobs.errors import UserError
@@ -57,7 +57,7 @@ def score_features(config: Any, dataset: Any) -> dict[str, float]:
         dataset = LabeledTiles(dataset, size, config.scale, config.pixel_size, 2 * MOST, config.seed)
     if pipe.channels.config is None:
         models |= {name: load_pipeline(name, device=pipe.device, dtype="float32") for name in (GENERAL, UNTRAINED)}
-    folds, found = folds_of(len(dataset), min(FOLDS, len(dataset))), {}
+    folds, found = Folds.of(pictures_of(dataset), FOLDS, 0).held_out, {}
     for name, model in models.items():
         extractor = recipe_extractor(model, recipe, size=size)
         activations = LabeledActivations.extract(extractor, dataset, recipe, show_progress=False)
