@@ -48,7 +48,7 @@ def score_features(config: Any, dataset: Any) -> dict[str, float]:
         dataset ([`LabeledImages`]): Of [`load_judges`].
 
     Returns:
-        `dict`: 0 to 1 by name: `own`, `general`, `untrained`.
+        `dict`: 0 to 1 by name: `own`, `general`, `untrained`; without those that cannot be measured, with a line.
     """
     pipe: Any = load_pipeline(config.output_dir, dtype="float32")
     recipe, size, models = find_recipe("default").for_studies(), pipe.features().size, {OWN: pipe}
@@ -59,18 +59,21 @@ def score_features(config: Any, dataset: Any) -> dict[str, float]:
         models |= {name: load_pipeline(name, device=pipe.device, dtype="float32") for name in (GENERAL, UNTRAINED)}
     folds, found = Folds.of(pictures_of(dataset), FOLDS, 0).held_out, {}
     for name, model in models.items():
-        extractor = recipe_extractor(model, recipe, size=size)
-        activations = LabeledActivations.extract(extractor, dataset, recipe, show_progress=False)
-        chosen = (extractor.blocks, extractor.timesteps, Classes.of(dataset), folds, recipe)
-        found[name] = float(cross_validated(activations, *chosen)["mean_iou"])
+        try:
+            extractor = recipe_extractor(model, recipe, size=size)
+            activations = LabeledActivations.extract(extractor, dataset, recipe, show_progress=False)
+            chosen = (extractor.blocks, extractor.timesteps, Classes.of(dataset), folds, recipe)
+            found[name] = float(cross_validated(activations, *chosen)["mean_iou"])
+        except UserError as error:  # the training is over, and not to be lost
+            print(f"warning: the model {name} is not measured on the labelled images: {error}")
     return found
 
 
 def describe_scores(scores: Mapping[str, float]) -> str:
     """The verdict on a denoiser, in a sentence, from the scores of [`score_features`]."""
-    said = ", ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())
+    said = ", ".join(f"{name} {100 * score:.1f}" for name, score in scores.items()) or "not measured"
     said = f"Cross-validated mean IoU of features on the labelled images: {said}"
-    if GENERAL not in scores:
+    if not {OWN, GENERAL} <= scores.keys():
         return f"{said}."
     gain = scores[OWN] - scores[GENERAL]
     if abs(gain) < SAME:

@@ -3,13 +3,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.diffusion import readiness
 from diffuseseg_diffusers.diffusion.readiness import describe_scores, score_features
 from diffuseseg_diffusers.diffusion.run import describe_plan
 
-from ..conftest import QUICK, drawn_dataset, make_pipeline
+from ..conftest import QUICK, dataset_of, draw, drawn_dataset, make_pipeline
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,8 @@ from ..conftest import QUICK, drawn_dataset, make_pipeline
         ({"own": 0.715, "general": 0.712, "untrained": 0.65}, "as good as the general model, no better yet."),
         ({"own": 0.8, "general": 0.712, "untrained": 0.65}, ": better than the general model."),
         ({"own": 0.8}, "labelled images: own 80.0."),
+        ({"general": 0.8}, "labelled images: general 80.0."),
+        ({}, "labelled images: not measured."),
     ],
 )
 def test_the_verdict_is_in_plain_words(scores, said):
@@ -34,6 +38,14 @@ def test_all_models_are_scored_on_the_same_images(tmp_path, monkeypatch):
     assert list(found) == ["own", "general", "untrained"] and all(0 <= score <= 1 for score in found.values())
     made["general"] = made[tmp_path]
     assert score_features(config, drawn_dataset(3))["general"] == found["own"]
+
+
+def test_labels_of_no_use_do_not_lose_the_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(readiness, "load_pipeline", lambda name, **_: make_pipeline())
+    images, masks = zip(*[draw((16, 16), seed) for seed in range(2)])
+    ignored = LabeledImages(dataset_of(images, [np.full_like(mask, 255) for mask in masks]), label_names=["a", "b"])
+    assert score_features(SimpleNamespace(output_dir=tmp_path, crop=None), ignored) == {}
+    assert "warning: the model own is not measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
