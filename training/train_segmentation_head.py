@@ -22,9 +22,8 @@ from diffuseseg_diffusers.evaluation.evaluate import evaluate_segmentation, form
 from diffuseseg_diffusers.fitting.best import MAX_MINUTES, describe, fit_best
 from diffuseseg_diffusers.fitting.pieces import in_pieces
 from diffuseseg_diffusers.fitting.setup import against_best, describe_fit, load_frozen, usual_size, usual_view
-from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.fit import fit_segmentation_head
-from diffuseseg_diffusers.heads.operating import Target, fit_operating_point
+from diffuseseg_diffusers.heads.operating import fit_operating_point, parse_targets
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.heads.selection import configured_features
 from diffuseseg_diffusers.hub.push import finish_push, prepare_push
@@ -33,7 +32,7 @@ from diffuseseg_diffusers.jobs.files import check_output_folder, output_folder, 
 from diffuseseg_diffusers.jobs.hardware import find_device, find_dtype, report_processes
 from diffuseseg_diffusers.pipelines.averaged import least_agreement
 from diffuseseg_diffusers.pipelines.composed import ComposedDiffuseSegPipeline
-from diffuseseg_diffusers.pipelines.general import GENERAL, USED
+from diffuseseg_diffusers.pipelines.general import default_model
 from diffuseseg_diffusers.pipelines.loading import save_fitted
 from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 from diffuseseg_diffusers.tasks.fit import BEST, FitConfig
@@ -61,8 +60,9 @@ def fit(config: FitConfig) -> Any:
     accelerator = Accelerator(cpu=device.type == "cpu")
     report_processes(accelerator)
     if not (config.model or config.backbone):
-        config = replace(config, model=GENERAL)
-        accelerator.print(USED)
+        usual, line = default_model()
+        config = replace(config, model=usual)
+        accelerator.print(line)
     if accelerator.is_main_process:
         prepare_push(config)
     dataset, validation = load_labels(config)
@@ -120,7 +120,7 @@ def fit_one_head(
     """The pipeline with a head on its activations, and what `head_training.json` holds of it."""
     size, said = usual_size(config, pipe, dataset)
     accelerator.print(said, end="")
-    targets = [Target.parse(text, Classes.of(dataset)) for text in config.target]
+    targets = parse_targets(config.target, dataset)
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None
     features, tried = configured_features(config, pipe, dataset, size, accelerator)
     pipe.segmentation_head = fit_segmentation_head(

@@ -58,6 +58,20 @@ class Target:
         return cls(list(classes.names).index(name), measure, value)
 
 
+def parse_targets(texts: Sequence[str], dataset: LabeledImages) -> list[Target]:
+    """Targets as they are typed, before anything is fitted; see [`Target.parse`].
+
+    Raises:
+        UserError: One is none, two are of one class, or there is one picture alone.
+    """
+    targets = [Target.parse(text, Classes.of(dataset)) for text in texts]
+    if len({target.id for target in targets}) < len(targets):
+        raise UserError(f"--target {' '.join(texts)} asks twice of one class; give one target for a class.")
+    if targets and len(dataset) < 2:
+        raise UserError("--target is chosen on pictures that are held out in turn; label two of them at least.")
+    return targets
+
+
 def operating_decisions(p: torch.Tensor, labels: torch.Tensor, targets: Sequence[Target]) -> Decisions:
     """The decisions that reach the targets on pixels, and no more than that.
 
@@ -116,10 +130,8 @@ def fit_operating_point(
         seed (`int`), batch_size (`int`), flip (`bool`, *optional*): As in [`fit_segmentation_head`].
 
     Raises:
-        UserError: There is one picture alone, or no pixel of a target's class.
+        UserError: No pixel is of a target's class.
     """
-    if len(dataset) < 2:
-        raise UserError("--target is chosen on pictures that are held out in turn; label two of them at least.")
     config, recipe, classes = pipe.segmentation_head.config, recipe.for_studies(), Classes.of(dataset)
     activations = LabeledActivations.extract(pipe.head_extractor(), dataset, recipe, seed, batch_size, flip=flip)
     folds = Folds.of(pictures_of(dataset), FOLDS, seed)

@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
+from ..jobs.errors import UserError
 from ..jobs.install import NAME
 from .identity import weights_digest
 
@@ -23,12 +24,25 @@ logger = logging.get_logger(__name__)
 # Beside what it was trained on, which is not imported: segmenting needs no `datasets`.
 SHIPPED_MODEL = str(Path(__file__).parents[1] / "datasets" / "general_ddpm")
 GENERAL, UNTRAINED = "general", "untrained"
-USED = "No --model was given: the general denoiser that comes with the package is used."
 
 
 def comes_with_package(name: str | os.PathLike) -> bool:
     """Whether a name is that of a model of the package; a local folder of the same name wins."""
     return os.fspath(name) in (GENERAL, UNTRAINED) and not os.path.isdir(name)
+
+
+def default_model() -> tuple[str, str]:
+    """The model that is taken where none is named, and a line that says so.
+
+    Raises:
+        UserError: A local folder of that name would win.
+    """
+    if not comes_with_package(GENERAL):
+        raise UserError(
+            f"No --model was given, and the local folder {GENERAL} hides the model of that name that comes with the "
+            f"package; give --model, or start elsewhere."
+        )
+    return GENERAL, "No --model was given: the general denoiser that comes with the package is used."
 
 
 def find_model(name: str | os.PathLike) -> str:

@@ -82,10 +82,11 @@ def app(config: AppConfig) -> None:
         >>> app(AppConfig(model="google/ddpm-cat-256", images="photos", open=True))
     """
     if config.model is None:
-        from ..pipelines.general import GENERAL, USED
+        from ..pipelines.general import default_model
 
-        print(USED, file=sys.stderr)
-        config = replace(config, model=GENERAL)
+        model, line = default_model()
+        print(line, file=sys.stderr)
+        config = replace(config, model=model)
     if config.push_space:
         push_space(config)
         return

@@ -4,7 +4,13 @@ import torch
 
 from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.decisions import winners
-from diffuseseg_diffusers.heads.operating import Target, describe_target, fit_operating_point, operating_decisions
+from diffuseseg_diffusers.heads.operating import (
+    Target,
+    describe_target,
+    fit_operating_point,
+    operating_decisions,
+    parse_targets,
+)
 from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import QUICK, drawn_dataset, make_pipeline
@@ -64,6 +70,10 @@ def test_targets_are_read_as_they_are_typed():
     for wrong in ("recall=0.9", "crack:recall=0.9", "hole:iou=0.9", "hole:recall=2", "hole:recall=much", "hole"):
         with pytest.raises(UserError, match="--target"):
             Target.parse(wrong, CLASSES)
+    with pytest.raises(UserError, match="asks twice of one class"):
+        parse_targets(["bar:recall=0.9", "bar:precision=0.9"], drawn_dataset(2))
+    with pytest.raises(UserError, match="label two of them at least"):
+        parse_targets(["bar:recall=0.9"], drawn_dataset(1))
 
 
 def test_a_head_gets_its_operating_point_from_pictures_that_are_held_out():
@@ -72,5 +82,3 @@ def test_a_head_gets_its_operating_point_from_pictures_that_are_held_out():
     assert len(decisions.union) == 3 and said.startswith("bar: recall 0.95 is reached on held-out labelled pictures")
     pipe.decisions = decisions
     assert pipe.segment(dataset[0].image, output_type="np").masks[0].shape == (16, 16)
-    with pytest.raises(UserError, match="label two of them at least"):
-        fit_operating_point(pipe, drawn_dataset(1), [Target(2, "recall", 0.95)], QUICK)

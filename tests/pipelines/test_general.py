@@ -9,10 +9,19 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from diffuseseg_diffusers import DiffuseSegPipeline, load_pipeline
+from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines import general
 from diffuseseg_diffusers.pipelines.loading import save_fitted
 
 from ..conftest import make_head
+
+
+def test_a_local_folder_does_not_become_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert general.default_model()[0] == "general"
+    (tmp_path / "general").mkdir()
+    with pytest.raises(UserError, match="local folder general hides"):
+        general.default_model()
 
 
 @pytest.fixture
