@@ -15,7 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..jobs.errors import NotFiniteError, UserError
 from .dry_run import hooked
-from .filters import filter_bank, filter_channels
+from .filters import check_sigmas, filter_bank, filter_channels
 from .noise import PAPER_TIMESTEPS, BetaSchedule, NoiseSchedule
 
 
@@ -196,8 +196,7 @@ class FeatureExtractor(ABC):
 
         With filters alone the model does not run, and there are no blocks and no timesteps.
         """
-        if any(sigma <= 0 for sigma in filters or ()):
-            raise UserError(f"Scales of filters are above 0 pixels, got {list(filters or ())}.")
+        check_sigmas(filters)
         made = copy.copy(self)
         made.filters = tuple(filters) if filters else None
         if alone:

@@ -27,7 +27,7 @@ from ..features.filters import filter_channels
 from ..jobs.errors import UserError
 from .decisions import Decisions, winners
 from .guided import check_guided
-from .inputs import check_members, groups_of
+from .inputs import check_members, check_tiling, groups_of
 from .upsampling import blend_of, columns_of, upsampled_rows
 
 
@@ -147,8 +147,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             [`describe_base`].
         channels (mapping, *optional*): Which channels of an image the model reads, and between which values: see
             [`InputChannels`].
-        tiling (mapping, *optional*): How the labelled images were seen: `tiles`, whether cut into tiles; `scale`, the
-            model's pixels for one of theirs; `pixel_size` in micrometres, if they were brought to one.
+        tiling (mapping, *optional*): How the labelled images were seen, see [`check_tiling`].
         decisions (mapping, *optional*): Which class a pixel gets, if not the likeliest: see [`Decisions`].
         guided (two `float`, *optional*): Widths over space, in pixels, and over colour of the filter that makes masks
             follow the picture: see [`joint_bilateral`]. The filtered mean probabilities decide, whatever the voting.
@@ -206,6 +205,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             raise UserError(f"Two classes have the same name in {list(label_names)}; results are listed by name.")
         Decisions.of(decisions, num_classes)
         check_guided(guided)
+        check_tiling(tiling)
         if len(block_channels) != len(blocks):
             raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
         check_members(num_members, blocks, filters, member_inputs, member_weights, voting)

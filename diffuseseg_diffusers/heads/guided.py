@@ -85,12 +85,12 @@ def check_guided(widths: Any) -> tuple[float, float] | None:
         return None
     try:
         spatial, color = map(float, widths)
-        valid = 0 < spatial <= 32 and 0 < color < math.inf
+        valid = 0.1 <= spatial <= 32 and 1e-3 <= color <= 100
     except (TypeError, ValueError):
         valid = False
     if not valid:
         raise UserError(
-            f"The widths of the guided masks are [spatial, color], above 0 and the first up to 32 pixels, got "
+            f"The widths of the guided masks are [spatial, color], 0.1 to 32 pixels and 0.001 to 100, got "
             f"{widths!r:.60}; repair or remove them."
         )
     return spatial, color

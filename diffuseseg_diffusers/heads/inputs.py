@@ -1,14 +1,18 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What the members of an ensemble read: activations, filters of the image, or both."""
+"""What a head reads: its members activations, filters of the image, or both; and pictures whole or in tiles."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..features.filters import check_sigmas
 from ..jobs.errors import UserError
 
 
 # The entries of [`Features.activations`], filters last, that a kind of member reads.
 READS = {"activations": slice(0, -1), "filters": slice(-1, None), "both": slice(None)}
+# From a stranger, a scale far beyond these would ask for billions of tiles, or for tiles of billions of pixels.
+SCALES = {"scale": (1e-3, 1e3), "pixel_size": (1e-6, 1e12)}
 
 
 def member_kinds(inputs: Sequence[str], num_members: int) -> list[str]:
@@ -65,6 +69,7 @@ def check_members(
     voting: str,
 ) -> None:
     """Raises [`UserError`] for members that a [`PixelClassifierEnsemble`] cannot have."""
+    check_sigmas(filters)
     if num_members < 1:
         raise UserError(f"A head needs one member at least, got {num_members}.")
     if voting not in ("hard", "soft"):
@@ -74,7 +79,9 @@ def check_members(
             raise UserError(f"`{name}` has {len(values)} entries for {num_members} members.")
     if member_inputs is not None and not (member_kinds(member_inputs, num_members) and blocks and filters):
         raise UserError("`member_inputs` need both `blocks` and `filters`; leave them out.")
-    if member_weights is not None and (voting != "soft" or min(member_weights) < 0 or not sum(member_weights) > 0):
+    if member_weights is not None and (
+        voting != "soft" or min(member_weights) < 0 or not 0 < sum(member_weights) < math.inf
+    ):
         raise UserError(f"`member_weights` are of soft votes, 0 or more and not all 0, got {list(member_weights)}.")
 
 
@@ -84,3 +91,27 @@ def groups_of(member_inputs: Sequence[str] | None, start: int, stop: int) -> lis
         return [(slice(start, stop), READS["both"])]
     kinds = dict.fromkeys(member_inputs[start:stop])
     return [([k for k in range(start, stop) if member_inputs[k] == kind], READS[kind]) for kind in kinds]
+
+
+def check_tiling(tiling: Any) -> dict[str, Any]:
+    """How labelled images were seen, as a config holds it; empty if it does not say.
+
+    `tiles` is whether they were cut into tiles; `scale`, the model's pixels for one of theirs; `pixel_size`, in
+    micrometres, is given if they were brought to one.
+
+    Raises:
+        UserError: It is anything else, or a number is far out of range.
+    """
+    valid = tiling is None or isinstance(tiling, Mapping)
+    found = dict(tiling) if tiling and valid else {}
+    valid = valid and isinstance(found.get("tiles", False), bool)
+    for name, (least, most) in SCALES.items():
+        value = found.get(name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        valid = valid and (value is None or (number and least <= value <= most))
+    if not valid:
+        raise UserError(
+            f"`tiling` is `tiles`, true or false, and a `scale` and a `pixel_size` above 0 or null, got "
+            f"{tiling!r:.60}; repair or remove it."
+        )
+    return found

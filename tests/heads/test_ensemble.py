@@ -311,6 +311,15 @@ def test_wrong_arguments_are_refused():
         ({"member_inputs": ["filters", "pixels"], "filters": [1.0]}, "Members read .*got 'pixels'"),
         ({"member_weights": [1.0], "voting": "soft"}, "has 1 entries for 2 members"),
         ({"member_weights": [1.0, 1.0]}, "of soft votes"),
+        ({"member_weights": [1.0, math.inf], "voting": "soft"}, "of soft votes"),
+        ({"filters": [1.0] * 1000}, "up to 32 scales"),
+        ({"filters": [1e9]}, "0.1 to 64 pixels"),
+        ({"filters": [math.nan]}, "0.1 to 64 pixels"),
+        ({"tiling": [1]}, "`tiling` is"),
+        ({"tiling": {"tiles": "yes"}}, "`tiling` is"),
+        ({"tiling": {"scale": 0}}, "`tiling` is"),
+        ({"tiling": {"tiles": True, "scale": 1e-30}}, "`tiling` is"),
+        ({"tiling": {"tiles": True, "scale": 1.0, "pixel_size": "1 µm"}}, "`tiling` is"),
     ):
         with pytest.raises(ValueError, match=why):
             PixelClassifierEnsemble(**given, **wrong)

@@ -64,6 +64,6 @@ def test_widths_are_chosen_where_the_filter_helps_and_only_there():
 
 def test_widths_that_are_none_are_a_sentence():
     assert check_guided(None) is None and check_guided([2, 0.1]) == (2.0, 0.1)
-    for wrong in ([1.0], [0, 0.1], [33, 0.1], ["a", 1], 3.0, [1, float("nan")]):
+    for wrong in ([1.0], [0, 0.1], [33, 0.1], ["a", 1], 3.0, [1, float("nan")], [1, 1e-200], [1e-200, 1], [1, 1e200]):
         with pytest.raises(UserError, match="guided masks are"):
             check_guided(wrong)
