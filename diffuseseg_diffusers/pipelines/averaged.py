@@ -78,10 +78,7 @@ class AveragedSegmenter(Segmenter):
                     raise UserError(f"{name} has {what} {another}, but {first} has {one}; they have to be the same.")
         _check_views(models)
         self.first, self.names, self.models = model, list(models), list(models.values())
-        given = [1.0] * len(models) if weights is None else [float(weight) for weight in weights]
-        if len(given) != len(models) or not all(0 <= w < math.inf for w in given) or not sum(given):
-            raise UserError(f"The {len(models)} models need a weight from 0 on each, and one above 0; got {given}.")
-        self.weights = [weight / sum(given) for weight in given]
+        self.weights = _shares(weights, len(models))
         self.guided = check_guided(guided)
         self.finest = max(self.models, key=lambda model: math.prod(model.image_size))
         every = [model.decisions for model in self.models]
@@ -208,7 +205,7 @@ class AveragedSegmenter(Segmenter):
         local = os.path.isdir(name)
         folder = Path(name if local else snapshot_download(str(name), allow_patterns=FILES, **hub_options(kwargs)))
         index, base = read_json(folder / INDEX), None
-        members = _members(index, name)
+        members = _members(index, folder, name)
         if any(member["kind"] == ON_BASE for member in members):
             base = AutoDiffuseSegPipeline.from_pretrained(folder / BASE, dtype=short_name(dtype))
         models: dict[str, Segmenter] = {}
@@ -222,6 +219,17 @@ class AveragedSegmenter(Segmenter):
         found = cls(models, index.get("weights"), index.get("guided"))
         found.decisions = Decisions.of(index.get("decisions"), len(found.label_names))
         return found
+
+
+def _shares(weights: Any, number: int) -> list[float]:
+    """Weights that add up to 1; raises [`UserError`] if they are not one for each model."""
+    try:
+        given = [1.0] * number if weights is None else [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        given = []
+    if len(given) != number or not min(given) >= 0 or not 0 < sum(given) < math.inf:
+        raise UserError(f"The {number} models need a weight from 0 on each, and one above 0; got {weights!r:.100}.")
+    return [weight / sum(given) for weight in given]
 
 
 def _check_views(models: Mapping[str, Segmenter]) -> None:
@@ -261,14 +269,16 @@ def least_agreement(models: Sequence[Segmenter]) -> dict[str, float]:
     return least
 
 
-def _members(index: Mapping[str, Any], name: str | os.PathLike) -> list[dict[str, str]]:
+def _members(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) -> list[dict[str, str]]:
     """The members that an index lists; raises [`UserError`] if it is not valid or names places elsewhere."""
     members = index.get("members")
     valid = isinstance(members, list) and members
     for member in members if isinstance(members, list) else ():
         place = Path(str(member.get("folder"))) if isinstance(member, dict) else Path("..")
         inside = place.parts[:1] in (("heads",), ("students",)) and ".." not in place.parts
-        valid = valid and inside and member.get("kind") in (ON_BASE, ALONE)
+        # No folder is a link: that would lead elsewhere, or back into this one without end.
+        linked = (folder / place).resolve() != folder.resolve() / place
+        valid = valid and inside and not linked and member.get("kind") in (ON_BASE, ALONE)
     if not valid:
         raise UserError(f"The {INDEX} of {name} lists no members in heads/ and students/; restore it or fit again.")
     return members

@@ -135,7 +135,18 @@ def test_the_scale_of_tiles_is_that_of_the_member_that_sees_most(committee):
 
 def test_weights_that_are_none_are_a_sentence():
     models = {name: new_unet(NAMES, (16, 16), 1) for name in "ab"}
-    for wrong in ([1], [0, 0], [-1, 2], [float("nan"), 1]):
+    for wrong in (
+        [1],
+        [0, 0],
+        [-1, 2],
+        [float("nan"), 1],
+        [1, float("nan")],
+        [1e308, 1e308],
+        "ab",
+        2,
+        ["x", 1],
+        [[], 1],
+    ):
         with pytest.raises(UserError, match="a weight from 0 on each"):
             AveragedSegmenter(models, wrong)
 
@@ -186,3 +197,14 @@ def test_an_index_that_names_places_elsewhere_is_a_sentence(committee, tmp_path)
         (tmp_path / "model_index.json").write_text(json.dumps(index | {"members": wrong}))
         with pytest.raises(UserError, match="lists no members"):
             load_pipeline(tmp_path, device="cpu", dtype="float32")
+
+
+def test_a_member_that_is_a_link_is_a_sentence(committee, tmp_path):
+    committee.save_pretrained(tmp_path / "saved")
+    for target in ("../..", ".."):  # elsewhere, and into itself
+        (tmp_path / "saved/heads/0").rename(tmp_path / "head")
+        (tmp_path / "saved/heads/0").symlink_to(target if target == ".." else tmp_path / "head")
+        with pytest.raises(UserError, match="lists no members"):
+            load_pipeline(tmp_path / "saved", device="cpu", dtype="float32")
+        (tmp_path / "saved/heads/0").unlink()
+        (tmp_path / "head").rename(tmp_path / "saved/heads/0")
