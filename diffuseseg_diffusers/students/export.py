@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ..heads.decisions import Decisions, winners
+from ..heads.guided import check_guided
+from ..heads.inputs import check_tiling
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file
 from ..jobs.install import missing_extra
@@ -89,7 +91,8 @@ class OnnxStudent(LogitSegmenter):
             given = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA])
             self.label_names, self.palette = list(given["label_names"]), list(given["palette"])
             self.decisions = Decisions.of(given.get("decisions"), len(self.label_names))
-            self.fitted_tiles = dict(given.get("tiling") or {})
+            self.fitted_tiles = check_tiling(given.get("tiling"))
+            self.guided = check_guided(given.get("guided"))
             shape = self.session.get_inputs()[0].shape
             self.in_channels, self.image_size = int(shape[1]), (int(shape[2]), int(shape[3]))
         except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation, BaseImageProcessor, PreTrainedModel
 
 from ..heads.decisions import Decisions, winners
+from ..heads.guided import check_guided
+from ..heads.inputs import check_tiling
 from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
 from ..pipelines.identity import digest
@@ -96,30 +98,34 @@ class Student(LogitSegmenter):
 
     def identity(self) -> dict[str, str]:
         tiles = {"tiling": digest(self.fitted_tiles)} if self.fitted_tiles else {}
-        return super().identity() | {"classes": digest([self.label_names, self.palette])} | tiles
+        guided = {"guided": digest(self.guided)} if self.guided else {}
+        return super().identity() | {"classes": digest([self.label_names, self.palette])} | tiles | guided
 
     def segment_batch(self, pixels: torch.Tensor, *args: Any, **kwargs: Any) -> SegmentedBatch:
         self.model.eval()
         return super().segment_batch(pixels.to(self.device), *args, **kwargs)
 
     def extras(self) -> dict[str, Any]:
-        """What the configs of the libraries do not state: colours, decisions, tiles, agreement."""
+        """What the configs of the libraries do not state, from colours to agreement."""
         decisions = None if self.decisions is None else self.decisions.config
         tiling, agreement = self.fitted_tiles or None, self.agreement or None
-        return {"palette": self.palette, "decisions": decisions, "tiling": tiling, "agreement": agreement}
+        found = {"palette": self.palette, "decisions": decisions, "tiling": tiling, "agreement": agreement}
+        return found | ({"guided": list(self.guided)} if self.guided else {})
 
     def restore(self, extras: Mapping[str, Any], name: str) -> Self:
-        """Takes decisions, tiles and agreement from [`~Student.extras`] as they were saved.
+        """Takes decisions, guided masks, tiles and agreement from [`~Student.extras`] as they were saved.
 
         Raises:
-            UserError: The decisions are not valid, or of another number of classes.
+            UserError: One of them is not valid, or the decisions are of another number of classes.
         """
         try:
             self.decisions = Decisions.of(extras.get("decisions"), len(self.label_names))
+            self.fitted_tiles = check_tiling(extras.get("tiling"))
+            self.guided = check_guided(extras.get("guided"))
         except UserError as error:
             raise UserError(f"{name} cannot be loaded: {error}") from error
-        self.fitted_tiles = dict(extras.get("tiling") or {})
-        self.agreement = extras.get("agreement") or {}
+        agreement = extras.get("agreement")
+        self.agreement = dict(agreement) if isinstance(agreement, Mapping) else {}
         return self
 
 

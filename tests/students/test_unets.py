@@ -146,6 +146,29 @@ def test_a_record_that_says_something_else_is_a_sentence(tmp_path, changed):
         UNetStudent.from_pretrained(tmp_path)
 
 
+def test_guided_masks_are_saved_with_it(tmp_path):
+    student = new_unet(["a", "b", "c"], (16, 16), 1)
+    plain = student.identity()
+    student.guided = (1.0, 0.1)
+    student.save_pretrained(tmp_path)
+    again = UNetStudent.from_pretrained(tmp_path)
+    assert again.guided == student.guided
+    assert again.identity() == student.identity() != plain
+    record = json.loads((tmp_path / "student.json").read_text())
+    (tmp_path / "student.json").write_text(json.dumps(record | {"guided": [1e9, 1]}))
+    with pytest.raises(UserError, match="cannot be loaded: The widths"):
+        UNetStudent.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("tiling", [5, "tiles", {"tiles": 1}, {"scale": -1}, {"tiles": True, "scale": "1"}])
+def test_tiles_that_are_none_are_a_sentence(tmp_path, tiling):
+    new_unet(["a", "b", "c"], (16, 16), 1).save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "student.json").read_text())
+    (tmp_path / "student.json").write_text(json.dumps(record | {"tiling": tiling}))
+    with pytest.raises(UserError, match="`tiling` is"):
+        UNetStudent.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changed", [{"sample_size": None}, {"sample_size": "x"}, {"block_out_channels": 5}, {"add_attention": True}]
 )
