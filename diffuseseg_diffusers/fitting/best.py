@@ -103,11 +103,13 @@ def fit_best(
         >>> segmenter, choice = fit_best(load_pipeline("general"), load_labeled_images("my/labelled/images"))
         >>> segmenter.segment("photo.jpg").masks[0].save("mask.png")
     """
+    if not 0 < max_minutes < math.inf:
+        raise UserError(f"The time for `best` is above 0 minutes, got {max_minutes}; give a longer one.")
     clock = Clock(60 * max_minutes)
     say = tqdm.write if show_progress else lambda text: None
 
     # 1. Pieces, folds and views.
-    pieces = in_pieces(dataset, seed=seed)
+    pieces = with_labels(in_pieces(dataset, seed=seed), say)
     piece = piece_size(pieces)
     if len(pieces) < 2:
         raise UserError(
@@ -161,6 +163,8 @@ def fit_best(
         model = AveragedSegmenter({name: one for name, (one, _) in members.items()}, weights)
     model.guided = guided
     used = round(clock.used(), 1)
+    if used > clock.seconds:
+        say(f"It took {used:.0f} s, more than the {clock.seconds:.0f} s of --max_minutes: the first scale always runs.")
     return model, Choice(tried, steps, own, expected, guided, folds.within, len(pieces), piece, used)
 
 
@@ -180,6 +184,16 @@ def affordable(
     why = "in the time; raise --max_minutes for more" if timely < fitting else "as activations of more take much memory"
     say(f"{number} of {len(pieces)} labelled pieces are read {why}.")
     return pieces.select(evenly_spread(len(pieces), number))
+
+
+def with_labels(pieces: LabeledImages, say: Callable[[str], Any]) -> LabeledImages:
+    """Those pieces that have a labelled pixel: nothing could be learned from a fold of others."""
+    kept = [i for i in range(len(pieces)) if (pieces[i].mask != pieces.ignore_index).any()]
+    if not kept:
+        raise UserError("The masks have no labelled pixels: all are ignored; label some.")
+    if len(kept) < len(pieces):
+        say(f"{len(pieces) - len(kept)} of {len(pieces)} pictures or tiles have no labelled pixel and are left out.")
+    return pieces.select(kept) if len(kept) < len(pieces) else pieces
 
 
 class Clock:

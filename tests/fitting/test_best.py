@@ -77,6 +77,22 @@ def test_two_large_pictures_are_compared_tile_by_tile():
     assert "flatters" in describe(choice, ["sky", "disc", "bar"])
 
 
+@pytest.mark.parametrize("labelled", [0, 1])
+def test_pictures_without_a_label_do_not_count(labelled):
+    rows = [dict(zip(("image", "mask"), map(Image.fromarray, draw((40, 48), seed)))) for seed in range(3)]
+    for row in rows[labelled:]:
+        row["mask"] = Image.fromarray(np.full((40, 48), 255, np.uint8))
+    dataset = LabeledImages(Dataset.from_list(rows), label_names=["sky", "disc", "bar"])
+    with pytest.raises(UserError, match="one labelled picture of 48 × 40" if labelled else "no labelled pixels"):
+        fit_best(make_pipeline(), dataset)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_no_time_or_endless_time_is_refused(minutes):
+    with pytest.raises(UserError, match="above 0 minutes"):
+        fit_best(make_pipeline(), drawings(2), max_minutes=minutes)
+
+
 def test_a_single_small_picture_is_refused():
     with pytest.raises(UserError, match="one labelled picture of 48 × 40"):
         fit_best(make_pipeline(), drawings(1))
