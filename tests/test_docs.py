@@ -145,7 +145,7 @@ def run_imports(code: str) -> None:
 def workplace(tmp_path_factory) -> Path:
     """A folder with what the pages name."""
     folder = tmp_path_factory.mktemp("workplace")
-    pipe = make_pipeline(head=True)
+    pipe = make_pipeline(head=True, in_channels=3, out_channels=3)
     pipe.save_pretrained(folder / "out" / "model")
     shutil.copytree(folder / "out" / "model", folder / "user" / "faces-diffuseseg")
     names, pipe.segmentation_head = pipe.label_names, None
