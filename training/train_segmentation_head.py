@@ -78,11 +78,12 @@ def fit(config: FitConfig) -> Any:
     # 2. The head, or several models that vote.
     began = time.perf_counter()
     if config.recipe == BEST:
-        tiles, size = usual_view(name, pipe, config.tile)
+        tiles, size, timesteps = usual_view(name, pipe, config.tile)
         dataset = in_pieces(dataset, tiles, config.max_tiles, config.seed)
         how = (config.seed, config.batch_size, config.min_label_fraction)
         flip = False if config.no_flip else None
-        model, choice = fit_best(pipe, dataset, config.max_minutes or MAX_MINUTES, flip, *how, size=size)
+        view: dict[str, Any] = dict(size=size, timesteps=timesteps)
+        model, choice = fit_best(pipe, dataset, config.max_minutes or MAX_MINUTES, flip, *how, **view)
         print(describe(choice, model.label_names))
         found: dict[str, Any] = {"choice": asdict(choice), "num_images": choice.num_pieces}
     else:

@@ -27,14 +27,14 @@ from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import Segmenter
 from .candidates import KINDS, UNET, Candidate, Labelled, tuned, unet_probabilities
 from .choice import FEW, Estimate, HeldOut, choose_votes, estimate, mean_iou, sample_pixels, vote
-from .pieces import View, in_pieces, piece_size, views_of
+from .pieces import TIMESTEPS, View, in_pieces, piece_size, views_of
 
 
 MAX_MINUTES = 2.5
 FOLDS = 3
 MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activations and filters take 4 to 8 GB
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
-LEAST_TUNING = 8.0  # seconds, below which a network is not worth trying
+LEAST_TUNING = 60.0  # seconds of the final tuning, below which heads are ahead
 RESERVE = 10.0  # seconds for the final heads
 PASSES = 0.3  # share of the time that labelled pieces may take to pass through the denoiser at the first scale
 
@@ -76,6 +76,7 @@ def fit_best(
     min_label_fraction: float = 20 / 256**2,
     show_progress: bool = True,
     size: tuple[int, int] | None = None,
+    timesteps: Sequence[int] = TIMESTEPS[0],
 ) -> tuple[Segmenter, Choice]:
     """Fits the best of several ways to segment, by cross-validation on the labelled pictures.
 
@@ -91,6 +92,7 @@ def fit_best(
         show_progress (`bool`): Whether to say what is left out.
         size (two `int`, *optional*): Height and width at which the model reads pieces; their own if not given. A half,
             a quarter and twice of it are tried too.
+        timesteps (sequence of `int`): Those to read first, of a schedule of 1,000; others are tried too.
 
     Returns:
         A [`Segmenter`], the pipeline with a head or an [`AveragedSegmenter`], and the [`Choice`].
@@ -116,7 +118,7 @@ def fit_best(
             f"There is one labelled picture of {piece[1]} × {piece[0]}, and nothing to compare on; label another, or "
             f"use --recipe default."
         )
-    views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size)
+    views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size, timesteps)
     pieces = affordable(pipe, pieces, views[0], PASSES * clock.left(), say)
     pictures = pictures_of(pieces)
     flip = not Classes.of(dataset).tell_sides if flip is None else flip
@@ -172,7 +174,7 @@ def affordable(
     pipe: Any, pieces: LabeledImages, view: View, seconds: float, say: Callable[[str], Any]
 ) -> LabeledImages:
     """As many of the pieces as pass through the denoiser in a time and fit in memory, at least four, evenly spread."""
-    extractor = recipe_extractor(pipe, size=view.size)
+    extractor = recipe_extractor(pipe, replace(find_recipe("default"), timesteps=view.timesteps), size=view.size)
     image = torch.zeros(1, extractor.in_channels, *view.size)
     extractor(image)  # the first pass sets up kernels
     began = time.monotonic()
@@ -219,14 +221,12 @@ def try_heads(
     """
     candidates: list[Candidate] = []
     tables: dict[View, tuple[Any, LabeledActivations]] = {}
-    quick, each = labelled.recipe.for_studies(), 0.0  # seconds for a pixel of the model
+    quick, each = labelled.recipe.for_studies(), 0.0  # seconds for a pixel of the model at a timestep
     for view in views:
-        area = view.size[0] * view.size[1]
+        area = view.size[0] * view.size[1] * len(view.timesteps)
         if tables and 2 * each * area > clock.left():
-            left = max(0, clock.left())
-            say(
-                f"Scale {view.scale:g} is left out: it would take about {each * area:.0f} s, and {left:.0f} s are left."
-            )
+            what = f"it would take about {each * area:.0f} s, and {max(0, clock.left()):.0f} s are left"
+            say(f"{Candidate(view, KINDS[0], [], 0).name.capitalize()}: left out, as {what}.")
             continue
         start = time.monotonic()
         kinds = KINDS[:1] if tables else KINDS
@@ -268,7 +268,7 @@ def fit_chosen(
         if kinds:
             head = final_head(labelled, extractor, activations, view, kinds)
             own = DiffuseSegPipeline(pipe.unet, pipe.scheduler, head, pipe.config.get("channels"))
-            members[f"heads at scale {view.scale:g}"] = own, sum(kinds.values()) / total
+            members[f"heads {len(members)}"] = own, sum(kinds.values()) / total
     for candidate, n in chosen:
         if candidate.kind == UNET:
             student, steps = tuned(labelled, pipe.unet, candidate.view, None, tuning)

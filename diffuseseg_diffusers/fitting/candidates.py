@@ -47,8 +47,10 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Such as `activations, scale 0.5`."""
-        return f"{self.kind}, scale {self.view.scale:g}"
+        """Such as `activations, scale 0.5, timesteps 10 600`."""
+        if self.kind == UNET:
+            return f"{self.kind}, scale {self.view.scale:g}"
+        return f"{self.kind}, scale {self.view.scale:g}, timesteps {' '.join(map(str, self.view.timesteps))}"
 
 
 class Labelled:
@@ -86,7 +88,8 @@ class Labelled:
     def activations(self, pipe: Any, view: View, sigmas: Sequence[float]) -> tuple[Any, LabeledActivations]:
         """The extractor of a view, and the activations and filters of all pieces and their augmented views."""
         reading: dict[str, Any] = dict(noise_seed=self.seed, size=view.size)
-        extractor = recipe_extractor(pipe, self.recipe, **reading).choose(filters=sigmas or None)
+        recipe = replace(self.recipe, timesteps=view.timesteps)
+        extractor = recipe_extractor(pipe, recipe, **reading).choose(filters=sigmas or None)
         views = self.recipe.num_views(len(self.dataset))
         how = (self.min_label_fraction, self.seed, self.batch_size, None, True, views, self.flip)
         # Held-out pieces are judged without their mirror images, which would take as long again.

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""In which pieces pictures are read, and at which scales: small pictures whole, large ones in tiles."""
+"""In which pieces pictures are read, at which scales and noise: small pictures whole, large ones in tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,28 @@ from ..datasets.labeled import LabeledImages
 from ..heads.views import LONGEST, shapes_of
 
 
-TILE = 256  # side of the tiles of pictures with a side of more than `LONGEST`, in pixels of the picture
+TILE = LONGEST  # side of tiles in pixels of the picture: attention takes most of the time of larger ones
 LEAST, MOST = 32, 320  # shorter and longer side in pixels of what a model reads of a piece
+
+
+# Of the paper's schedule of 1,000 steps: those of the default recipe, which suit a denoiser of the same kind of
+# pictures, and two that suit one of other pictures.
+TIMESTEPS = ((10, 600), (100,), (200,))
 
 
 @dataclass(frozen=True)
 class View:
-    """How large a model sees a piece of a picture.
+    """How large, and how noisy, a model sees a piece of a picture.
 
     Args:
         scale (`float`): Pixels of the model for one of the picture.
         size (two `int`): Height and width in pixels of the model.
+        timesteps (sequence of `int`): Diffusion timesteps of a schedule of 1,000, see [`Recipe`].
     """
 
     scale: float
     size: tuple[int, int]
+    timesteps: tuple[int, ...] = TIMESTEPS[0]
 
 
 def in_pieces(dataset: LabeledImages, tiles: bool | None = None, max_tiles: int = 200, seed: int = 0) -> LabeledImages:
@@ -50,22 +57,28 @@ def piece_size(pieces: LabeledImages) -> tuple[int, int]:
 
 
 def views_of(
-    piece: tuple[int, int],
-    multiple: int,
-    size: tuple[int, int] | None = None,
-    factors: Sequence[float] = (1.0, 0.5, 2.0, 0.25),
+    piece: tuple[int, int], multiple: int, size: tuple[int, int] | None = None, timesteps: Sequence[int] = TIMESTEPS[0]
 ) -> list[View]:
-    """The scales at which pieces of a size can be read, the usual one first.
+    """How pieces of a size can be read, the usual view first, then those that most often help.
 
     Args:
         piece (two `int`): Height and width in pixels of the picture.
         multiple (`int`): That the sides of what the model reads have to be a multiple of.
         size (two `int`, *optional*): Height and width at which the model reads pieces; their own if not given.
-        factors (sequence of `float`): Of that size, to choose from.
+        timesteps (sequence of `int`): The usual ones.
     """
-    usual, found = size or piece, []
-    for factor in factors:
+    usual, first = size or piece, tuple(timesteps)
+    second, *more = (steps for steps in TIMESTEPS if steps != first)
+    found = []
+    for factor, steps in (
+        (1, first),
+        (1, second),
+        (0.5, first),
+        (2, first),
+        *((1, own) for own in more),
+        (0.25, first),
+    ):
         height, width = (max(multiple, round(side * factor / multiple) * multiple) for side in usual)
         if factor == 1 or (min(height, width) >= LEAST and max(height, width) <= MOST):
-            found.append(View(round(min(height / piece[0], width / piece[1]), 4), (height, width)))
+            found.append(View(round(min(height / piece[0], width / piece[1]), 4), (height, width), steps))
     return found

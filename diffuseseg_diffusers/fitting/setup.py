@@ -17,7 +17,7 @@ from ..pipelines.general import comes_with_package, describe_model, hub_name
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import HeadSegmenter
-from .pieces import TILE, in_pieces
+from .pieces import TILE, TIMESTEPS, in_pieces
 
 
 def load_frozen(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -35,20 +35,20 @@ def load_frozen(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, tuple[int, int] | None]:
+def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, tuple[int, int] | None, tuple[int, ...]]:
     """How `best` reads pictures first, by the training of the denoiser.
 
     Returns:
-        Whether in tiles, `None` where it does not matter to the denoiser; and the size at which it reads pieces,
-        `None` for their own.
+        Whether in tiles, `None` where it does not matter to the denoiser; the size at which it reads pieces, `None`
+        for their own; and the timesteps.
     """
-    asked = training_of(name)
-    scale = asked.get("scale")
+    asked, general = training_of(name), comes_with_package(name)
+    scale, timesteps = asked.get("scale"), TIMESTEPS[1] if general else TIMESTEPS[0]
     if tiles is None and "crop" in asked:
         tiles = bool(asked["crop"])
     if tiles:
-        return True, None if scale is None else (round(TILE * scale), round(TILE * scale))
-    return tiles, None if comes_with_package(name) else pipe.features().size
+        return True, None if scale is None else (round(TILE * scale), round(TILE * scale)), timesteps
+    return tiles, None if general else pipe.features().size, timesteps
 
 
 def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[int, int] | None, str]:
@@ -74,7 +74,7 @@ def against_best(config: Any, pipe: Any, dataset: LabeledImages, num_processes: 
         return [f"{num_processes} processes run"]
     if training_of(name).get("pixel_size"):
         return ["the denoiser was trained at a --pixel_size"]
-    tiles, _ = usual_view(name, pipe, config.tile)
+    tiles, *_ = usual_view(name, pipe, config.tile)
     if len(dataset) == 1 and len(in_pieces(by_planes(dataset), tiles)) == 1:
         return ["there is one labelled picture, and nothing to compare on"]
     return []

@@ -4,7 +4,7 @@ from datasets import Dataset
 
 from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.datasets.crops import pictures_of
-from diffuseseg_diffusers.fitting.pieces import TILE, in_pieces, piece_size, views_of
+from diffuseseg_diffusers.fitting.pieces import TILE, TIMESTEPS, in_pieces, piece_size, views_of
 
 
 def pictures(*sizes: tuple[int, int]) -> LabeledImages:
@@ -28,20 +28,26 @@ def test_small_pictures_are_read_whole():
 
 def test_all_of_large_pictures_is_in_some_tile():
     pieces = in_pieces(pictures((300, 520), (300, 520)))
-    assert piece_size(pieces) == (TILE, TILE) and pictures_of(pieces).tolist() == [0] * 6 + [1] * 6
-    assert sum(int((pieces[i].mask != 255).sum()) for i in range(6)) >= 300 * 520
+    assert piece_size(pieces) == (TILE, TILE) and pictures_of(pieces).tolist() == [0] * 8 + [1] * 8
+    assert sum(int((pieces[i].mask != 255).sum()) for i in range(8)) >= 300 * 520
 
 
 def test_sizes_are_multiples_within_what_models_read():
     found = views_of((120, 120), 8)
     assert found[0].scale == 1 and found[0].size == (120, 120)
-    assert [v.size for v in found] == [(120, 120), (64, 64), (240, 240), (32, 32)]
-    assert [v.scale for v in found] == [1, 0.5333, 2, 0.2667]
-    assert all(s % 8 == 0 for v in views_of((256, 256), 8) for s in v.size)
-    assert [v.size for v in views_of((256, 256), 8)] == [(256, 256), (128, 128), (64, 64)]
+    assert {v.size: v.scale for v in found} == {(120, 120): 1, (64, 64): 0.5333, (240, 240): 2, (32, 32): 0.2667}
+    assert {v.size for v in views_of((256, 256), 8)} == {(256, 256), (128, 128), (64, 64)}
 
 
 def test_a_model_of_one_size_is_read_at_that_and_at_parts_of_it():
     found = views_of((512, 512), 8, (64, 64))
-    assert [v.size for v in found] == [(64, 64), (32, 32), (128, 128)]
+    assert {v.size for v in found} == {(64, 64), (32, 32), (128, 128)}
     assert found[0].scale == 64 / 512
+
+
+def test_the_usual_timesteps_come_first_and_the_others_are_tried_at_the_usual_scale():
+    found = views_of((120, 120), 8, timesteps=(100,))
+    assert found[0].timesteps == (100,)
+    assert {v.timesteps for v in found if v.scale == 1} == set(TIMESTEPS)
+    assert {v.timesteps for v in found if v.scale != 1} == {(100,)}
+    assert len(set(found)) == len(found)
