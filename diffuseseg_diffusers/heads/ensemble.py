@@ -205,7 +205,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
             raise UserError(f"Two classes have the same name in {list(label_names)}; results are listed by name.")
         Decisions.of(decisions, num_classes)
         check_guided(guided)
-        check_tiling(tiling)
+        check_tiling(tiling, image_size)
         if len(block_channels) != len(blocks):
             raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
         check_members(num_members, blocks, filters, member_inputs, member_weights, voting)

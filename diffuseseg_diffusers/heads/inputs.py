@@ -93,15 +93,19 @@ def groups_of(member_inputs: Sequence[str] | None, start: int, stop: int) -> lis
     return [([k for k in range(start, stop) if member_inputs[k] == kind], READS[kind]) for kind in kinds]
 
 
-def check_tiling(tiling: Any) -> dict[str, Any]:
+def check_tiling(tiling: Any, image_size: Any = None) -> dict[str, Any]:
     """How labelled images were seen, as a config holds it; empty if it does not say.
 
     `tiles` is whether they were cut into tiles; `scale`, the model's pixels for one of theirs; `pixel_size`, in
     micrometres, is given if they were brought to one.
 
     Raises:
-        UserError: It is anything else, or a number is far out of range.
+        UserError: It is anything else, or a number is far out of range; or `image_size`, if given, is no two sides.
     """
+    if image_size is not None:
+        sides = list(image_size) if isinstance(image_size, (list, tuple)) else []
+        if len(sides) != 2 or not all(hasattr(side, "__index__") and side > 0 for side in sides):
+            raise UserError(f"`image_size` is a height and a width in pixels, got {image_size!r:.60}; repair it.")
     valid = tiling is None or isinstance(tiling, Mapping)
     found = dict(tiling) if tiling and valid else {}
     valid = valid and isinstance(found.get("tiles", False), bool)

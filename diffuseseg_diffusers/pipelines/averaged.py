@@ -272,7 +272,8 @@ def least_agreement(models: Sequence[Segmenter]) -> dict[str, float]:
 def _members(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) -> list[dict[str, str]]:
     """The members that an index lists; raises [`UserError`] if it is not valid or names places elsewhere."""
     members = index.get("members")
-    valid = isinstance(members, list) and members
+    # None is listed twice: a short list of one large model could keep the machine busy for hours.
+    valid = isinstance(members, list) and members and len({str(member) for member in members}) == len(members)
     for member in members if isinstance(members, list) else ():
         place = Path(str(member.get("folder"))) if isinstance(member, dict) else Path("..")
         inside = place.parts[:1] in (("heads",), ("students",)) and ".." not in place.parts
@@ -281,4 +282,7 @@ def _members(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) ->
         valid = valid and inside and not linked and member.get("kind") in (ON_BASE, ALONE)
     if not valid:
         raise UserError(f"The {INDEX} of {name} lists no members in heads/ and students/; restore it or fit again.")
+    for member in members:
+        if not (folder / member["folder"]).is_dir():  # else it would be looked for on the Hub
+            raise UserError(f"{name} lacks its member {member['folder']}; restore the folder or fit again.")
     return members

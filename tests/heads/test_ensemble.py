@@ -315,6 +315,8 @@ def test_wrong_arguments_are_refused():
         ({"filters": [1.0] * 1000}, "up to 32 scales"),
         ({"filters": [1e9]}, "0.1 to 64 pixels"),
         ({"filters": [math.nan]}, "0.1 to 64 pixels"),
+        ({"image_size": "ab"}, "`image_size` is"),
+        ({"image_size": [16, 0]}, "`image_size` is"),
         ({"tiling": [1]}, "`tiling` is"),
         ({"tiling": {"tiles": "yes"}}, "`tiling` is"),
         ({"tiling": {"scale": 0}}, "`tiling` is"),

@@ -193,13 +193,21 @@ def test_commands_take_the_folder_or_say_why_not(committee, tmp_path, capsys):
 def test_an_index_that_names_places_elsewhere_is_a_sentence(committee, tmp_path):
     committee.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    for wrong in ([], [{"folder": "heads/../../x", "kind": "head"}], [{"folder": "heads/0"}], {"a": 1}, ["heads/0"]):
+    twice = [{"folder": "heads/0", "kind": "head"}] * 2
+    for wrong in (
+        [],
+        twice,
+        [{"folder": "heads/../../x", "kind": "head"}],
+        [{"folder": "heads/0"}],
+        {"a": 1},
+        ["heads/0"],
+    ):
         (tmp_path / "model_index.json").write_text(json.dumps(index | {"members": wrong}))
         with pytest.raises(UserError, match="lists no members"):
             load_pipeline(tmp_path, device="cpu", dtype="float32")
 
 
-def test_a_member_that_is_a_link_is_a_sentence(committee, tmp_path):
+def test_a_member_that_is_a_link_or_missing_is_a_sentence(committee, tmp_path):
     committee.save_pretrained(tmp_path / "saved")
     for target in ("../..", ".."):  # elsewhere, and into itself
         (tmp_path / "saved/heads/0").rename(tmp_path / "head")
@@ -208,3 +216,6 @@ def test_a_member_that_is_a_link_is_a_sentence(committee, tmp_path):
             load_pipeline(tmp_path / "saved", device="cpu", dtype="float32")
         (tmp_path / "saved/heads/0").unlink()
         (tmp_path / "head").rename(tmp_path / "saved/heads/0")
+    (tmp_path / "saved/students/0").rename(tmp_path / "student")
+    with pytest.raises(UserError, match="lacks its member students/0"):
+        load_pipeline(tmp_path / "saved", device="cpu", dtype="float32")
