@@ -25,7 +25,7 @@ from ..jobs.errors import UserError
 from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import Segmenter
-from .candidates import KINDS, UNET, Candidate, Labelled, tuned, unet_probabilities
+from .candidates import KINDS, PIXELS, UNET, Candidate, Labelled, tuned, unet_probabilities
 from .choice import FEW, Estimate, HeldOut, choose_votes, estimate, mean_iou, sample_pixels, vote
 from .pieces import TIMESTEPS, View, in_pieces, piece_size, views_of
 
@@ -36,7 +36,7 @@ MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activa
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 LEAST_TUNING = 60.0  # seconds of the final tuning, below which heads are ahead
 RESERVE = 10.0  # seconds for the final heads
-PASSES = 0.3  # share of the time that labelled pieces may take to pass through the denoiser at the first scale
+PASSES = 0.3  # share of the time that labelled pieces and their augmented views may each take at the first scale
 
 
 @dataclass
@@ -119,12 +119,17 @@ def fit_best(
             f"use --recipe default."
         )
     views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size, timesteps)
-    pieces = affordable(pipe, pieces, views[0], PASSES * clock.left(), say)
+    timely = passes_within(pipe, views[0], PASSES * clock.left())
+    pieces = affordable(pieces, views[0], timely, say)
     pictures = pictures_of(pieces)
     flip = not Classes.of(dataset).tell_sides if flip is None else flip
     folds = Folds.of(pictures, FOLDS, seed)
     # Several heads take turns: each is trained for less time than one alone is.
     recipe = replace(find_recipe("default"), batch_size=512, max_steps=700)
+    augmented = min(recipe.augmented_images, PIXELS // math.prod(piece))
+    if timely < augmented:
+        say(f"{timely} of {augmented} augmented views are read in the time; raise --max_minutes for more.")
+        recipe = replace(recipe, augmented_images=timely)
     labelled = Labelled(pieces, piece, folds, recipe, flip, seed, batch_size, min_label_fraction)
 
     # 2. Heads on the frozen denoiser, and the denoiser itself, tuned.
@@ -170,16 +175,19 @@ def fit_best(
     return model, Choice(tried, steps, own, expected, guided, folds.within, len(pieces), piece, used)
 
 
-def affordable(
-    pipe: Any, pieces: LabeledImages, view: View, seconds: float, say: Callable[[str], Any]
-) -> LabeledImages:
-    """As many of the pieces as pass through the denoiser in a time and fit in memory, at least four, evenly spread."""
+def passes_within(pipe: Any, view: View, seconds: float) -> int:
+    """How many pictures pass through the denoiser in a time."""
     extractor = recipe_extractor(pipe, replace(find_recipe("default"), timesteps=view.timesteps), size=view.size)
     image = torch.zeros(1, extractor.in_channels, *view.size)
     extractor(image)  # the first pass sets up kernels
     began = time.monotonic()
     extractor(image)
-    timely, fitting = int(seconds / (time.monotonic() - began)), MOST_PIXELS // math.prod(view.size)
+    return int(seconds / (time.monotonic() - began))
+
+
+def affordable(pieces: LabeledImages, view: View, timely: int, say: Callable[[str], Any]) -> LabeledImages:
+    """As many of the pieces as pass through the denoiser in time and fit in memory, at least four, evenly spread."""
+    fitting = MOST_PIXELS // math.prod(view.size)
     number = max(4, min(timely, fitting))
     if number >= len(pieces):
         return pieces

@@ -1,5 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ def drawings(count: int, size: tuple[int, int] = (40, 48)) -> LabeledImages:
 def fitted():
     """The best of heads alone: there is no time for tuning."""
     torch.manual_seed(0)
-    return fit_best(make_pipeline(), drawings(4), max_minutes=0.01, show_progress=False)
+    with mock.patch.object(best, "passes_within", lambda *_: 1000):  # however slow the machine is
+        return fit_best(make_pipeline(), drawings(4), max_minutes=0.01, show_progress=False)
 
 
 def test_the_best_of_heads_finds_the_classes_of_drawings(fitted):
@@ -68,6 +70,16 @@ def test_a_tuned_denoiser_votes_with_heads_and_all_are_one_folder(monkeypatch, t
         m.segment(image, output_type="np", return_probabilities=True).probabilities[0] for m in (model, again)
     )
     np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_fewer_augmented_views_are_read_where_time_is_short_and_a_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(best, "passes_within", lambda *_: 8)
+    labelled = mock.Mock(side_effect=KeyboardInterrupt)  # nothing is fitted
+    monkeypatch.setattr(best, "Labelled", labelled)
+    with pytest.raises(KeyboardInterrupt):
+        fit_best(make_pipeline(), drawings(4), max_minutes=0.01)
+    assert labelled.call_args.args[3].augmented_images == 8
+    assert "8 of 160 augmented views are read in the time" in capsys.readouterr().out
 
 
 @pytest.mark.slow
