@@ -30,7 +30,7 @@ from .choice import FEW, Estimate, HeldOut, choose_votes, estimate, mean_iou, sa
 from .pieces import TIMESTEPS, View, in_pieces, piece_size, views_of
 
 
-MAX_MINUTES = 2.5
+MAX_MINUTES = 2.0
 FOLDS = 3
 MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activations and filters take 4 to 8 GB
 SAMPLED = 400_000  # held-out pixels that candidates are compared on

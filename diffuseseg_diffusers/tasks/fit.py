@@ -92,7 +92,7 @@ class FitConfig(
         "less time (default: best, unless another option speaks against it).",
         choices=(BEST, *RECIPES),
     )
-    max_minutes: float | None = _training(None, "Time for --recipe best (default: 2.5).", above=0, maximum=24 * 60)
+    max_minutes: float | None = _training(None, "Time for --recipe best (default: 2).", above=0, maximum=24 * 60)
     sparse_labels: bool = _training(
         False, "Learn from unlabelled pixels too, for masks that are strokes; takes twice as long."
     )
