@@ -55,6 +55,18 @@ def test_what_a_repository_carries_imports_nothing_else_of_the_package():
             assert found in CARRIED, f"{name} imports {found}"
 
 
+def test_no_name_stands_twice_in_what_saved_pipelines_carry():
+    """They carry one file of these modules: a second definition would replace the first one there."""
+    names: dict[str, str] = {}
+    for module in sorted(CARRIED):
+        for node in ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text()).body:
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+            found = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+            found += [node.name] if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else []
+            for name in set(found) - {"logger"}:
+                assert names.setdefault(name, module) == module, f"{name} stands in {names[name]} and {module}"
+
+
 def test_no_private_name_is_imported_from_another_module():
     for path in MODULES:
         for node in imports(path):

@@ -17,15 +17,16 @@ SIGMAS = (0.7, 1.0, 1.6, 3.5, 5.0, 10.0)  # pixels, as in ilastik
 TRUNCATE = 4.0  # standard deviations at which Gaussians end, as in `scipy.ndimage`
 FINER, WIDER = 0.66, 0.5  # of a scale: the second Gaussian of a difference, and the window of a structure tensor
 PER_SIGMA = 8
-SCALES, LEAST, MOST = 32, 0.1, 64.0  # how many at most, and pixels: a head of a stranger must not exhaust memory
+MOST_SIGMAS, LEAST_SIGMA, LARGEST_SIGMA = 32, 0.1, 64.0  # pixels: a head of a stranger must not exhaust memory
 
 
 def check_sigmas(sigmas: Sequence[float] | None) -> None:
     """Raises [`UserError`] for scales that [`filter_bank`] is not for."""
     given = list(sigmas or ())
-    if len(given) > SCALES or not all(LEAST <= sigma <= MOST for sigma in given):
+    if len(given) > MOST_SIGMAS or not all(LEAST_SIGMA <= sigma <= LARGEST_SIGMA for sigma in given):
         raise UserError(
-            f"Filters have up to {SCALES} scales of {LEAST:g} to {MOST:g} pixels, got {len(given)}: {given!r:.60}."
+            f"Filters have up to {MOST_SIGMAS} scales of {LEAST_SIGMA:g} to {LARGEST_SIGMA:g} pixels, got "
+            f"{len(given)}: {given!r:.60}."
         )
 
 

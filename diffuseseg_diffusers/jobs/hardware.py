@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FASTER = 1.3  # times, from which on bfloat16 is worth it: twice and more where a processor multiplies in it
 NO_SLOWER = 0.9  # times, within the noise of timing
-SPEEDUPS = Path(HF_ASSETS_CACHE, "diffuseseg", "bfloat16.json")
 # What is timed: function, shapes of input and weight.
 OPERATIONS: dict[str, tuple] = {
     "convolutions": (partial(F.conv2d, padding=1), (1, 128, 32, 32), (128, 128, 3, 3)),
@@ -67,7 +66,7 @@ def training_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type != "cpu":
         return default_dtype(device)
-    speedups = kept_speedups(SPEEDUPS).values()
+    speedups = own_speedups().values()
     return torch.bfloat16 if max(speedups) >= FASTER and min(speedups) >= NO_SLOWER else torch.float32
 
 
@@ -123,10 +122,15 @@ def explain_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float32, f"{name} has compute capability {version}, and bfloat16 takes 8.0"
     if device.type != "cpu":
         return torch.float32, f"bfloat16 was not measured on {device.type}"
-    speedups = kept_speedups(SPEEDUPS)
+    speedups = own_speedups()
     dtype = torch.bfloat16 if min(speedups.values()) >= FASTER else torch.float32
     shown = ", ".join(f"{ratio:.1f} times as fast in {name}" for name, ratio in speedups.items())
     return dtype, f"bfloat16 was timed on this CPU: {shown}"
+
+
+def own_speedups() -> dict[str, float]:
+    """[`kept_speedups`] in the folder of assets of the Hub's library."""
+    return kept_speedups(Path(HF_ASSETS_CACHE, "diffuseseg", "bfloat16.json"))
 
 
 @cache

@@ -53,6 +53,7 @@ def test_what_is_tried_first_are_heads_on_activations_filters_and_both(fitted):
     assert "95 % interval" in text and "4 pictures" in text and "disc" in text
 
 
+@pytest.mark.slow
 def test_a_tuned_denoiser_votes_with_heads_and_all_are_one_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(best, "LEAST_TUNING", 0.1)
     monkeypatch.setattr(best, "RESERVE", 0.0)
