@@ -14,6 +14,7 @@ from PIL import Image
 from diffuseseg_diffusers import fit_segmentation_head
 from diffuseseg_diffusers.cli import main
 from diffuseseg_diffusers.datasets.drawn_faces import write_drawn_faces
+from diffuseseg_diffusers.datasets.drawn_pictures import write_drawn_pictures
 
 from ..conftest import QUICK, ROOT, draw, drawn_dataset, make_pipeline
 
@@ -59,6 +60,7 @@ def workplace(tmp_path, monkeypatch):
             Image.fromarray(draw((32, 32), i)["masks" in place]).save(tmp_path / place / f"{i}.png")
     shutil.copytree(tmp_path / "IMAGES", tmp_path / "my" / "images")
     write_drawn_faces(tmp_path / "out" / "drawn-faces", 4)
+    write_drawn_pictures(tmp_path / "out" / "drawn-pictures", 4)
     (tmp_path / "diffuseseg_diffusers").symlink_to(ROOT / "diffuseseg_diffusers")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -70,7 +72,7 @@ def test_examples_run_as_they_stand(page, workplace, capsys):
     assert PAGES[page]
     for command, *words in PAGES[page]:
         further = SMALLER[command].split()
-        if command == "train-ddpm" and "--model_config" not in words:
+        if command == "train-ddpm" and not {"--model_config", "--pretrained"} & {*words}:
             further += ["--base_channels", "8"]
         for option in (word for word in further if word.startswith("--") and word in words):
             at = words.index(option)
