@@ -35,7 +35,7 @@ FOLDS = 3
 MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activations and filters take 4 to 8 GB
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 LEAST_TUNING = 60.0  # seconds of the final tuning, below which heads are ahead
-RESERVE = 10.0  # seconds for the final heads
+FINAL = 0.25  # share of the time that is kept for the final heads
 PASSES = 0.3  # share of the time that labelled pieces and their augmented views may each take at the first scale
 
 
@@ -134,7 +134,7 @@ def fit_best(
 
     # 2. Heads on the frozen denoiser, and the denoiser itself, tuned.
     candidates, tables = try_heads(labelled, pipe, views, clock, say)
-    tuning = clock.left() / 2 - RESERVE
+    tuning = (clock.left() - FINAL * clock.seconds) / 2
     if pieces.channels.config is not None:
         say("Tuning the denoiser is left out: students read pictures of eight bits.")
     elif tuning >= LEAST_TUNING:
@@ -222,7 +222,7 @@ class Clock:
 def try_heads(
     labelled: Labelled, pipe: Any, views: Sequence[View], clock: Clock, say: Callable[[str], Any]
 ) -> tuple[list[Candidate], dict[View, tuple[Any, LabeledActivations]]]:
-    """Cross-validates heads, view after view, while the next one fits into half of the time that is left.
+    """Cross-validates heads, view after view, as far as they fit into the time.
 
     Returns:
         The candidates; and of each view its extractor and activations, for the final head.
@@ -232,7 +232,7 @@ def try_heads(
     quick, each = labelled.recipe.for_studies(), 0.0  # seconds for a pixel of the model at a timestep
     for view in views:
         area = view.size[0] * view.size[1] * len(view.timesteps)
-        if tables and 2 * each * area > clock.left():
+        if tables and each * area > clock.left() - FINAL * clock.seconds:
             what = f"it would take about {each * area:.0f} s, and {max(0, clock.left()):.0f} s are left"
             say(f"{Candidate(view, KINDS[0], [], 0).name.capitalize()}: left out, as {what}.")
             continue

@@ -56,7 +56,7 @@ def test_what_is_tried_first_are_heads_on_activations_filters_and_both(fitted):
 @pytest.mark.slow
 def test_a_tuned_denoiser_votes_with_heads_and_all_are_one_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(best, "LEAST_TUNING", 0.1)
-    monkeypatch.setattr(best, "RESERVE", 0.0)
+    monkeypatch.setattr(best, "FINAL", 0.0)
     monkeypatch.setattr(best.Clock, "left", lambda clock: 1.0)  # however slow the machine is
     monkeypatch.setattr(best, "choose_votes", lambda labels, p: np.r_[1, np.zeros(len(p) - 2, int), 1])
     pipe = make_pipeline()
