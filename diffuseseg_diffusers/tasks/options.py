@@ -201,8 +201,8 @@ class CutsTiles(StatesScale):
 
     tile: bool | None = option(
         None,
-        "Learn from tiles of large images, those that hold labels, or from whole images, resized (default: whole; a "
-        "student as its teacher).",
+        "Learn from tiles of large images, those that hold labels, or from whole images, resized (default: whole; "
+        "with --recipe best tiles where sides exceed 160 pixels; a student as its teacher).",
         negative="--whole",
     )
     max_tiles: int = option(200, "Maximum number of tiles, with --tile.", minimum=1)

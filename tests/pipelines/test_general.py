@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from diffuseseg_diffusers import DiffuseSegPipeline, load_pipeline
+from diffuseseg_diffusers.factory.sampling import doubt_samples
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines import general
 from diffuseseg_diffusers.pipelines.loading import save_fitted
@@ -92,3 +93,9 @@ def test_the_shipped_model_is_as_small_as_promised():
         *("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
     }
     assert sum(p.stat().st_size for p in files) <= 14_000_000
+
+
+def test_what_is_fitted_on_it_says_how_few_images_it_saw_and_on_its_twin_nothing(tmp_path):
+    for name, doubted in (("general", True), ("untrained", False)):
+        save_fitted(load_pipeline(name), tmp_path / name, name)
+        assert bool(doubt_samples(str(tmp_path / name))) == doubted
