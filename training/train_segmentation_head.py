@@ -21,7 +21,14 @@ from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
 from diffuseseg_diffusers.evaluation.evaluate import evaluate_segmentation, format_metrics
 from diffuseseg_diffusers.fitting.best import MAX_MINUTES, describe, fit_best
 from diffuseseg_diffusers.fitting.pieces import in_pieces
-from diffuseseg_diffusers.fitting.setup import against_best, describe_fit, load_frozen, usual_size, usual_view
+from diffuseseg_diffusers.fitting.setup import (
+    against_best,
+    describe_fit,
+    load_frozen,
+    usual_noise,
+    usual_size,
+    usual_view,
+)
 from diffuseseg_diffusers.heads.fit import fit_segmentation_head
 from diffuseseg_diffusers.heads.operating import fit_operating_point, parse_targets
 from diffuseseg_diffusers.heads.recipes import find_recipe
@@ -80,10 +87,9 @@ def fit(config: FitConfig) -> Any:
     if config.recipe == BEST:
         tiles, size, timesteps = usual_view(name, pipe, config.tile)
         dataset = in_pieces(dataset, tiles, config.max_tiles, config.seed)
-        how = (config.seed, config.batch_size, config.min_label_fraction)
-        flip = False if config.no_flip else None
-        view: dict[str, Any] = dict(size=size, timesteps=timesteps)
-        model, choice = fit_best(pipe, dataset, config.max_minutes or MAX_MINUTES, flip, *how, **view)
+        how = (False if config.no_flip else None, config.seed, config.batch_size, config.min_label_fraction)
+        given = (pipe, dataset, config.max_minutes or MAX_MINUTES, *how)
+        model, choice = fit_best(*given, size=size, timesteps=timesteps)
         print(describe(choice, model.label_names))
         found: dict[str, Any] = {"choice": asdict(choice), "num_images": choice.num_pieces}
     else:
@@ -110,7 +116,8 @@ def fit(config: FitConfig) -> Any:
     with output_folder(config.output_dir, config.overwrite, "fit", config.inputs()) as folder:
         save_fitted(model, folder, name, config.revision, config.cache_dir)
         write_json(folder / "head_training.json", report)
-    print(f"Fitted on {report['num_images']} images in {report['seconds']} s; the pipeline is in {config.output_dir}.")
+    what = f"{report['num_images']} {'images' if dataset.tiling is None else 'tiles'}"
+    print(f"Fitted on {what} in {report['seconds']} s; the pipeline is in {config.output_dir}.")
     finish_push(config)
     return model
 
@@ -120,7 +127,8 @@ def fit_one_head(
 ) -> tuple[Any, dict[str, Any]]:
     """The pipeline with a head on its activations, and what `head_training.json` holds of it."""
     size, said = usual_size(config, pipe, dataset)
-    accelerator.print(said, end="")
+    config, noise = usual_noise(config)
+    accelerator.print(said + noise, end="")
     targets = parse_targets(config.target, dataset)
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None
     features, tried = configured_features(config, pipe, dataset, size, accelerator)

@@ -25,7 +25,8 @@ from ..jobs.errors import UserError
 from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import Segmenter
-from .candidates import KINDS, PIXELS, UNET, Candidate, Labelled, tuned, unet_probabilities
+from ..students.unets import UNetStudent, plain_unet
+from .candidates import KINDS, PIXELS, UNET, Candidate, Labelled, trained, unet_probabilities
 from .choice import FEW, Estimate, HeldOut, choose_votes, estimate, mean_iou, sample_pixels, vote
 from .pieces import TIMESTEPS, View, in_pieces, piece_size, views_of
 
@@ -34,8 +35,8 @@ MAX_MINUTES = 2.0
 FOLDS = 3
 MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activations and filters take 4 to 8 GB
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
-LEAST_TUNING = 60.0  # seconds of the final tuning, below which heads are ahead
-FINAL = 0.25  # share of the time that is kept for the final heads
+FINAL = 0.12  # share of the time that is kept for the final heads
+FOLD, WHOLE = 0.18, 0.24  # shares that the U-Net is trained for on each half of the pieces, and then on all
 PASSES = 0.3  # share of the time that labelled pieces and their augmented views may each take at the first scale
 
 
@@ -45,8 +46,8 @@ class Choice:
 
     Args:
         candidates (list of `dict`): `name`, `mean_iou` alone (0 to 1), `votes` and `seconds` of each.
-        steps (`int`): Of the final tuning of the denoiser; 0 if it has no vote. A faster machine does more of them in
-            the same time, and tries more candidates, so that choices may differ between machines and runs.
+        steps (`int`): Of the U-Net on all pieces; 0 if it has no vote. A faster machine does more of them in the same
+            time, and tries more candidates, so that choices may differ between machines and runs.
         mean_iou (`float`): Of the choice on the held-out pixels that it was made on, 0 to 1.
         estimate ([`Estimate`]): What it is expected to be worth on other pictures.
         guided (two `float`, *optional*): Widths of guided masks.
@@ -80,8 +81,8 @@ def fit_best(
 ) -> tuple[Segmenter, Choice]:
     """Fits the best of several ways to segment, by cross-validation on the labelled pictures.
 
-    Heads on the activations of the frozen denoiser, on a bank of filters and on both, at several scales, and the
-    denoiser itself tuned on the labels are cross-validated; those vote that raise the mean IoU of held-out pictures.
+    Heads on the activations of the frozen denoiser, on a bank of filters and on both, at several scales, and a U-Net
+    trained from scratch are cross-validated; those vote that raise the mean IoU of held-out pictures.
 
     Args:
         pipe ([`DiffuseSegPipeline`]): The denoiser.
@@ -132,15 +133,20 @@ def fit_best(
         recipe = replace(recipe, augmented_images=timely)
     labelled = Labelled(pieces, piece, folds, recipe, flip, seed, batch_size, min_label_fraction)
 
-    # 2. Heads on the frozen denoiser, and the denoiser itself, tuned.
-    candidates, tables = try_heads(labelled, pipe, views, clock, say)
-    tuning = (clock.left() - FINAL * clock.seconds) / 2
+    # 2. Heads on the frozen denoiser as it usually reads, a U-Net, and heads of other views as far as time allows.
+    tables: dict[View, Table] = {}
+    candidates = try_heads(labelled, pipe, views[:1], tables, clock, FINAL, say)
+    unet, kept = None, FINAL
     if pieces.channels.config is not None:
-        say("Tuning the denoiser is left out: students read pictures of eight bits.")
-    elif tuning >= LEAST_TUNING:
-        candidates.append(try_tuning(labelled, pipe.unet, views[0], pictures, tuning))
+        say("The U-Net is left out: students read pictures of eight bits.")
+    elif clock.left() < (2 * FOLD + WHOLE + FINAL) * clock.seconds:
+        say(f"The U-Net is left out: {max(0, clock.left()):.0f} s are left; raise --max_minutes.")
     else:
-        say(f"Tuning the denoiser is left out: {max(0, clock.left()):.0f} s are left; raise --max_minutes.")
+        candidate, unet = try_unet(labelled, pipe.unet, pictures, FOLD * clock.seconds)
+        candidates.append(candidate)
+        held = held_out_pixels(candidates, labelled, pictures, seed)
+        kept += WHOLE if choose_votes(held.labels, held.probabilities)[-1] else 0
+    candidates += try_heads(labelled, pipe, views[1:], tables, clock, kept, say)
 
     # 3. Who votes, and what that is worth.
     held = held_out_pixels(candidates, labelled, pictures, seed)
@@ -163,7 +169,7 @@ def fit_best(
     own, expected = mean_iou(held.labels, vote(held.probabilities, votes)), estimate(held, seed=seed)
 
     # 4. The same on all pieces.
-    members, steps = fit_chosen(labelled, pipe, chosen, tables, tuning)
+    members, steps = fit_chosen(labelled, pipe, chosen, tables, unet, max(0.1, kept - FINAL) * clock.seconds)
     model: Any = next(iter(members.values()))[0]
     if len(members) > 1 or (guided and UNET in members):  # a student alone keeps no guided masks
         weights = [share for _, share in members.values()]
@@ -206,6 +212,20 @@ def with_labels(pieces: LabeledImages, say: Callable[[str], Any]) -> LabeledImag
     return pieces.select(kept) if len(kept) < len(pieces) else pieces
 
 
+@dataclass
+class Table:
+    """What a view gives of all pieces: for the final head, and to estimate other views.
+
+    Args:
+        extractor, activations: As [`Labelled.activations`] returns them.
+        seconds (`float`): That it took for each pixel and timestep of a piece, with one cross-validation.
+    """
+
+    extractor: Any
+    activations: LabeledActivations
+    seconds: float
+
+
 class Clock:
     """Seconds of a budget that are used and left."""
 
@@ -220,20 +240,24 @@ class Clock:
 
 
 def try_heads(
-    labelled: Labelled, pipe: Any, views: Sequence[View], clock: Clock, say: Callable[[str], Any]
-) -> tuple[list[Candidate], dict[View, tuple[Any, LabeledActivations]]]:
-    """Cross-validates heads, view after view, as far as they fit into the time.
+    labelled: Labelled,
+    pipe: Any,
+    views: Sequence[View],
+    tables: dict[View, Table],
+    clock: Clock,
+    kept: float,
+    say: Callable[[str], Any],
+) -> list[Candidate]:
+    """Cross-validates heads, view after view, as far as they fit into the time without the share that is kept.
 
-    Returns:
-        The candidates; and of each view its extractor and activations, for the final head.
+    The first of all views always runs. `tables` gets the extractor and the activations of each, for the final head.
     """
     candidates: list[Candidate] = []
-    tables: dict[View, tuple[Any, LabeledActivations]] = {}
-    quick, each = labelled.recipe.for_studies(), 0.0  # seconds for a pixel of the model at a timestep
+    quick = labelled.recipe.for_studies()
     for view in views:
-        area = view.size[0] * view.size[1] * len(view.timesteps)
-        if tables and each * area > clock.left() - FINAL * clock.seconds:
-            what = f"it would take about {each * area:.0f} s, and {max(0, clock.left()):.0f} s are left"
+        expected, left = max((t.seconds for t in tables.values()), default=0.0) * view.area, clock.left()
+        if tables and expected > left - kept * clock.seconds:
+            what = f"it would take about {expected:.0f} s, and {max(0, left):.0f} s are left"
             say(f"{Candidate(view, KINDS[0], [], 0).name.capitalize()}: left out, as {what}.")
             continue
         start = time.monotonic()
@@ -242,46 +266,55 @@ def try_heads(
         extracting = time.monotonic() - start  # of which all kinds of heads learn
         found = labelled.cross_validate(extractor, activations, kinds, quick)
         seconds = time.monotonic() - start
-        each = max(each, (extracting + (seconds - extracting) / len(kinds)) / area)
-        tables[view] = extractor, activations
+        each = (extracting + (seconds - extracting) / len(kinds)) / view.area
+        tables[view] = Table(extractor, activations, each)
         candidates += [Candidate(view, kind, found[kind], seconds / len(kinds)) for kind in kinds]
-    return candidates, tables
+    return candidates
 
 
-def try_tuning(labelled: Labelled, unet: Any, view: View, pictures: np.ndarray, seconds: float) -> Candidate:
-    """Cross-validates the tuned denoiser in two folds: on half of the pieces, for half of the time that all get."""
+def try_unet(labelled: Labelled, denoiser: Any, pictures: np.ndarray, seconds: float) -> tuple[Candidate, UNetStudent]:
+    """Cross-validates a U-Net in two folds, each trained for a time on half of the pieces; and the second of them."""
     start, steps = time.monotonic(), []
+    height, width = (max(8, round(side / 8) * 8) for side in labelled.piece)
+    names, palette = labelled.classes.names, labelled.classes.palette
     probabilities: list[Any] = [None] * len(pictures)
     for own in Folds.of(pictures, 2, labelled.seed).held_out:
         rest = [i for i in range(len(pictures)) if i not in own]
-        student, done = tuned(labelled, unet, view, rest, seconds / 2)
+        torch.manual_seed(labelled.seed)
+        student = plain_unet(names, (height, width), denoiser.config.in_channels, palette, mirror=labelled.flip)
+        student, done = trained(labelled, student.to(denoiser.device), rest, seconds)
         steps.append(done)
         for i, found in zip(own, unet_probabilities(student, labelled, own)):
             probabilities[i] = found
-    return Candidate(view, UNET, probabilities, time.monotonic() - start, min(steps))
+    view = View(1.0, (height, width))
+    return Candidate(view, UNET, probabilities, time.monotonic() - start, min(steps)), student
 
 
 def fit_chosen(
     labelled: Labelled,
     pipe: Any,
     chosen: Sequence[tuple[Candidate, int]],
-    tables: Mapping[View, tuple[Any, LabeledActivations]],
-    tuning: float,
+    tables: Mapping[View, Table],
+    unet: UNetStudent | None,
+    seconds: float,
 ) -> tuple[dict[str, tuple[Segmenter, float]], int]:
-    """The candidates with votes, fitted on all pieces: name to model and share of the votes; and steps of tuning."""
+    """The candidates with votes, fitted on all pieces: name to model and share of the votes.
+
+    The U-Net has been trained on half of the pieces already, and is trained further. Returns its further steps, too.
+    """
     total, steps = sum(n for _, n in chosen), 0
     members: dict[str, tuple[Segmenter, float]] = {}
-    for view, (extractor, activations) in tables.items():
+    for view, table in tables.items():
         kinds = {c.kind: n for c, n in chosen if c.view == view and c.kind != UNET}
         if kinds:
-            head = final_head(labelled, extractor, activations, view, kinds)
+            head = final_head(labelled, table, view, kinds)
             own = DiffuseSegPipeline(pipe.unet, pipe.scheduler, head, pipe.config.get("channels"))
             members[f"heads {len(members)}"] = own, sum(kinds.values()) / total
     for candidate, n in chosen:
-        if candidate.kind == UNET:
-            student, steps = tuned(labelled, pipe.unet, candidate.view, None, tuning)
-            student.fitted_tiles = tiling_of(labelled, candidate.view)
-            members[UNET] = student, n / total
+        if candidate.kind == UNET and unet is not None:
+            unet, steps = trained(labelled, unet, None, seconds)
+            unet.fitted_tiles = tiling_of(labelled, candidate.view)
+            members[UNET] = unet, n / total
     return members, steps
 
 
@@ -303,9 +336,7 @@ def held_out_pixels(candidates: Sequence[Candidate], labelled: Labelled, picture
     )
 
 
-def final_head(
-    labelled: Labelled, extractor: Any, activations: LabeledActivations, view: View, kinds: dict[str, int]
-) -> PixelClassifierEnsemble:
+def final_head(labelled: Labelled, table: Table, view: View, kinds: dict[str, int]) -> PixelClassifierEnsemble:
     """A head of all pieces whose members read what won votes, with those as weights."""
     # Half of the members see the mirror image: each half has all kinds.
     of_each = labelled.recipe.num_members // 2
@@ -313,7 +344,7 @@ def final_head(
     weights = [kinds[kind] / of_each for kind in inputs]
     recipe: Recipe = replace(labelled.recipe, inputs=inputs)
     how = (recipe, len(inputs), labelled.flip, labelled.seed)
-    head = fit_head(activations.table, extractor, labelled.classes, *how, in_place=True)
+    head = fit_head(table.activations.table, table.extractor, labelled.classes, *how, in_place=True)
     head.register_to_config(
         member_weights=[w / sum(weights) for w in weights],
         channels=labelled.dataset.channels.config,

@@ -16,14 +16,14 @@ from ..heads.fit import recipe_extractor
 from ..heads.recipes import Recipe
 from ..images.image_processor import DiffuseSegImageProcessor
 from ..students.tuned import tune_unet
-from ..students.unets import UNetStudent, unet_from_denoiser
+from ..students.unets import UNetStudent
 from .pieces import View
 
 
 KINDS = ("activations", "filters", "both")  # what heads read
-UNET = "tuned U-Net"
+UNET = "U-Net"
 PIXELS = 16 * 256**2  # of the labelled pieces and their augmented views together, that heads learn from
-CROP = 128  # longest side of what a network sees while it is tuned, in pixels of its own
+CROP = 128  # longest side of what a network sees while it is trained, in pixels
 MEMBERS = 2  # of a head that is cross-validated
 
 
@@ -36,7 +36,7 @@ class Candidate:
         kind (`str`): What a head reads, of `KINDS`, or `UNET`.
         probabilities (list of `torch.Tensor`): `[C, H, W]` float16 of each piece, at the piece's own size.
         seconds (`float`): That its cross-validation took.
-        steps (`int`): Of a U-Net's tuning for a fold, at least, of which a faster machine does more in the same time.
+        steps (`int`): Of a U-Net's training for a fold, at least, of which a faster machine does more in the same time.
     """
 
     view: View
@@ -49,7 +49,7 @@ class Candidate:
     def name(self) -> str:
         """Such as `activations, scale 0.5, timesteps 10 600`."""
         if self.kind == UNET:
-            return f"{self.kind}, scale {self.view.scale:g}"
+            return self.kind
         return f"{self.kind}, scale {self.view.scale:g}, timesteps {' '.join(map(str, self.view.timesteps))}"
 
 
@@ -134,18 +134,17 @@ def head_probabilities(head: Any, activations: LabeledActivations, image: int, s
     return head.predict(straight, size, True).probabilities[0].half().cpu()
 
 
-def tuned(
-    labelled: Labelled, unet: Any, view: View, only: Sequence[int] | None, seconds: float
+def trained(
+    labelled: Labelled, student: UNetStudent, only: Sequence[int] | None, seconds: float
 ) -> tuple[UNetStudent, int]:
-    """A denoiser with an output for each class, tuned on crops of some of the pieces, or of all; and its steps."""
-    crop = (min(CROP, view.size[0]), min(CROP, view.size[1]))
-    student = unet_from_denoiser(unet, labelled.classes.names, palette=labelled.classes.palette, size=crop)
-    pixels, masks = labelled.pixels(student.in_channels, view.size, only)
+    """A U-Net that has been trained further on crops of some of the pieces, or of all; and its steps."""
+    size = student.image_size
+    pixels, masks = labelled.pixels(student.in_channels, size, only)
+    student.image_size = (min(CROP, size[0]), min(CROP, size[1]))
     shares: list[float] = []  # of the time, after each step
     how: dict[str, Any] = dict(seconds=seconds, seed=labelled.seed, flip=labelled.flip)
     tune_unet(student, pixels, masks, **how, on_step=lambda share, _: shares.append(share))
-    student.model.register_to_config(sample_size=view.size)
-    student.image_size = view.size
+    student.image_size = size
     return student, len(shares)
 
 

@@ -34,6 +34,11 @@ class View:
     size: tuple[int, int]
     timesteps: tuple[int, ...] = TIMESTEPS[0]
 
+    @property
+    def area(self) -> int:
+        """Pixels that the model reads of a piece, at all timesteps."""
+        return self.size[0] * self.size[1] * len(self.timesteps)
+
 
 def in_pieces(dataset: LabeledImages, tiles: bool | None = None, max_tiles: int = 200, seed: int = 0) -> LabeledImages:
     """Labelled pictures in the pieces in which they will be read: whole, or as tiles of `TILE` pixels.

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a fit starts from, by its configuration: the frozen model, how it reads pictures, and what the record says."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,6 +50,14 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
     if tiles:
         return True, None if scale is None else (round(TILE * scale), round(TILE * scale)), timesteps
     return tiles, None if general else pipe.features().size, timesteps
+
+
+def usual_noise(config: Any) -> tuple[Any, str]:
+    """The configuration with the timesteps that suit the general model, where none were given; and a line on them."""
+    if not comes_with_package(config.model or config.backbone) or config.timesteps or config.noise_levels:
+        return config, ""
+    shown = " ".join(map(str, TIMESTEPS[1]))
+    return replace(config, timesteps=TIMESTEPS[1]), f"Read at timestep {shown}; --timesteps sets others.\n"
 
 
 def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[int, int] | None, str]:

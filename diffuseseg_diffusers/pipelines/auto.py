@@ -48,11 +48,12 @@ KINDS = {
     AVERAGED: "pipelines.averaged:AveragedSegmenter",
     "ForSemanticSegmentation": "students.student:StudentSegmenter",
     "UNet2DModel": "students.unets:UNetStudent",
+    "PlainUNet": "students.unets:UNetStudent",
     ONNX: "students.export:OnnxStudent",
 }
 # Where the share of pixels is recorded on which masks in lower precision agree with those in float32.
 AGREEMENT = {PIXEL: f"{HEAD}/{CONFIG}", BACKBONE: f"{HEAD}/{CONFIG}", "ForSemanticSegmentation": CONFIG}
-AGREEMENT |= {"UNet2DModel": "student.json", AVERAGED: INDEX}
+AGREEMENT |= {"UNet2DModel": "student.json", "PlainUNet": "student.json", AVERAGED: INDEX}
 
 
 class AutoDiffuseSegPipeline:

@@ -27,8 +27,8 @@ def tune_unet(
     seconds: float | None = None,
     seed: int = 0,
     flip: bool = True,
-    batch_size: int = 4,
-    lr: float = 1e-3,
+    batch_size: int = 8,
+    lr: float = 2e-3,
     on_step: Callable[[float, float], None] | None = None,
 ) -> UNetStudent:
     """Trains a U-Net in place on augmented views of labelled pictures, with cross-entropy and AdamW.
@@ -38,14 +38,14 @@ def tune_unet(
     same bits; with `seconds` the number of steps depends on the machine.
 
     Args:
-        network ([`UNetStudent`]): From [`new_unet`] or [`unet_from_denoiser`].
+        network ([`UNetStudent`]): From [`plain_unet`], [`new_unet`] or [`unet_from_denoiser`].
         pixels (`torch.Tensor`): `[N, C, H, W]` float32 in [-1, 1], on any device.
         masks (`torch.Tensor`): `[N, H, W]` int64 class ids, `IGNORED` where there is no label.
         steps (`int`, *optional*), seconds (`float`, *optional*): The budget: one of the two.
         seed (`int`, defaults to 0): Of crops, augmentation and dropout.
         flip (`bool`, defaults to `True`): Whether to show mirrored views.
-        batch_size (`int`, defaults to 4): Crops in a step.
-        lr (`float`, defaults to 1e-3): Highest learning rate.
+        batch_size (`int`, defaults to 8): Crops in a step.
+        lr (`float`, defaults to 2e-3): Highest learning rate.
         on_step (callable, *optional*): Called after each step with the share of the budget that is used and the loss.
 
     Returns:
@@ -56,7 +56,7 @@ def tune_unet(
             than the network's images.
 
     Examples:
-        >>> student = tune_unet(new_unet(["background", "cell"], (120, 120), 3), pixels, masks, seconds=60)
+        >>> student = tune_unet(plain_unet(["background", "cell"], (120, 120), 3), pixels, masks, seconds=60)
         >>> student.segment("photo.jpg").masks[0]
     """
     if (steps is None) == (seconds is None):

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Students that are U-Nets of diffusers: a small one, and the denoiser of a diffusion model itself.
+"""Students that are U-Nets: small ones, and the denoiser of a diffusion model itself.
 
 At 64 pixels the strides of vision transformers leave 16 x 16 places of an image; a U-Net keeps all of them. A denoiser
 is one already, with weights that know what images are made of: with an output for each class in place of the noise, it
@@ -22,6 +22,7 @@ from ..images.palettes import is_color
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
 from .networks import loading_errors
+from .plain_unet import PlainUNet
 from .student import Student
 
 
@@ -30,12 +31,12 @@ WIDTHS = (16, 32, 64, 128)
 
 
 class UNetStudent(Student):
-    """A drop-in replacement for [`DiffuseSegPipeline`] in segmenting: a `UNet2DModel` with an output for each class.
+    """A drop-in replacement for [`DiffuseSegPipeline`] in segmenting: a U-Net with an output for each class.
 
     It reads images as they are, without noise, at one timestep.
 
     Args:
-        model ([`UNet2DModel`]): The student; its `sample_size` is the size at which it reads images.
+        model ([`UNet2DModel`] or [`PlainUNet`]): The student; its `sample_size` is the size at which it reads images.
         label_names (sequence of `str`), palette (sequence of `[red, green, blue]`, *optional*): As in [`Student`].
         timestep (`int`, defaults to 0): That it is told.
 
@@ -45,7 +46,7 @@ class UNetStudent(Student):
 
     def __init__(
         self,
-        model: UNet2DModel,
+        model: UNet2DModel | PlainUNet,
         label_names: Sequence[str],
         timestep: int = 0,
         palette: Sequence[Sequence[int]] | None = None,
@@ -95,7 +96,10 @@ class UNetStudent(Student):
             record = _read_record(path)
             options = {"use_safetensors": True, "output_loading_info": True, **kwargs, **where}
             try:
-                model, info = UNet2DModel.from_pretrained(name, dtype=dtype, **options)
+                kind = (
+                    PlainUNet if UNet2DModel.load_config(name, **where)["_class_name"] == "PlainUNet" else UNet2DModel
+                )
+                model, info = kind.from_pretrained(name, dtype=dtype, **options)
             except (TypeError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:
                 raise UserError(
                     f"{name} cannot be loaded: its config.json does not fit its weights ({error})."
@@ -138,6 +142,18 @@ def new_unet(
         add_attention=False,
         norm_num_groups=8,
     )
+    return UNetStudent(model, label_names, palette=palette)
+
+
+def plain_unet(
+    label_names: Sequence[str],
+    size: tuple[int, int],
+    in_channels: int,
+    palette: Sequence[Sequence[int]] | None = None,
+    mirror: bool = False,
+) -> UNetStudent:
+    """A [`PlainUNet`] of random weights that reads images of a size; other arguments as in [`Student`]."""
+    model = PlainUNet(sample_size=size, in_channels=in_channels, out_channels=len(label_names), mirror=mirror)
     return UNetStudent(model, label_names, palette=palette)
 
 

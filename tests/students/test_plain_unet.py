@@ -1,0 +1,37 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import pytest
+import torch
+
+from diffuseseg_diffusers import load_pipeline
+from diffuseseg_diffusers.students.plain_unet import PlainUNet
+from diffuseseg_diffusers.students.unets import plain_unet
+
+
+def test_it_does_not_see_brightness_and_contrast_of_a_picture():
+    torch.manual_seed(0)
+    net, image = PlainUNet((16, 24), 1, 3, width=8, levels=3).eval(), torch.rand(2, 1, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(net(image)[0], net(0.3 * image - 0.2)[0], atol=1e-4, rtol=1e-4)
+        assert net(image)[0].shape == (2, 3, 16, 24)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_mirrored_logits_are_averaged_in_evaluation_alone(mirror):
+    torch.manual_seed(0)
+    net, image = PlainUNet((16, 16), 3, 2, width=8, levels=2, mirror=mirror), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        found, other = net.eval()(image)[0], net(image.flip(-1))[0].flip(-1)
+        assert torch.allclose(found, other, atol=1e-5) is mirror
+        trained = PlainUNet.logits(net.train(), image)
+        assert torch.equal(net(image)[0], trained)
+
+
+def test_a_saved_one_segments_alike(tmp_path):
+    torch.manual_seed(0)
+    student = plain_unet(["sky", "disc"], (16, 24), 3, [[0, 0, 0], [9, 200, 30]], mirror=True)
+    student.save_pretrained(tmp_path)
+    again = load_pipeline(tmp_path, dtype="float32")
+    pixels = torch.rand(1, 3, 16, 24) * 2 - 1
+    found, kept = (one.segment_batch(pixels, [(16, 24)], return_probabilities=True) for one in (student, again))
+    assert torch.equal(found.probabilities[0], kept.probabilities[0])
+    assert (again.label_names, again.palette, again.image_size) == (student.label_names, student.palette, (16, 24))
