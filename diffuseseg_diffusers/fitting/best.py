@@ -18,7 +18,7 @@ from ..features.filters import SIGMAS
 from ..heads.classes import Classes
 from ..heads.cross_validation import WITHIN, Folds, LabeledActivations
 from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
-from ..heads.fit import fit_head, recipe_extractor
+from ..heads.fit import STROKES, fit_head, recipe_extractor
 from ..heads.guided import choose_guided
 from ..heads.recipes import Recipe, find_recipe
 from ..jobs.errors import UserError
@@ -37,6 +37,7 @@ MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activa
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 FINAL = 0.12  # share of the time that is kept for the final heads
 FOLD, WHOLE = 0.18, 0.24  # shares that the U-Net is trained for on each half of the pieces, and then on all
+LEAST = 0.1  # share that it is trained for on all, where it has votes that no time was kept for
 PASSES = 0.3  # share of the time that labelled pieces and their augmented views may each take at the first scale
 
 
@@ -169,7 +170,7 @@ def fit_best(
     own, expected = mean_iou(held.labels, vote(held.probabilities, votes)), estimate(held, seed=seed)
 
     # 4. The same on all pieces.
-    members, steps = fit_chosen(labelled, pipe, chosen, tables, unet, max(0.1, kept - FINAL) * clock.seconds)
+    members, steps = fit_chosen(labelled, pipe, chosen, tables, unet, clock)
     model: Any = next(iter(members.values()))[0]
     if len(members) > 1 or (guided and UNET in members):  # a student alone keeps no guided masks
         weights = [share for _, share in members.values()]
@@ -204,11 +205,14 @@ def affordable(pieces: LabeledImages, view: View, timely: int, say: Callable[[st
 
 def with_labels(pieces: LabeledImages, say: Callable[[str], Any]) -> LabeledImages:
     """Those pieces that have a labelled pixel: nothing could be learned from a fold of others."""
-    kept = [i for i in range(len(pieces)) if (pieces[i].mask != pieces.ignore_index).any()]
+    shares = [float((pieces[i].mask != pieces.ignore_index).mean()) for i in range(len(pieces))]
+    kept = [i for i, share in enumerate(shares) if share]
     if not kept:
         raise UserError("The masks have no labelled pixels: all are ignored; label some.")
     if len(kept) < len(pieces):
         say(f"{len(pieces) - len(kept)} of {len(pieces)} pictures or tiles have no labelled pixel and are left out.")
+    if (share := float(np.mean(shares))) < STROKES:
+        say(f"{share:.0%} of the pixels have a label; --sparse_labels learns from the others too, by one head.")
     return pieces.select(kept) if len(kept) < len(pieces) else pieces
 
 
@@ -296,11 +300,12 @@ def fit_chosen(
     chosen: Sequence[tuple[Candidate, int]],
     tables: Mapping[View, Table],
     unet: UNetStudent | None,
-    seconds: float,
+    clock: Clock,
 ) -> tuple[dict[str, tuple[Segmenter, float]], int]:
     """The candidates with votes, fitted on all pieces: name to model and share of the votes.
 
-    The U-Net has been trained on half of the pieces already, and is trained further. Returns its further steps, too.
+    The U-Net has been trained on half of the pieces already, and is trained further for the time that is left. Returns
+    its further steps, too.
     """
     total, steps = sum(n for _, n in chosen), 0
     members: dict[str, tuple[Segmenter, float]] = {}
@@ -312,7 +317,7 @@ def fit_chosen(
             members[f"heads {len(members)}"] = own, sum(kinds.values()) / total
     for candidate, n in chosen:
         if candidate.kind == UNET and unet is not None:
-            unet, steps = trained(labelled, unet, None, seconds)
+            unet, steps = trained(labelled, unet, None, max(LEAST * clock.seconds, clock.left()))
             unet.fitted_tiles = tiling_of(labelled, candidate.view)
             members[UNET] = unet, n / total
     return members, steps

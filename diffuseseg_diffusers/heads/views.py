@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Views: how a model reads pictures, whole and resized or in tiles at a scale, in its training and in use."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..datasets.labeled import LabeledImages
 from ..features.base import FeatureExtractor
+from ..jobs.errors import UserError
 from ..jobs.files import read_json
 
 
@@ -53,9 +55,21 @@ def tiling_of(dataset: LabeledImages, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def training_of(model: str | os.PathLike) -> dict[str, Any]:
-    """The arguments that a denoiser's folder says it was trained with; empty where it is silent."""
+    """The arguments that a denoiser's folder says it was trained with; empty where it is silent.
+
+    Raises:
+        UserError: Its scale or size of a pixel is not a number above 0.
+    """
     state = Path(model, "training_state.json")
-    return (read_json(state).get("arguments") if state.is_file() else None) or {}
+    found = read_json(state) if state.is_file() else {}
+    asked = found.get("arguments") if isinstance(found, dict) else None
+    if not isinstance(asked, dict):
+        return {}
+    for name in ("scale", "pixel_size"):
+        value = asked.get(name)
+        if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise UserError(f"{state} says {name} {value!r:.40}, not a number above 0; mend it, or remove the file.")
+    return asked
 
 
 def compare_views(model: str | os.PathLike, tiling: Mapping[str, Any]) -> str:

@@ -140,12 +140,15 @@ def test_tiles_that_hold_labels_are_read_and_no_others(labelled, capsys):
     tiles = LabeledTiles(load_labeled_images(folder), (32, 32))
     assert "3 tiles of 1 pictures hold labels." in capsys.readouterr().out
     # One cell of the grid holds the first label, two the second; those at the edge are moved into the picture.
-    assert tiles.places == [(0, 0, 32, 64), (0, 0, 160, 268), (0, 0, 168, 268)]
+    assert tiles.places == [(0, 0, 32, 64, 0, 0), (0, 0, 160, 268, 0, 20), (0, 0, 168, 268, 24, 20)]
+    seen = np.zeros(mask.shape, int)
     for i in range(len(tiles)):
-        (_, _, top, left), row = tiles.places[i], tiles[i]
-        place = (slice(top, top + 32), slice(left, left + 32))
-        assert np.array_equal(row.mask, mask[place]) and (row.mask != 255).any()
+        (_, _, top, left, *_), row = tiles.places[i], tiles[i]
+        place, own = (slice(top, top + 32), slice(left, left + 32)), row.mask != 255
+        assert np.array_equal(row.mask[own], mask[place][own]) and own.any()
+        seen[place] += own
         assert np.array_equal(row.image, pixels[(slice(None), *place)].transpose(1, 2, 0))
+    assert np.array_equal(seen, mask != 255)  # a label is in one tile, though tiles overlap
     assert tiles.tiling == {"tiles": True, "scale": 1.0, "pixel_size": None}
     few = LabeledTiles(load_labeled_images(folder), (32, 32), max_tiles=2)
     assert len(few) == 2 and "2 are taken, 1 are left out (--max_tiles)" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def test_what_is_tried_first_are_heads_on_activations_filters_and_both(fitted):
 @pytest.mark.slow
 def test_a_unet_votes_with_heads_and_all_are_one_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(best, "FINAL", 0.0)
-    monkeypatch.setattr(best.Clock, "left", lambda clock: 10.0)  # however slow the machine is
+    monkeypatch.setattr(best.Clock, "left", lambda clock: 3.0)  # however slow the machine is
     monkeypatch.setattr(best, "choose_votes", lambda labels, p: np.eye(len(p), dtype=int)[[0, 3]].sum(0))
     pipe = make_pipeline()
     pipe.save_pretrained(tmp_path / "ddpm")
@@ -80,6 +80,18 @@ def test_fewer_augmented_views_are_read_where_time_is_short_and_a_line_says_so(m
         fit_best(make_pipeline(), drawings(4), max_minutes=0.01)
     assert labelled.call_args.args[3].augmented_images == 8
     assert "8 of 160 augmented views are read in the time" in capsys.readouterr().out
+
+
+def test_strokes_are_named_and_what_learns_from_the_rest(monkeypatch, capsys):
+    monkeypatch.setattr(best, "Labelled", mock.Mock(side_effect=KeyboardInterrupt))  # nothing is fitted
+    rows = [dict(zip(("image", "mask"), map(Image.fromarray, draw((40, 48), seed)))) for seed in range(3)]
+    for row in rows:
+        mask = np.array(row["mask"])
+        mask[4:] = 255
+        row["mask"] = Image.fromarray(mask)
+    with pytest.raises(KeyboardInterrupt):
+        fit_best(make_pipeline(), LabeledImages(Dataset.from_list(rows), label_names=["sky", "disc", "bar"]))
+    assert "10% of the pixels have a label; --sparse_labels" in capsys.readouterr().out
 
 
 @pytest.mark.slow

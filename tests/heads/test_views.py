@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from diffuseseg_diffusers.heads.views import compare_views, whole_size
+from diffuseseg_diffusers.heads.views import compare_views, training_of, whole_size
+from diffuseseg_diffusers.jobs.errors import UserError
 
 from ..conftest import make_pipeline
 
@@ -45,3 +46,16 @@ def test_fitting_at_another_scale_than_that_of_training_is_said(tmp_path, traine
     found = compare_views(tmp_path, {"tiles": tiles, "scale": scale, "pixel_size": None})
     assert (said in found) if said else not found
     assert not compare_views(tmp_path / "none", {"tiles": tiles, "scale": scale, "pixel_size": None})
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, "0.5", True, float("inf"), float("nan")])
+def test_a_scale_of_training_that_is_no_number_above_0_is_refused(tmp_path, wrong):
+    (tmp_path / "training_state.json").write_text(json.dumps({"arguments": {"crop": "random", "scale": wrong}}))
+    with pytest.raises(UserError, match="not a number above 0"):
+        training_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"arguments": 3}', "{}"])
+def test_records_of_others_are_silent_on_training(tmp_path, content):
+    (tmp_path / "training_state.json").write_text(content)
+    assert training_of(tmp_path) == {}
