@@ -6,7 +6,6 @@ accelerate launch training/train_segmentation_head.py --model MODEL --dataset_na
 
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -15,8 +14,7 @@ from diffuseseg_diffusers.datasets.crops import read_labels
 from diffuseseg_diffusers.datasets.find_labeled import load_labels
 from diffuseseg_diffusers.datasets.labeled import LabeledImages
 from diffuseseg_diffusers.datasets.overview import overview
-from diffuseseg_diffusers.datasets.unlabeled import evenly_spread, spread_images
-from diffuseseg_diffusers.evaluation.agreement import IMAGES, record_agreement
+from diffuseseg_diffusers.datasets.unlabeled import spread_images
 from diffuseseg_diffusers.evaluation.decision_fitting import fit_decisions
 from diffuseseg_diffusers.evaluation.evaluate import evaluate_segmentation, format_metrics
 from diffuseseg_diffusers.fitting.best import MAX_MINUTES, describe, fit_best
@@ -25,6 +23,7 @@ from diffuseseg_diffusers.fitting.setup import (
     against_best,
     describe_fit,
     load_frozen,
+    record_agreements,
     usual_noise,
     usual_size,
     usual_view,
@@ -37,11 +36,9 @@ from diffuseseg_diffusers.hub.push import finish_push, prepare_push
 from diffuseseg_diffusers.jobs.command_line import run_script
 from diffuseseg_diffusers.jobs.files import check_output_folder, output_folder, write_json
 from diffuseseg_diffusers.jobs.hardware import find_device, find_dtype, report_processes
-from diffuseseg_diffusers.pipelines.averaged import least_agreement
 from diffuseseg_diffusers.pipelines.composed import ComposedDiffuseSegPipeline
 from diffuseseg_diffusers.pipelines.general import default_model
 from diffuseseg_diffusers.pipelines.loading import save_fitted
-from diffuseseg_diffusers.pipelines.segmenter import HeadSegmenter
 from diffuseseg_diffusers.tasks.fit import BEST, FitConfig
 
 
@@ -101,12 +98,7 @@ def fit(config: FitConfig) -> Any:
     # 3. What it is worth.
     if not isinstance(pipe, ComposedDiffuseSegPipeline):  # of which a second copy in float32 may not fit
         compared = dataset if validation is None or config.recipe == BEST else validation
-        chosen = evenly_spread(len(compared), IMAGES)
-        heads = [one for one in getattr(model, "models", [model]) if isinstance(one, HeadSegmenter)]
-        for one in heads:
-            images = (compared[i].image for i in chosen)
-            record_agreement(one, partial(load_frozen, config, device), images, device)
-        report["agreement"] = least_agreement(heads)
+        report["agreement"] = record_agreements(config, model, compared, device)
     if validation is not None:
         report["validation"], _ = evaluate_segmentation(model, validation)
         report["validation"]["dataset"] = {**report["dataset"], "split": config.validation_split or config.split}

@@ -80,7 +80,7 @@ def default_class_labels(unet: UNet2DModel, batch_size: int, device: torch.devic
     `[N]` int64, zeros `[N, time_embed_dim]` for `class_embed_type="identity"`, or `None` without class conditioning.
     """
     device = device or unet.device
-    if unet.class_embedding is None:
+    if getattr(unet, "class_embedding", None) is None:
         return None
     if unet.config.class_embed_type == "identity":
         dim = unet.config.time_embedding_dim or unet.config.block_out_channels[0] * 4

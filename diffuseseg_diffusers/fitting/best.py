@@ -36,9 +36,9 @@ FOLDS = 3
 MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activations and filters take 4 to 8 GB
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 FINAL = 0.12  # share of the time that is kept for the final heads
-FOLD, WHOLE = 0.18, 0.24  # shares that the U-Net is trained for on each half of the pieces, and then on all
-LEAST = 0.1  # share that it is trained for on all, where it has votes that no time was kept for
-PASSES = 0.3  # share of the time that labelled pieces and their augmented views may each take at the first scale
+LEAST = 0.3  # share of the time that has to be left behind the first heads for a U-Net
+FOLD, WHOLE = 0.3, 0.4  # shares of what is left that the U-Net is trained for on each half of the pieces, and on all
+PASSES = 0.15  # share of the time that labelled pieces and their augmented views may each take at the first scale
 
 
 @dataclass
@@ -104,7 +104,7 @@ def fit_best(
 
     Examples:
         >>> from diffuseseg_diffusers import fit_best, load_labeled_images, load_pipeline
-        >>> segmenter, choice = fit_best(load_pipeline("general"), load_labeled_images("my/labelled/images"))
+        >>> segmenter, choice = fit_best(load_pipeline("general"), load_labeled_images("LABELS"), timesteps=(100,))
         >>> segmenter.segment("photo.jpg").masks[0].save("mask.png")
     """
     if not 0 < max_minutes < math.inf:
@@ -136,17 +136,17 @@ def fit_best(
 
     # 2. Heads on the frozen denoiser as it usually reads, a U-Net, and heads of other views as far as time allows.
     tables: dict[View, Table] = {}
-    candidates = try_heads(labelled, pipe, views[:1], tables, clock, FINAL, say)
-    unet, kept = None, FINAL
+    candidates = try_heads(labelled, pipe, views[:1], tables, clock, 0, say)
+    unet, kept, left = None, FINAL * clock.seconds, clock.left() - FINAL * clock.seconds
     if pieces.channels.config is not None:
         say("The U-Net is left out: students read pictures of eight bits.")
-    elif clock.left() < (2 * FOLD + WHOLE + FINAL) * clock.seconds:
-        say(f"The U-Net is left out: {max(0, clock.left()):.0f} s are left; raise --max_minutes.")
+    elif left < LEAST * clock.seconds:
+        say(f"The U-Net is left out: {max(0, left):.0f} s are left; raise --max_minutes.")
     else:
-        candidate, unet = try_unet(labelled, pipe.unet, pictures, FOLD * clock.seconds)
+        candidate, unet = try_unet(labelled, pipe.unet, views[0], pictures, FOLD * left)
         candidates.append(candidate)
         held = held_out_pixels(candidates, labelled, pictures, seed)
-        kept += WHOLE if choose_votes(held.labels, held.probabilities)[-1] else 0
+        kept += WHOLE * left if choose_votes(held.labels, held.probabilities)[-1] else 0
     candidates += try_heads(labelled, pipe, views[1:], tables, clock, kept, say)
 
     # 3. Who votes, and what that is worth.
@@ -178,7 +178,7 @@ def fit_best(
     model.guided = guided
     used = round(clock.used(), 1)
     if used > clock.seconds:
-        say(f"It took {used:.0f} s, more than the {clock.seconds:.0f} s of --max_minutes: the first scale always runs.")
+        say(f"It took {used:.0f} s, more than the {clock.seconds:.0f} s of --max_minutes.")
     return model, Choice(tried, steps, own, expected, guided, folds.within, len(pieces), piece, used)
 
 
@@ -212,7 +212,7 @@ def with_labels(pieces: LabeledImages, say: Callable[[str], Any]) -> LabeledImag
     if len(kept) < len(pieces):
         say(f"{len(pieces) - len(kept)} of {len(pieces)} pictures or tiles have no labelled pixel and are left out.")
     if (share := float(np.mean(shares))) < STROKES:
-        say(f"{share:.0%} of the pixels have a label; --sparse_labels learns from the others too, by one head.")
+        say(f"{share:.1%} of the pixels have a label; --sparse_labels learns from the others too.")
     return pieces.select(kept) if len(kept) < len(pieces) else pieces
 
 
@@ -252,7 +252,7 @@ def try_heads(
     kept: float,
     say: Callable[[str], Any],
 ) -> list[Candidate]:
-    """Cross-validates heads, view after view, as far as they fit into the time without the share that is kept.
+    """Cross-validates heads, view after view, as far as they fit into the time but for the seconds that are kept.
 
     The first of all views always runs. `tables` gets the extractor and the activations of each, for the final head.
     """
@@ -260,7 +260,7 @@ def try_heads(
     quick = labelled.recipe.for_studies()
     for view in views:
         expected, left = max((t.seconds for t in tables.values()), default=0.0) * view.area, clock.left()
-        if tables and expected > left - kept * clock.seconds:
+        if tables and expected > left - kept:
             what = f"it would take about {expected:.0f} s, and {max(0, left):.0f} s are left"
             say(f"{Candidate(view, KINDS[0], [], 0).name.capitalize()}: left out, as {what}.")
             continue
@@ -276,21 +276,21 @@ def try_heads(
     return candidates
 
 
-def try_unet(labelled: Labelled, denoiser: Any, pictures: np.ndarray, seconds: float) -> tuple[Candidate, UNetStudent]:
+def try_unet(
+    labelled: Labelled, denoiser: Any, view: View, pictures: np.ndarray, seconds: float
+) -> tuple[Candidate, UNetStudent]:
     """Cross-validates a U-Net in two folds, each trained for a time on half of the pieces; and the second of them."""
     start, steps = time.monotonic(), []
-    height, width = (max(8, round(side / 8) * 8) for side in labelled.piece)
     names, palette = labelled.classes.names, labelled.classes.palette
     probabilities: list[Any] = [None] * len(pictures)
     for own in Folds.of(pictures, 2, labelled.seed).held_out:
         rest = [i for i in range(len(pictures)) if i not in own]
         torch.manual_seed(labelled.seed)
-        student = plain_unet(names, (height, width), denoiser.config.in_channels, palette, mirror=labelled.flip)
+        student = plain_unet(names, view.size, denoiser.config.in_channels, palette, mirror=labelled.flip)
         student, done = trained(labelled, student.to(denoiser.device), rest, seconds)
         steps.append(done)
         for i, found in zip(own, unet_probabilities(student, labelled, own)):
             probabilities[i] = found
-    view = View(1.0, (height, width))
     return Candidate(view, UNET, probabilities, time.monotonic() - start, min(steps)), student
 
 
@@ -317,7 +317,7 @@ def fit_chosen(
             members[f"heads {len(members)}"] = own, sum(kinds.values()) / total
     for candidate, n in chosen:
         if candidate.kind == UNET and unet is not None:
-            unet, steps = trained(labelled, unet, None, max(LEAST * clock.seconds, clock.left()))
+            unet, steps = trained(labelled, unet, None, max(0.1 * clock.seconds, clock.left()))
             unet.fitted_tiles = tiling_of(labelled, candidate.view)
             members[UNET] = unet, n / total
     return members, steps

@@ -2,6 +2,7 @@
 """What a fit starts from, by its configuration: the frozen model, how it reads pictures, and what the record says."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,15 +10,20 @@ import torch
 from ..datasets.columns import describe_dataset
 from ..datasets.crops import by_planes
 from ..datasets.labeled import LabeledImages
+from ..datasets.unlabeled import evenly_spread
+from ..evaluation.agreement import IMAGES, record_agreement
 from ..heads.views import compare_views, shapes_of, tiling_of, training_of, whole_size
 from ..jobs.errors import UserError
 from ..jobs.files import shown_name
 from ..jobs.hardware import hardware, short_name
+from ..pipelines.averaged import least_agreement
 from ..pipelines.backbone import load_backbone
 from ..pipelines.general import comes_with_package, describe_model, hub_name
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
-from ..pipelines.segmenter import HeadSegmenter
+from ..pipelines.segmenter import HeadSegmenter, Segmenter
+from ..students.report import record_student_agreement
+from ..students.student import Student
 from .pieces import TILE, TIMESTEPS, in_pieces
 
 
@@ -54,7 +60,8 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
 
 def usual_noise(config: Any) -> tuple[Any, str]:
     """The configuration with the timesteps that suit the general model, where none were given; and a line on them."""
-    if not comes_with_package(config.model or config.backbone) or config.timesteps or config.noise_levels:
+    given = config.timesteps or config.noise_levels or config.recipe != "default"
+    if given or not comes_with_package(config.model or config.backbone):
         return config, ""
     shown = " ".join(map(str, TIMESTEPS[1]))
     return replace(config, timesteps=TIMESTEPS[1]), f"Read at timestep {shown}; --timesteps sets others.\n"
@@ -87,6 +94,18 @@ def against_best(config: Any, pipe: Any, dataset: LabeledImages, num_processes: 
     if len(dataset) == 1 and len(in_pieces(by_planes(dataset), tiles)) == 1:
         return ["there is one labelled picture, and nothing to compare on"]
     return []
+
+
+def record_agreements(config: Any, model: Segmenter, dataset: LabeledImages, device: torch.device) -> dict[str, float]:
+    """Compares masks of each fitted model with those in float32, on labelled images; the least share by precision."""
+    members, chosen = getattr(model, "models", [model]), evenly_spread(len(dataset), IMAGES)
+    for one in members:
+        images = (dataset[i].image for i in chosen)
+        if isinstance(one, Student):
+            record_student_agreement(one, images)
+        else:
+            record_agreement(one, partial(load_frozen, config, device), images, device)
+    return least_agreement(members)
 
 
 def describe_fit(config: Any, pipe: Any, num_images: int, num_processes: int, seconds: float) -> dict[str, Any]:

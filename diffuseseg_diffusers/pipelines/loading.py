@@ -119,5 +119,8 @@ def save_fitted(
     if isinstance(pipe, AveragedSegmenter) and (folder / BASE).is_dir():
         found().save_pretrained(folder / BASE)
     trained = Path(find_model(name)) / "training_state.json"
-    if trained.is_file() and not own_parts(name):  # how the U-Net was trained belongs to what it became
+    has_denoiser = isinstance(pipe, DiffuseSegPipeline) or (folder / BASE).is_dir()
+    if (
+        has_denoiser and trained.is_file() and not own_parts(name)
+    ):  # how the U-Net was trained belongs to what it became
         shutil.copy(trained, folder)

@@ -60,7 +60,7 @@ def new_student(
                 f"The student in {name} has the classes {', '.join(student.label_names)}, but the dataset has "
                 f"{', '.join(label_names)}."
             )
-        model = UNet2DModel.from_config(student.model.config) if from_scratch else student.model
+        model = type(student.model).from_config(student.model.config) if from_scratch else student.model
         student = UNetStudent(model, label_names, student.timestep, palette or student.palette)
     else:
         model = make_student(name, label_names, from_scratch, cache_dir)

@@ -1,9 +1,10 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a training leaves behind: the best student, its decisions, its measurements and how it was made."""
 
+import copy
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..evaluation.agreement import agreement_line, measure_agreement
 from ..evaluation.decision_fitting import IMAGES as DECIDING
 from ..evaluation.decision_fitting import fit_decisions
 from ..evaluation.evaluate import evaluate_segmentation, format_metrics
+from ..images.image_processor import ImageInput
 from ..jobs.files import atomic_file, shown_name
 from ..jobs.hardware import default_dtype, hardware
 from ..pipelines.loading import load_pipeline
@@ -99,13 +101,23 @@ def finish_student(
         found["evaluation"], _ = evaluate_segmentation(student, data.evaluation)
         print(format_metrics(found["evaluation"]))
     student.save_pretrained(folder)
-    if (dtype := default_dtype(accelerator.device)) != torch.float32:
-        reduced = load_pipeline(str(folder), device=accelerator.device, dtype=dtype)
-        seen = some_images(data.evaluation or data.validation or unlabeled or data.train or data.real, COMPARED)
-        student.agreement = found["agreement"] = measure_agreement(reduced, lambda: student, seen)
+    seen = some_images(data.evaluation or data.validation or unlabeled or data.train or data.real, COMPARED)
+    if agreement := record_student_agreement(student, seen):
+        found["agreement"] = agreement
         student.save_pretrained(folder)
-        print(agreement_line(student.agreement))
     return found
+
+
+def record_student_agreement(student: Student, images: Iterable[ImageInput]) -> dict[str, float]:
+    """Compares a student's masks in float32 with those in the precision that `auto` would take; prints the result and
+    keeps it in `student.agreement`. Empty if there is nothing to compare."""
+    if (dtype := default_dtype(student.device)) == torch.float32:
+        return {}
+    reduced = copy.deepcopy(student)
+    reduced.model.to(dtype)
+    student.agreement = measure_agreement(reduced, lambda: student, images)
+    print(agreement_line(student.agreement))
+    return student.agreement
 
 
 def some_images(data: Any, number: int) -> Iterator[PIL.Image.Image]:

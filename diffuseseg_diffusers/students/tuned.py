@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""U-Nets tuned on labelled pixels alone, in seconds: no files, no checkpoints, no teacher."""
+"""U-Nets trained on labelled pixels alone, in seconds: no files, no checkpoints, no teacher."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -62,6 +62,8 @@ def tune_unet(
     if (steps is None) == (seconds is None):
         raise UserError(f"A U-Net is tuned for steps or for seconds, got {steps} and {seconds}; give one of them.")
     size, device = network.image_size, network.device
+    if seconds is not None and not seconds > 0:
+        raise UserError(f"The time for a U-Net is above 0 seconds, got {seconds}; give a longer one.")
     if pixels.shape[-2] < size[0] or pixels.shape[-1] < size[1]:
         raise UserError(
             f"The U-Net reads images of {size[0]} x {size[1]}, and the pictures have {pixels.shape[-2]} x "
@@ -96,7 +98,7 @@ def tune_unet(
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             step += 1
-            share = step / steps if steps is not None else (perf_counter() - began) / (seconds or 1.0)
+            share = step / steps if steps is not None else (perf_counter() - began) / seconds
             if on_step is not None:
                 on_step(min(1.0, share), loss.item())
     network.model.eval()

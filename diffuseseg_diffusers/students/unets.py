@@ -65,7 +65,9 @@ class UNetStudent(Student):
 
     def logits(self, pixels: torch.Tensor, model: nn.Module | None = None) -> torch.Tensor:
         labels = default_class_labels(self.model, pixels.shape[0], pixels.device)  # a symbol in export
-        pixels = (pixels * 2 - 1).to(self.model.dtype, memory_format=torch.channels_last)  # [N,C,H,W]
+        # A plain U-Net casts by itself, behind the standardisation.
+        dtype = pixels.dtype if isinstance(self.model, PlainUNet) else self.model.dtype
+        pixels = (pixels * 2 - 1).to(dtype, memory_format=torch.channels_last)  # [N,C,H,W]
         network = self.model if model is None else model  # a compiled model has no truth value
         return network(pixels, self.timestep, class_labels=labels, return_dict=False)[0]
 
@@ -96,9 +98,8 @@ class UNetStudent(Student):
             record = _read_record(path)
             options = {"use_safetensors": True, "output_loading_info": True, **kwargs, **where}
             try:
-                kind = (
-                    PlainUNet if UNet2DModel.load_config(name, **where)["_class_name"] == "PlainUNet" else UNet2DModel
-                )
+                config = UNet2DModel.load_config(name, **where)
+                kind = {"PlainUNet": PlainUNet}.get(config.get("_class_name"), UNet2DModel)
                 model, info = kind.from_pretrained(name, dtype=dtype, **options)
             except (TypeError, RuntimeError, NotImplementedError, KeyError, AssertionError) as error:
                 raise UserError(

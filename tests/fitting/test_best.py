@@ -26,7 +26,7 @@ def drawings(count: int, size: tuple[int, int] = (40, 48)) -> LabeledImages:
 
 @pytest.fixture(scope="module")
 def fitted():
-    """The best of heads alone: there is no time for tuning."""
+    """The best of heads alone: there is no time for a U-Net."""
     torch.manual_seed(0)
     with mock.patch.object(best, "passes_within", lambda *_: 1000):  # however slow the machine is
         return fit_best(make_pipeline(), drawings(4), max_minutes=0.01, show_progress=False)
@@ -91,7 +91,7 @@ def test_strokes_are_named_and_what_learns_from_the_rest(monkeypatch, capsys):
         row["mask"] = Image.fromarray(mask)
     with pytest.raises(KeyboardInterrupt):
         fit_best(make_pipeline(), LabeledImages(Dataset.from_list(rows), label_names=["sky", "disc", "bar"]))
-    assert "10% of the pixels have a label; --sparse_labels" in capsys.readouterr().out
+    assert "10.0% of the pixels have a label; --sparse_labels" in capsys.readouterr().out
 
 
 @pytest.mark.slow

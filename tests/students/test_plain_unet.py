@@ -1,8 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import copy
+
 import pytest
 import torch
 
 from diffuseseg_diffusers import load_pipeline
+from diffuseseg_diffusers.students.choosing import new_student
 from diffuseseg_diffusers.students.plain_unet import PlainUNet
 from diffuseseg_diffusers.students.unets import plain_unet
 
@@ -35,3 +38,23 @@ def test_a_saved_one_segments_alike(tmp_path):
     found, kept = (one.segment_batch(pixels, [(16, 24)], return_probabilities=True) for one in (student, again))
     assert torch.equal(found.probabilities[0], kept.probabilities[0])
     assert (again.label_names, again.palette, again.image_size) == (student.label_names, student.palette, (16, 24))
+
+
+def test_a_faint_picture_is_read_alike_in_bfloat16():
+    torch.manual_seed(0)
+    student = plain_unet(["sky", "disc"], (32, 32), 1)
+    bright = torch.rand(4, 1, 32, 32)
+    with torch.no_grad():
+        student.model.train()(bright * 2 - 1)  # statistics of batch norms
+    student.model.eval()
+    reduced = copy.deepcopy(student)
+    reduced.model.to(torch.bfloat16)
+    faint = 0.9 + 0.02 * (bright - 0.5)  # steps of bfloat16 are 0.004 there
+    found, expected = (one.logits(faint).argmax(1) for one in (reduced, student))
+    assert (found == expected).float().mean() > 0.97
+
+
+def test_training_from_nothing_again_keeps_the_kind_of_network(tmp_path):
+    plain_unet(["sky", "disc"], (16, 16), 3).save_pretrained(tmp_path)
+    student, _ = new_student(str(tmp_path), ["sky", "disc"], (16, 16), 3, from_scratch=True)
+    assert isinstance(student.model, PlainUNet)
