@@ -44,6 +44,10 @@ WEIGHTS = re.compile(
 )
 LABEL_KEYS = ("id2label", "label2id", "label_names")  # names of classes may look like paths, as in Open Images
 DATASET_RUNS = {"generate": GENERATION, "segment": "segmentation.json"}  # whose output is a dataset, with this file
+OF_BEST = (
+    "{folder} holds {what}, which cannot be pushed yet; train a student of it (`diffuseseg train-student --teacher "
+    "{folder}`), and push that."
+)
 NEITHER = f"no pipeline ({INDEX}), no student ({STUDENT_RECORD}) and no dataset."
 
 Files = dict[str, Path | bytes]  # path in the repository to a file or its content
@@ -85,14 +89,13 @@ def collect(folder: Path, scratch: Path) -> Upload:
         own_name(folder, folder / INDEX)
         index, used = read_json(folder / INDEX), {CARD, INDEX, *RECORDS}
         if index.get("_class_name") == AVERAGED:
-            raise UserError(
-                f"{folder} holds several models that segment together, which cannot be pushed yet; train a student of "
-                f"it (`diffuseseg train-student --teacher {folder}`), and push that."
-            )
+            raise UserError(OF_BEST.format(folder=folder, what="several models that segment together"))
         if index.get("_class_name") == ComposedDiffuseSegPipeline.__name__:
             upload = Upload("head", folder, head_files(folder))
         else:
             upload = Upload("pipeline", folder, pipeline_files(folder, index))
+    elif (folder / UNET_RECORD).is_file() and not (folder / STUDENT_RECORD).is_file():
+        raise UserError(OF_BEST.format(folder=folder, what="a U-Net of `fit --recipe best`"))
     elif (folder / STUDENT_RECORD).is_file():
         upload, used = Upload("student", folder, student_files(folder)), {CARD, STUDENT_RECORD}
     else:

@@ -14,6 +14,7 @@ from diffuseseg_diffusers import UserError, load_pipeline
 from diffuseseg_diffusers.hub.files import collect, without_local_paths
 from diffuseseg_diffusers.hub.push import push_folder
 from diffuseseg_diffusers.jobs.files import write_json, write_record
+from diffuseseg_diffusers.students.unets import plain_unet
 
 from ..conftest import draw
 from .common import PIPELINE_FILES, saved, saved_student, write_images
@@ -217,3 +218,10 @@ def test_what_was_pushed_is_what_was_saved(hub, tmp_path):
         assert files[name] == (folder / name).read_bytes(), name
     loaded = load_pipeline("alice/same", device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
     assert isinstance(loaded.scheduler, DDPMScheduler)
+
+
+def test_a_unet_of_the_recipe_best_is_named_and_not_taken_for_a_dataset(tmp_path):
+    plain_unet(["sky", "disc"], (16, 16), 3).save_pretrained(tmp_path)
+    write_record(tmp_path, "fit", ["config.json"])
+    with pytest.raises(UserError, match="a U-Net of `fit --recipe best`, which cannot be pushed yet; train a student"):
+        collect(tmp_path, tmp_path / "scratch")
