@@ -10,9 +10,8 @@ from ..datasets.unlabeled import evenly_spread
 from ..heads.classes import Classes
 from ..heads.cross_validation import Folds, LabeledActivations, cross_validated
 from ..heads.fit import recipe_extractor
-from ..heads.recipes import find_recipe
 from ..jobs.errors import UserError
-from ..pipelines.general import GENERAL, UNTRAINED
+from ..pipelines.general import GENERAL, UNTRAINED, suited_recipe
 from ..pipelines.loading import load_pipeline
 
 
@@ -51,7 +50,7 @@ def score_features(config: Any, dataset: Any) -> dict[str, float]:
         `dict`: 0 to 1 by name: `own`, `general`, `untrained`; without those that cannot be measured, with a line.
     """
     pipe: Any = load_pipeline(config.output_dir, dtype="float32")
-    recipe, size, models = find_recipe("default").for_studies(), pipe.features().size, {OWN: pipe}
+    size, models = pipe.features().size, {OWN: pipe}
     dataset.channels = pipe.channels
     if config.crop:
         dataset = LabeledTiles(dataset, size, config.scale, config.pixel_size, 2 * MOST, config.seed)
@@ -60,6 +59,7 @@ def score_features(config: Any, dataset: Any) -> dict[str, float]:
     folds, found = Folds.of(pictures_of(dataset), FOLDS, 0).held_out, {}
     for name, model in models.items():
         try:
+            recipe = suited_recipe("default", name).for_studies()
             extractor = recipe_extractor(model, recipe, size=size)
             activations = LabeledActivations.extract(extractor, dataset, recipe, show_progress=False)
             chosen = (extractor.blocks, extractor.timesteps, Classes.of(dataset), folds, recipe)

@@ -18,7 +18,7 @@ from ..jobs.files import shown_name
 from ..jobs.hardware import hardware, short_name
 from ..pipelines.averaged import least_agreement
 from ..pipelines.backbone import load_backbone
-from ..pipelines.general import comes_with_package, describe_model, hub_name
+from ..pipelines.general import GENERAL_TIMESTEPS, comes_with_package, describe_model, hub_name
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
@@ -50,7 +50,7 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
         for their own; and the timesteps.
     """
     asked, general = training_of(name), comes_with_package(name)
-    scale, timesteps = asked.get("scale"), TIMESTEPS[1] if general else TIMESTEPS[0]
+    scale, timesteps = asked.get("scale"), GENERAL_TIMESTEPS if general else TIMESTEPS[0]
     if tiles is None and "crop" in asked:
         tiles = bool(asked["crop"])
     if tiles:
@@ -63,8 +63,8 @@ def usual_noise(config: Any) -> tuple[Any, str]:
     given = config.timesteps or config.noise_levels or config.recipe != "default"
     if given or not comes_with_package(config.model or config.backbone):
         return config, ""
-    shown = " ".join(map(str, TIMESTEPS[1]))
-    return replace(config, timesteps=TIMESTEPS[1]), f"Read at timestep {shown}; --timesteps sets others.\n"
+    shown = " ".join(map(str, GENERAL_TIMESTEPS))
+    return replace(config, timesteps=GENERAL_TIMESTEPS), f"Read at timestep {shown}; --timesteps sets others.\n"
 
 
 def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[int, int] | None, str]:

@@ -98,6 +98,7 @@ def app(config: AppConfig) -> None:
     except ModuleNotFoundError as error:
         raise missing_extra("app", error.name) from error
     from ..images.image_processor import limit_pixels
+    from ..pipelines.general import suited_recipe
     from ..pipelines.loading import load_pipeline
 
     # 1. The inputs, then the session.
@@ -110,7 +111,8 @@ def app(config: AppConfig) -> None:
     folder = config.session or images.with_name(f"{images.name}-labels")
     pipe: Any = load_pipeline(config.model, **config.loading())
     given = config.annotations, config.annotation_format, default_size(config, pipe)
-    session = LabelSession(pipe, config.images, folder, config.classes, config.recipe, config.axes, *given)
+    recipe = suited_recipe(config.recipe, config.model)
+    session = LabelSession(pipe, config.images, folder, config.classes, recipe, config.axes, *given)
     for note in session.notes:
         print(note, file=sys.stderr)
     strokes = len(session.journal.active())

@@ -8,10 +8,13 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
-from diffuseseg_diffusers import DiffuseSegPipeline, load_pipeline
+from diffuseseg_diffusers import DiffuseSegPipeline, FitConfig, load_pipeline
 from diffuseseg_diffusers.factory.sampling import doubt_samples
+from diffuseseg_diffusers.fitting.setup import usual_noise
+from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines import general
+from diffuseseg_diffusers.pipelines.general import suited_recipe
 from diffuseseg_diffusers.pipelines.loading import save_fitted
 
 from ..conftest import make_head
@@ -99,3 +102,21 @@ def test_what_is_fitted_on_it_says_how_few_images_it_saw_and_on_its_twin_nothing
     for name, doubted in (("general", True), ("untrained", False)):
         save_fitted(load_pipeline(name), tmp_path / name, name)
         assert bool(doubt_samples(str(tmp_path / name))) == doubted
+
+
+def test_the_default_recipe_reads_models_of_the_package_at_their_own_timesteps():
+    assert tuple(suited_recipe("default", "general").timesteps) == tuple(
+        suited_recipe("default", "untrained").timesteps
+    )
+    assert tuple(suited_recipe("default", "general").timesteps) != tuple(find_recipe("default").timesteps)
+    assert suited_recipe("default", "out/model") == find_recipe("default")
+    assert suited_recipe("paper", "general") == find_recipe("paper")  # as published
+
+
+def test_fit_says_at_which_timesteps_it_reads_them_unless_some_are_given(tmp_path):
+    common = dict(dataset_name="DATA", output_dir=tmp_path, recipe="default")
+    config, line = usual_noise(FitConfig(model="general", **common))
+    assert config.timesteps == (100,) and "Read at timestep 100" in line
+    for given in ({"timesteps": (5,)}, {"noise_levels": (0.1,)}, {"recipe": "fast"}, {"model": "out/model"}):
+        config = FitConfig(**{"model": "general", **common, **given})
+        assert usual_noise(config) == (config, "")
