@@ -20,7 +20,7 @@ from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, default_palette
 from diffuseseg_diffusers.pipelines.outputs import SegmentedBatch
 from diffuseseg_diffusers.pipelines.segmenter import Segmenter
-from diffuseseg_diffusers.students.objective import segmentation_loss
+from diffuseseg_diffusers.students.objective import dice_loss, segmentation_loss
 
 
 def convolutions(channels: int, width: int) -> torch.nn.Sequential:
@@ -94,15 +94,6 @@ class PlainUNet(Segmenter, torch.nn.Module):
 
 def deviation(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
-
-
-def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """1 minus the mean soft Dice of the classes that the batch shows."""
-    known = masks != IGNORED
-    truth = F.one_hot(masks.where(known, 0), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]  # [N,K,H,W]
-    found = logits.softmax(1) * known[:, None]
-    both, total, shown = ((found * truth).sum((0, 2, 3)), (found + truth).sum((0, 2, 3)), truth.sum((0, 2, 3)) > 0)
-    return 1 - (2 * both[shown] / total[shown]).mean() if shown.any() else logits.sum() * 0
 
 
 def corner(mask: torch.Tensor, size: list[int], generator: torch.Generator) -> tuple[slice, slice]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The loss of students on masks, and learning rates that fall with the depth of a layer."""
+"""The losses of students on masks, and learning rates that fall with the depth of a layer."""
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,15 @@ def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
     # A batch may hold no labelled pixel at all; the mean over none would not be a number.
     losses = F.cross_entropy(upsampled, masks, ignore_index=IGNORED, reduction="sum")
     return losses / (masks != IGNORED).sum().clamp(min=1)
+
+
+def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """1 minus the mean soft Dice of the classes that a batch shows; logits `[N, C, H, W]`, class ids `[N, H, W]`."""
+    known = masks != IGNORED
+    truth = F.one_hot(masks.where(known, 0), logits.shape[1]).permute(0, 3, 1, 2) * known[:, None]  # [N,C,H,W]
+    found = logits.float().softmax(1) * known[:, None]
+    both, total, shown = ((found * truth).sum((0, 2, 3)), (found + truth).sum((0, 2, 3)), truth.sum((0, 2, 3)) > 0)
+    return 1 - (2 * both[shown] / total[shown]).mean() if shown.any() else logits.sum() * 0
 
 
 def parameter_groups(model: torch.nn.Module, decay: float) -> list[dict]:

@@ -11,7 +11,7 @@ import torch
 from ..datasets.augmentation import IGNORED, augment
 from ..jobs.errors import UserError
 from ..jobs.hardware import training_dtype
-from .objective import segmentation_loss
+from .objective import dice_loss, segmentation_loss
 from .unets import UNetStudent
 
 
@@ -31,11 +31,12 @@ def tune_unet(
     lr: float = 2e-3,
     on_step: Callable[[float, float], None] | None = None,
 ) -> UNetStudent:
-    """Trains a U-Net in place on augmented views of labelled pictures, with cross-entropy and AdamW.
+    """Trains a U-Net in place on augmented views of labelled pictures, with cross-entropy, Dice and AdamW.
 
     Pictures larger than the network's `image_size` are shown in random crops of that size, each around a labelled
-    pixel. The learning rate warms up and falls as a cosine to zero over the budget. The same seed and `steps` give the
-    same bits; with `seconds` the number of steps depends on the machine.
+    pixel: half of the time any, else one of a class that is drawn first, so that rare classes are seen. The learning
+    rate warms up and falls as a cosine to zero over the budget. The same seed and `steps` give the same bits; with
+    `seconds` the number of steps depends on the machine.
 
     Args:
         network ([`UNetStudent`]): From [`plain_unet`], [`new_unet`] or [`unet_from_denoiser`].
@@ -69,8 +70,8 @@ def tune_unet(
             f"The U-Net reads images of {size[0]} x {size[1]}, and the pictures have {pixels.shape[-2]} x "
             f"{pixels.shape[-1]} pixels; resize or pad them."
         )
-    labelled = [torch.nonzero(mask != IGNORED).to(torch.int32).cpu() for mask in masks]  # [n,2] of each picture
-    usable = [i for i, places in enumerate(labelled) if len(places)]
+    labelled = [places_by_class(mask.cpu()) for mask in masks]
+    usable = [i for i, places in enumerate(labelled) if places]
     if not usable:
         raise UserError("There is no labelled pixel to tune a U-Net on; give pictures with labels.")
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -92,7 +93,7 @@ def tune_unet(
             images, targets = augment(images.to(device) / 2 + 0.5, targets.to(device), generator, flip)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = network.logits(images)  # [B,num_classes,h,w]
-            loss = segmentation_loss(logits, targets)
+            loss = segmentation_loss(logits, targets) + dice_loss(logits, targets)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -105,10 +106,18 @@ def tune_unet(
     return network
 
 
+def places_by_class(mask: torch.Tensor) -> list[torch.Tensor]:
+    """Rows and columns `[n, 2]` int32 of the pixels of each class that a mask `[H, W]` shows."""
+    return [torch.nonzero(mask == own).to(torch.int32) for own in mask.unique() if own != IGNORED]
+
+
 def window_with_label(
-    labelled: torch.Tensor, picture: Sequence[int], size: tuple[int, int], rng: np.random.Generator
+    labelled: Sequence[torch.Tensor], picture: Sequence[int], size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """Rows and columns of a crop around a random labelled pixel, within the picture."""
-    place = labelled[rng.integers(len(labelled))].tolist()
+    """Rows and columns of a crop within the picture: around a random labelled pixel, or one of a random class."""
+    numbers = np.array([len(places) for places in labelled])
+    shares = numbers / numbers.sum() if rng.random() < 0.5 else np.full(len(numbers), 1 / len(numbers))
+    own = labelled[rng.choice(len(numbers), p=shares)]
+    place = own[rng.integers(len(own))].tolist()
     starts = [min(max(0, p - int(rng.integers(s))), n - s) for p, s, n in zip(place, size, picture)]
     return slice(starts[0], starts[0] + size[0]), slice(starts[1], starts[1] + size[1])

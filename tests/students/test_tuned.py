@@ -5,7 +5,7 @@ import torch
 
 from diffuseseg_diffusers.datasets.augmentation import IGNORED
 from diffuseseg_diffusers.jobs.errors import UserError
-from diffuseseg_diffusers.students.tuned import tune_unet, window_with_label
+from diffuseseg_diffusers.students.tuned import places_by_class, tune_unet, window_with_label
 from diffuseseg_diffusers.students.unets import new_unet, unet_from_denoiser
 
 from ..conftest import make_unet
@@ -48,12 +48,16 @@ def test_the_same_seed_and_steps_give_the_same_bits_whatever_was_drawn_before():
 
 
 def test_crops_lie_in_the_picture_and_hold_a_labelled_pixel():
-    rng, labelled = np.random.default_rng(0), torch.tensor([[0, 0], [39, 59], [20, 30]])
+    mask = torch.full((40, 60), IGNORED)
+    mask[0, 0], mask[39, 59], mask[20, 30] = 0, 0, 3
+    rng, labelled = np.random.default_rng(0), places_by_class(mask)
     for _ in range(100):
         rows, columns = window_with_label(labelled, (40, 60), (16, 24), rng)
         assert 0 <= rows.start and rows.stop == rows.start + 16 <= 40
         assert 0 <= columns.start and columns.stop == columns.start + 24 <= 60
-        assert any(rows.start <= y < rows.stop and columns.start <= x < columns.stop for y, x in labelled.tolist())
+        assert any(
+            rows.start <= y < rows.stop and columns.start <= x < columns.stop for y, x in torch.cat(labelled).tolist()
+        )
 
 
 def test_a_budget_in_seconds_ends_and_nothing_to_learn_from_is_refused():
@@ -68,3 +72,11 @@ def test_a_budget_in_seconds_ends_and_nothing_to_learn_from_is_refused():
         tune_unet(student, pixels, torch.full_like(masks, IGNORED), steps=1)
     with pytest.raises(UserError, match="reads images of 32 x 32"):
         tune_unet(student, pixels[..., :24], masks[..., :24], steps=1)
+
+
+def test_a_rare_one_of_two_classes_is_seen_in_a_quarter_of_the_crops():
+    mask = torch.zeros(100, 100, dtype=torch.long)
+    mask[90:, 90:] = 1  # one pixel of a hundred
+    rng, labelled = np.random.default_rng(0), places_by_class(mask)
+    windows = [window_with_label(labelled, (100, 100), (8, 8), rng) for _ in range(400)]
+    assert 0.2 < np.mean([bool((mask[w] == 1).any()) for w in windows]) < 0.4
