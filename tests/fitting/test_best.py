@@ -28,7 +28,7 @@ def drawings(count: int, size: tuple[int, int] = (40, 48)) -> LabeledImages:
 def fitted():
     """The best of heads alone: there is no time for a U-Net."""
     torch.manual_seed(0)
-    with mock.patch.object(best, "passes_within", lambda *_: 1000):  # however slow the machine is
+    with mock.patch.object(best, "passes_within", lambda *_: 40):  # however slow the machine is
         return fit_best(make_pipeline(), drawings(4), max_minutes=0.01, show_progress=False)
 
 

@@ -105,6 +105,7 @@ def test_what_cannot_be_studied_is_a_sentence(folders, tmp_path):
     assert "exists and is kept" in said.stderr
 
 
+@pytest.mark.slow
 def test_the_command_runs_in_a_process_of_its_own(folders, tmp_path):
     choice = ("--study", "clusters", "--blocks", "1", "--timesteps", "50", "--num_images", "1")
     said = analyze(folders, *choice, "--output_dir", tmp_path / "out", fresh=True)

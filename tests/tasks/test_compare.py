@@ -10,6 +10,7 @@ from diffuseseg_diffusers.jobs.files import write_record
 from ..conftest import run
 
 
+@pytest.mark.slow
 def test_a_head_a_student_and_its_onnx_file_side_by_side(drawn, student, exported, tmp_path):
     file, _ = exported
     out = ("--dataset_name", drawn / "data", "--output_dir", tmp_path / "out")

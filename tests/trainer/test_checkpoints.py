@@ -30,6 +30,7 @@ def weights(folder: Path) -> torch.Tensor:
     return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_stay_and_folders_of_others_too(tmp_path, accelerator):
     unet = make_unet()
     (tmp_path / "checkpoint-000001").mkdir()
