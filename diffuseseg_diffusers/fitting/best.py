@@ -177,7 +177,7 @@ def fit_best(
         model = AveragedSegmenter({name: one for name, (one, _) in members.items()}, weights)
     model.guided = guided
     used = round(clock.used(), 1)
-    if used > clock.seconds:
+    if used > 1.02 * clock.seconds:
         say(f"It took {used:.0f} s, more than the {clock.seconds:.0f} s of --max_minutes.")
     return model, Choice(tried, steps, own, expected, guided, folds.within, len(pieces), piece, used)
 
@@ -259,9 +259,9 @@ def try_heads(
     candidates: list[Candidate] = []
     quick = labelled.recipe.for_studies()
     for view in views:
-        expected, left = max((t.seconds for t in tables.values()), default=0.0) * view.area, clock.left()
-        if tables and expected > left - kept:
-            what = f"it would take about {expected:.0f} s, and {max(0, left):.0f} s are left"
+        expected, left = max((t.seconds for t in tables.values()), default=0.0) * view.area, clock.left() - kept
+        if tables and expected > left:
+            what = f"it would take about {expected:.0f} s, and {max(0, left):.0f} s are left for it"
             say(f"{Candidate(view, KINDS[0], [], 0).name.capitalize()}: left out, as {what}.")
             continue
         start = time.monotonic()
