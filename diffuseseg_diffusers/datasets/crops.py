@@ -279,7 +279,7 @@ class LabeledTiles(LabeledImages):
         return raster, mask
 
     def _labelled(self, i: int) -> Sequence[tuple[tuple[int, ...], np.ndarray]]:
-        """Plane, top, left, rows and columns of earlier tiles, of tiles with labels; and their pixels of each class."""
+        """Of tiles with labels: plane, top, left, overlap with earlier tiles (rows, columns); and pixels by class."""
         raster, mask = self._opened(i)
         tile = native_tile(self._tile_size, self._scales[i])
         side = max(1, SCANNED // tile[0]) * tile[0], max(1, SCANNED // tile[1]) * tile[1]
@@ -331,13 +331,13 @@ class LabeledTiles(LabeledImages):
     def __getitem__(self, index: int) -> LabeledImage:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        i, plane, top, left, *others = self.places[index]
+        i, plane, top, left, *earlier = self.places[index]
         raster, scale = self._pictures[i], self._scales[i]
         tile = native_tile(self._tile_size, scale)
         height, width = min(tile[0], raster.height), min(tile[1], raster.width)
         values = read_tile(raster, plane, top, left, (height, width), scale, self.channels)
         ids = self._ids(i, plane, Window(top, left, height, width)).copy()
-        ids[: others[0]] = ids[:, : others[1]] = self.ignore_index  # each label is in one tile, and in one fold
+        ids[: earlier[0]] = ids[:, : earlier[1]] = self.ignore_index  # each label is in one tile, and in one fold
         if (height, width) != tile:  # a picture that is smaller: mirrored, and nothing to learn there
             share = [t / n for t, n in zip(tile, (height, width))]
             pad = [(0, round(n * s) - n) for n, s in zip(values.shape[1:], share)]

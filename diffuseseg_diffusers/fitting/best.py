@@ -285,8 +285,9 @@ def try_unet(
     probabilities: list[Any] = [None] * len(pictures)
     for own in Folds.of(pictures, 2, labelled.seed).held_out:
         rest = [i for i in range(len(pictures)) if i not in own]
-        torch.manual_seed(labelled.seed)
-        student = plain_unet(names, view.size, denoiser.config.in_channels, palette, mirror=labelled.flip)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(labelled.seed)
+            student = plain_unet(names, view.size, denoiser.config.in_channels, palette, mirror=labelled.flip)
         student, done = trained(labelled, student.to(denoiser.device), rest, seconds)
         steps.append(done)
         for i, found in zip(own, unet_probabilities(student, labelled, own)):

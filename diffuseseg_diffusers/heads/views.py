@@ -37,7 +37,7 @@ def whole_size(shapes: Sequence[tuple[int, int]], extractor: FeatureExtractor) -
 
     Examples:
         >>> whole_size([(120, 118)], extractor), whole_size([(483, 648)], extractor)
-        ((128, 112), (112, 160))
+        ((120, 120), (120, 160))
     """
     multiple = max(tap.stride for tap in extractor.taps)
     height, width = np.median(np.array(shapes), axis=0)

@@ -34,7 +34,7 @@ def build(tmp_path, monkeypatch):
     folder = tmp_path / "general_ddpm"
     shutil.copytree(general.SHIPPED_MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = UNet2DModel.load_config(folder, subfolder="unet")
-    config |= {"block_out_channels": [8, 8, 16, 16, 16], "attention_head_dim": 8}
+    config |= {"block_out_channels": [8, 8, 16, 16], "attention_head_dim": 8}
     UNet2DModel.from_config(config).save_config(folder / "unet")
     monkeypatch.setattr(general, "SHIPPED_MODEL", str(folder))
     monkeypatch.chdir(tmp_path)
