@@ -10,11 +10,12 @@ A field is a folder with `labeled/train-*.parquet`, `labeled/test-*.parquet`, `u
 pictures, `all`, or percentages: that share of the pixels of all labelled pictures, as strokes. Seed 0 takes the first
 pictures, others random ones.
 
-Methods: `forest` (`forest.py`); `unet` (`unet.py`), trained for `--minutes`; `paper`, `default`, `fast` and `best`, the
-recipes of `diffuseseg fit`, and `student`, distilled from the default recipe's head with the unlabelled pictures. Their
-model follows after a colon: `default:untrained`, `best:FOLDER`; without one it is `--model`. `best:own` takes the
-folder of the field's name in `--own`, a model trained on its unlabelled pictures. The default and paper's recipe read
-tiles of 128 pixels where pictures are larger; `best` chooses by itself, within `--minutes`.
+Methods: `forest` (`forest.py`); `unet` (`unet.py`), trained for `--minutes`, and `unet:16`, half as wide; `paper`,
+`default`, `fast` and `best`, the recipes of `diffuseseg fit`, and `student`, distilled from the default recipe's head
+with the unlabelled pictures. Their model follows after a colon: `default:untrained`, `best:FOLDER`; without one it is
+`--model`. `best:own` takes the folder of the field's name in `--own`, a model trained on its unlabelled pictures. The
+default and paper's recipe read tiles of 128 pixels where pictures are larger; `best` chooses by itself, within
+`--minutes`.
 
 Mean IoU is that of all pixels of `--max_test` test pictures at their own size, over the classes that occur. Boundary
 IoU (Cheng et al. 2021) compares bands of two pixels inside the borders of each class. All cells stay in the result,
@@ -115,8 +116,8 @@ def by_forest(field: Field, own: LabeledImages, seed: int, **_: Any) -> Segment:
     return lambda row: forest.segment(row.image)
 
 
-def by_unet(field: Field, own: LabeledImages, seed: int, args: Any, **_: Any) -> Segment:
-    net = train_unet(own, seed, minutes=args.minutes)
+def by_unet(field: Field, own: LabeledImages, seed: int, args: Any, model: str, **_: Any) -> Segment:
+    net = train_unet(own, seed, minutes=args.minutes, width=int(model) if model.isdigit() else 32)
     return lambda row: net.segment_whole(row.image)
 
 

@@ -117,11 +117,12 @@ def train_unet(
     side: int = 128,
     batch_size: int = 8,
     rate: float = 2e-3,
+    width: int = 32,
 ) -> PlainUNet:
     """A U-Net that has seen so many augmented images, or as many as the minutes allow, its learning rate warmed up and
     annealed to zero; of images beyond `side`, whose sizes may differ, it sees crops."""
     torch.manual_seed(seed)
-    net, generator = PlainUNet(dataset), torch.Generator().manual_seed(seed)
+    net, generator = PlainUNet(dataset, width), torch.Generator().manual_seed(seed)
     rows = [dataset[i] for i in range(len(dataset))]
     pixels = [net.pixels(row.image) for row in rows]  # n times [1,C,H,W]
     masks = [torch.from_numpy(row.mask.astype(np.int64)) for row in rows]

@@ -37,7 +37,7 @@ MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activa
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 FINAL = 0.12  # share of the time that is kept for the final heads
 LEAST = 0.3  # share of the time that has to be left behind the first heads for a U-Net
-FOLD, WHOLE = 0.3, 0.4  # shares of what is left that the U-Net is trained for on each half of the pieces, and on all
+FOLD, WHOLE = 0.3, 0.35  # shares of what is left that the U-Net is trained for on each half of the pieces, and on all
 PASSES = 0.15  # share of the time that labelled pieces and their augmented views may each take at the first scale
 
 
