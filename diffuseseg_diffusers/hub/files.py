@@ -24,6 +24,7 @@ from ..images.image_processor import is_address
 from ..jobs.errors import UserError
 from ..jobs.files import RECORD, read_json, read_record
 from ..pipelines.auto import AVERAGED
+from ..pipelines.averaged import BASE, ON_BASE, members_of
 from ..pipelines.composed import HEAD, INDEX, ComposedDiffuseSegPipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..students.unets import RECORD as UNET_RECORD
@@ -44,10 +45,6 @@ WEIGHTS = re.compile(
 )
 LABEL_KEYS = ("id2label", "label2id", "label_names")  # names of classes may look like paths, as in Open Images
 DATASET_RUNS = {"generate": GENERATION, "segment": "segmentation.json"}  # whose output is a dataset, with this file
-OF_BEST = (
-    "{folder} holds {what}, which cannot be pushed yet; train a student of it (`diffuseseg train-student --teacher "
-    "{folder}`), and push that."
-)
 NEITHER = f"no pipeline ({INDEX}), no student ({STUDENT_RECORD}) and no dataset."
 
 Files = dict[str, Path | bytes]  # path in the repository to a file or its content
@@ -57,7 +54,7 @@ Files = dict[str, Path | bytes]  # path in the repository to a file or its conte
 class Upload:
     """Files to upload."""
 
-    kind: str  # "pipeline", "head", "student", "dataset" or "space"
+    kind: str  # "pipeline", "head", "student", "averaged model", "dataset" or "space"
     root: Path  # the folder, or that of a converted dataset
     files: Files = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # paths in the folder that are not uploaded
@@ -89,15 +86,15 @@ def collect(folder: Path, scratch: Path) -> Upload:
         own_name(folder, folder / INDEX)
         index, used = read_json(folder / INDEX), {CARD, INDEX, *RECORDS}
         if index.get("_class_name") == AVERAGED:
-            raise UserError(OF_BEST.format(folder=folder, what="several models that segment together"))
-        if index.get("_class_name") == ComposedDiffuseSegPipeline.__name__:
+            upload = Upload("averaged model", folder, averaged_files(folder, index))
+        elif index.get("_class_name") == ComposedDiffuseSegPipeline.__name__:
             upload = Upload("head", folder, head_files(folder))
         else:
             upload = Upload("pipeline", folder, pipeline_files(folder, index))
-    elif (folder / UNET_RECORD).is_file() and not (folder / STUDENT_RECORD).is_file():
-        raise UserError(OF_BEST.format(folder=folder, what="a U-Net of `fit --recipe best`"))
     elif (folder / STUDENT_RECORD).is_file():
         upload, used = Upload("student", folder, student_files(folder)), {CARD, STUDENT_RECORD}
+    elif (folder / UNET_RECORD).is_file():  # the U-Net has all votes
+        upload, used = Upload("averaged model", folder, student_files(folder)), {CARD, *RECORDS}
     else:
         root, files, converted = dataset_files(folder, scratch)
         upload = Upload("dataset", root, files)
@@ -107,8 +104,9 @@ def collect(folder: Path, scratch: Path) -> Upload:
     return upload
 
 
-def pipeline_files(folder: Path, index: dict[str, Any]) -> Files:
-    """The files of a pipeline to upload: weights, configs, the code for them, two images.
+def pipeline_files(folder: Path, index: dict[str, Any], alone: bool = True) -> Files:
+    """The files of a pipeline to upload: weights, configs and, of one that is not part of another model, the code for
+    them and two images.
 
     Raises:
         UserError: It is a pipeline of another kind, or a part of it is missing, or only pickled.
@@ -129,9 +127,9 @@ def pipeline_files(folder: Path, index: dict[str, Any]) -> Files:
         if part != "scheduler" and not any(p.suffix == ".safetensors" for p in weights):
             raise UserError(f"The weights of {part} in {folder} are not in the safetensors format; save them so.")
         paths += [root / COMPONENTS[part], *weights]
-    files = _read(folder, paths) | _optional(folder, SAMPLES, CURVES)
+    files = _read(folder, paths) | (_optional(folder, SAMPLES, CURVES) if alone else {})
     index = without_local_paths({k: v for k, v in index.items() if k.startswith("_") or k in parts or v is None})
-    if DiffuseSegPipeline.__name__ in (name if isinstance(name, list) else [name]):
+    if alone and DiffuseSegPipeline.__name__ in (name if isinstance(name, list) else [name]):
         return files | {name: text.encode() for name, text in DiffuseSegPipeline.code_files(index).items()}
     return files | {INDEX: _encode(index)}
 
@@ -142,16 +140,34 @@ def head_files(folder: Path) -> Files:
     Raises:
         UserError: The base is not on the Hub, or a file is missing.
     """
-    config, weights = folder / HEAD / COMPONENTS[HEAD], _weights(folder / HEAD)
-    if not config.is_file() or not weights:
-        raise UserError(f"The head in {folder} is incomplete: its config or its weights are missing.")
-    files = _read(folder, [config, *weights, folder / INDEX])
-    base = (read_json(config).get("base") or {}).get("model")
+    own = {f"{HEAD}/{name}": content for name, content in _head_weights(folder / HEAD).items()}
+    files = own | _read(folder, [folder / INDEX])
+    base = (read_json(folder / HEAD / COMPONENTS[HEAD]).get("base") or {}).get("model")
     if base is None or os.path.isabs(base):
         raise UserError(
             f"The base of the head in {folder} is {base or 'not known'}, which nobody else can fetch; push the base to "
             f"the Hub, and fit with its name there: `diffuseseg fit --model NAME`."
         )
+    return files
+
+
+def averaged_files(folder: Path, index: dict[str, Any]) -> Files:
+    """The files of several models that segment together to upload, each in its folder, without code.
+
+    Raises:
+        UserError: The index is not valid, or one of the models cannot be pushed.
+    """
+    files, members = _read(folder, [folder / INDEX]), members_of(index, folder, folder)
+    places = [member["folder"] for member in members] + [BASE] * any(one["kind"] == ON_BASE for one in members)
+    for place in places:
+        own = folder / place
+        if not (own / INDEX).is_file():
+            found = _head_weights(own) if (place.startswith("heads")) else student_files(own)
+        elif (index := read_json(own / INDEX)).get("_class_name") == ComposedDiffuseSegPipeline.__name__:
+            found = head_files(own)
+        else:
+            found = pipeline_files(own, index, alone=False)
+        files |= {f"{place}/{name}": content for name, content in found.items()}
     return files
 
 
@@ -268,6 +284,14 @@ def without_local_paths(content: Any, key: str = "") -> Any:
     if is_path or (is_name and (content.count("/") > 1 or "\\" in content)):
         return re.split(r"[/\\]", content.rstrip("/\\"))[-1]
     return describe_dataset(content, None, None)["name"] if is_name and content else content
+
+
+def _head_weights(folder: Path) -> Files:
+    """Weights and config of a head; raises [`UserError`] if either is missing."""
+    config, weights = folder / COMPONENTS[HEAD], _weights(folder)
+    if not config.is_file() or not weights:
+        raise UserError(f"The head in {folder} is incomplete: its config or its weights are missing.")
+    return _read(folder, [config, *weights])
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The cards of pipelines, heads and students: what is known about them, and nothing else."""
+"""The cards of pipelines, heads, students and several models: what is known about them, and nothing else."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.utils import make_image_grid
 from huggingface_hub import EvalResult, ModelCard
+from torch import nn
 
 from ..features.pixel_unet import image_size
 from ..figures.pages import samples_page
@@ -17,6 +18,7 @@ from ..heads.ensemble import PixelClassifierEnsemble
 from ..images.image_processor import default_palette, unnamed_classes
 from ..jobs.files import read_json
 from ..pipelines.pixel import DiffuseSegPipeline
+from ..pipelines.segmenter import HeadSegmenter, Segmenter
 from ..students.unets import RECORD as UNET_RECORD
 from .cards import SAMPLES, describe_duration, describe_images, describe_machine, figure_image, hex_color, render
 from .files import CURVES, STUDENT_RECORD
@@ -50,8 +52,7 @@ def pipeline_card(
     height, width = image_size(unet)
     kind = "grey-scale images" if unet.config.in_channels == 1 else "colour images"
     facts = {
-        "U-Net": f"{sum(p.numel() for p in unet.parameters()) / 1e6:.1f} million parameters, "
-        f"{len(unet.config.block_out_channels)} levels",
+        "U-Net": f"{_millions(unet)}, {len(unet.config.block_out_channels)} levels",
         "noise schedule": f"{pipe.scheduler.config.num_train_timesteps} timesteps, "
         f"{pipe.scheduler.config.beta_schedule}, predicts {pipe.scheduler.config.prediction_type}",
         "unlabelled images": describe_images(training.get("dataset"), None),
@@ -113,6 +114,46 @@ def head_card(
         takes_prompt=base["pipeline"] not in WITHOUT_PROMPT,
         classes=list(zip(names, map(hex_color, palette))),
     )
+
+
+def averaged_card(model: Segmenter, fitting: Mapping, evaluations: Sequence[Mapping], **given: Any) -> ModelCard:
+    """The card of an [`AveragedSegmenter`], or of the U-Net that `fit` chose alone; other arguments as in
+    [`pipeline_card`]."""
+    members = list(zip(getattr(model, "models", [model]), getattr(model, "weights", [1.0])))
+    facts = {f"model {i}": _describe_member(*member) for i, member in enumerate(members, 1)}
+    expected = (fitting.get("choice") or {}).get("estimate")
+    facts |= {
+        "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
+        "expected mean IoU": expected
+        and f"{expected['mean_iou']:.4f} on other images ({expected['low']:.4f} to {expected['high']:.4f} in 95 of 100 "
+        f"cases), by nested cross-validation",
+        "fitting": describe_duration(fitting["seconds"]) if "seconds" in fitting else None,
+        "hardware for fitting": describe_machine(fitting),
+    }
+    return _render(
+        "averaged_card.md",
+        {"tags": ["diffuseseg", SEGMENTS], "base_model": fitting.get("model_on_hub")},
+        facts,
+        [fitting.get("dataset")],
+        [*evaluations, *_validation(fitting)],
+        **given,
+        number=len(members),
+        classes=list(zip(model.label_names, map(hex_color, model.palette))),
+    )
+
+
+def _describe_member(model: Any, share: float) -> str:
+    """One of several models in words."""
+    height, width = model.image_size
+    if isinstance(model, HeadSegmenter):
+        what = _describe_head(model.segmentation_head.config)
+    else:
+        what = f"{type(model.model).__name__}, {_millions(model.model)}"
+    return f"{what}, reads {width} × {height} pixels, {share:.0%} of the mean"
+
+
+def _millions(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} million parameters"
 
 
 def student_card(folder: Path, **given: Any) -> ModelCard:
@@ -207,12 +248,22 @@ def _fitting_facts(config: Mapping, fitting: Mapping) -> dict[str, str | None]:
         how = f"{describe_duration(fitting['seconds'])}, {how}"
     return {
         "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
-        "segmentation head": f"{config['num_members']} members on blocks {', '.join(map(str, config['blocks']))} at "
-        f"timesteps {', '.join(map(str, config['timesteps']))}",
+        "segmentation head": _describe_head(config),
         "class of a pixel": "the one that raises mean IoU most" if config.get("decisions") else None,
         "fitting of the head": how,
         "hardware for fitting": describe_machine(fitting),
     }
+
+
+def _describe_head(config: Mapping) -> str:
+    """A segmentation head in words, by its config."""
+    read = []
+    if config["blocks"]:
+        blocks, timesteps = (", ".join(map(str, config[name])) for name in ("blocks", "timesteps"))
+        read.append(f"blocks {blocks} at timesteps {timesteps}")
+    if config.get("filters"):
+        read.append(f"filters of {', '.join(f'{sigma:g}' for sigma in config['filters'])} pixels")
+    return f"{config['num_members']} members on {' and '.join(read)}"
 
 
 def _eval_results(metrics: Mapping) -> list[EvalResult]:

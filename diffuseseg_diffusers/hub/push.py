@@ -27,7 +27,7 @@ from ..pipelines.pixel import DiffuseSegPipeline
 from .cards import CARD, SAMPLES, own_card
 from .dataset_card import dataset_card, read_parts
 from .files import RECORDS, Upload, collect, without_local_paths
-from .model_cards import head_card, pipeline_card, sample_sheet, student_card
+from .model_cards import averaged_card, head_card, pipeline_card, sample_sheet, student_card
 
 
 logger = logging.get_logger(__name__)
@@ -69,12 +69,12 @@ def push_folder(
     pipe: DiffuseSegPipeline | None = None,
     analysis: str | os.PathLike | None = None,
 ) -> str:
-    """Uploads a folder with a pipeline, a head, a student or a dataset, and its card, in one commit.
+    """Uploads a folder with a pipeline, a head, a student, several models or a dataset, and its card, in one commit.
 
     A pipeline is uploaded with weights, configs and the code for them; a head on another pipeline with the name of
-    that pipeline; a student with weights and configs; a dataset with the files that `datasets` reads and the names of
-    the classes. Hidden files, links that lead out of the folder and local paths are left out, and one line lists what
-    is. An interrupted push resumes.
+    that pipeline; a student, or several models that segment together, with weights and configs; a dataset with the
+    files that `datasets` reads and the names of the classes. Hidden files, links that lead out of the folder and local
+    paths are left out, and one line lists what is. An interrupted push resumes.
 
     Args:
         folder (`str` or path): Saved by [`DiffuseSegPipeline.save_pretrained`], `diffuseseg fit`, `train-ddpm` or
@@ -197,7 +197,7 @@ def finish_push(config: Any) -> None:
 
 def _load(upload: Upload) -> Any:
     """Loads the content of an upload for its card: a pipeline, a head, a student, or the parts of a dataset."""
-    if upload.kind in ("pipeline", "student"):
+    if upload.kind in ("pipeline", "student", "averaged model"):
         return load_pipeline(os.fspath(upload.root), device="cpu", dtype="float32")
     if upload.kind == "head":
         return PixelClassifierEnsemble.from_pretrained(upload.root, subfolder=HEAD)
@@ -218,6 +218,8 @@ def _make_card(
     training, fitting = (without_local_paths(read_json(path)) if path.is_file() else {} for path in paths)
     if upload.kind == "head":
         return head_card(loaded, fitting, evaluations, **given)
+    if upload.kind == "averaged model":
+        return averaged_card(loaded, fitting, evaluations, **given)
     return pipeline_card(loaded, upload.files, training, fitting, evaluations, **given)
 
 

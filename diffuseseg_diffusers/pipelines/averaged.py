@@ -205,7 +205,7 @@ class AveragedSegmenter(Segmenter):
         local = os.path.isdir(name)
         folder = Path(name if local else snapshot_download(str(name), allow_patterns=FILES, **hub_options(kwargs)))
         index, base = read_json(folder / INDEX), None
-        members = _members(index, folder, name)
+        members = members_of(index, folder, name)
         if any(member["kind"] == ON_BASE for member in members):
             base = AutoDiffuseSegPipeline.from_pretrained(folder / BASE, dtype=short_name(dtype))
         models: dict[str, Segmenter] = {}
@@ -269,7 +269,7 @@ def least_agreement(models: Sequence[Segmenter]) -> dict[str, float]:
     return least
 
 
-def _members(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) -> list[dict[str, str]]:
+def members_of(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) -> list[dict[str, str]]:
     """The members that an index lists; raises [`UserError`] if it is not valid or names places elsewhere."""
     members = index.get("members")
     # None is listed twice: a short list of one large model could keep the machine busy for hours.

@@ -43,7 +43,6 @@ AGAINST_BEST = (
     "pixel_size",
     "activation_dir",
     "target",
-    "push_to_hub",
 )
 AUTO = "auto"  # in place of blocks or timesteps: chosen by cross-validation
 _validation, _feature, _training = (partial(option, group=name) for name in ("validation", "features", "training"))

@@ -10,14 +10,14 @@ from datasets import Dataset, load_dataset
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from diffuseseg_diffusers import UserError, load_pipeline
+from diffuseseg_diffusers import AveragedSegmenter, DiffuseSegPipeline, UserError, load_pipeline
 from diffuseseg_diffusers.hub.files import collect, without_local_paths
 from diffuseseg_diffusers.hub.push import push_folder
 from diffuseseg_diffusers.jobs.files import write_json, write_record
-from diffuseseg_diffusers.students.unets import plain_unet
+from diffuseseg_diffusers.students.unets import new_unet, plain_unet
 
-from ..conftest import draw
-from .common import PIPELINE_FILES, saved, saved_student, write_images
+from ..conftest import draw, make_head
+from .common import NAMES, PIPELINE_FILES, fitted, saved, saved_student, write_images
 
 
 DATASET_FILES = {".gitattributes", "README.md", "samples.png", "id2label.json", "data/train-00000-of-00001.parquet"}
@@ -220,8 +220,43 @@ def test_what_was_pushed_is_what_was_saved(hub, tmp_path):
     assert isinstance(loaded.scheduler, DDPMScheduler)
 
 
-def test_a_unet_of_the_recipe_best_is_named_and_not_taken_for_a_dataset(tmp_path):
-    plain_unet(["sky", "disc"], (16, 16), 3).save_pretrained(tmp_path)
-    write_record(tmp_path, "fit", ["config.json"])
-    with pytest.raises(UserError, match="a U-Net of `fit --recipe best`, which cannot be pushed yet; train a student"):
-        collect(tmp_path, tmp_path / "scratch")
+def test_a_unet_of_the_recipe_best_is_pushed_and_not_taken_for_a_dataset(hub, tmp_path):
+    student = plain_unet(["sky", "disc"], (16, 16), 3)
+    student.save_pretrained(tmp_path / "model")
+    write_json(tmp_path / "model" / "head_training.json", {"seconds": 5.0, "hardware": "A machine"})
+    write_record(tmp_path / "model", "fit", ["config.json"])
+    push_folder(tmp_path / "model", "alice/network")
+    files = hub.files("models", "alice/network")
+    own = {"config.json", "diffusion_pytorch_model.safetensors", "student.json"}
+    assert set(files) == own | {".gitattributes", "README.md"}
+    card = files["README.md"].decode()
+    assert "This network segments images into 2 classes. It was chosen" in card and "PlainUNet, 0.5 million" in card
+    loaded = load_pipeline("alice/network", device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+    assert loaded.identity() == student.identity()
+
+
+def test_several_models_are_pushed_and_loaded_by_name_without_code(hub, tmp_path):
+    pipe = fitted()
+    other = DiffuseSegPipeline(pipe.unet, pipe.scheduler, make_head(pipe, seed=1, label_names=NAMES))
+    student = new_unet(NAMES, (16, 16), pipe.in_channels)
+    both = AveragedSegmenter({"head": pipe, "other": other, "student": student}, [2, 1, 1])
+    both.save_pretrained(tmp_path / "both")
+    (tmp_path / "both" / "notes.txt").write_text("patients")
+    estimate = {"mean_iou": 0.7, "low": 0.6, "high": 0.8}
+    write_json(tmp_path / "both" / "head_training.json", {"choice": {"estimate": estimate}, "model": "/home/alice/x"})
+    push_folder(tmp_path / "both", "alice/both")
+    files = hub.files("models", "alice/both")
+    names = {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert set(files) == {
+        *(".gitattributes", "README.md", "model_index.json"),
+        *("base/model_index.json", "base/scheduler/scheduler_config.json", "students/0/student.json"),
+        *(f"{place}/{name}" for place in ("base/unet", "heads/0", "heads/1", "students/0") for name in names),
+    }
+    assert not any(b"alice/x" in content or b"patients" in content for content in files.values())
+    card = files["README.md"].decode()
+    assert "These 3 models" in card and "0.7000 on other images" in card and "50% of the mean" in card
+    loaded = load_pipeline("alice/both", device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+    assert loaded.identity() == both.identity()
+    (tmp_path / "both/heads/1/config.json").unlink()
+    with pytest.raises(UserError, match="incomplete: its config or its weights are missing"):
+        collect(tmp_path / "both", tmp_path / "scratch")
