@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pictures
 
-from diffuseseg_diffusers.datasets.columns import dataset_contents, load_split
+from diffuseseg_diffusers.datasets.columns import dataset_contents, load_split, split_names
 from diffuseseg_diffusers.jobs.contents import differences
 from diffuseseg_diffusers.jobs.errors import UserError
 
@@ -38,6 +38,15 @@ def test_contents_tell_other_images_names_and_orders_but_not_another_folder(tmp_
     Pictures.fromarray(255 - draw((16, 16), 1)[0]).save(negative, "PNG")
     (tmp_path / "b" / "1.png").write_bytes(negative.getvalue())
     assert found(tmp_path / "b") != first
+
+
+@pytest.mark.parametrize("index", ["model_index.json", "student.json", "student_training.json"])
+def test_the_folder_of_a_model_is_not_read_as_a_dataset(tmp_path, index):
+    (tmp_path / index).write_text('{"members": [{"folder": "heads/0"}]}')
+    with pytest.raises(UserError, match="holds a model, not images; give the folder of the images"):
+        load_split(str(tmp_path), None, "train")
+    with pytest.raises(UserError, match="holds a model, not images; give the folder of the images"):
+        split_names(str(tmp_path), None)
 
 
 def test_every_cell_of_a_dataset_counts_and_is_named(tmp_path):
