@@ -151,8 +151,8 @@ def test_best_is_left_where_there_is_nothing_to_compare_on_or_something_speaks_a
     chosen, why = config.with_recipe(against_best(config, pipe, drawings(1), 1))
     assert chosen.recipe == "default" and "one labelled picture" in why
     assert len(against_best(config, pipe, drawings(1, (300, 300)), 1)) == 0  # which is four tiles
-    chosen, why = FitConfig(**common, push_to_hub=True).with_recipe()
-    assert chosen.recipe == "default" and why == ", as --push_to_hub is given"
+    chosen, why = FitConfig(**common, num_members=2).with_recipe()
+    assert chosen.recipe == "default" and why == ", as --num_members is given"
     with pytest.raises(UserError, match="nothing to compare on; use --recipe default without"):
         config = FitConfig(**common, max_minutes=1)
         config.with_recipe(against_best(config, pipe, drawings(1), 1))
