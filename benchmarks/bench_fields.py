@@ -117,7 +117,7 @@ def by_forest(field: Field, own: LabeledImages, seed: int, **_: Any) -> Segment:
 
 
 def by_unet(field: Field, own: LabeledImages, seed: int, args: Any, model: str, **_: Any) -> Segment:
-    net = train_unet(own, seed, minutes=args.minutes, width=int(model) if model.isdigit() else 32)
+    net = train_unet(own, seed, minutes=args.minutes, width=16 if model == "16" else 32)
     return lambda row: net.segment_whole(row.image)
 
 
@@ -288,6 +288,8 @@ def main() -> None:
     wrong = [labels for labels in args.counts if not re.fullmatch(r"all|[1-9]\d*|\d*\.?\d+%", labels)]
     if wrong:
         raise SystemExit(f"--counts are numbers, all, or percentages such as 2.5%, got {wrong[0]}.")
+    if wrong := [method for method in args.methods if method.startswith("unet:") and method != "unet:16"]:
+        raise SystemExit(f"There are unet and unet:16, got {wrong[0]}.")
     settings = f"{args.max_test} test, {args.minutes:g} min"
     pictures = f"up to {args.max_test} test pictures; {args.minutes:g} minutes for `unet` and `best`"
     about = f"Mean IoU in %, mean over the seeds with its range; {pictures}."

@@ -34,6 +34,7 @@ from .pieces import TIMESTEPS, View, in_pieces, piece_size, views_of
 MAX_MINUTES = 2.0
 FOLDS = 3
 MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activations and filters take 4 to 8 GB
+ENOUGH = 48 * 160**2  # pixels of pieces that heads learn from: more teach them little, and take the U-Net's time
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 FINAL = 0.12  # share of the time that is kept for the final heads
 LEAST = 0.3  # share of the time that has to be left behind the first heads for a U-Net
@@ -122,8 +123,8 @@ def fit_best(
         )
     views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size, timesteps)
     timely = passes_within(pipe, views[0], PASSES * clock.left())
-    pieces = affordable(pieces, views[0], timely, say)
-    pictures = pictures_of(pieces)
+    every, kept = pieces, affordable(len(pieces), piece, views[0], timely, say)
+    pieces, pictures = every.select(kept), pictures_of(every)[kept]
     flip = not Classes.of(dataset).tell_sides if flip is None else flip
     folds = Folds.of(pictures, FOLDS, seed)
     # Several heads take turns: each is trained for less time than one alone is.
@@ -132,22 +133,22 @@ def fit_best(
     if timely < augmented:
         say(f"{timely} of {augmented} augmented views are read in the time; raise --max_minutes for more.")
         recipe = replace(recipe, augmented_images=timely)
-    labelled = Labelled(pieces, piece, folds, recipe, flip, seed, batch_size, min_label_fraction)
+    labelled = Labelled(pieces, every, piece, folds, recipe, flip, seed, batch_size, min_label_fraction)
 
     # 2. Heads on the frozen denoiser as it usually reads, a U-Net, and heads of other views as far as time allows.
     tables: dict[View, Table] = {}
     candidates = try_heads(labelled, pipe, views[:1], tables, clock, 0, say)
-    unet, kept, left = None, FINAL * clock.seconds, clock.left() - FINAL * clock.seconds
+    unet, reserved, left = None, FINAL * clock.seconds, clock.left() - FINAL * clock.seconds
     if pieces.channels.config is not None:
         say("The U-Net is left out: students read pictures of eight bits.")
     elif left < LEAST * clock.seconds:
         say(f"The U-Net is left out: {max(0, left):.0f} s are left; raise --max_minutes.")
     else:
-        candidate, unet = try_unet(labelled, pipe.unet, views[0], pictures, FOLD * left)
+        candidate, unet = try_unet(labelled, pipe.unet, views[0], kept, FOLD * left)
         candidates.append(candidate)
         held = held_out_pixels(candidates, labelled, pictures, seed)
-        kept += WHOLE * left if choose_votes(held.labels, held.probabilities)[-1] else 0
-    candidates += try_heads(labelled, pipe, views[1:], tables, clock, kept, say)
+        reserved += WHOLE * left if choose_votes(held.labels, held.probabilities)[-1] else 0
+    candidates += try_heads(labelled, pipe, views[1:], tables, clock, reserved, say)
 
     # 3. Who votes, and what that is worth.
     held = held_out_pixels(candidates, labelled, pictures, seed)
@@ -192,15 +193,19 @@ def passes_within(pipe: Any, view: View, seconds: float) -> int:
     return int(seconds / (time.monotonic() - began))
 
 
-def affordable(pieces: LabeledImages, view: View, timely: int, say: Callable[[str], Any]) -> LabeledImages:
-    """As many of the pieces as pass through the denoiser in time and fit in memory, at least four, evenly spread."""
-    fitting = MOST_PIXELS // math.prod(view.size)
-    number = max(4, min(timely, fitting))
-    if number >= len(pieces):
-        return pieces
-    why = "in the time; raise --max_minutes for more" if timely < fitting else "as activations of more take much memory"
-    say(f"{number} of {len(pieces)} labelled pieces are read {why}.")
-    return pieces.select(evenly_spread(len(pieces), number))
+def affordable(number: int, piece: tuple[int, int], view: View, timely: int, say: Callable[[str], Any]) -> list[int]:
+    """Which of so many pieces heads learn from: as many as pass through the denoiser in time, fit in memory and are
+    enough, at least four, evenly spread."""
+    fitting, enough = MOST_PIXELS // math.prod(view.size), math.ceil(ENOUGH / math.prod(piece))
+    kept = max(4, min(timely, fitting, enough))
+    if kept >= number:
+        return list(range(number))
+    if timely < min(fitting, enough):
+        why = "in the time; raise --max_minutes for more"
+    else:
+        why = "as activations of more take much memory" if fitting < enough else "as more teach them little"
+    say(f"Heads learn from {kept} of {number} labelled pieces {why}.")
+    return evenly_spread(number, kept)
 
 
 def with_labels(pieces: LabeledImages, say: Callable[[str], Any]) -> LabeledImages:
@@ -277,14 +282,20 @@ def try_heads(
 
 
 def try_unet(
-    labelled: Labelled, denoiser: Any, view: View, pictures: np.ndarray, seconds: float
+    labelled: Labelled, denoiser: Any, view: View, kept: Sequence[int], seconds: float
 ) -> tuple[Candidate, UNetStudent]:
-    """Cross-validates a U-Net in two folds, each trained for a time on half of the pieces; and the second of them."""
-    start, steps = time.monotonic(), []
+    """Cross-validates a U-Net in two folds, and returns the second of them, too.
+
+    Each is trained for a time on the pieces of other pictures, or on other pieces where those are too few: on all such
+    pieces, while heads learn from those that were `kept`.
+    """
+    start, steps, pictures = time.monotonic(), [], pictures_of(labelled.every)
     names, palette = labelled.classes.names, labelled.classes.palette
-    probabilities: list[Any] = [None] * len(pictures)
-    for own in Folds.of(pictures, 2, labelled.seed).held_out:
-        rest = [i for i in range(len(pictures)) if i not in own]
+    probabilities: list[Any] = [None] * len(kept)
+    folds = Folds.of(pictures[kept], 2, labelled.seed)
+    units = np.arange(len(pictures)) if folds.within else pictures
+    for own in folds.held_out:
+        rest = np.flatnonzero(~np.isin(units, units[kept][own])).tolist()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(labelled.seed)
             student = plain_unet(names, view.size, denoiser.config.in_channels, palette, mirror=labelled.flip)

@@ -23,7 +23,7 @@ from .pieces import View
 KINDS = ("activations", "filters", "both")  # what heads read
 UNET = "U-Net"
 PIXELS = 16 * 256**2  # of the labelled pieces and their augmented views together, that heads learn from
-CROP = 64  # longest side of what a network sees while it is trained, in pixels: many small ones teach faster
+CROP, CROPS = 64, 16  # side in pixels, and number, of the crops of tiles in a step of a network's training
 MEMBERS = 2  # of a head that is cross-validated
 
 
@@ -57,7 +57,8 @@ class Labelled:
     """Pieces of labelled pictures, and what every candidate needs of them.
 
     Args:
-        dataset ([`LabeledImages`]): The pieces.
+        dataset ([`LabeledImages`]): The pieces that heads learn from.
+        every ([`LabeledImages`]): All pieces.
         piece (two `int`): Their height and width in pixels of the picture.
         folds ([`Folds`]): What is held out when.
         recipe ([`Recipe`]): How heads are trained.
@@ -68,6 +69,7 @@ class Labelled:
     def __init__(
         self,
         dataset: LabeledImages,
+        every: LabeledImages,
         piece: tuple[int, int],
         folds: Folds,
         recipe: Recipe,
@@ -76,7 +78,7 @@ class Labelled:
         batch_size: int,
         min_label_fraction: float,
     ):
-        self.dataset, self.piece, self.folds, self.flip = dataset, piece, folds, flip
+        self.dataset, self.every, self.piece, self.folds, self.flip = dataset, every, piece, folds, flip
         self.seed, self.batch_size, self.min_label_fraction = seed, batch_size, min_label_fraction
         self.classes = Classes.of(dataset)
         # Augmented views as far as the pixels allow; many or large pieces show enough as they are.
@@ -114,16 +116,18 @@ class Labelled:
 
     def pictures(self, channels: int) -> list[torch.Tensor]:
         """The pieces themselves, `[channels, H, W]` float32 in [0, 1] each."""
-        return [x / 2 + 0.5 for x in self.pixels(channels, self.piece)[0]]
+        return [x / 2 + 0.5 for x in pixels_and_masks(self.dataset, channels, self.piece)[0]]
 
-    def pixels(self, channels: int, size: tuple[int, int], only: Sequence[int] | None = None) -> tuple[Any, Any]:
-        """Pieces `[N, C, H, W]` float32 in [-1, 1] and masks `[N, H, W]` int64 with `IGNORED`, for training."""
-        processor = DiffuseSegImageProcessor(channels, self.dataset.channels)
-        rows = range(len(self.dataset)) if only is None else only
-        images = processor.load([self.dataset[i].image for i in rows])
-        masks = torch.stack([torch.from_numpy(resize_mask(self.dataset[i].mask, size)).long() for i in rows])
-        masks[masks == self.dataset.ignore_index] = IGNORED
-        return processor.preprocess(images, *size), masks
+
+def pixels_and_masks(
+    pieces: LabeledImages, channels: int, size: tuple[int, int], only: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All or some pieces `[N, C, H, W]` float32 in [-1, 1] and masks `[N, H, W]` int64 with `IGNORED`."""
+    processor = DiffuseSegImageProcessor(channels, pieces.channels)
+    rows = [pieces[i] for i in (range(len(pieces)) if only is None else only)]
+    masks = torch.stack([torch.from_numpy(resize_mask(row.mask, size)).long() for row in rows])
+    masks[masks == pieces.ignore_index] = IGNORED
+    return processor.preprocess(processor.load([row.image for row in rows]), *size), masks
 
 
 def head_probabilities(head: Any, activations: LabeledActivations, image: int, size: tuple[int, int]) -> torch.Tensor:
@@ -134,22 +138,31 @@ def head_probabilities(head: Any, activations: LabeledActivations, image: int, s
     return head.predict(straight, size, True).probabilities[0].half().cpu()
 
 
+def crops_of(size: tuple[int, int], tiled: bool) -> tuple[tuple[int, int], int]:
+    """Height and width of the crops of pieces of a size that a network is trained on, and how many are in a step.
+
+    Of whole pictures they have half of the sides at least: what decides about a pixel may be far away.
+    """
+    height, width = (min(side, CROP if tiled else max(CROP, side // 2)) for side in size)
+    return (height, width), min(CROPS, max(2, round(CROPS * CROP**2 / (height * width))))
+
+
 def trained(
     labelled: Labelled, student: UNetStudent, only: Sequence[int] | None, seconds: float
 ) -> tuple[UNetStudent, int]:
-    """A U-Net that has been trained further on crops of some of the pieces, or of all; and its steps."""
+    """A U-Net that has been trained further on crops of some of all pieces, or of all; and its steps."""
     size = student.image_size
-    pixels, masks = labelled.pixels(student.in_channels, size, only)
-    student.image_size = (min(CROP, size[0]), min(CROP, size[1]))
+    pixels, masks = pixels_and_masks(labelled.every, student.in_channels, size, only)
+    student.image_size, number = crops_of(size, labelled.dataset.tiling is not None)
     shares: list[float] = []  # of the time, after each step
-    how: dict[str, Any] = dict(seconds=seconds, seed=labelled.seed, flip=labelled.flip)
+    how: dict[str, Any] = dict(seconds=seconds, seed=labelled.seed, flip=labelled.flip, batch_size=number)
     tune_unet(student, pixels, masks, **how, on_step=lambda share, _: shares.append(share))
     student.image_size = size
     return student, len(shares)
 
 
 def unet_probabilities(student: UNetStudent, labelled: Labelled, images: Sequence[int]) -> list[torch.Tensor]:
-    """Probabilities `[C, H, W]` float16 of pieces, by a network that reads them at its own size."""
-    pixels, _ = labelled.pixels(student.in_channels, student.image_size, images)
+    """Probabilities `[C, H, W]` float16 of pieces that heads learn from, by a network that reads them at its size."""
+    pixels, _ = pixels_and_masks(labelled.dataset, student.in_channels, student.image_size, images)
     found = (student.segment_batch(one[None], [labelled.piece], return_probabilities=True) for one in pixels)
     return [batch.probabilities[0].half() for batch in found]

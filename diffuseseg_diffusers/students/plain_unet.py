@@ -14,10 +14,7 @@ LEAST_DEVIATION = 0.02  # of pixels in [-1, 1]: the noise of an even ground is n
 
 
 class PlainUNet(ModelMixin, ConfigMixin):
-    """A U-Net of 0.5 million weights that standardises each image by its own mean and deviation.
-
-    It is meant for minutes of a CPU: with twice the width, a step takes three times as long, and what is learned in a
-    minute is less.
+    """A U-Net, by default of 0.5 million weights, that standardises each image by its own mean and deviation.
 
     Args:
         sample_size (two `int`): Height and width of the images that it is used on, at least `2 ** (levels - 1)` each.

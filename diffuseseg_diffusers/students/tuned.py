@@ -27,7 +27,7 @@ def tune_unet(
     seconds: float | None = None,
     seed: int = 0,
     flip: bool = True,
-    batch_size: int = 16,
+    batch_size: int = 8,
     lr: float = 2e-3,
     on_step: Callable[[float, float], None] | None = None,
 ) -> UNetStudent:
@@ -45,7 +45,7 @@ def tune_unet(
         steps (`int`, *optional*), seconds (`float`, *optional*): The budget: one of the two.
         seed (`int`, defaults to 0): Of crops, augmentation and dropout.
         flip (`bool`, defaults to `True`): Whether to show mirrored views.
-        batch_size (`int`, defaults to 16): Crops in a step.
+        batch_size (`int`, defaults to 8): Crops in a step.
         lr (`float`, defaults to 2e-3): Highest learning rate.
         on_step (callable, *optional*): Called after each step with the share of the budget that is used and the loss.
 

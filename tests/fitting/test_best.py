@@ -78,7 +78,7 @@ def test_fewer_augmented_views_are_read_where_time_is_short_and_a_line_says_so(m
     monkeypatch.setattr(best, "Labelled", labelled)
     with pytest.raises(KeyboardInterrupt):
         fit_best(make_pipeline(), drawings(4), max_minutes=0.01)
-    assert labelled.call_args.args[3].augmented_images == 8
+    assert labelled.call_args.args[4].augmented_images == 8
     assert "8 of 160 augmented views are read in the time" in capsys.readouterr().out
 
 
