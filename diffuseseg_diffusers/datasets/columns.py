@@ -28,7 +28,7 @@ from .annotations.shapes import is_cell
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
-OF_MODELS = ("model_index.json", "student.json", "student_training.json")  # one of them is in every model's folder
+MODEL_FILES = ("model_index.json", "student.json", "student_training.json")  # of models that this package saves
 MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
 
 
@@ -52,7 +52,7 @@ def load_split(name: str, config_name: str | None, split: str | None, **kwargs) 
         raise UserError(f"There is no folder {name}.")
     if local and not any(Path(name).rglob("*.*")):
         raise UserError(f"The folder {name} has no images in it.")
-    _check_no_model(name)
+    check_no_model(name)
     try:
         return load_dataset(name, config_name, split=split, **kwargs)
     except Exception as error:
@@ -85,16 +85,16 @@ def split_names(name: str, config_name: str | None, **kwargs) -> list[str]:
     Raises:
         UserError: There is no such dataset or configuration, or it cannot be read.
     """
-    _check_no_model(name)
+    check_no_model(name)
     try:
         return get_dataset_split_names(name, config_name, **kwargs)
     except Exception:
         return list(load_split(name, config_name, None, **kwargs))  # which says what is wrong
 
 
-def _check_no_model(name: str) -> None:
-    """Raises [`UserError`] for the folder of a model, whose index `datasets` would read as rows."""
-    if any(Path(name, index).is_file() for index in OF_MODELS):
+def check_no_model(name: str | os.PathLike) -> None:
+    """Raises [`UserError`] for the folder of a model: its index is no row, its samples are no data."""
+    if any(Path(name, index).is_file() for index in MODEL_FILES):
         raise UserError(f"The folder {name} holds a model, not images; give the folder of the images, or a Hub name.")
 
 

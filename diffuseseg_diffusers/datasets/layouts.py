@@ -16,6 +16,7 @@ import PIL.Image
 from ..images.formats.opening import ZARR, find_rasters
 from ..images.image_files import walk
 from ..jobs.files import read_json
+from .columns import check_no_model
 from .folder_names import MASKS, NO_CLASS_NAMES, bare_name, image_keys, mask_keys, plain_name, said_by, split_of
 from .layout import ALL, Layout, Pair, report
 
@@ -78,7 +79,11 @@ def find_layout(folder: Path) -> Layout:
 
     Returns:
         [`Layout`]: Of pictures without masks, one of the kind "pictures alone".
+
+    Raises:
+        UserError: It is the folder of a model.
     """
+    check_no_model(folder)
     layout = Layout(folder)
     rasters = find_rasters(folder)
     files = [_look(path, folder) for path in rasters]

@@ -24,7 +24,7 @@ from ..images.image_processor import is_address
 from ..jobs.errors import UserError
 from ..jobs.files import RECORD, read_json, read_record
 from ..pipelines.auto import AVERAGED
-from ..pipelines.averaged import BASE, ON_BASE, members_of
+from ..pipelines.averaged import ON_BASE, places_of
 from ..pipelines.composed import HEAD, INDEX, ComposedDiffuseSegPipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..students.unets import RECORD as UNET_RECORD
@@ -39,6 +39,7 @@ OF_TRANSFORMERS = ("config.json", "model.safetensors", "preprocessor_config.json
 OF_DIFFUSERS = ("config.json", "diffusion_pytorch_model.safetensors", UNET_RECORD)
 STUDENT_FILES = tuple(dict.fromkeys((*OF_TRANSFORMERS, *OF_DIFFUSERS)))  # of all kinds
 COMPONENTS = {"unet": "config.json", "scheduler": "scheduler_config.json", HEAD: "config.json"}
+OF_CODE = ("pipeline_diffuseseg.py", "pixel_classifier_ensemble.py")  # beside a pipeline that is saved alone
 WEIGHTS = re.compile(
     r"diffusion_pytorch_model(\.\w+)?(-\d{5}-of-\d{5})?\.safetensors"
     r"|diffusion_pytorch_model\.safetensors\.index(\.\w+)?\.json"
@@ -54,7 +55,7 @@ Files = dict[str, Path | bytes]  # path in the repository to a file or its conte
 class Upload:
     """Files to upload."""
 
-    kind: str  # "pipeline", "head", "student", "averaged model", "dataset" or "space"
+    kind: str  # "pipeline", "head", "student", "segmenter" (several models, or a U-Net of `best`), "dataset" or "space"
     root: Path  # the folder, or that of a converted dataset
     files: Files = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # paths in the folder that are not uploaded
@@ -82,26 +83,38 @@ def collect(folder: Path, scratch: Path) -> Upload:
     Raises:
         UserError: The folder holds nothing to push, something of it is missing, or a link leads out of it.
     """
-    if (folder / INDEX).is_file():
-        own_name(folder, folder / INDEX)
-        index, used = read_json(folder / INDEX), {CARD, INDEX, *RECORDS}
-        if index.get("_class_name") == AVERAGED:
-            upload = Upload("averaged model", folder, averaged_files(folder, index))
-        elif index.get("_class_name") == ComposedDiffuseSegPipeline.__name__:
-            upload = Upload("head", folder, head_files(folder))
-        else:
-            upload = Upload("pipeline", folder, pipeline_files(folder, index))
-    elif (folder / STUDENT_RECORD).is_file():
-        upload, used = Upload("student", folder, student_files(folder)), {CARD, STUDENT_RECORD}
-    elif (folder / UNET_RECORD).is_file():  # the U-Net has all votes
-        upload, used = Upload("averaged model", folder, student_files(folder)), {CARD, *RECORDS}
+    if any((folder / name).is_file() for name in (INDEX, STUDENT_RECORD, UNET_RECORD)):
+        kind, files = model_files(folder)
+        upload, used = Upload(kind, folder, files), {CARD, INDEX, STUDENT_RECORD, *RECORDS}
     else:
         root, files, converted = dataset_files(folder, scratch)
         upload = Upload("dataset", root, files)
         used = {CARD, SAMPLES, f".{SAMPLES}", *converted}  # the page is drawn anew
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    if upload.kind == "segmenter":  # whose pipelines were saved as if each were alone
+        found = {name for name in found if not name.endswith(OF_CODE)}
     upload.left_out = sorted(found - used - set(upload.files) - {RECORD})
     return upload
+
+
+def model_files(folder: Path, alone: bool = True) -> tuple[str, Files]:
+    """The kind and the files of the model in a folder, alone or one of several.
+
+    Raises:
+        UserError: It is of a kind that cannot be pushed, a part of it is missing, or a link leads out of the folder.
+    """
+    if not (folder / INDEX).is_file():
+        files = student_files(folder)
+        return "student" if (folder / STUDENT_RECORD).is_file() else "segmenter", files
+    own_name(folder, folder / INDEX)
+    index = read_json(folder / INDEX)
+    if index.get("_class_name") == AVERAGED:
+        return "segmenter", averaged_files(folder, index)
+    if index.get("_class_name") != ComposedDiffuseSegPipeline.__name__:
+        return "pipeline", pipeline_files(folder, index, alone)
+    if not alone:
+        raise UserError(f"{folder} is a head on another pipeline, which is not pushed with others; push it alone.")
+    return "head", head_files(folder)
 
 
 def pipeline_files(folder: Path, index: dict[str, Any], alone: bool = True) -> Files:
@@ -128,7 +141,8 @@ def pipeline_files(folder: Path, index: dict[str, Any], alone: bool = True) -> F
             raise UserError(f"The weights of {part} in {folder} are not in the safetensors format; save them so.")
         paths += [root / COMPONENTS[part], *weights]
     files = _read(folder, paths) | (_optional(folder, SAMPLES, CURVES) if alone else {})
-    index = without_local_paths({k: v for k, v in index.items() if k.startswith("_") or k in parts or v is None})
+    kept = {k: v for k, v in index.items() if k in parts or k.startswith("_") or not isinstance(v, list)}
+    index = without_local_paths(kept)
     if alone and DiffuseSegPipeline.__name__ in (name if isinstance(name, list) else [name]):
         return files | {name: text.encode() for name, text in DiffuseSegPipeline.code_files(index).items()}
     return files | {INDEX: _encode(index)}
@@ -157,16 +171,9 @@ def averaged_files(folder: Path, index: dict[str, Any]) -> Files:
     Raises:
         UserError: The index is not valid, or one of the models cannot be pushed.
     """
-    files, members = _read(folder, [folder / INDEX]), members_of(index, folder, folder)
-    places = [member["folder"] for member in members] + [BASE] * any(one["kind"] == ON_BASE for one in members)
-    for place in places:
-        own = folder / place
-        if not (own / INDEX).is_file():
-            found = _head_weights(own) if (place.startswith("heads")) else student_files(own)
-        elif (index := read_json(own / INDEX)).get("_class_name") == ComposedDiffuseSegPipeline.__name__:
-            found = head_files(own)
-        else:
-            found = pipeline_files(own, index, alone=False)
+    files = _read(folder, [folder / INDEX])
+    for place, kind in places_of(index, folder, folder):
+        found = _head_weights(folder / place) if kind == ON_BASE else model_files(folder / place, alone=False)[1]
         files |= {f"{place}/{name}": content for name, content in found.items()}
     return files
 

@@ -14,9 +14,11 @@ from torch import nn
 
 from ..features.pixel_unet import image_size
 from ..figures.pages import samples_page
+from ..fitting.choice import FEW
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..images.image_processor import default_palette, unnamed_classes
 from ..jobs.files import read_json
+from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
 from ..students.unets import RECORD as UNET_RECORD
@@ -74,7 +76,7 @@ def pipeline_card(
             "tags": [*TAGS, SEGMENTS if head else GENERATES],
             "base_model": base,
         },
-        facts | _fitting_facts(head, fitting) if head else facts,
+        facts | _head_facts(head) | _fitting_facts(fitting) if head else facts,
         [training.get("dataset"), fitting.get("dataset")],
         [*evaluations, *_validation(fitting)],
         **given,
@@ -105,7 +107,7 @@ def head_card(
     return _render(
         "head_card.md",
         {"tags": [*TAGS, SEGMENTS], "base_model": base["model"], "base_model_relation": "adapter"},
-        facts | _fitting_facts(config, fitting),
+        facts | _head_facts(config) | _fitting_facts(fitting),
         [fitting.get("dataset")],
         [*evaluations, *_validation(fitting)],
         **given,
@@ -116,40 +118,39 @@ def head_card(
     )
 
 
-def averaged_card(model: Segmenter, fitting: Mapping, evaluations: Sequence[Mapping], **given: Any) -> ModelCard:
+def segmenter_card(model: Segmenter, fitting: Mapping, evaluations: Sequence[Mapping], **given: Any) -> ModelCard:
     """The card of an [`AveragedSegmenter`], or of the U-Net that `fit` chose alone; other arguments as in
     [`pipeline_card`]."""
-    members = list(zip(getattr(model, "models", [model]), getattr(model, "weights", [1.0])))
-    facts = {f"model {i}": _describe_member(*member) for i, member in enumerate(members, 1)}
-    expected = (fitting.get("choice") or {}).get("estimate")
-    facts |= {
-        "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
-        "expected mean IoU": expected
-        and f"{expected['mean_iou']:.4f} on other images ({expected['low']:.4f} to {expected['high']:.4f} in 95 of 100 "
-        f"cases), by nested cross-validation",
-        "fitting": describe_duration(fitting["seconds"]) if "seconds" in fitting else None,
-        "hardware for fitting": describe_machine(fitting),
-    }
+    members: Any = [(model, None)]
+    if isinstance(model, AveragedSegmenter):
+        members = list(zip(model.models, model.weights, strict=True))
+    facts: dict[str, str | None] = {f"model {i}": _describe_member(*own) for i, own in enumerate(members, 1)}
+    on_base = any(isinstance(one, HeadSegmenter) for one, _ in members)
     return _render(
-        "averaged_card.md",
-        {"tags": ["diffuseseg", SEGMENTS], "base_model": fitting.get("model_on_hub")},
-        facts,
+        "segmenter_card.md",
+        {
+            "library_name": None,  # no other loads it
+            "tags": ["diffuseseg", SEGMENTS],
+            "base_model": fitting.get("model_on_hub") if on_base else None,
+        },
+        facts | _class_of_a_pixel(model.decisions, model.guided) | _fitting_facts(fitting),
         [fitting.get("dataset")],
         [*evaluations, *_validation(fitting)],
         **given,
         number=len(members),
+        chosen=bool(fitting.get("choice")),
         classes=list(zip(model.label_names, map(hex_color, model.palette))),
     )
 
 
-def _describe_member(model: Any, share: float) -> str:
+def _describe_member(model: Any, share: float | None) -> str:
     """One of several models in words."""
     height, width = model.image_size
     if isinstance(model, HeadSegmenter):
         what = _describe_head(model.segmentation_head.config)
     else:
         what = f"{type(model.model).__name__}, {_millions(model.model)}"
-    return f"{what}, reads {width} × {height} pixels, {share:.0%} of the mean"
+    return f"{what}, reads {width} × {height} pixels" + (f", {share:.0%} of the mean" if share is not None else "")
 
 
 def _millions(network: nn.Module) -> str:
@@ -240,19 +241,44 @@ def _validation(fitting: Mapping) -> list[dict]:
     return [{**fitting["validation"], "is_validation": True}] if fitting.get("validation") else []
 
 
-def _fitting_facts(config: Mapping, fitting: Mapping) -> dict[str, str | None]:
-    """Rows about a segmentation head, from its config and the record of its fitting, which may be empty."""
-    how = None
+def _head_facts(config: Mapping) -> dict[str, str | None]:
+    """Rows about a segmentation head."""
+    rule = _class_of_a_pixel(config.get("decisions"), config.get("guided"))
+    return {"segmentation head": _describe_head(config)} | rule
+
+
+def _class_of_a_pixel(decisions: Any, guided: Any) -> dict[str, str | None]:
+    chosen = "the one that raises mean IoU most" if decisions else None
+    follows = "probabilities are filtered to follow the picture" if guided else None
+    return {"class of a pixel": "; ".join(part for part in (chosen, follows) if part) or None}
+
+
+def _fitting_facts(fitting: Mapping) -> dict[str, str | None]:
+    """Rows from the record of a fit, which may be empty."""
+    how = pieces = None
     if "seconds" in fitting:
         how = f"recipe `{fitting['recipe']}`, {fitting['dtype']}, seed {fitting['seed']}"
         how = f"{describe_duration(fitting['seconds'])}, {how}"
+    if choice := fitting.get("choice"):
+        pieces = f"{choice['num_pieces']} of {choice['piece'][1]} × {choice['piece'][0]} pixels"
     return {
-        "labelled images": describe_images(fitting.get("dataset"), fitting.get("num_images")),
-        "segmentation head": _describe_head(config),
-        "class of a pixel": "the one that raises mean IoU most" if config.get("decisions") else None,
-        "fitting of the head": how,
+        "labelled images": describe_images(fitting.get("dataset"), None if choice else fitting.get("num_images")),
+        "pieces of them": pieces,
+        "expected mean IoU": _describe_estimate(choice) if choice else None,
+        "fitting": how,
         "hardware for fitting": describe_machine(fitting),
     }
+
+
+def _describe_estimate(choice: Mapping) -> str:
+    """What `fit --recipe best` expects of other images, with what speaks against it."""
+    expected = choice["estimate"]
+    on = "pieces of the same images, which flatters" if choice["within"] else "images"
+    few = ", too few for the interval" if expected["units"] < FEW and not choice["within"] else ""
+    return (
+        f"{expected['mean_iou']:.4f} (95 % interval {expected['low']:.4f} to {expected['high']:.4f}), by nested "
+        f"cross-validation on {expected['units']} {on}{few}"
+    )
 
 
 def _describe_head(config: Mapping) -> str:

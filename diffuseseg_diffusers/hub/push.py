@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Pushes pipelines, students and datasets to the Hub, each in one commit.
+"""Pushes models and datasets to the Hub, each in one commit.
 
 Everything is prepared and checked before the repository is created, so that a refused push leaves none behind.
 """
@@ -27,7 +27,7 @@ from ..pipelines.pixel import DiffuseSegPipeline
 from .cards import CARD, SAMPLES, own_card
 from .dataset_card import dataset_card, read_parts
 from .files import RECORDS, Upload, collect, without_local_paths
-from .model_cards import averaged_card, head_card, pipeline_card, sample_sheet, student_card
+from .model_cards import head_card, pipeline_card, sample_sheet, segmenter_card, student_card
 
 
 logger = logging.get_logger(__name__)
@@ -197,7 +197,7 @@ def finish_push(config: Any) -> None:
 
 def _load(upload: Upload) -> Any:
     """Loads the content of an upload for its card: a pipeline, a head, a student, or the parts of a dataset."""
-    if upload.kind in ("pipeline", "student", "averaged model"):
+    if upload.kind in ("pipeline", "student", "segmenter"):
         return load_pipeline(os.fspath(upload.root), device="cpu", dtype="float32")
     if upload.kind == "head":
         return PixelClassifierEnsemble.from_pretrained(upload.root, subfolder=HEAD)
@@ -218,8 +218,8 @@ def _make_card(
     training, fitting = (without_local_paths(read_json(path)) if path.is_file() else {} for path in paths)
     if upload.kind == "head":
         return head_card(loaded, fitting, evaluations, **given)
-    if upload.kind == "averaged model":
-        return averaged_card(loaded, fitting, evaluations, **given)
+    if upload.kind == "segmenter":
+        return segmenter_card(loaded, fitting, evaluations, **given)
     return pipeline_card(loaded, upload.files, training, fitting, evaluations, **given)
 
 

@@ -204,14 +204,14 @@ class AveragedSegmenter(Segmenter):
         """
         local = os.path.isdir(name)
         folder = Path(name if local else snapshot_download(str(name), allow_patterns=FILES, **hub_options(kwargs)))
-        index, base = read_json(folder / INDEX), None
-        members = members_of(index, folder, name)
-        if any(member["kind"] == ON_BASE for member in members):
-            base = AutoDiffuseSegPipeline.from_pretrained(folder / BASE, dtype=short_name(dtype))
+        index: Any = read_json(folder / INDEX)
+        base: Any = None
         models: dict[str, Segmenter] = {}
-        for member in members:
-            place = folder / member["folder"]
-            if member["kind"] == ON_BASE:
+        for own, kind in places_of(index, folder, name):
+            place = folder / own
+            if own == BASE:
+                base = AutoDiffuseSegPipeline.from_pretrained(place, dtype=short_name(dtype))
+            elif kind == ON_BASE:
                 head = PixelClassifierEnsemble.from_pretrained(place)
                 models[str(place)] = DiffuseSegPipeline(base.unet, base.scheduler, head, base.config.get("channels"))
             else:
@@ -269,20 +269,26 @@ def least_agreement(models: Sequence[Segmenter]) -> dict[str, float]:
     return least
 
 
-def members_of(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) -> list[dict[str, str]]:
-    """The members that an index lists; raises [`UserError`] if it is not valid or names places elsewhere."""
+def places_of(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) -> list[tuple[str, str]]:
+    """The folder and the kind of each member that an index lists, behind those of the base, if any is on it.
+
+    Raises:
+        UserError: The index is not valid, names places elsewhere, or one of them is not there.
+    """
     members = index.get("members")
     # None is listed twice: a short list of one large model could keep the machine busy for hours.
     valid = isinstance(members, list) and members and len({str(member) for member in members}) == len(members)
+    places: list[tuple[str, str]] = []
     for member in members if isinstance(members, list) else ():
         place = Path(str(member.get("folder"))) if isinstance(member, dict) else Path("..")
-        inside = place.parts[:1] in (("heads",), ("students",)) and ".." not in place.parts
-        # No folder is a link: that would lead elsewhere, or back into this one without end.
-        linked = (folder / place).resolve() != folder.resolve() / place
-        valid = valid and inside and not linked and member.get("kind") in (ON_BASE, ALONE)
-    if not valid:
+        inside = place.parts[:1] in (("heads",), ("students",)) and not any(part[0] == "." for part in place.parts)
+        valid = valid and inside and member.get("kind") in (ON_BASE, ALONE)
+        places += [(str(place), member["kind"])] if valid else []
+    places = [(BASE, ALONE)] * any(kind == ON_BASE for _, kind in places) + places
+    # No folder is a link: that would lead elsewhere, or back into this one without end.
+    if not valid or any((folder / place).resolve() != folder.resolve() / place for place, _ in places):
         raise UserError(f"The {INDEX} of {name} lists no members in heads/ and students/; restore it or fit again.")
-    for member in members:
-        if not (folder / member["folder"]).is_dir():  # else it would be looked for on the Hub
-            raise UserError(f"{name} lacks its member {member['folder']}; restore the folder or fit again.")
-    return members
+    for place, _ in places:
+        if not (folder / place).is_dir():  # else it would be looked for on the Hub
+            raise UserError(f"{name} lacks its member {place}; restore the folder or fit again.")
+    return places

@@ -8,6 +8,8 @@ from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pictures
 
 from diffuseseg_diffusers.datasets.columns import dataset_contents, load_split, split_names
+from diffuseseg_diffusers.datasets.find_labeled import load_labeled_images
+from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.jobs.contents import differences
 from diffuseseg_diffusers.jobs.errors import UserError
 
@@ -47,6 +49,13 @@ def test_the_folder_of_a_model_is_not_read_as_a_dataset(tmp_path, index):
         load_split(str(tmp_path), None, "train")
     with pytest.raises(UserError, match="holds a model, not images; give the folder of the images"):
         split_names(str(tmp_path), None)
+    (tmp_path / "samples").mkdir()
+    Pictures.fromarray(draw((16, 16), 0)[0]).save(tmp_path / "samples" / "step-000010.png")
+    for where in ({"name": str(tmp_path)}, {"name": None, "data_dir": str(tmp_path)}):
+        with pytest.raises(UserError, match="holds a model, not images"):
+            load_unlabeled(**where)
+    with pytest.raises(UserError, match="holds a model, not images"):
+        load_labeled_images(tmp_path)
 
 
 def test_every_cell_of_a_dataset_counts_and_is_named(tmp_path):

@@ -20,6 +20,7 @@ from ..conftest import draw, make_head
 from .common import NAMES, PIPELINE_FILES, fitted, saved, saved_student, write_images
 
 
+SCHEDULER = "scheduler/scheduler_config.json"
 DATASET_FILES = {".gitattributes", "README.md", "samples.png", "id2label.json", "data/train-00000-of-00001.parquet"}
 GENERATION = {  # as the version before wrote it
     "settings": {
@@ -220,43 +221,90 @@ def test_what_was_pushed_is_what_was_saved(hub, tmp_path):
     assert isinstance(loaded.scheduler, DDPMScheduler)
 
 
-def test_a_unet_of_the_recipe_best_is_pushed_and_not_taken_for_a_dataset(hub, tmp_path):
-    student = plain_unet(["sky", "disc"], (16, 16), 3)
-    student.save_pretrained(tmp_path / "model")
-    write_json(tmp_path / "model" / "head_training.json", {"seconds": 5.0, "hardware": "A machine"})
-    write_record(tmp_path / "model", "fit", ["config.json"])
-    push_folder(tmp_path / "model", "alice/network")
+CHOICE = {
+    "num_pieces": 12,
+    "piece": [32, 48],
+    "within": False,
+    "estimate": {"mean_iou": 0.7, "low": 0.6, "high": 0.8, "units": 3},
+}
+FITTING = {"recipe": "best", "dtype": "float32", "seed": 0, "seconds": 5.0, "hardware": "A machine"}
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_unet_of_the_recipe_best_is_pushed_and_not_taken_for_a_dataset(hub, tmp_path, chosen):
+    student, folder = plain_unet(["sky", "disc"], (16, 16), 3), tmp_path / "model"
+    student.save_pretrained(folder)
+    if chosen:
+        write_json(folder / "head_training.json", FITTING | {"choice": CHOICE})
+        write_record(folder, "fit", ["config.json"])
+    push_folder(folder, "alice/network")
     files = hub.files("models", "alice/network")
     own = {"config.json", "diffusion_pytorch_model.safetensors", "student.json"}
     assert set(files) == own | {".gitattributes", "README.md"}
     card = files["README.md"].decode()
-    assert "This network segments images into 2 classes. It was chosen" in card and "PlainUNet, 0.5 million" in card
+    assert "This network segments images into 2 classes." in card and "PlainUNet, 0.5 million" in card
+    for sentence in ("chosen from several", "0.7000 (95 % interval 0.6000 to 0.8000)", "12 of 48 × 32 pixels"):
+        assert (sentence in card) == chosen
+    assert "library_name" not in card and "of the mean" not in card
     loaded = load_pipeline("alice/network", device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
     assert loaded.identity() == student.identity()
 
 
-def test_several_models_are_pushed_and_loaded_by_name_without_code(hub, tmp_path):
+def averaged(folder, *more):
+    """Heads on one U-Net, a student and more in a folder."""
     pipe = fitted()
+    pipe.unet.register_to_config(_name_or_path="/home/alice/patients/unet")
     other = DiffuseSegPipeline(pipe.unet, pipe.scheduler, make_head(pipe, seed=1, label_names=NAMES))
     student = new_unet(NAMES, (16, 16), pipe.in_channels)
-    both = AveragedSegmenter({"head": pipe, "other": other, "student": student}, [2, 1, 1])
-    both.save_pretrained(tmp_path / "both")
-    (tmp_path / "both" / "notes.txt").write_text("patients")
-    estimate = {"mean_iou": 0.7, "low": 0.6, "high": 0.8}
-    write_json(tmp_path / "both" / "head_training.json", {"choice": {"estimate": estimate}, "model": "/home/alice/x"})
-    push_folder(tmp_path / "both", "alice/both")
+    models = [pipe, other, student, *more]
+    AveragedSegmenter(dict(zip("abcdef", models)), [2, 1, 1, 1][: len(models)]).save_pretrained(folder)
+    return folder
+
+
+def test_several_models_are_pushed_and_loaded_by_name_without_code(hub, tmp_path, caplog):
+    elsewhere = fitted(seed=3)  # on a U-Net of its own
+    both = averaged(tmp_path / "both", elsewhere)
+    (both / "notes.txt").write_text("patients")
+    choice = CHOICE | {"within": True}
+    dataset = {"name": "/home/alice/patients/scans", "on_hub": False, "config": None, "split": "train"}
+    write_json(both / "head_training.json", FITTING | {"choice": choice, "dataset": dataset})
+    push_folder(both, "alice/both")
+    assert "Not pushed, because no part of the segmenter: notes.txt." in caplog.text
     files = hub.files("models", "alice/both")
     names = {"config.json", "diffusion_pytorch_model.safetensors"}
+    weights = ("base/unet", "heads/0", "heads/1", "students/0", "heads/2/unet", "heads/2/segmentation_head")
     assert set(files) == {
-        *(".gitattributes", "README.md", "model_index.json"),
-        *("base/model_index.json", "base/scheduler/scheduler_config.json", "students/0/student.json"),
-        *(f"{place}/{name}" for place in ("base/unet", "heads/0", "heads/1", "students/0") for name in names),
+        *(".gitattributes", "README.md", "model_index.json", "students/0/student.json"),
+        *(f"{place}/{name}" for place in ("base", "heads/2") for name in ("model_index.json", SCHEDULER)),
+        *(f"{place}/{name}" for place in weights for name in names),
     }
-    assert not any(b"alice/x" in content or b"patients" in content for content in files.values())
+    assert not any(b"alice/patients" in content for content in files.values())
     card = files["README.md"].decode()
-    assert "These 3 models" in card and "0.7000 on other images" in card and "50% of the mean" in card
+    for sentence in ("These 4 models", "40% of the mean", "pieces of the same images, which flatters"):
+        assert sentence in card
     loaded = load_pipeline("alice/both", device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
-    assert loaded.identity() == both.identity()
-    (tmp_path / "both/heads/1/config.json").unlink()
+    assert loaded.identity() == load_pipeline(both, device="cpu", dtype="float32").identity()
+
+
+def test_several_models_of_which_one_is_missing_or_a_link_are_not_pushed(tmp_path):
+    both = averaged(tmp_path / "both")
+    (both / "heads/1/config.json").unlink()
     with pytest.raises(UserError, match="incomplete: its config or its weights are missing"):
-        collect(tmp_path / "both", tmp_path / "scratch")
+        collect(both, tmp_path / "scratch")
+    linked = averaged(tmp_path / "linked")
+    (linked / "base").rename(tmp_path / "private")
+    with pytest.raises(UserError, match="lacks its member base; restore the folder"):
+        collect(linked, tmp_path / "scratch")
+    (linked / "base").symlink_to(tmp_path / "private")
+    for read in (lambda: collect(linked, tmp_path / "scratch"), lambda: load_pipeline(linked)):
+        with pytest.raises(UserError, match="lists no members in heads/ and students/"):
+            read()
+
+
+def test_the_channels_of_a_denoiser_go_with_it(hub, tmp_path):
+    pipe = fitted()
+    channels = {"names": ["DAPI"], "low": [0.0], "high": [4095.0]}
+    DiffuseSegPipeline(pipe.unet, pipe.scheduler, None, channels).save_pretrained(tmp_path / "ddpm")
+    push_folder(tmp_path / "ddpm", "alice/scans", num_samples=0)
+    index = json.loads(hub.files("models", "alice/scans")["model_index.json"])
+    assert index["channels"] == json.loads((tmp_path / "ddpm/model_index.json").read_text())["channels"] == channels

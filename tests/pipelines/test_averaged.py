@@ -186,8 +186,6 @@ def test_commands_take_the_folder_or_say_why_not(committee, tmp_path, capsys):
     with pytest.raises(SystemExit):
         diffuseseg(["generate", "--num_samples", "1", *model, tmp_path / "made"])
     assert "segments images, but generates none" in capsys.readouterr().err
-    with pytest.raises(UserError, match="several models that segment together, which cannot be pushed yet"):
-        push_folder(tmp_path / "saved", "alice/committee")
 
 
 def test_an_index_that_names_places_elsewhere_is_a_sentence(committee, tmp_path):
