@@ -100,7 +100,7 @@ def push_labeling_space(
         if local:
             upload = collect(Path(model), Path(scratch))
             if upload.kind not in ("pipeline", "head"):
-                raise UserError(f"{what}: {model} is no diffusion model but of the kind {upload.kind}; give one.")
+                raise UserError(f"{what}: {model} holds a {upload.kind}; give the folder of a diffusion model.")
             files |= {f"model/{name}": content for name, content in upload.files.items()}
         repo_id = check_access(repo_id, token, False, what)
         card = space_card(repo_id, hub_name(model), len(found))

@@ -119,7 +119,7 @@ def test_names_and_tokens_that_do_not_fit_are_refused(hub, pictures, monkeypatch
 
 
 def test_a_dataset_is_no_model(hub, pictures):
-    with pytest.raises(UserError, match="is no diffusion model but of the kind dataset; give one"):
+    with pytest.raises(UserError, match="holds a dataset; give the folder of a diffusion model"):
         push_labeling_space("alice/no", str(pictures), pictures)
 
 

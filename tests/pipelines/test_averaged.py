@@ -13,7 +13,6 @@ from diffuseseg_diffusers import (
     DiffuseSegPipeline,
     choose_tiling,
     load_pipeline,
-    push_folder,
     segment_tiled,
 )
 from diffuseseg_diffusers.cli import main as diffuseseg
