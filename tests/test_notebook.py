@@ -19,7 +19,7 @@ NOTEBOOK = ROOT / "docs" / "notebooks" / "quickstart.ipynb"
 SHORTER = {
     "label_names=LABEL_NAMES, seed=0)": 'label_names=LABEL_NAMES, seed=0, recipe="fast", num_members=3)',
     'drawn_faces("test", 20)': 'drawn_faces("test", 6)',
-    "num_inference_steps=30": "num_inference_steps=2",
+    "num_inference_steps=100": "num_inference_steps=2",
 }
 
 

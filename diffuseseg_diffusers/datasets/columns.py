@@ -28,7 +28,7 @@ from .annotations.shapes import is_cell
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
-MODEL_FILES = ("model_index.json", "student.json", "student_training.json")  # of models that this package saves
+MODEL_FILES = ("student.json", "student_training.json")  # beside the config.json of a student
 MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
 
 
@@ -94,7 +94,8 @@ def split_names(name: str, config_name: str | None, **kwargs) -> list[str]:
 
 def check_no_model(name: str | os.PathLike) -> None:
     """Raises [`UserError`] for the folder of a model: its index is no row, its samples are no data."""
-    if any(Path(name, index).is_file() for index in MODEL_FILES):
+    student = Path(name, "config.json").is_file() and any(Path(name, own).is_file() for own in MODEL_FILES)
+    if student or Path(name, "model_index.json").is_file():
         raise UserError(f"The folder {name} holds a model, not images; give the folder of the images, or a Hub name.")
 
 

@@ -16,7 +16,7 @@ from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import evenly_spread
 from ..features.filters import SIGMAS
 from ..heads.classes import Classes
-from ..heads.cross_validation import WITHIN, Folds, LabeledActivations
+from ..heads.cross_validation import WITHIN, Folds, LabeledActivations, missing_classes, others
 from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
 from ..heads.fit import STROKES, fit_head, recipe_extractor
 from ..heads.guided import choose_guided
@@ -122,18 +122,17 @@ def fit_best(
             f"use --recipe default."
         )
     views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size, timesteps)
-    timely = passes_within(pipe, views[0], PASSES * clock.left())
+    timely = max(1, passes_within(pipe, views[0], PASSES * clock.left()))
     every, kept = pieces, affordable(len(pieces), piece, views[0], timely, say)
     pieces, pictures = every.select(kept), pictures_of(every)[kept]
     flip = not Classes.of(dataset).tell_sides if flip is None else flip
     folds = Folds.of(pictures, FOLDS, seed)
-    # Several heads take turns: each is trained for less time than one alone is.
-    recipe = replace(find_recipe("default"), batch_size=512, max_steps=700)
-    augmented = min(recipe.augmented_images, PIXELS // math.prod(piece))
-    if timely < augmented:
-        say(f"{timely} of {augmented} augmented views are read in the time; raise --max_minutes for more.")
-        recipe = replace(recipe, augmented_images=timely)
+    recipe = timed_recipe(len(pieces), piece, timely, say)
     labelled = Labelled(pieces, every, piece, folds, recipe, flip, seed, batch_size, min_label_fraction)
+    for sentence in missing_classes(
+        torch.from_numpy(np.stack(labelled.masks)), others(folds.held_out), labelled.classes
+    ):
+        say(sentence)
 
     # 2. Heads on the frozen denoiser as it usually reads, a U-Net, and heads of other views as far as time allows.
     tables: dict[View, Table] = {}
@@ -191,6 +190,19 @@ def passes_within(pipe: Any, view: View, seconds: float) -> int:
     began = time.monotonic()
     extractor(image)
     return int(seconds / (time.monotonic() - began))
+
+
+def timed_recipe(number: int, piece: tuple[int, int], timely: int, say: Callable[[str], Any]) -> Recipe:
+    """The recipe of heads on so many pieces, with as many augmented views as are read in time and are worth it."""
+    # Several heads take turns: each is trained for less time than one alone is.
+    recipe = replace(find_recipe("default"), batch_size=512, max_steps=700)
+    fitting = PIXELS // math.prod(piece)  # many or large pieces show enough as they are
+    augmented = min(recipe.augmented_images, fitting) if fitting >= 2 * number else 0
+    timed = replace(recipe, augmented_images=min(timely, augmented))
+    if timely < augmented:
+        read, every = (number * one.num_views(number) for one in (timed, replace(recipe, augmented_images=augmented)))
+        say(f"{read} of {every} augmented views are read in the time; raise --max_minutes for more.")
+    return timed
 
 
 def affordable(number: int, piece: tuple[int, int], view: View, timely: int, say: Callable[[str], Any]) -> list[int]:
@@ -390,6 +402,8 @@ def describe(choice: Choice, names: Sequence[str]) -> str:
     )
     each = (f"{name} {'–' if x is None else format(100 * x, '.1f')}" for name, x in zip(names, e.per_class_iou))
     lines.append(f"Of each class: {', '.join(each)}.")
+    if absent := [name for name, x in zip(names, e.per_class_iou) if x is None]:
+        lines.append(f"No labelled pixel shows {', '.join(absent)}: the estimate leaves out what it does not know.")
     if e.units < FEW and not choice.within:
         lines.append(f"Of {e.units} pictures, the interval is about their range, and too narrow: label more to know.")
     if choice.within:

@@ -81,10 +81,7 @@ class Labelled:
         self.dataset, self.every, self.piece, self.folds, self.flip = dataset, every, piece, folds, flip
         self.seed, self.batch_size, self.min_label_fraction = seed, batch_size, min_label_fraction
         self.classes = Classes.of(dataset)
-        # Augmented views as far as the pixels allow; many or large pieces show enough as they are.
-        fitting = PIXELS // (piece[0] * piece[1])
-        number = min(recipe.augmented_images, fitting) if fitting >= 2 * len(dataset) else 0
-        self.recipe = replace(recipe, augmented_images=number)
+        self.recipe = recipe
         self.masks = [resize_mask(dataset[i].mask, piece) for i in range(len(dataset))]  # [H,W] each
 
     def activations(self, pipe: Any, view: View, sigmas: Sequence[float]) -> tuple[Any, LabeledActivations]:

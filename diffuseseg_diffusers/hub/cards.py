@@ -51,7 +51,9 @@ def render(
     metadata = kind.card_data_class(**{name: value for name, value in data.items() if value is not None})
     folder = resources.files("diffuseseg_diffusers.hub_cards")
     loader = jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
-    page = jinja2.Environment(loader=loader).get_template(template)
+    environment = jinja2.Environment(loader=loader)
+    environment.filters["cell"] = escape_cell
+    page = environment.get_template(template)
     text = page.render(
         card_data=metadata.to_yaml(),
         repo_id=repo_id,
@@ -63,6 +65,12 @@ def render(
         **values,
     )
     return kind(re.sub(r"\n{3,}", "\n\n", text))
+
+
+def escape_cell(text: str) -> str:
+    """Text of a user, such as the name of a class, as one cell of a table in Markdown, without markup or code."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*_|\[\]!])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def own_card(folder: Path, kind: type[ModelCard] | type[DatasetCard]) -> ModelCard | DatasetCard | None:

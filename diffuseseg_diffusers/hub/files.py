@@ -22,7 +22,7 @@ from ..datasets.parquet import as_parquet
 from ..images.image_files import find_images
 from ..images.image_processor import is_address
 from ..jobs.errors import UserError
-from ..jobs.files import RECORD, read_json, read_record
+from ..jobs.files import RECORD, read_object, read_record
 from ..pipelines.auto import AVERAGED
 from ..pipelines.averaged import ON_BASE, places_of
 from ..pipelines.composed import HEAD, INDEX, ComposedDiffuseSegPipeline
@@ -92,7 +92,7 @@ def collect(folder: Path, scratch: Path) -> Upload:
         used = {CARD, SAMPLES, f".{SAMPLES}", *converted}  # the page is drawn anew
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
     if upload.kind == "segmenter":  # whose pipelines were saved as if each were alone
-        found = {name for name in found if not name.endswith(OF_CODE)}
+        found = {name for name in found if Path(name).name not in OF_CODE}
     upload.left_out = sorted(found - used - set(upload.files) - {RECORD})
     return upload
 
@@ -107,7 +107,7 @@ def model_files(folder: Path, alone: bool = True) -> tuple[str, Files]:
         files = student_files(folder)
         return "student" if (folder / STUDENT_RECORD).is_file() else "segmenter", files
     own_name(folder, folder / INDEX)
-    index = read_json(folder / INDEX)
+    index = read_object(folder / INDEX)
     if index.get("_class_name") == AVERAGED:
         return "segmenter", averaged_files(folder, index)
     if index.get("_class_name") != ComposedDiffuseSegPipeline.__name__:
@@ -125,12 +125,14 @@ def pipeline_files(folder: Path, index: dict[str, Any], alone: bool = True) -> F
         UserError: It is a pipeline of another kind, or a part of it is missing, or only pickled.
     """
     name = index.get("_class_name")
-    parts = [k for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and v[0] is not None]
+    parts = [k for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and v and v[0] is not None]
     if unknown := sorted(set(parts) - set(COMPONENTS)):
         raise UserError(
             f"{folder} holds a {name} with the parts {', '.join(unknown)}, which cannot be pushed yet; pipelines with "
             f"a U-Net of diffusers for pixels can."
         )
+    if not parts:
+        raise UserError(f"{folder / INDEX} names no parts of a pipeline; restore it, or save the pipeline again.")
     paths: list[Path] = []
     for part in parts:
         root = folder / part if (folder / part).is_dir() else folder  # old pipelines have one level
@@ -156,7 +158,7 @@ def head_files(folder: Path) -> Files:
     """
     own = {f"{HEAD}/{name}": content for name, content in _head_weights(folder / HEAD).items()}
     files = own | _read(folder, [folder / INDEX])
-    base = (read_json(folder / HEAD / COMPONENTS[HEAD]).get("base") or {}).get("model")
+    base = (read_object(folder / HEAD / COMPONENTS[HEAD]).get("base") or {}).get("model")
     if base is None or os.path.isabs(base):
         raise UserError(
             f"The base of the head in {folder} is {base or 'not known'}, which nobody else can fetch; push the base to "
@@ -271,7 +273,7 @@ def own_name(folder: Path, path: Path) -> str:
 
 def clean_json(path: Path) -> bytes:
     """A JSON file without paths of this machine."""
-    return _encode(without_local_paths(read_json(path)))
+    return _encode(without_local_paths(read_object(path)))
 
 
 def without_local_paths(content: Any, key: str = "") -> Any:

@@ -146,7 +146,9 @@ def segmenter_card(model: Segmenter, fitting: Mapping, evaluations: Sequence[Map
 def _describe_member(model: Any, share: float | None) -> str:
     """One of several models in words."""
     height, width = model.image_size
-    if isinstance(model, HeadSegmenter):
+    if isinstance(model, AveragedSegmenter):
+        what = f"{len(model.models)} models"
+    elif isinstance(model, HeadSegmenter):
         what = _describe_head(model.segmentation_head.config)
     else:
         what = f"{type(model.model).__name__}, {_millions(model.model)}"
@@ -264,7 +266,7 @@ def _fitting_facts(fitting: Mapping) -> dict[str, str | None]:
     return {
         "labelled images": describe_images(fitting.get("dataset"), None if choice else fitting.get("num_images")),
         "pieces of them": pieces,
-        "expected mean IoU": _describe_estimate(choice) if choice else None,
+        "expected mean IoU": _describe_estimate(choice) if choice and choice["estimate"]["mean_iou"] else None,
         "fitting": how,
         "hardware for fitting": describe_machine(fitting),
     }

@@ -19,7 +19,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status, validate_rep
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..images.image_files import encode_image
 from ..jobs.errors import UserError
-from ..jobs.files import read_json
+from ..jobs.files import read_object
 from ..jobs.hub_errors import explain_hub_error, is_temporary
 from ..pipelines.composed import HEAD
 from ..pipelines.loading import load_pipeline
@@ -215,12 +215,18 @@ def _make_card(
     if upload.kind == "student":
         return student_card(folder, **given)
     paths = [folder / name for name in RECORDS]
-    training, fitting = (without_local_paths(read_json(path)) if path.is_file() else {} for path in paths)
-    if upload.kind == "head":
-        return head_card(loaded, fitting, evaluations, **given)
-    if upload.kind == "segmenter":
-        return segmenter_card(loaded, fitting, evaluations, **given)
-    return pipeline_card(loaded, upload.files, training, fitting, evaluations, **given)
+    training, fitting = (without_local_paths(read_object(path)) if path.is_file() else {} for path in paths)
+    try:
+        if upload.kind == "head":
+            return head_card(loaded, fitting, evaluations, **given)
+        if upload.kind == "segmenter":
+            return segmenter_card(loaded, fitting, evaluations, **given)
+        return pipeline_card(loaded, upload.files, training, fitting, evaluations, **given)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{' or '.join(RECORDS)} in {folder} is no record of a training ({type(error).__name__}: {error}); repair "
+            f"or remove it."
+        ) from error
 
 
 def commit_upload(

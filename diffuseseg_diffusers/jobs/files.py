@@ -64,6 +64,11 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, f"{path} could not be written ({error.strerror})") from error
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if number is None:
+            raise
+        raise OSError(int(number[1]), f"{path} could not be written ({os.strerror(int(number[1]))})") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -103,6 +108,14 @@ def read_json(path: str | os.PathLike) -> dict:
         raise UserError(f"There is no file {path}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no JSON file ({error}); repair or remove it.") from error
+
+
+def read_object(path: str | os.PathLike) -> dict:
+    """Reads a JSON file that holds an object; raises [`UserError`] if it is none."""
+    content: object = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object, but {json.dumps(content)[:40]}; repair or remove it.")
+    return content
 
 
 def remove_matching(folder: Path, patterns: Iterable[str]) -> None:
@@ -204,7 +217,8 @@ def output_folder(folder: Path, overwrite: bool, command: str, inputs: Iterable[
         shutil.rmtree(abandoned)
     partial.mkdir()
     try:
-        yield partial
+        with naming(folder):
+            yield partial
         write_record(partial, command, owns=[exact_pattern(path) for path in _files(partial)])
         check_output_folder(folder, overwrite, inputs, command)  # it may have changed while the block ran
         if real.exists():

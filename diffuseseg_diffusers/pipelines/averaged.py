@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
@@ -20,7 +21,7 @@ from ..heads.decisions import Decisions, winners
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..heads.guided import check_guided
 from ..jobs.errors import UserError
-from ..jobs.files import read_json, write_json
+from ..jobs.files import read_object, write_json
 from ..jobs.hardware import short_name
 from .auto import AutoDiffuseSegPipeline
 from .composed import INDEX
@@ -204,7 +205,7 @@ class AveragedSegmenter(Segmenter):
         """
         local = os.path.isdir(name)
         folder = Path(name if local else snapshot_download(str(name), allow_patterns=FILES, **hub_options(kwargs)))
-        index: Any = read_json(folder / INDEX)
+        index = read_object(folder / INDEX)
         base: Any = None
         models: dict[str, Segmenter] = {}
         for own, kind in places_of(index, folder, name):
@@ -280,10 +281,9 @@ def places_of(index: Mapping[str, Any], folder: Path, name: str | os.PathLike) -
     valid = isinstance(members, list) and members and len({str(member) for member in members}) == len(members)
     places: list[tuple[str, str]] = []
     for member in members if isinstance(members, list) else ():
-        place = Path(str(member.get("folder"))) if isinstance(member, dict) else Path("..")
-        inside = place.parts[:1] in (("heads",), ("students",)) and not any(part[0] == "." for part in place.parts)
-        valid = valid and inside and member.get("kind") in (ON_BASE, ALONE)
-        places += [(str(place), member["kind"])] if valid else []
+        place, kind = (str(member.get(key)) for key in ("folder", "kind")) if isinstance(member, dict) else ("", "")
+        valid = valid and re.fullmatch(r"(heads|students)/[0-9]{1,9}", place) and kind in (ON_BASE, ALONE)
+        places.append((place, kind))
     places = [(BASE, ALONE)] * any(kind == ON_BASE for _, kind in places) + places
     # No folder is a link: that would lead elsewhere, or back into this one without end.
     if not valid or any((folder / place).resolve() != folder.resolve() / place for place, _ in places):

@@ -44,7 +44,8 @@ def test_contents_tell_other_images_names_and_orders_but_not_another_folder(tmp_
 
 @pytest.mark.parametrize("index", ["model_index.json", "student.json", "student_training.json"])
 def test_the_folder_of_a_model_is_not_read_as_a_dataset(tmp_path, index):
-    (tmp_path / index).write_text('{"members": [{"folder": "heads/0"}]}')
+    for name in (index, "config.json"):
+        (tmp_path / name).write_text('{"members": [{"folder": "heads/0"}]}')
     with pytest.raises(UserError, match="holds a model, not images; give the folder of the images"):
         load_split(str(tmp_path), None, "train")
     with pytest.raises(UserError, match="holds a model, not images; give the folder of the images"):

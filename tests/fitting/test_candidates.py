@@ -1,7 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import pytest
 
-from diffuseseg_diffusers.fitting.best import affordable
+from diffuseseg_diffusers.fitting.best import affordable, timed_recipe
 from diffuseseg_diffusers.fitting.candidates import crops_of
 from diffuseseg_diffusers.fitting.pieces import View
 
@@ -28,3 +28,11 @@ def test_heads_learn_from_as_many_pieces_as_are_worth_it(number, timely, side, k
     chosen = affordable(number, (160, 160), View(1.0, (side, side)), timely, lines.append)
     assert len(chosen) == kept and chosen == sorted(set(chosen)) and (not said) == (not lines)
     assert said in "".join(lines)
+
+
+def test_augmented_views_are_read_as_time_and_size_allow():
+    lines: list[str] = []
+    assert timed_recipe(5, (120, 120), 200, lines.append).augmented_images == 72 and not lines
+    assert timed_recipe(48, (160, 160), 10, lines.append).augmented_images == 0 and not lines
+    assert timed_recipe(5, (120, 120), 1, lines.append).num_views(5) == 1  # of each at least
+    assert lines == ["5 of 65 augmented views are read in the time; raise --max_minutes for more."]

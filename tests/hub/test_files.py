@@ -308,3 +308,32 @@ def test_the_channels_of_a_denoiser_go_with_it(hub, tmp_path):
     push_folder(tmp_path / "ddpm", "alice/scans", num_samples=0)
     index = json.loads(hub.files("models", "alice/scans")["model_index.json"])
     assert index["channels"] == json.loads((tmp_path / "ddpm/model_index.json").read_text())["channels"] == channels
+
+
+@pytest.mark.parametrize("content", ["[]", "1", '"x"', "null", '{"unet": []}', '{"_class_name": "AveragedSegmenter"}'])
+def test_an_index_that_is_none_is_a_sentence(tmp_path, content):
+    (tmp_path / "model_index.json").write_text(content)
+    with pytest.raises(UserError, match="holds no JSON object|lists no members|names no parts of a pipeline") as found:
+        collect(tmp_path, tmp_path / "scratch")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [[], "x", {"choice": "x"}, {"choice": CHOICE | {"estimate": None}}, {"seconds": 5.0}, {"dataset": "scans"}],
+)
+def test_a_record_that_is_none_is_a_sentence(hub, tmp_path, record):
+    plain_unet(["sky", "disc"], (16, 16), 3).save_pretrained(tmp_path)
+    (tmp_path / "head_training.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="head_training.json.* (is no record of a training|holds no JSON object)"):
+        push_folder(tmp_path, "alice/network")
+
+
+def test_names_of_classes_are_text_and_no_markup(hub, tmp_path):
+    names = ["a|b", "<script>alert(1)</script>", "sky\n# Heading", "[click](http://evil) `code`"]
+    plain_unet(names, (16, 16), 3).save_pretrained(tmp_path / "model")
+    push_folder(tmp_path / "model", "alice/names")
+    card = hub.files("models", "alice/names")["README.md"].decode()
+    for shown in (r"a\|b", "&lt;script>alert(1)&lt;/script>", "| sky # Heading |", r"\[click\](http://evil) \`code\`"):
+        assert shown in card
+    assert "\n# Heading" not in card and "<script" not in card

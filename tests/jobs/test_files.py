@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.jobs.files import (
@@ -329,3 +331,11 @@ def test_a_file_of_the_records_name_that_is_none_is_named(tmp_path):
         with pytest.raises(UserError, match=RECORD):
             clear_output_folder(tmp_path)
         assert (tmp_path / "a").exists()
+
+
+def test_a_library_that_cannot_write_its_weights_gets_a_name_and_leaves_nothing(tmp_path):
+    network = {"weight": torch.zeros(1000)}
+    refused = pytest.raises(OSError, match=r"out could not be written \(")
+    with refused as found, output_folder(tmp_path / "out", False, "fit") as folder:
+        save_file(network, folder / "missing" / "model.safetensors")
+    assert found.value.errno == errno.ENOENT and not list(tmp_path.iterdir())
