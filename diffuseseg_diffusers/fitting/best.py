@@ -21,6 +21,7 @@ from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
 from ..heads.fit import STROKES, fit_head, recipe_extractor
 from ..heads.guided import choose_guided
 from ..heads.recipes import Recipe, find_recipe
+from ..heads.views import shapes_of
 from ..jobs.errors import UserError
 from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.pixel import DiffuseSegPipeline
@@ -37,6 +38,7 @@ MOST_PIXELS = 64 * 256**2  # that the model reads of all pieces together: activa
 ENOUGH = 48 * 160**2  # pixels of pieces that heads learn from: more teach them little, and take the U-Net's time
 SAMPLED = 400_000  # held-out pixels that candidates are compared on
 FINAL = 0.12  # share of the time that is kept for the final heads
+UNLIKE = 1.5  # ratio of a side to the median from which pictures are told to be of other sizes
 LEAST = 0.3  # share of the time that has to be left behind the first heads for a U-Net
 FOLD, WHOLE = 0.3, 0.35  # shares of what is left that the U-Net is trained for on each half of the pieces, and on all
 PASSES = 0.15  # share of the time that labelled pieces and their augmented views may each take at the first scale
@@ -116,6 +118,7 @@ def fit_best(
     # 1. Pieces, folds and views.
     pieces = with_labels(in_pieces(dataset, seed=seed), say)
     piece = piece_size(pieces)
+    say_sizes(pieces, piece, say)
     if len(pieces) < 2:
         raise UserError(
             f"There is one labelled picture of {piece[1]} × {piece[0]}, and nothing to compare on; label another, or "
@@ -222,7 +225,8 @@ def affordable(number: int, piece: tuple[int, int], view: View, timely: int, say
 
 def with_labels(pieces: LabeledImages, say: Callable[[str], Any]) -> LabeledImages:
     """Those pieces that have a labelled pixel: nothing could be learned from a fold of others."""
-    shares = [float((pieces[i].mask != pieces.ignore_index).mean()) for i in range(len(pieces))]
+    known = (pieces[i].mask != pieces.ignore_index for i in range(len(pieces)))
+    shares = [share_of_labels(own, pieces.tiling is not None) for own in known]
     kept = [i for i, share in enumerate(shares) if share]
     if not kept:
         raise UserError("The masks have no labelled pixels: all are ignored; label some.")
@@ -231,6 +235,26 @@ def with_labels(pieces: LabeledImages, say: Callable[[str], Any]) -> LabeledImag
     if (share := float(np.mean(shares))) < STROKES:
         say(f"{share:.1%} of the pixels have a label; --sparse_labels learns from the others too.")
     return pieces.select(kept) if len(kept) < len(pieces) else pieces
+
+
+def share_of_labels(known: np.ndarray, tile: bool) -> float:
+    """Share of the pixels `[H, W]` bool that have a label; of a tile within the box of its labels, as it may be padded
+    and has labels that another tile has too."""
+    if not tile or not known.any():
+        return float(known.mean())
+    rows, columns = (np.flatnonzero(known.any(axis)) for axis in (1, 0))
+    return float(known[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean())
+
+
+def say_sizes(pieces: LabeledImages, piece: tuple[int, int], say: Callable[[str], Any]) -> None:
+    """Says what is distorted: all pieces are read at one size."""
+    ratios = np.array(shapes_of(pieces)) / np.array(piece)  # [N,2]
+    odd = int((np.abs(np.log(ratios)) > math.log(UNLIKE)).any(1).sum())
+    if odd:
+        say(
+            f"{odd} of {len(pieces)} pictures have other sizes than most; all are read at {piece[1]} × {piece[0]} "
+            f"pixels, which distorts those; --tile reads pictures in tiles."
+        )
 
 
 @dataclass

@@ -276,11 +276,13 @@ def _describe_estimate(choice: Mapping) -> str:
     """What `fit --recipe best` expects of other images, with what speaks against it."""
     expected = choice["estimate"]
     on = "pieces of the same images, which flatters" if choice["within"] else "images"
+    classes = expected["per_class_iou"]
+    known = sum(iou is not None for iou in classes)
+    over = f" over {known} of {len(classes)} classes" if known < len(classes) else ""
     few = ", too few for the interval" if expected["units"] < FEW and not choice["within"] else ""
-    return (
-        f"{expected['mean_iou']:.4f} (95 % interval {expected['low']:.4f} to {expected['high']:.4f}), by nested "
-        f"cross-validation on {expected['units']} {on}{few}"
-    )
+    interval = f"95 % interval {expected['low']:.4f} to {expected['high']:.4f}"
+    by = f"by nested cross-validation on {expected['units']} {on}{few}"
+    return f"{expected['mean_iou']:.4f}{over} ({interval}), {by}"
 
 
 def _describe_head(config: Mapping) -> str:

@@ -1,7 +1,11 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import numpy as np
 import pytest
+from datasets import Dataset
+from PIL import Image
 
-from diffuseseg_diffusers.fitting.best import affordable, timed_recipe
+from diffuseseg_diffusers import LabeledImages
+from diffuseseg_diffusers.fitting.best import affordable, say_sizes, share_of_labels, timed_recipe
 from diffuseseg_diffusers.fitting.candidates import crops_of
 from diffuseseg_diffusers.fitting.pieces import View
 
@@ -36,3 +40,24 @@ def test_augmented_views_are_read_as_time_and_size_allow():
     assert timed_recipe(48, (160, 160), 10, lines.append).augmented_images == 0 and not lines
     assert timed_recipe(5, (120, 120), 1, lines.append).num_views(5) == 1  # of each at least
     assert lines == ["5 of 65 augmented views are read in the time; raise --max_minutes for more."]
+
+
+def test_what_pads_a_tile_is_not_taken_for_a_missing_label():
+    known = np.zeros((160, 160), bool)
+    assert share_of_labels(known, tile=True) == share_of_labels(known, tile=False) == 0
+    known[:32] = True
+    assert share_of_labels(known, tile=True) == 1 and share_of_labels(known, tile=False) == 0.2
+    known[:32] = np.arange(160) % 8 == 0  # strokes
+    assert share_of_labels(known, tile=True) < 0.2
+
+
+def test_pictures_that_are_distorted_are_told():
+    def dataset(*sides: int) -> LabeledImages:
+        rows = [{name: Image.new("L", (side, 48)) for name in ("image", "mask")} for side in sides]
+        return LabeledImages(Dataset.from_list(rows), num_classes=2)
+
+    lines: list[str] = []
+    say_sizes(dataset(48, 50, 60), (48, 50), lines.append)
+    assert not lines
+    say_sizes(dataset(48, 50, 200), (48, 50), lines.append)
+    assert lines[0].startswith("1 of 3 pictures have other sizes than most; all are read at 50 × 48 pixels")

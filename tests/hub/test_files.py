@@ -225,7 +225,7 @@ CHOICE = {
     "num_pieces": 12,
     "piece": [32, 48],
     "within": False,
-    "estimate": {"mean_iou": 0.7, "low": 0.6, "high": 0.8, "units": 3},
+    "estimate": {"mean_iou": 0.7, "low": 0.6, "high": 0.8, "units": 3, "per_class_iou": [0.9, 0.5, None]},
 }
 FITTING = {"recipe": "best", "dtype": "float32", "seed": 0, "seconds": 5.0, "hardware": "A machine"}
 
@@ -243,7 +243,11 @@ def test_a_unet_of_the_recipe_best_is_pushed_and_not_taken_for_a_dataset(hub, tm
     assert set(files) == own | {".gitattributes", "README.md"}
     card = files["README.md"].decode()
     assert "This network segments images into 2 classes." in card and "PlainUNet, 0.5 million" in card
-    for sentence in ("chosen from several", "0.7000 (95 % interval 0.6000 to 0.8000)", "12 of 48 × 32 pixels"):
+    for sentence in (
+        "chosen from several",
+        "0.7000 over 2 of 3 classes (95 % interval 0.6000 to 0.8000)",
+        "12 of 48 × 32 pixels",
+    ):
         assert (sentence in card) == chosen
     assert "library_name" not in card and "of the mean" not in card
     loaded = load_pipeline("alice/network", device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
