@@ -11,6 +11,7 @@ from typing import Any
 import PIL.Image
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ..datasets.columns import describe_dataset
 from ..datasets.unlabeled import evenly_spread
@@ -114,7 +115,7 @@ def record_student_agreement(student: Student, images: Iterable[ImageInput]) -> 
     if (dtype := default_dtype(student.device)) == torch.float32:
         return {}
     reduced = copy.deepcopy(student)
-    reduced.model.to(dtype)
+    nn.Module.to(reduced.model, dtype)  # that of diffusers warns of modules to keep in float32, of which there are none
     student.agreement = measure_agreement(reduced, lambda: student, images)
     print(agreement_line(student.agreement))
     return student.agreement

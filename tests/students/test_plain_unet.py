@@ -1,13 +1,18 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 import copy
+from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 
 from diffuseseg_diffusers import load_pipeline
 from diffuseseg_diffusers.students.choosing import new_student
 from diffuseseg_diffusers.students.plain_unet import PlainUNet
+from diffuseseg_diffusers.students.report import record_student_agreement
 from diffuseseg_diffusers.students.unets import plain_unet
+
+from ..conftest import draw
 
 
 def test_it_does_not_see_brightness_and_contrast_of_a_picture():
@@ -58,3 +63,13 @@ def test_training_from_nothing_again_keeps_the_kind_of_network(tmp_path):
     plain_unet(["sky", "disc"], (16, 16), 3).save_pretrained(tmp_path)
     student, _ = new_student(str(tmp_path), ["sky", "disc"], (16, 16), 3, from_scratch=True)
     assert isinstance(student.model, PlainUNet)
+
+
+def test_precisions_are_compared_without_a_warning(monkeypatch, capsys):
+    student = plain_unet(["sky", "disc"], (16, 24), 1)
+    warned = mock.Mock()
+    monkeypatch.setattr("diffusers.models.modeling_utils.logger.warning", warned)
+    monkeypatch.setattr("diffuseseg_diffusers.students.report.default_dtype", lambda device: torch.bfloat16)
+    found = record_student_agreement(student, [Image.fromarray(draw((16, 24), 0)[0])])
+    assert 0 <= found["bfloat16"] <= 1 and student.model.dtype == torch.float32 and not warned.called
+    assert "Masks in bfloat16 agree" in capsys.readouterr().out
