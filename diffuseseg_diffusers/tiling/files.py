@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +94,7 @@ class FileRun:
         self.parts_folder = folder / PARTS
         self.names = free_names([stem(image) for image in self.images])
         self.notes: list[str] = []  # what has to be said before the work
+        self._told: Counter[str] = Counter()  # sizes of pictures whose tiles were told
         self._open: OrderedDict[str, Raster] = OrderedDict()
         lost = [f"{image} {why}" for image in self.images if (why := lost_here(image))]
         if lost:
@@ -143,10 +144,18 @@ class FileRun:
         """Keeps what has to be said of a large picture: how it is cut, what is left out, what costs memory."""
         size = f"{raster.width} × {raster.height}" + (f" × {raster.planes} planes" if raster.planes > 1 else "")
         if self.reading.tile is None:
-            self.notes += describe_tiling(self.pipe, raster, tiling, size)
+            self.notes += self._tell(raster, tiling, size)
         self.notes += raster.notes
         if raster.whole and raster.height * raster.width > 2**26:
             self.notes.append(f"{raster.name} is decoded whole into memory; a tiled TIFF would not be.")
+
+    def _tell(self, raster: Raster, tiling: Tiling | None, size: str) -> list[str]:
+        """How a picture is cut, in full for the first of a size, and in a word for the second."""
+        lines = describe_tiling(self.pipe, raster, tiling, size)
+        self._told[size] += bool(lines)
+        if self._told[size] <= 1:
+            return lines
+        return [f"So are others of {size} pixels."] if lines and self._told[size] == 2 else []
 
     @property
     def files(self) -> list[str]:
@@ -200,7 +209,7 @@ class FileRun:
         """How a picture is cut that is large enough, or `None`."""
         raster = PictureRaster(image, name)
         tiling = tiling_of(self.pipe, self.reading, raster)
-        for line in describe_tiling(self.pipe, raster, tiling, f"{image.width} × {image.height}"):
+        for line in self._tell(raster, tiling, f"{image.width} × {image.height}"):
             tqdm.write(line)
         return tiling
 

@@ -272,3 +272,13 @@ def test_tiffs_that_only_pillow_can_read_here_are_said(drawn, tmp_path, monkeypa
     said = run("diffuseseg", "segment", tmp_path / "a.tif", *given).stdout
     assert "a.tif is read by Pillow, its first page alone" in said and "the extra `tiff`" in said
     assert (tmp_path / "out" / "a_mask.png").is_file()
+
+
+def test_how_pictures_of_one_size_are_cut_is_said_once(drawn, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i, (height, width) in enumerate([(144, 200)] * 3 + [(140, 200)]):
+        Image.fromarray(slide()[0, :height, :width]).save(tmp_path / "pictures" / f"{i}.png")
+    given = ("--model", drawn / "model", "--output_dir", tmp_path / "out")
+    said = run("diffuseseg", "segment", tmp_path / "pictures", *given).stdout
+    assert said.count("200 × 144 pixels, is segmented by tiles") == said.count("200 × 140 pixels, is segmented") == 1
+    assert said.count("So are others of 200 × 144 pixels.") == 1 and len(lines(tmp_path / "out")) == 4
