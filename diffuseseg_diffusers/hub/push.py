@@ -37,7 +37,7 @@ def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = 
     """Uploads a pipeline with its card in one commit; `pipe.push_to_hub` of diffusers uploads no card.
 
     Args:
-        pipe ([`DiffuseSegPipeline`]): With or without a head.
+        pipe ([`DiffuseSegPipeline`]): With or without a head; or an [`AveragedSegmenter`].
         repo_id (`str`): Repository, `user/name`; created if it does not exist.
         variant (`str`, *optional*): As in [`DiffuseSegPipeline.save_pretrained`].
         **kwargs: As in [`push_folder`].
@@ -52,7 +52,7 @@ def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = 
         >>> push_pipeline(pipe, "user/faces-diffuseseg", license="apache-2.0")
     """
     with tempfile.TemporaryDirectory() as folder:
-        pipe.save_pretrained(folder, variant=variant)
+        pipe.save_pretrained(folder, **({"variant": variant} if variant else {}))
         return push_folder(folder, repo_id, pipe=pipe, **kwargs)
 
 
