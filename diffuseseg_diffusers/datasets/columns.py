@@ -23,12 +23,12 @@ from ..jobs.contents import BY_NAME, bytes_contents, contents_of, listed
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import LOG_IN, explain_hub_error
 from .annotations.shapes import is_cell
+from .layouts import check_no_model
 
 
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
-MODEL_FILES = ("student.json", "student_training.json")  # beside the config.json of a student
 MASK_COLUMNS = ("mask", "label", "annotation", "labels", "segmentation_mask")
 
 
@@ -90,13 +90,6 @@ def split_names(name: str, config_name: str | None, **kwargs) -> list[str]:
         return get_dataset_split_names(name, config_name, **kwargs)
     except Exception:
         return list(load_split(name, config_name, None, **kwargs))  # which says what is wrong
-
-
-def check_no_model(name: str | os.PathLike) -> None:
-    """Raises [`UserError`] for the folder of a model: its index is no row, its samples are no data."""
-    student = Path(name, "config.json").is_file() and any(Path(name, own).is_file() for own in MODEL_FILES)
-    if student or Path(name, "model_index.json").is_file():
-        raise UserError(f"The folder {name} holds a model, not images; give the folder of the images, or a Hub name.")
 
 
 def describe_dataset(name: str, config_name: str | None, split: str | None) -> dict:

@@ -2,6 +2,7 @@
 """Which picture of a folder has which mask: splits, roles of folders and names of files, as people keep them."""
 
 import logging
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -15,14 +16,15 @@ import PIL.Image
 
 from ..images.formats.opening import ZARR, find_rasters
 from ..images.image_files import walk
+from ..jobs.errors import UserError
 from ..jobs.files import read_json
-from .columns import check_no_model
 from .folder_names import MASKS, NO_CLASS_NAMES, bare_name, image_keys, mask_keys, plain_name, said_by, split_of
 from .layout import ALL, Layout, Pair, report
 
 
 logger = logging.getLogger(__name__)
 
+STUDENT_FILES = ("student.json", "student_training.json")  # beside the config.json of a student
 _TEXT = (".txt", ".md", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".html", ".log", ".py", ".ini")
 _TEXT += (".geojson", ".parquet", ".arrow", ".tfw", ".jgw", ".pgw", ".rpb", ".db", ".ipynb", ".toml", ".hdr", ".raw")
 _LOSSY = (".jpg", ".jpeg")
@@ -69,6 +71,13 @@ def is_described(folder: Path) -> bool:
                         return True
     card = folder / "README.md"
     return card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace")
+
+
+def check_no_model(name: str | os.PathLike) -> None:
+    """Raises [`UserError`] for the folder of a model: its index is no row, its samples are no data."""
+    student = Path(name, "config.json").is_file() and any(Path(name, own).is_file() for own in STUDENT_FILES)
+    if student or Path(name, "model_index.json").is_file():
+        raise UserError(f"The folder {name} holds a model, not images; give the folder of the images, or a Hub name.")
 
 
 def find_layout(folder: Path) -> Layout:

@@ -288,9 +288,9 @@ def test_several_models_are_pushed_and_loaded_by_name_without_code(hub, tmp_path
         assert sentence in card
     loaded = load_pipeline("alice/both", device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
     assert loaded.identity() == load_pipeline(both, device="cpu", dtype="float32").identity()
-    push_pipeline(loaded, "alice/again")
+    push_pipeline(loaded, "alice/both-again")
     same = {name for name in files if name not in ("README.md", ".gitattributes") and name.count(".json") == 0}
-    assert all(hub.files("models", "alice/again")[name] == files[name] for name in same)
+    assert all(hub.files("models", "alice/both-again")[name] == files[name] for name in same)
 
 
 def test_several_models_of_which_one_is_missing_or_a_link_are_not_pushed(tmp_path):
