@@ -52,7 +52,8 @@ def push_pipeline(pipe: DiffuseSegPipeline, repo_id: str, variant: str | None = 
         >>> push_pipeline(pipe, "user/faces-diffuseseg", license="apache-2.0")
     """
     with tempfile.TemporaryDirectory() as folder:
-        pipe.save_pretrained(folder, **({"variant": variant} if variant else {}))
+        given: dict[str, Any] = {"variant": variant} if variant else {}  # which not all kinds take
+        pipe.save_pretrained(folder, **given)
         return push_folder(folder, repo_id, pipe=pipe, **kwargs)
 
 
