@@ -17,7 +17,7 @@ from ..figures.pages import samples_page
 from ..fitting.choice import FEW
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..images.image_processor import default_palette, unnamed_classes
-from ..jobs.files import read_json
+from ..jobs.files import read_object
 from ..pipelines.averaged import AveragedSegmenter
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
@@ -161,11 +161,11 @@ def _millions(network: nn.Module) -> str:
 
 def student_card(folder: Path, **given: Any) -> ModelCard:
     """The card of a student that `train-student` left in a folder; other arguments as in [`pipeline_card`]."""
-    record, config = read_json(folder / STUDENT_RECORD), read_json(folder / "config.json")
+    record, config = read_object(folder / STUDENT_RECORD), read_object(folder / "config.json")
     dataset, real, unlabeled = (record.get(f"{kind}_dataset") for kind in ("train", "real", "unlabeled"))
     is_unet = (folder / UNET_RECORD).is_file()
     if is_unet:
-        classes, network = read_json(folder / UNET_RECORD)["label_names"], config["_class_name"]
+        classes, network = read_object(folder / UNET_RECORD)["label_names"], config["_class_name"]
     else:
         classes = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
         network = config["architectures"][0]

@@ -26,7 +26,7 @@ from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from .cards import CARD, SAMPLES, own_card
 from .dataset_card import dataset_card, read_parts
-from .files import RECORDS, Upload, collect, without_local_paths
+from .files import RECORDS, STUDENT_RECORD, Upload, collect, without_local_paths
 from .model_cards import head_card, pipeline_card, sample_sheet, segmenter_card, student_card
 
 
@@ -213,20 +213,23 @@ def _make_card(
     given: dict[str, Any] = {"repo_id": repo_id, "license": license, "own": own}
     if upload.kind == "dataset":
         return dataset_card(upload.root, upload.files, loaded, **given)
-    if upload.kind == "student":
-        return student_card(folder, **given)
-    paths = [folder / name for name in RECORDS]
-    training, fitting = (without_local_paths(read_object(path)) if path.is_file() else {} for path in paths)
+    records = (STUDENT_RECORD,) if upload.kind == "student" else RECORDS
     try:
+        if upload.kind == "student":
+            return student_card(folder, **given)
+        paths = [folder / name for name in records]
+        training, fitting = (without_local_paths(read_object(path)) if path.is_file() else {} for path in paths)
         if upload.kind == "head":
             return head_card(loaded, fitting, evaluations, **given)
         if upload.kind == "segmenter":
             return segmenter_card(loaded, fitting, evaluations, **given)
         return pipeline_card(loaded, upload.files, training, fitting, evaluations, **given)
+    except UserError:  # which is a ValueError, and says itself what is wrong
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{' or '.join(RECORDS)} in {folder} is no record of a training ({type(error).__name__}: {error}); repair "
-            f"or remove it."
+            f"{' or '.join(records)} in {folder} is no record of a training, or --evaluation holds no metrics "
+            f"({type(error).__name__}: {error}); repair or remove it."
         ) from error
 
 

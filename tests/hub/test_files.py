@@ -336,6 +336,13 @@ def test_a_record_that_is_none_is_a_sentence(hub, tmp_path, record):
         push_folder(tmp_path, "alice/network")
 
 
+@pytest.mark.parametrize("record", [[], {}, {"parameters": "x"}])
+def test_a_record_of_a_student_that_is_none_is_a_sentence(hub, tmp_path, record):
+    (saved_student(tmp_path) / "student_training.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="student_training.json.* (is no record of a training|holds no JSON object)"):
+        push_folder(tmp_path, "alice/network")
+
+
 def test_names_of_classes_are_text_and_no_markup(hub, tmp_path):
     names = ["a|b", "<script>alert(1)</script>", "sky\n# Heading", "[click](http://evil) `code`"]
     plain_unet(names, (16, 16), 3).save_pretrained(tmp_path / "model")
