@@ -64,7 +64,8 @@ def make_trainer(
         rates = dict(decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True)
         ema = EMAModel(model.parameters(), **rates, model_cls=type(model), model_config=model.config)
     decay = config.adam_weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=decay, fused=True)
+    trained = [p for p in (around or model).parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=decay, fused=True)
     if config.compile:
         model.compile()
     plan = Plan(
@@ -73,7 +74,7 @@ def make_trainer(
         max_grad_norm=config.max_grad_norm,
         checkpointing_steps=config.checkpointing_steps,
         total_limit=config.checkpoints_total_limit,
-        events=(config.validation_steps, config.sample_steps),
+        events=(config.validation_steps, getattr(config, "sample_steps", None)),
     )
     rate = learning_rate_schedule(optimizer, config.lr_scheduler, config.learning_rate, config.lr_warmup_steps, plan)
     given = (accelerator, config.output_dir, model, optimizer, images.batches, rate, plan)

@@ -100,6 +100,17 @@ class ConsistencySchedule(NoiseSchedule):
         return (samples + sigma * noise) / (sigma**2 + self.sigma_data**2).sqrt()
 
 
+def clean_scheduler() -> DDPMScheduler:
+    """The schedule of denoisers that were distilled to see clean images: one timestep, 0, and no noise in it."""
+    # Of latents too, whose pipelines warn of other settings.
+    return DDPMScheduler(num_train_timesteps=1, trained_betas=[0.0], clip_sample=False, steps_offset=1)
+
+
+def sees_no_noise(scheduler: Any) -> bool:
+    """Whether a schedule is that of [`clean_scheduler`], whose denoiser gives features and cannot generate."""
+    return list(scheduler.config.get("trained_betas") or ()) == [0.0]
+
+
 def noise_schedule(scheduler: Any) -> NoiseSchedule:
     """The noise schedule of a pipeline's scheduler; raises [`UserError`] for unknown kinds."""
     kind, config = type(scheduler).__name__, scheduler.config

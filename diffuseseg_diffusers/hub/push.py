@@ -16,6 +16,7 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, ModelCard, R
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 
+from ..features.noise import sees_no_noise
 from ..heads.ensemble import PixelClassifierEnsemble
 from ..images.image_files import encode_image
 from ..jobs.errors import UserError
@@ -118,7 +119,8 @@ def push_folder(
         repo_id = check_access(repo_id, token, create_pr, f"{folder} cannot be pushed to {repo_id}")
         if upload.kind == "pipeline":
             upload.files |= {f"analysis/{path.name}": path for path in figures}
-            if num_samples > 0 and SAMPLES not in upload.files:
+            draws = num_samples > 0 and not sees_no_noise(loaded.scheduler)
+            if draws and SAMPLES not in upload.files:
                 upload.files[SAMPLES] = encode_image(sample_sheet(loaded, num_samples))
         card = _make_card(upload, folder, loaded, repo_id, license, evaluations)
 

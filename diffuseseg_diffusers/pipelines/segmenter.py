@@ -13,6 +13,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..features.base import Block, FeatureExtractor, Generators
+from ..features.noise import sees_no_noise
 from ..features.weights import weight_bytes
 from ..heads.decisions import Decisions, winners
 from ..heads.ensemble import DECIDING_FORMAT, GUIDED_FORMAT, PixelClassifierEnsemble
@@ -391,6 +392,8 @@ class HeadSegmenter(Segmenter):
         """What a generating call reads masks off, if there is a head; checks its inputs before the long work."""
         if output_type != "latent":
             check_output_type(output_type)
+        if sees_no_noise(self.components["scheduler"]):
+            raise UserError("This denoiser was distilled to see clean images: it segments, and cannot generate.")
         if self.segmentation_head is None:
             logger.warning(f"This pipeline has no segmentation head and returns images without masks; {HOW_TO_FIT}.")
             return None

@@ -24,6 +24,7 @@ TASKS = {
         "tasks.train_autoencoder:TrainAutoencoderConfig",
         "training.train_autoencoder:train_autoencoder",
     ),
+    "distil-features": ("tasks.distil_features:DistilFeaturesConfig", "training.distil_features:distil_features"),
     "train-student": ("tasks.train_student:TrainStudentConfig", "training.train_student:train_student"),
     "evaluate": ("tasks.evaluate:EvaluateConfig", "tasks.evaluate:evaluate"),
     "demo": ("tasks.demo:DemoConfig", "tasks.demo:demo"),

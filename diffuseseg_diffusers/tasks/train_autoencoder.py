@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from ..jobs.config import option
 from ..jobs.errors import UserError
 from .options import CachesDownloads, WritesFolder
-from .train_options import KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
+from .train_options import DrawsSamples, KeepsCheckpoints, ReadsUnlabeled, SetsChannels, TrainsBySteps
 
 
 DOWNSAMPLE = (2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoderConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDownloads, WritesFolder):
+class TrainAutoencoderConfig(
+    ReadsUnlabeled, SetsChannels, TrainsBySteps, KeepsCheckpoints, DrawsSamples, CachesDownloads, WritesFolder
+):
     """Train an autoencoder for latent diffusion on unlabelled images."""
 
     title = "model"

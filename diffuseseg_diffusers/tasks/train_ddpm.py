@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
 from .options import MODEL_ALIASES, CachesDownloads, PushesModel, WritesFolder, needs
-from .train_options import KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
+from .train_options import DrawsSamples, KeepsCheckpoints, ReadsUnlabeled, SetsChannels, TrainsBySteps
 
 
 DENOISERS = ("unet", "dit")
@@ -15,7 +15,16 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDDPMConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDownloads, PushesModel, WritesFolder):
+class TrainDDPMConfig(
+    ReadsUnlabeled,
+    SetsChannels,
+    TrainsBySteps,
+    KeepsCheckpoints,
+    DrawsSamples,
+    CachesDownloads,
+    PushesModel,
+    WritesFolder,
+):
     """Train a diffusion model on unlabelled images."""
 
     title = "model"
@@ -45,6 +54,9 @@ class TrainDDPMConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDow
     )
     snr_gamma: float | None = option(
         None, "γ of Min-SNR weighting; 5 is usual (default: no weighting).", group="objective"
+    )
+    num_inference_steps: int = option(
+        50, "DDIM steps of a sample.", minimum=1, group="run", influence=False, why="only what is shown on the way"
     )
     labeled_dataset_name: str | None = option(
         None,

@@ -34,7 +34,6 @@ class ReadsUnlabeled(ReadsDataset, ReadsChannels, SetsSize):
     resolution: tuple[int, ...] | None = option(
         None, "Side, or height and width, in pixels (default: 64, or the model's own).", minimum=1
     )
-    channels: int | None = option(None, "Number of channels; 1: grey-scale, 3: RGB (default: as the images).")
     resize_mode: str = option(
         "crop", "Treatment of images of other proportions: cut, or pad with black.", choices=RESIZE_MODES
     )
@@ -72,6 +71,15 @@ class ReadsUnlabeled(ReadsDataset, ReadsChannels, SetsSize):
             raise UserError("A stream is read once; --crop, --input_channels and intensities are for datasets at hand.")
         if not self.crop and (self.scale or self.pixel_size):
             raise UserError("--scale and --pixel_size are for --crop random.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetsChannels(Config):
+    """How many channels a new model has."""
+
+    title = "data"
+
+    channels: int | None = option(None, "Number of channels; 1: grey-scale, 3: RGB (default: as the images).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +123,7 @@ class TrainsBySteps(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class KeepsCheckpoints(Config):
-    """How often a run saves, measures and draws."""
+    """How often a run saves and measures, and what it keeps."""
 
     title = "run"
 
@@ -131,7 +139,14 @@ class KeepsCheckpoints(Config):
         why="where a run is taken up",
     )
     validation_steps: int = _shown(1000, "Steps between measurements.", minimum=1)
+    report_to: tuple[str, ...] | None = _shown(None, "Trackers: tensorboard, wandb, …, or all.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawsSamples(Config):
+    """How often a run draws, and how many images."""
+
+    title = "run"
+
     sample_steps: int = _shown(1000, "Steps between grids of samples.", minimum=1)
     num_samples: int = _shown(16, "Images in a grid; 0: no grids.")
-    num_inference_steps: int = _shown(50, "DDIM steps of a sample.", minimum=1)
-    report_to: tuple[str, ...] | None = _shown(None, "Trackers: tensorboard, wandb, …, or all.")

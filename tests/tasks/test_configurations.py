@@ -24,6 +24,7 @@ CONFIGS = {command: named(where) for command, (where, _) in TASKS.items()}
 NEEDED = {
     "train-ddpm": {"train_data_dir": "x", "max_train_steps": 1},
     "train-autoencoder": {"train_data_dir": "x", "max_train_steps": 1, "resolution": (64,)},
+    "distil-features": {"train_data_dir": "x"},
     "train-student": {"train_dataset_name": "x"},
 }
 # Words that people type: names, paths, options of executors, lengths.

@@ -19,10 +19,12 @@ from diffuseseg_diffusers.datasets.drawn_pictures import write_drawn_pictures
 from ..conftest import QUICK, ROOT, draw, drawn_dataset, make_pipeline
 
 
-SCRIPTS = {f"{name.replace('-', '_')}.py": name for name in ("train-ddpm", "train-autoencoder", "train-student")}
+TRAININGS = ("train-ddpm", "train-autoencoder", "distil-features", "train-student")
+SCRIPTS = {f"{name.replace('-', '_')}.py": name for name in TRAININGS}
 SMALLER = {
     "train-ddpm": "--resolution 32 --train_batch_size 2 --max_train_steps 2 --num_samples 0 --mixed_precision no",
     "train-autoencoder": "--resolution 32 --train_batch_size 2 --max_train_steps 2 --num_samples 0 --base_channels 8",
+    "distil-features": "--resolution 32 --train_batch_size 2 --max_train_steps 2 --mixed_precision no",
     "train-student": "--num_epochs 1 --images_per_epoch 8 --train_batch_size 4",
 }
 
@@ -31,7 +33,8 @@ def commands(text: str) -> list[list[str]]:
     """The trainings among the commands of a text, as `diffuseseg` takes them."""
     found = []
     for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line) if re.search(r"^\s*\S*(diffuseseg|accelerate|torchrun|=\d+)\s.*train", line) else []
+        trains = re.search(r"^\s*\S*(diffuseseg|accelerate|torchrun|=\d+)\s.*(train|distil)", line)
+        words = shlex.split(line) if trains else []
         script = next((i for i, word in enumerate(words) if Path(word).name in SCRIPTS), None)
         if script is not None:
             found.append([SCRIPTS[Path(words[script]).name], *words[script + 1 :]])

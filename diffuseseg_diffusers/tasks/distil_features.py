@@ -1,0 +1,61 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Options of `diffuseseg distil-features`; the training is `training/distil_features.py`."""
+
+from dataclasses import dataclass
+
+from ..jobs.config import option
+from ..jobs.errors import UserError
+from .options import MODEL, MODEL_ALIASES, CachesDownloads, WritesFolder
+from .train_options import LR_SCHEDULERS, KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, CachesDownloads, WritesFolder):
+    """Distil the features of a denoiser into a copy that gives them in one pass on clean images, without labels."""
+
+    title = "model"
+
+    dataset_name: str | None = option(
+        None,
+        "Unlabelled images: a local folder or a Hub name, anything `datasets` loads.",
+        aliases=("--unlabeled_dataset_name",),
+        group="data",
+        reads=True,
+    )
+    dataset_config_name: str | None = option(
+        None, "Configuration of the dataset.", aliases=("--unlabeled_dataset_config_name",), group="data"
+    )
+    split: str = option("train", "Split of the dataset.", aliases=("--unlabeled_split",), group="data")
+    model: str = option(help=MODEL, aliases=MODEL_ALIASES, reads=True)
+    revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
+    blocks: tuple[int | str, ...] | None = option(
+        None,
+        "Blocks to distil, by number or name of a module; what is fitted on the copy reads these (default: those of "
+        "the default recipe).",
+        minimum=float("-inf"),
+    )
+    timesteps: tuple[int, ...] | None = option(
+        None, "Diffusion timesteps of the original to distil (default: those of the default recipe)."
+    )
+    prompt: str | None = option(None, "Text that conditions both (default: the model's null prompt).")
+    train_batch_size: int = option(8, "Images per process and pass.", minimum=1, group="training")
+    max_train_steps: int | None = option(
+        1000,
+        "Number of optimisation steps, with those before resuming.",
+        minimum=1,
+        group="training",
+        influence=False,
+        why="a run may be continued for longer",
+    )
+    lr_scheduler: str = option(
+        "cosine",
+        "Schedule of the learning rate after the warm-up, over the whole run.",
+        choices=LR_SCHEDULERS,
+        group="training",
+    )
+    lr_warmup_steps: int = option(50, "Steps over which the learning rate rises from 0.", group="training")
+
+    def check(self) -> None:
+        super().check()
+        if self.compile:
+            raise UserError("A pass that ends at the last tap cannot be compiled whole; leave --compile out.")

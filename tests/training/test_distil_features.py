@@ -1,0 +1,146 @@
+# Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A denoiser's features in one clean pass, for every family, as any model is used."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DiffusionPipeline
+from PIL import Image
+
+from diffuseseg_diffusers import AutoDiffuseSegPipeline, fit_segmentation_head, load_pipeline
+from diffuseseg_diffusers.features.noise import clean_scheduler, noise_schedule, sees_no_noise
+
+from ..conftest import QUICK, draw, drawn_dataset, make_pipeline, run
+from ..tiny_pipelines import FAMILIES
+
+
+RUN = ("--train_batch_size", "4", "--mixed_precision", "no", "--dataloader_num_workers", "0", "--lr_warmup_steps", "2")
+FASTER = ("--learning_rate", "2e-3", "--random_flip", "--blocks", "1", "2")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(40):
+        Image.fromarray(draw((16, 16), i, channels=3)[0]).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "ddpm"
+    pipe = make_pipeline(in_channels=3, out_channels=3)
+    DDPMPipeline(pipe.unet, pipe.scheduler).save_pretrained(folder)
+    return folder
+
+
+def distil(model, images, out, *more, **kwargs):
+    given = ("--model", model, "--unlabeled_dataset_name", images, *RUN, *FASTER, "--output_dir", out)
+    return run("diffuseseg", "distil-features", *given, *more, OMP_NUM_THREADS="1", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def distilled(ddpm, images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("distilled") / "out"
+    said = distil(ddpm, images, out, "--max_train_steps", "60", fresh=True).stdout
+    assert "Squared error on held-out images" in said and "60 steps" in said
+    return out
+
+
+def better(folder) -> bool:
+    found = json.loads((folder / "training_state.json").read_text())
+    before, after = (np.mean(found[name]) for name in ("errors_before", "errors"))
+    return after < before
+
+
+def test_the_schedule_of_a_distilled_denoiser_adds_no_noise():
+    schedule = noise_schedule(clean_scheduler())
+    images = torch.randn(2, 1, 4, 4)
+    assert (schedule.lowest, schedule.highest) == (0, 0)
+    assert torch.equal(schedule.add_noise(images, torch.randn(2, 1, 4, 4), torch.zeros(2, dtype=torch.long)), images)
+
+
+def test_what_is_distilled_is_nearer_to_its_teacher_and_is_used_like_any_model(distilled, ddpm, images, tmp_path):
+    assert better(distilled)
+    found = json.loads((distilled / "training_state.json").read_text())
+    assert len(found["errors"]) == 2 * 2  # two timesteps, two blocks
+    pipe = DiffusionPipeline.from_pretrained(distilled, use_safetensors=True)
+    assert sees_no_noise(pipe.scheduler)
+    own = load_pipeline(distilled)
+    own.segmentation_head = fit_segmentation_head(own, drawn_dataset(3, channels=3), recipe=QUICK, num_members=2)
+    assert list(own.segmentation_head.config.timesteps) == [0]
+    own.save_pretrained(tmp_path / "fitted")
+    again = load_pipeline(tmp_path / "fitted")
+    picture = drawn_dataset(1, channels=3, seed=9)[0].image
+    one, other = (p.segment(picture, output_type="np").masks for p in (own, again))
+    assert np.array_equal(one, other)
+
+
+def test_the_command_line_fits_and_segments_with_it(distilled, images, tmp_path):
+    for place in ("data/train/images", "data/train/masks"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(draw((16, 16), i, channels=3)["masks" in place]).save(tmp_path / place / f"{i}.png")
+    fitting = ("--model", distilled, "--dataset_name", tmp_path / "data", "--recipe", "default")
+    run("diffuseseg", "fit", *fitting, "--output_dir", tmp_path / "model")
+    run("diffuseseg", "segment", images, "--model", tmp_path / "model", "--output_dir", tmp_path / "masks")
+    assert len(list((tmp_path / "masks").rglob("*.png"))) >= 40
+
+
+def test_it_does_not_generate_and_is_not_distilled_again(distilled, images, tmp_path):
+    with pytest.raises(ValueError, match="segments, and cannot generate"):
+        load_pipeline(distilled)(batch_size=1, num_inference_steps=1)
+    said = distil(distilled, images, tmp_path / "twice", expect=1)
+    assert "was distilled already; give the model that it was distilled from" in said.stderr
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_run_that_was_cut_off_resumes_with_the_same_bits(ddpm, images, tmp_path):
+    own = shutil.copytree(images, tmp_path / "images")
+    constant = ("--lr_scheduler", "constant", "--use_ema")
+    for name, steps in (("whole", ("6",)), ("parts", ("3", "6"))):
+        for limit in steps:
+            distil(ddpm, own, tmp_path / name, *constant, "--max_train_steps", limit)
+    one, other = (DDPMPipeline.from_pretrained(tmp_path / name).unet.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(v, other[k]) for k, v in one.items())
+    records = [json.loads((tmp_path / name / "training_state.json").read_text()) for name in ("whole", "parts")]
+    assert records[0]["errors"] == records[1]["errors"] and records[0]["errors_before"] == records[1]["errors_before"]
+    Image.fromarray(draw((16, 16), 99, channels=3)[0]).save(own / "03.png")
+    said = distil(ddpm, own, tmp_path / "whole", *constant, "--max_train_steps", "9", expect=1)
+    assert "the contents of --dataset_name differ" in said.stderr
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_distilled_saved_and_loaded(family, images, tmp_path):
+    make, _ = FAMILIES[family]
+    base = make()
+    base.save_pretrained(tmp_path / "base")
+    side = 32 if family == "Sana" else 16  # Flux and PixArt are made for large images
+    distil(tmp_path / "base", images, tmp_path / "out", "--max_train_steps", "12", "--resolution", str(side))
+    assert better(tmp_path / "out")
+    pipe = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "out")
+    dataset = drawn_dataset(3, channels=3)
+    reads = dict(blocks=[1, 2], size=(side, side))
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=2, **reads)
+    pipe.save_pretrained(tmp_path / "head")
+    again = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "head")
+    one, other = (p.segment(dataset[0].image, output_type="np").masks for p in (pipe, again))
+    assert np.array_equal(one, other)
+
+
+def test_what_does_not_fit_is_a_sentence(ddpm, images, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(images / "00.png", few)
+    for given, message in (
+        ((ddpm, few), "No images can be held out to measure on"),
+        ((ddpm, images, "--compile"), "leave --compile out"),
+        ((ddpm, images, "--blocks", "77"), "Block 77 does not exist"),
+        ((ddpm, images, "--prompt", "a face"), "takes no prompt"),
+        ((tmp_path / "none", images), "There is no folder"),
+    ):
+        said = distil(given[0], given[1], tmp_path / "out", *given[2:], expect=1)
+        assert message in said.stderr and "Traceback" not in said.stderr and not (tmp_path / "out").exists()
