@@ -24,13 +24,12 @@ from diffuseseg_diffusers.fitting.setup import (
     describe_fit,
     load_frozen,
     record_agreements,
-    usual_noise,
+    usual_recipe,
     usual_size,
     usual_view,
 )
 from diffuseseg_diffusers.heads.fit import fit_segmentation_head
 from diffuseseg_diffusers.heads.operating import fit_operating_point, parse_targets
-from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.heads.selection import configured_features
 from diffuseseg_diffusers.hub.push import finish_push, prepare_push
 from diffuseseg_diffusers.jobs.command_line import run_script
@@ -119,19 +118,19 @@ def fit_one_head(
 ) -> tuple[Any, dict[str, Any]]:
     """The pipeline with a head on its activations, and what `head_training.json` holds of it."""
     size, said = usual_size(config, pipe, dataset)
-    config, noise = usual_noise(config)
-    accelerator.print(said + noise, end="")
+    recipe, line = usual_recipe(config)
+    accelerator.print(said + line, end="")
     targets = parse_targets(config.target, dataset)
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None
-    features, tried = configured_features(config, pipe, dataset, size, accelerator)
+    features, tried = configured_features(config, recipe, pipe, dataset, size, accelerator)
     pipe.segmentation_head = fit_segmentation_head(
         pipe,
         dataset,
         **features,
         num_members=config.num_members,
-        recipe=config.recipe,
+        recipe=recipe,
         min_label_fraction=config.min_label_fraction,
-        share_noise=not config.fresh_noise,
+        **config.noising,
         flip=False if config.no_flip else None,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -145,7 +144,7 @@ def fit_one_head(
         pipe.decisions = fit_decisions(pipe, *unlabeled, config.batch_size)
     if accelerator.is_main_process and targets:
         reading = (config.seed, config.batch_size, False if config.no_flip else None)
-        pipe.decisions, reached = fit_operating_point(pipe, dataset, targets, find_recipe(config.recipe), *reading)
+        pipe.decisions, reached = fit_operating_point(pipe, dataset, targets, recipe, *reading)
         print("\n".join(reached))
     head = pipe.segmentation_head.config
     found = {"decisions": head.decisions, "num_members": head.num_members}

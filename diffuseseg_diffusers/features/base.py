@@ -104,6 +104,7 @@ class FeatureExtractor(ABC):
         model (`torch.nn.Module`): Whose activations are read.
         origin (`tuple`), settings (`dict`): Arguments of the constructor before and after `blocks` and `timesteps`.
         share_noise (`bool`), noise_seed (`int`): How noise is drawn; see [`DecoderFeatureExtractor`].
+        clean (`bool`): Whether none is: the model sees the mean of the noised images, and the timesteps as usual.
         prompt (`str`, *optional*): What conditions the model; the family's null prompt if none.
         filters (`tuple[float]`, *optional*): Scales of the filters that it gives too, see [`filter_bank`].
         numbers (`list[int]`): Of the taps that have one.
@@ -117,6 +118,7 @@ class FeatureExtractor(ABC):
     settings: dict[str, Any]
     share_noise: bool = True
     noise_seed: int = 0
+    clean: bool = False
     prompt: str | None = None
     filters: tuple[float, ...] | None = None
     _shapes: Mapping[Any, Sequence[int]] | None = None  # of activations, `[N,c,h,w]`, where strides do not tell them
@@ -156,8 +158,8 @@ class FeatureExtractor(ABC):
 
         Args:
             pipe (`DiffusionPipeline`): With the components that tell the family.
-            **choice: `blocks`, `timesteps`, `share_noise`, `noise_seed`, `size`, `prompt` and `device`; families
-                ignore what they do not use.
+            **choice: `blocks`, `timesteps`, `share_noise`, `noise_seed`, `clean`, `size`, `prompt` and `device`;
+                families ignore what they do not use.
 
         Raises:
             UserError: A prompt was given to a model that knows none, or the model cannot be read.
@@ -327,6 +329,8 @@ class FeatureExtractor(ABC):
         """The noise of a batch `[N, C, H, W]`: `[T*N, C, H, W]` for `T` timesteps, on the device of the images."""
         n, *shape = images.shape
         steps = len(self.timesteps)
+        if self.clean:
+            return torch.zeros(1, *shape, device=images.device).expand(steps * n, *shape)
         if self.share_noise:
             seeded = torch.Generator().manual_seed(self.noise_seed)
             return torch.randn(1, *shape, generator=seeded).expand(steps * n, *shape).to(images.device)
@@ -335,6 +339,14 @@ class FeatureExtractor(ABC):
             raise UserError(f"{len(own)} generators were given for {n} images; give one, or one for each image.")
         drawn = [randn_tensor((steps, *shape), generator=g, device=images.device) for g in own]
         return torch.stack(drawn, dim=1).flatten(0, 1)
+
+    def check_noised(self) -> None:
+        """Raises [`UserError`] if the model reads clean images, so that passes of sampling do not do."""
+        if self.clean:
+            raise UserError(
+                "Masks while sampling are read off noisy images, and this head was fitted on clean ones; leave that "
+                "out, or fit with --noise shared (`clean=False`)."
+            )
 
     @contextmanager
     def reading(self, stop_at: Block | None = None) -> Iterator[dict[Block, Any]]:

@@ -36,7 +36,8 @@ class DenoiserFeatureExtractor(FeatureExtractor):
             Numbers of blocks, or names of modules as in `model.named_modules()`, such as
             `up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`.
         timesteps (sequence of `int`, *optional*): Of the model's own schedule; see [`NoiseSchedule`].
-        share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0): As in [`DecoderFeatureExtractor`].
+        share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0), clean (`bool`, defaults to
+            `False`): As in [`DecoderFeatureExtractor`].
         size (two `int`, *optional*), device (`torch.device`, *optional*): As there.
         prompt (`str`, *optional*): What conditions the denoiser; the model's null prompt if not given.
 
@@ -55,13 +56,15 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         timesteps: Sequence[int] | None = None,
         share_noise: bool = True,
         noise_seed: int = 0,
+        clean: bool = False,
         size: tuple[int, int] | None = None,
         prompt: str | None = None,
         device: torch.device | None = None,
     ):
         self.pipe, self.origin = pipe, (pipe,)
-        self.settings = dict(share_noise=share_noise, noise_seed=noise_seed, size=size, prompt=prompt, device=device)
-        self.share_noise, self.noise_seed, self.prompt = share_noise, noise_seed, prompt
+        self.settings = dict(share_noise=share_noise, noise_seed=noise_seed, clean=clean, size=size, prompt=prompt)
+        self.settings["device"] = device
+        self.share_noise, self.noise_seed, self.clean, self.prompt = share_noise, noise_seed, clean, prompt
         self.vae = getattr(pipe, "vae", None) or pipe.vqvae
         denoiser = getattr(pipe, self.component)
         self.model = getattr(denoiser, "_orig_mod", denoiser)  # hooks and an early end would break compiled graphs

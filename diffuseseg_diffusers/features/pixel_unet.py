@@ -103,6 +103,8 @@ class DecoderFeatureExtractor(FeatureExtractor):
         share_noise (`bool`, defaults to `True`): One fixed noise for all images and timesteps (the paper's setting), or
             fresh noise for each.
         noise_seed (`int`, defaults to 0): Seed of the shared noise; drawn on the CPU, so it is the same everywhere.
+        clean (`bool`, defaults to `False`): No noise at all: the U-Net sees the mean of the noised images, and the
+            timesteps as usual.
         size (two `int`, *optional*): Height and width at which images are read; the U-Net's `sample_size` if not given.
         device (`torch.device`, *optional*): Where the U-Net computes, if its weights are elsewhere between passes.
 
@@ -119,12 +121,13 @@ class DecoderFeatureExtractor(FeatureExtractor):
         up_blocks: Sequence[int] | None = None,
         share_noise: bool = True,
         noise_seed: int = 0,
+        clean: bool = False,
         size: tuple[int, int] | None = None,
         device: torch.device | None = None,
     ):
         self.model, self.origin = unet, (unet, scheduler)
-        self.settings = dict(share_noise=share_noise, noise_seed=noise_seed, size=size, device=device)
-        self.share_noise, self.noise_seed = share_noise, noise_seed
+        self.settings = dict(share_noise=share_noise, noise_seed=noise_seed, clean=clean, size=size, device=device)
+        self.share_noise, self.noise_seed, self.clean = share_noise, noise_seed, clean
         blocks = blocks if up_blocks is None else up_block_outputs(unet, up_blocks)
         size, channels = size or image_size(unet), unet.config.in_channels
         super().__init__(decoder_taps(unet), blocks, timesteps, size, channels, noise_schedule(scheduler))

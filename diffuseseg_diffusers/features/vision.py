@@ -68,7 +68,7 @@ class VisionFeatureExtractor(FeatureExtractor):
     @classmethod
     def of(cls, pipe: Any, **choice: Any) -> "VisionFeatureExtractor":
         refuse_prompt(pipe.backbone, choice.pop("prompt", None))
-        choice = {name: value for name, value in choice.items() if name not in ("share_noise", "noise_seed")}
+        choice = {name: value for name, value in choice.items() if name not in ("share_noise", "noise_seed", "clean")}
         return cls(pipe.backbone, pipe.image_processor, **choice)
 
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:

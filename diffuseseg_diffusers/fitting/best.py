@@ -107,7 +107,7 @@ def fit_best(
 
     Examples:
         >>> from diffuseseg_diffusers import fit_best, load_labeled_images, load_pipeline
-        >>> segmenter, choice = fit_best(load_pipeline("general"), load_labeled_images("LABELS"), timesteps=(100,))
+        >>> segmenter, choice = fit_best(load_pipeline("general"), load_labeled_images("LABELS"), timesteps=(200,))
         >>> segmenter.segment("photo.jpg").masks[0].save("mask.png")
     """
     if not 0 < max_minutes < math.inf:
@@ -198,7 +198,7 @@ def passes_within(pipe: Any, view: View, seconds: float) -> int:
 def timed_recipe(number: int, piece: tuple[int, int], timely: int, say: Callable[[str], Any]) -> Recipe:
     """The recipe of heads on so many pieces, with as many augmented views as are read in time and are worth it."""
     # Several heads take turns: each is trained for less time than one alone is.
-    recipe = replace(find_recipe("default"), batch_size=512, max_steps=700)
+    recipe = replace(find_recipe("default"), clean=True, mirror=False, batch_size=512, max_steps=700)
     fitting = PIXELS // math.prod(piece)  # many or large pieces show enough as they are
     augmented = min(recipe.augmented_images, fitting) if fitting >= 2 * number else 0
     timed = replace(recipe, augmented_images=min(timely, augmented))
@@ -396,7 +396,7 @@ def final_head(labelled: Labelled, table: Table, view: View, kinds: dict[str, in
     inputs = tuple(kind for kind in kinds for _ in range(of_each)) * 2
     weights = [kinds[kind] / of_each for kind in inputs]
     recipe: Recipe = replace(labelled.recipe, inputs=inputs)
-    how = (recipe, len(inputs), labelled.flip, labelled.seed)
+    how = (recipe, len(inputs), labelled.flip and recipe.mirror, labelled.seed)
     head = fit_head(table.activations.table, table.extractor, labelled.classes, *how, in_place=True)
     head.register_to_config(
         member_weights=[w / sum(weights) for w in weights],

@@ -1,5 +1,5 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
-"""In which pieces pictures are read, at which scales and noise: small pictures whole, large ones in tiles."""
+"""In which pieces pictures are read, at which scales and timesteps: small pictures whole, large ones in tiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ TILE = LONGEST  # side of tiles in pixels of the picture: attention takes most o
 LEAST, MOST = 32, 320  # shorter and longer side in pixels of what a model reads of a piece
 
 
-# Of the paper's schedule of 1,000 steps: those of the default recipe, which suit a denoiser of the same kind of
-# pictures, and two that suit one of other pictures.
-TIMESTEPS = ((10, 600), (100,), (200,))
+# What the denoiser is told, of the paper's schedule of 1,000 steps, about pictures that it sees without noise: those that
+# suit a denoiser of the same kind of pictures, and two that suit one of other pictures.
+TIMESTEPS = ((50, 300), (200,), (100,))
 
 
 @dataclass(frozen=True)
 class View:
-    """How large, and how noisy, a model sees a piece of a picture.
+    """How large a model sees a piece of a picture, without noise, and what it is told of noise.
 
     Args:
         scale (`float`): Pixels of the model for one of the picture.

@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a fit starts from, by its configuration: the frozen model, how it reads pictures, and what the record says."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,13 +11,14 @@ from ..datasets.crops import by_planes
 from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import evenly_spread
 from ..evaluation.agreement import IMAGES, record_agreement
+from ..heads.recipes import Recipe, find_recipe
 from ..heads.views import compare_views, shapes_of, tiling_of, training_of, whole_size
 from ..jobs.errors import UserError
 from ..jobs.files import shown_name
 from ..jobs.hardware import hardware, short_name
 from ..pipelines.averaged import least_agreement
 from ..pipelines.backbone import load_backbone
-from ..pipelines.general import GENERAL_TIMESTEPS, comes_with_package, describe_model, hub_name
+from ..pipelines.general import GENERAL_TIMESTEPS, comes_with_package, describe_model, hub_name, suited_recipe
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
@@ -58,13 +58,13 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
     return tiles, None if general else pipe.features().size, timesteps
 
 
-def usual_noise(config: Any) -> tuple[Any, str]:
-    """The configuration with the timesteps that suit the general model, where none were given; and a line on them."""
-    given = config.timesteps or config.noise_levels or config.recipe != "default"
-    if given or not comes_with_package(config.model or config.backbone):
-        return config, ""
-    shown = " ".join(map(str, GENERAL_TIMESTEPS))
-    return replace(config, timesteps=GENERAL_TIMESTEPS), f"Read at timestep {shown}; --timesteps sets others.\n"
+def usual_recipe(config: Any) -> tuple[Recipe, str]:
+    """The recipe of one head, and a line where the model has a default recipe of its own."""
+    recipe = suited_recipe(config.recipe, config.model or config.backbone)
+    if recipe == find_recipe(config.recipe) or config.timesteps or config.noise_levels or config.noise:
+        return recipe, ""
+    shown = " ".join(map(str, recipe.timesteps))
+    return recipe, f"Read without noise at timestep {shown}; --noise and --timesteps set others.\n"
 
 
 def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[int, int] | None, str]:

@@ -71,7 +71,8 @@ class LabeledActivations:
         views = recipe.num_views(len(dataset))
         reading = (extractor, dataset, 0.0, seed, batch_size, cache_dir, show_progress)
         table = extract_activations(*reading, augmented_views=views, flip=flip).to(extractor.device)
-        mirrored = extract_activations(*reading, mirror=True).to(extractor.device) if flip else None
+        mirror = flip and recipe.mirror
+        mirrored = extract_activations(*reading, mirror=True).to(extractor.device) if mirror else None
         return cls(table, views, mirrored, extractor.device, extractor.in_channels, extractor.filters)
 
     def __len__(self) -> int:

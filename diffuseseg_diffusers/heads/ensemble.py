@@ -34,7 +34,8 @@ from .upsampling import blend_of, columns_of, upsampled_rows
 logger = logging.get_logger(__name__)
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 6  # the newest that this code reads
+FORMAT_VERSION = 7  # the newest that this code reads
+CLEAN_FORMAT = 7  # of heads that read images without noise
 FILTERING_FORMAT = GUIDED_FORMAT = 6  # of heads that read filters, whose members have weights, or with guided masks
 ADAPTED_FORMAT = 5  # of heads on pipelines with adapters or FreeU
 DECIDING_FORMAT = 4  # of heads with decisions, or that read chosen channels or values between others than all
@@ -135,6 +136,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         in_channels (`int`, defaults to 3): Channels of the images.
         share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0):
             See [`DecoderFeatureExtractor`].
+        clean (`bool`, defaults to `False`): Whether images are read without noise, see there.
         label_names (sequence of `str`, *optional*): Name of each class.
         palette (sequence of `[red, green, blue]`, *optional*): Colour of each class, 0 to 255.
         ignore_index (`int`, defaults to 255): Id of pixels without a label.
@@ -188,6 +190,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         filters: Sequence[float] | None = None,
         member_inputs: Sequence[str] | None = None,
         member_weights: Sequence[float] | None = None,
+        clean: bool = False,
         format_version: int = PIXEL_FORMAT,
     ):
         super().__init__()
@@ -211,6 +214,8 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         check_members(num_members, blocks, filters, member_inputs, member_weights, voting)
         if filters or member_weights is not None:  # what does not know them must not load the head
             self.register_to_config(format_version=max(FILTERING_FORMAT, format_version))
+        if clean:
+            self.register_to_config(format_version=CLEAN_FORMAT)
         first, second = hidden_sizes or ((128, 32) if num_classes < 30 else (256, 128))
         self.channels = list(block_channels) * len(timesteps)  # of each activation, in the order of concatenation
         if filters:

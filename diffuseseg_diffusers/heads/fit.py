@@ -57,6 +57,7 @@ def fit_segmentation_head(
     size: tuple[int, int] | None = None,
     prompt: str | None = None,
     sparse_labels: bool = False,
+    clean: bool | None = None,
 ) -> PixelClassifierEnsemble:
     """Fits a segmentation head for a pipeline on a few labelled images (paper, section 4).
 
@@ -85,6 +86,8 @@ def fit_segmentation_head(
         prompt (`str`, *optional*): What conditions the model, in fitting and in use; its null prompt if not given.
         sparse_labels (`bool`, defaults to `False`): Masks are strokes, and all else in them is `ignore_index`: learns
             from unlabelled pixels too, see `heads/sparse.py`. `min_label_fraction` is then 0. Fits twice.
+        clean (`bool`, *optional*): Whether images are read without noise; as the recipe says if not given, and not with
+            fresh noise.
 
     Returns:
         [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode; for `pipe.segmentation_head`.
@@ -105,15 +108,16 @@ def fit_segmentation_head(
         dataset.num_classes, label_names or dataset.label_names, dataset.ignore_index, palette or dataset.palette
     )
     flip = (recipe.flip and not classes.tell_sides) if flip is None else flip
-    choice = dict(share_noise=share_noise, noise_seed=seed, size=size, prompt=prompt)
+    choice = dict(share_noise=share_noise, noise_seed=seed, clean=clean, size=size, prompt=prompt)
     extractor = recipe_extractor(pipe, recipe, blocks, timesteps, up_blocks, noise_levels, **choice)
     views, show = recipe.num_views(len(dataset)), accelerator is None or accelerator.is_local_main_process
     labels, rare = (with_strokes(dataset, extractor.size), 0.0) if sparse_labels else (dataset, min_label_fraction)
     reading = (seed, batch_size, cache_dir, show)
     table = extract_activations(extractor, labels, rare, *reading, augmented_views=views, flip=flip)
-    fit = partial(fit_head, table, extractor, classes, recipe, num_members, flip, seed, accelerator=accelerator)
+    mirror = flip and recipe.mirror
+    fit = partial(fit_head, table, extractor, classes, recipe, num_members, mirror, seed, accelerator=accelerator)
     if sparse_labels:
-        mirrored = extract_activations(extractor, labels, rare, *reading, mirror=True) if flip else None
+        mirrored = extract_activations(extractor, labels, rare, *reading, mirror=True) if mirror else None
         sure = pseudo_labels(fit(), table, mirrored, labels, recipe)
         table.labels = torch.stack([m for _, m in labeled_examples(sure, extractor, rare, seed, views, flip)])
     elif (share := float((table.labels != dataset.ignore_index).float().mean())) < STROKES:
@@ -138,7 +142,8 @@ def recipe_extractor(
 
     Args:
         pipe, recipe, blocks, timesteps, up_blocks, noise_levels: As in [`fit_segmentation_head`].
-        **choice: `share_noise`, `noise_seed`, `size`, `prompt`, as in [`~HeadSegmenter.features`].
+        **choice: `share_noise`, `noise_seed`, `clean`, `size`, `prompt`, as in [`~HeadSegmenter.features`]; without
+            `clean`, as the recipe says, and not with fresh noise.
 
     Raises:
         UserError: Two of them exclude each other, or the model knows no noise.
@@ -153,6 +158,8 @@ def recipe_extractor(
         raise UserError("Give `blocks` or `up_blocks`, not both.")
     if timesteps is not None and noise_levels is not None:
         raise UserError("Give `timesteps` or `noise_levels`, not both.")
+    if choice.get("clean") is None:
+        choice["clean"] = recipe.clean and choice.get("share_noise", True)
     extractor = pipe.features(**choice)
     if noise_levels is not None:
         if extractor.schedule is None:
@@ -225,6 +232,7 @@ def fit_head(
         in_channels=extractor.in_channels,
         share_noise=extractor.share_noise,
         noise_seed=extractor.noise_seed,
+        clean=extractor.clean,
         label_names=list(classes.label_names) if classes.label_names else None,
         palette=[list(c) for c in classes.palette or default_palette(classes.number)],
         ignore_index=classes.ignore_index,

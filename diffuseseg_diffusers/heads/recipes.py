@@ -27,11 +27,13 @@ class Recipe:
             each as make up that number, but one at least; 0 for no augmented views.
         balance (`float`): A pixel weighs its class's share of all pixels to the power of minus this; 0 for equal
             weights.
-        flip (`bool`): Whether left and right may be exchanged: in augmented views, and in use, where half of the
-            members see the mirror image of every image.
+        flip (`bool`): Whether left and right may be exchanged in augmented views and, with `mirror`, in use.
+        mirror (`bool`): Whether, where they may, half of the members see the mirror image of every image in use, which
+            takes twice as many passes of the model.
         voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
         num_members (`int`): Members of the ensemble, if no number is given.
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
+        clean (`bool`): Whether images are read without noise, so that timesteps are only what the denoiser is told.
         blocks (sequence of `int`, *optional*): Likewise, of a U-Net with 18 decoder blocks, as the paper's; others read
             those at the same relative depth. If not given, the paper's, or the outputs of all up-blocks.
         inputs (sequence of `str`): What the members read, one after another, over and over: `"activations"`,
@@ -50,9 +52,11 @@ class Recipe:
     augmented_images: int = 0
     balance: float = 0.0
     flip: bool = False
+    mirror: bool = True
     voting: str = "hard"
     num_members: int = 10
     timesteps: Sequence[int] = PAPER_TIMESTEPS
+    clean: bool = False
     blocks: Sequence[Block] | None = None
     inputs: Sequence[str] = ("activations",)
 

@@ -144,6 +144,7 @@ def choose_features(
     budget: Budget | None = None,
     folds: int = 5,
     share_noise: bool = True,
+    clean: bool | None = None,
     flip: bool | None = None,
     seed: int = 0,
     batch_size: int = 4,
@@ -162,7 +163,7 @@ def choose_features(
         blocks, timesteps (sequence of `int`, *optional*): Taken as they are if given, else chosen.
         budget ([`Budget`], *optional*): As many dimensions as the recipe's own features have, if not given.
         folds (`int`, defaults to 5): As many as there are images, at most.
-        share_noise, flip, size, prompt: As in [`fit_segmentation_head`].
+        share_noise, clean, flip, size, prompt: As in [`fit_segmentation_head`].
         seed (`int`): Of noise, folds, augmented views and classifiers.
         batch_size, cache_dir, show_progress: As in [`extract_activations`].
 
@@ -173,7 +174,8 @@ def choose_features(
         UserError: There is one image only, or the budget is too small.
     """
     # 1. What there is to choose from, and what the recipe would read.
-    reading: dict[str, Any] = dict(share_noise=share_noise, noise_seed=seed, size=size, prompt=prompt)
+    reading: dict[str, Any] = dict(share_noise=share_noise, clean=clean, size=size, prompt=prompt)
+    reading["noise_seed"] = seed
     usual = recipe_extractor(pipe, recipe, blocks, timesteps, **reading)
     recipe = find_recipe(recipe).for_studies()
     choose = [name for name, given in (("blocks", blocks), ("timesteps", timesteps)) if given is None]
@@ -211,7 +213,12 @@ def choose_features(
 
 
 def configured_features(
-    config: Any, pipe: Any, dataset: LabeledImages, size: tuple[int, int] | None, accelerator: Accelerator
+    config: Any,
+    recipe: Recipe,
+    pipe: Any,
+    dataset: LabeledImages,
+    size: tuple[int, int] | None,
+    accelerator: Accelerator,
 ) -> tuple[dict[str, Any], list[dict]]:
     """Which features a `FitConfig` reads, chosen by cross-validation, in the main process, where it says `auto`.
 
@@ -224,7 +231,7 @@ def configured_features(
     """
     given = {name: getattr(config, name) for name in ("blocks", "timesteps", "up_blocks", "noise_levels")}
     reading: dict[str, Any] = dict(size=size, prompt=config.prompt)
-    usual = recipe_extractor(pipe, config.recipe, **{**given, **dict.fromkeys(config.auto)}, **reading)
+    usual = recipe_extractor(pipe, recipe, **{**given, **dict.fromkeys(config.auto)}, **reading)
     if not config.auto:
         taken = sum(2 * i.channels * i.height * i.width for i in usual.feature_info())
         if config.max_bytes is not None and taken > config.max_bytes:
@@ -237,10 +244,10 @@ def configured_features(
     if accelerator.is_main_process:  # the measured times differ between processes
         fixed = {name: None if name in config.auto else getattr(usual, name) for name in ("blocks", "timesteps")}
         limits = (config.max_dimensions, config.max_bytes, config.max_milliseconds)
-        options: dict[str, Any] = dict(share_noise=not config.fresh_noise, flip=False if config.no_flip else None)
+        options: dict[str, Any] = dict(**config.noising, flip=False if config.no_flip else None)
         options |= dict(seed=config.seed, batch_size=config.batch_size, cache_dir=config.activation_dir, **reading)
         budget = Budget(*limits) if any(limits) else None
-        tried[0] = choose_features(pipe, dataset, config.recipe, **fixed, budget=budget, **options)
+        tried[0] = choose_features(pipe, dataset, recipe, **fixed, budget=budget, **options)
         print(format_choices(tried[0]))
         print(f"Of {len(tried[0])} choices, cross-validated on {len(dataset)} images, the first is taken.")
     broadcast_object_list(tried)

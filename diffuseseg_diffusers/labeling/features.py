@@ -192,5 +192,6 @@ def model_key(pipe: Any, extractor: FeatureExtractor, fingerprint: Sequence[floa
     scheduler: dict = dict(getattr(getattr(pipe, "scheduler", None), "config", None) or {})
     noise = json.dumps({k: v for k, v in scheduler.items() if k[0] != "_"}, sort_keys=True, default=str)
     parts = [type(pipe).__name__, extractor.blocks, extractor.timesteps, extractor.size, extractor.prompt, fingerprint]
-    seen: list[Any] = [*parts, extractor.noise_seed, pipe.channels.config, noise]
+    drawn = "clean" if extractor.clean else extractor.noise_seed
+    seen: list[Any] = [*parts, drawn, pipe.channels.config, noise]
     return hashlib.sha256(repr(seen).encode()).hexdigest()[:16]

@@ -26,7 +26,8 @@ from ..jobs.install import missing_extra
 from .composed import HEAD, INDEX, ComposedDiffuseSegPipeline
 from .general import comes_with_package, find_model, own_parts
 from .pixel import DiffuseSegPipeline
-from .segmenter import HeadSegmenter, Segmenter, hub_options
+from .saved_code import hub_options
+from .segmenter import HeadSegmenter, Segmenter
 from .variants import load_variant
 
 

@@ -28,7 +28,8 @@ from .composed import INDEX
 from .identity import weights_digest
 from .outputs import SegmentedBatch
 from .pixel import DiffuseSegPipeline
-from .segmenter import HeadSegmenter, Segmenter, hub_options
+from .saved_code import hub_options
+from .segmenter import HeadSegmenter, Segmenter
 
 
 # In a saved folder: the diffusion model of the heads, which is stored once; the heads; and all members of other kinds,

@@ -12,7 +12,8 @@ from ..features.base import FeatureExtractor
 from ..features.families import find_family
 from ..jobs.errors import UserError
 from ..jobs.hub_errors import explain_hub_error
-from .segmenter import HeadPipeline, hub_options
+from .saved_code import hub_options
+from .segmenter import HeadPipeline
 
 
 class BackbonePipeline(HeadPipeline, DiffusionPipeline):

@@ -27,7 +27,8 @@ from .bases import check_base, check_condition, describe_adapters, describe_base
 from .identity import describe_freeu, describe_noise
 from .outputs import DiffuseSegPipelineOutput, predict_masks
 from .sampled import nearest_steps, sampled_activations
-from .segmenter import HOW_TO_FIT, HeadSegmenter, hub_options
+from .saved_code import hub_options
+from .segmenter import HOW_TO_FIT, HeadSegmenter
 from .variants import load_variant, only_variant
 
 

@@ -18,7 +18,7 @@ SKETCH, SAMPLES = 16, 4096  # numbers of a sketch, and weights of each tensor th
 # Entries of a config on which no mask depends, or that are stated apart.
 APART = {"agreement", "base", "decisions", "dtype", "format_version", "torch_dtype", "transformers_version"}
 # Entries of newer heads, which count where they are set: digests of older heads stay.
-LATER = {"filters", "member_inputs", "member_weights"}
+LATER = {"clean", "filters", "member_inputs", "member_weights"}
 
 
 def digest(value: Any) -> str:
@@ -88,7 +88,7 @@ def describe_network(network: nn.Module) -> str:
     config = getattr(network, "config", None)
     given = config.to_dict() if hasattr(config, "to_dict") else config
     known = {k: v for k, v in given.items() if k[0] != "_" and k not in APART} if isinstance(given, Mapping) else {}
-    known = {k: v for k, v in known.items() if v is not None or k not in LATER}
+    known = {k: v for k, v in known.items() if v or k not in LATER}
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in network.parameters()})
     return " ".join([weights_digest(network), digest(known)[:8], *dtypes])
 

@@ -30,8 +30,8 @@ from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
 from .identity import describe_segmenter
 from .outputs import DiffuseSegPipelineOutput, SegmentationOutput, predict_masks
-from .saved_code import code_files
-from .segmenter import HeadPipeline, Segmenter, hub_options
+from .saved_code import code_files, hub_options
+from .segmenter import HeadPipeline, Segmenter
 
 
 logger = logging.get_logger(__name__)
@@ -266,6 +266,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
 
     def _steps_to_tap(self, extractor: DecoderFeatureExtractor) -> list[int]:
         """The denoising step that is nearest to each of the head's timesteps; refuses samples of another scale."""
+        extractor.check_noised()
         if float(self.scheduler.init_noise_sigma) != 1:
             raise UserError(
                 f"{type(self.scheduler).__name__} scales samples in its own way; masks while sampling need DDPM, DDIM "

@@ -18,6 +18,7 @@ def nearest_steps(extractor: DenoiserFeatureExtractor) -> Iterator[dict[int, dic
 
     Of two passes at one level the first is kept, which under true guidance is the conditional one.
     """
+    extractor.check_noised()
     nearest: dict[int, dict] = {}
     distances = dict.fromkeys(extractor.timesteps, math.inf)
     wanted = {t: math.log(max(extractor.schedule.ratio(t), 1e-6)) for t in extractor.timesteps}

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 # Where saved pipelines carry the code: beside model_index.json, and in the head's folder, because diffusers looks for
@@ -45,3 +46,9 @@ def _stand_alone(source: str) -> str:
             for line in range(node.lineno - 1, node.end_lineno):
                 lines[line] = None
     return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments of a `from_pretrained` that say where files are."""
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+    return {name: kwargs[name] for name in names if name in kwargs}

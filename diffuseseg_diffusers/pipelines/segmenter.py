@@ -259,7 +259,7 @@ class HeadSegmenter(Segmenter):
                 What to read; the family's default if not given.
             filters (sequence of `float`, *optional*): Scales in pixels of filters of the images, see [`filter_bank`],
                 which then follow the activations; with no `blocks`, `[]`, they are all, and the model does not run.
-            **choice: `share_noise`, `noise_seed`, `size`, `prompt`: see the family's extractor.
+            **choice: `share_noise`, `noise_seed`, `clean`, `size`, `prompt`: see the family's extractor.
 
         Examples:
             >>> features = pipe.features(blocks=[5, 6], timesteps=[50])(images)  # images: [N,C,H,W] in [-1, 1]
@@ -283,6 +283,7 @@ class HeadSegmenter(Segmenter):
             head.filters,
             share_noise=head.share_noise,
             noise_seed=head.noise_seed,
+            clean=head.clean,
             size=tuple(head.image_size),
             prompt=head.prompt,
         )
@@ -445,9 +446,3 @@ class HeadPipeline(HeadSegmenter):
         # diffusers leaves a component that was None as (None, None) in the config, and would not save the new one.
         if name == "segmentation_head" and value is not None and self.config.segmentation_head[0] is None:
             self.register_modules(segmentation_head=value)
-
-
-def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those of the keyword arguments of a `from_pretrained` that say where files are."""
-    names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-    return {name: kwargs[name] for name in names if name in kwargs}

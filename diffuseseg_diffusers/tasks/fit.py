@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..jobs.config import exclusive, option
 from ..jobs.errors import UserError
@@ -33,7 +34,7 @@ AGAINST_BEST = (
     "timesteps",
     "noise_levels",
     "prompt",
-    "fresh_noise",
+    "noise",
     "resolution",
     "max_bytes",
     "num_members",
@@ -83,7 +84,12 @@ class FitConfig(
     )
     max_bytes: int | None = _feature(None, "Maximum size of an image's activations in half precision.")
     max_milliseconds: float | None = _feature(None, "Maximum time of the model's passes for an image, for auto.")
-    fresh_noise: bool = _feature(False, "Draw independent noise for every image and timestep.")
+    noise: str | None = _feature(
+        None,
+        "Noise that images are read with at the timesteps: none, the denoiser is told of noise and sees none; shared, "
+        "the same for all; fresh, drawn for every image and timestep (default: the recipe's).",
+        choices=("none", "shared", "fresh"),
+    )
     recipe: str | None = _training(
         None,
         "Training procedure: best, several ways to segment, cross-validated on the labelled images within "
@@ -169,6 +175,12 @@ class FitConfig(
         if against and (self.recipe == BEST or self.max_minutes is not None):
             raise UserError(f"--recipe best is not possible: {against[0]}; use --recipe default without --max_minutes.")
         return replace(self, recipe="default" if against else BEST), f", as {against[0]}" if against else ""
+
+    @property
+    def noising(self) -> dict[str, Any]:
+        """Arguments of `fit_segmentation_head` that `--noise` stands for."""
+        clean = None if self.noise is None else self.noise == "none"
+        return {"share_noise": self.noise != "fresh", "clean": clean}
 
     @property
     def auto(self) -> list[str]:

@@ -194,6 +194,23 @@ def test_shared_noise_is_one_for_all_and_fresh_noise_does_not_depend_on_the_batc
             torch.testing.assert_close(whole[i : i + 1], single, atol=1e-5, rtol=1e-5)
 
 
+def test_clean_features_are_those_of_the_mean_of_the_noised_image_at_its_timestep():
+    unet, scheduler, x = make_unet(), DDPMScheduler(), torch.rand(2, 1, 16, 16)
+    clean = DecoderFeatureExtractor(unet, scheduler, (1, 5), (50, 200), clean=True)
+    found, seen = clean(x).activations, {}
+    for t in (50, 200):
+        hook = unet.up_blocks[-1].register_forward_hook(lambda m, a, out, t=t: seen.update({t: out}))
+        unet(scheduler.alphas_cumprod[t].sqrt() * x, t)
+        hook.remove()
+    torch.testing.assert_close(found[1], seen[50], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[3], seen[200], atol=1e-5, rtol=1e-5)
+    other = DecoderFeatureExtractor(unet, scheduler, (1, 5), (50, 200), clean=True, noise_seed=7, share_noise=False)
+    assert all(torch.equal(a, b) for a, b in zip(found, other(x).activations)), "there is no noise to draw"
+    assert clean.choose((1,)).clean and clean.with_filters((1.0,)).clean
+    with pytest.raises(ValueError, match="fitted on clean ones; leave that out, or fit with --noise shared"):
+        clean.check_noised()
+
+
 @pytest.mark.parametrize(
     "scheduler", [DDIMScheduler(), DPMSolverMultistepScheduler(), EulerDiscreteScheduler(), UniPCMultistepScheduler()]
 )

@@ -16,6 +16,7 @@ from diffuseseg_diffusers import (
 )
 from diffuseseg_diffusers.features import base
 from diffuseseg_diffusers.features.filters import SIGMAS, filter_bank
+from diffuseseg_diffusers.heads.ensemble import CLEAN_FORMAT
 from diffuseseg_diffusers.heads.extraction import extract_activations, labeled_examples
 from diffuseseg_diffusers.heads.recipes import RECIPES
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -177,6 +178,24 @@ def test_a_head_on_filters_alone_does_not_run_the_model_and_sees_no_image_twice(
     hook.remove()
     assert passes == [] and seen == [4]
     assert np.mean([(m == dataset[i].mask).mean() for i, m in enumerate(masks)]) > 0.9
+
+
+def test_heads_on_clean_images_say_so_and_are_saved_and_used_so(tmp_path):
+    pipe, dataset, recipe = make_pipeline(), drawn_dataset(3), replace(QUICK, clean=True, flip=True, mirror=False)
+    pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=2)
+    config = pipe.segmentation_head.config
+    assert (config.clean, config.flip, config.format_version) == (True, False, CLEAN_FORMAT)
+    pipe.save_pretrained(tmp_path)
+    again = DiffuseSegPipeline.from_pretrained(tmp_path)
+    assert again.head_extractor().clean
+    one, other = (p.segment(dataset[0].image, output_type="np").masks for p in (pipe, again))
+    assert np.array_equal(one, other)
+    with pytest.raises(ValueError, match="Masks while sampling are read off noisy images"):
+        pipe(1, num_inference_steps=2, masks_while_sampling=True)
+    given = dict(recipe=recipe, num_members=2)
+    assert fit_segmentation_head(pipe, dataset, **given, share_noise=False).config.clean is False
+    assert fit_segmentation_head(pipe, dataset, **given, clean=False).config.clean is False
+    assert fit_segmentation_head(pipe, dataset, recipe=QUICK, num_members=2, clean=True).config.clean is True
 
 
 def test_masks_while_sampling_read_filters_of_the_sample():

@@ -10,7 +10,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from diffuseseg_diffusers import DiffuseSegPipeline, FitConfig, load_pipeline
 from diffuseseg_diffusers.factory.sampling import doubt_samples
-from diffuseseg_diffusers.fitting.setup import usual_noise
+from diffuseseg_diffusers.fitting.setup import usual_recipe
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines import general
@@ -113,10 +113,12 @@ def test_the_default_recipe_reads_models_of_the_package_at_their_own_timesteps()
     assert suited_recipe("paper", "general") == find_recipe("paper")  # as published
 
 
-def test_fit_says_at_which_timesteps_it_reads_them_unless_some_are_given(tmp_path):
+def test_fit_says_how_it_reads_them_unless_that_is_given(tmp_path):
     common = dict(dataset_name="DATA", output_dir=tmp_path, recipe="default")
-    config, line = usual_noise(FitConfig(model="general", **common))
-    assert config.timesteps == (100,) and "Read at timestep 100" in line
-    for given in ({"timesteps": (5,)}, {"noise_levels": (0.1,)}, {"recipe": "fast"}, {"model": "out/model"}):
+    recipe, line = usual_recipe(FitConfig(model="general", **common))
+    assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((200,), True, False)
+    assert "Read without noise at timestep 200" in line
+    others = {"recipe": "fast"}, {"model": "out/model"}
+    for given in ({"timesteps": (5,)}, {"noise_levels": (0.1,)}, {"noise": "shared"}, *others):
         config = FitConfig(**{"model": "general", **common, **given})
-        assert usual_noise(config) == (config, "")
+        assert usual_recipe(config)[1] == ""

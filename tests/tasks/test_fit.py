@@ -107,7 +107,7 @@ def test_a_mask_value_outside_the_classes_stops_fit_with_the_file(drawn, tmp_pat
 def test_every_option_of_fit_has_an_effect(drawn, tmp_path):
     run(
         *("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--up_blocks", "0", "2"),
-        *("--timesteps", "10", "20", "--fresh_noise", "--num_members", "2", "--seed", "3", "--batch_size", "2"),
+        *("--timesteps", "10", "20", "--noise", "fresh", "--num_members", "2", "--seed", "3", "--batch_size", "2"),
         *("--no_flip", "--recipe", "fast", "--min_label_fraction", "0", "--validation_fraction", "0.34"),
         *("--activation_dir", tmp_path / "scratch"),
         *("--dtype", "float32", "--device", "cpu", "--ignore_index", "254", "--output_dir", tmp_path / "out"),
@@ -115,14 +115,15 @@ def test_every_option_of_fit_has_an_effect(drawn, tmp_path):
     config = json.loads((tmp_path / "out" / "segmentation_head" / "config.json").read_text())
     assert (config["blocks"], config["timesteps"], config["num_members"]) == ([1, 5], [10, 20], 2)
     assert (config["share_noise"], config["noise_seed"], config["ignore_index"]) == (False, 3, 254)
-    assert (config["flip"], config["voting"]) == (False, "hard")
+    assert (config["flip"], config["voting"], config["clean"]) == (False, "hard", False)
     report = json.loads((tmp_path / "out" / "head_training.json").read_text())
     assert report["num_images"] == 4 and report["validation"]["num_images"] == 2 and report["dtype"] == "float32"
     assert (tmp_path / "scratch").is_dir()
     run(
         *("diffuseseg", "fit", "--model", drawn / "ddpm", "--dataset_name", drawn / "data", "--num_members", "2"),
-        *("--recipe", "fast", "--validation_split", "test", "--output_dir", tmp_path / "two"),
+        *("--recipe", "fast", "--validation_split", "test", "--noise", "none", "--output_dir", tmp_path / "two"),
     )
+    assert json.loads((tmp_path / "two" / "segmentation_head" / "config.json").read_text())["clean"]
     assert json.loads((tmp_path / "two" / "head_training.json").read_text())["validation"]["num_images"] == 4
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from diffuseseg_diffusers.heads import selection
+from diffuseseg_diffusers.heads.recipes import find_recipe
 
 from ..conftest import drawn_dataset, make_pipeline, run
 from ..paper.common import shorten
@@ -50,7 +51,8 @@ def test_features_are_chosen_for_the_head_that_will_be_fitted(given, tmp_path, m
 
     monkeypatch.setattr(selection, "choose_features", spy)
     shorten(monkeypatch)
-    how = ("--blocks", "auto", "--timesteps", "auto", "--fresh_noise", "--no_flip", "--seed", "3")
+    how = ("--blocks", "auto", "--timesteps", "auto", "--noise", "fresh", "--no_flip", "--seed", "3")
     run(*given, *how, "--output_dir", tmp_path / "out", OMP_NUM_THREADS="1")
-    assert (asked["recipe"], asked["share_noise"], asked["flip"], asked["seed"]) == ("default", False, False, 3)
+    assert asked["recipe"] == find_recipe("default")
+    assert (asked["share_noise"], asked["clean"], asked["flip"], asked["seed"]) == (False, False, False, 3)
     assert set(asked) <= set(known)
