@@ -19,8 +19,7 @@ from PIL import Image as Pictures
 
 from diffuseseg_diffusers import LabeledImages, load_pipeline
 from diffuseseg_diffusers.datasets.drawn_shapes import stationary_noise
-from diffuseseg_diffusers.heads.recipes import find_recipe
-from diffuseseg_diffusers.pipelines.general import GENERAL_TIMESTEPS
+from diffuseseg_diffusers.pipelines.general import suited_recipe
 
 
 SIDE = 128  # of a picture, in pixels
@@ -64,7 +63,7 @@ def labelled(seed: int) -> LabeledImages:
 def measure(head: str, seed: int) -> dict[str, float]:
     """Share of the discs of each diameter that are found, and of the ground that is taken for disc."""
     reads, model, scale = HEADS[head]
-    recipe = replace(find_recipe("default"), inputs=(reads,), timesteps=GENERAL_TIMESTEPS)
+    recipe = replace(suited_recipe("default", "general"), inputs=(reads,))
     pipe = fit(load_pipeline(model), labelled(seed), recipe=recipe, seed=seed, size=(SIDE * scale, SIDE * scale))
     found: dict[int, list[bool]] = {diameter: [] for diameter in DIAMETERS}
     false = []

@@ -13,6 +13,7 @@ from diffuseseg_diffusers.diffusion.distillation import (
     CleanPass,
     describe_errors,
     freeze_unread,
+    owned_files,
     reader,
     teacher_features,
     with_clean_copy,
@@ -67,19 +68,19 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
     teacher = teacher_features(config, pipe)
     images = make_images(config, dataset, column, (teacher.in_channels, *teacher.size), pipe.channels)
     clean = CleanPass(with_clean_copy(pipe), teacher, images.train_sample)
-    freeze_unread(clean, images.train_sample)
+    freeze_unread(clean)
 
     # 2. Training, from where it was cut off, and what it leaves behind.
     trainer = make_trainer(config, accelerator, clean.denoiser, images, around=clean)
-    if open_folder(config, COMMAND, trainer, dataset, column):  # complete
+    if open_folder(config, COMMAND, trainer, dataset, column, owned_files(pipe)):  # complete
         trainer.end()
         return read_json(config.output_dir / SUMMARY)
     with trainer:
         if trainer.state["step"] == 0:
-            trainer.state["errors_before"] = clean.measure(clean.student, images.validation)
+            trainer.state["errors_before"] = clean.measure(clean.student, images.validation, accelerator)
         train(config, trainer, clean, images)
         distilled = with_denoiser(pipe, averaged_copy(clean.denoiser, trainer.ema))
-        errors = clean.measure(reader(distilled, teacher), images.validation)
+        errors = clean.measure(reader(distilled, teacher), images.validation, accelerator)
         found = summary(config, trainer) | {"errors": errors}
         if accelerator.is_main_process:
             save_pipeline(config.output_dir, distilled)
@@ -101,7 +102,9 @@ def train(config: DistilFeaturesConfig, trainer: Trainer, clean: CleanPass, imag
             inputs = to_model_range(pixels, device, flips if config.random_flip else None)  # [B,C,H,W] in [-1, 1]
             mirrored = config.random_flip and bool(mixed_seed(config.seed, position, 7) % 2)
             with accelerator.autocast():
-                targets = clean.targets(inputs, mixed_seed_32(config.seed, position, process, 8), mirrored)
+                first = position + batch_size * process
+                rows = range(first, first + len(inputs))
+                targets = clean.targets(inputs, [mixed_seed_32(config.seed, row, 8) for row in rows], mirrored)
             loss = trainer.model(inputs, targets).mean()
             accelerator.backward(loss)
             trainer.step(loss)
@@ -109,8 +112,8 @@ def train(config: DistilFeaturesConfig, trainer: Trainer, clean: CleanPass, imag
             told = True
             accelerator.print("\n" + describe_plan(config, trainer, images))
         if trainer.due(config.validation_steps):
-            errors = clean.measure(clean.student, images.validation)
-            trainer.log.write(trainer.state["step"], validation=sum(errors) / len(errors))
+            errors = clean.measure(clean.student, images.validation, accelerator)
+            trainer.log.write(trainer.state["step"], held_out_error=sum(errors) / len(errors))
     trainer.check_stopped()
 
 

@@ -65,7 +65,7 @@ def generate(config: GenerateConfig) -> dict | None:
     if accelerator.is_main_process:
         check_run(config, "generate")
     pipe: Any = load_pipeline(config.model, **config.loading(device=config.device or accelerator.device))
-    check_generates_masks(pipe, config.model)
+    check_generates_masks(pipe, config.model, config.masks_while_sampling)
     pipe.set_progress_bar_config(disable=True)
     if doubt := doubt_samples(config.model):
         accelerator.print(f"warning: {doubt}")

@@ -3,17 +3,19 @@
 average over noise.
 
 Stracke et al., "CleanDIFT: Diffusion Features without Noise" (CVPR 2025), for any denoiser whose features are known
-here. A head reads activations at several timesteps, each with one noise, and of the mirror image too; what it gains by
-that is an estimate of their means. Least squares learn the mean of a noisy target, so a copy that sees the clean image
-learns those means in one pass: a linear map for each timestep and tap, which is thrown away afterwards, tells them
-apart.
+here. A head reads activations at several timesteps, each with one noise. Least squares learn the mean of a noisy
+target, so a copy that sees the clean image learns the means in one pass: a linear map for each timestep and tap, which
+is thrown away afterwards, tells them apart.
 """
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from ..features.base import FeatureExtractor
@@ -21,18 +23,29 @@ from ..features.families import find_family
 from ..features.noise import clean_scheduler, sees_no_noise
 from ..heads.fit import recipe_extractor
 from ..jobs.errors import UserError
+from ..jobs.seeds import mixed_seed_32
 from ..pipelines.general import suited_recipe
 from ..pipelines.pixel import DiffuseSegPipeline
 from .latents import as_pipeline
 from .objective import to_model_range
+from .run import OWN_FILES
 
 
-LEAST_DEVIATION = 1e-3  # of a channel of the teacher
 BATCH = 16  # images that activations are measured on at once
+MEASURED = 64  # images that the first maps are fitted on
+PLACES = 256  # of each of these images
+RIDGE = 1e-3  # of the variance, in that fit
+LEAST_DEVIATION = 1e-3  # of a channel of the teacher
+# Of text encoders and tokenizers, which pipelines of text models have beside the denoiser.
+ENCODER_FILES = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
+    *("special_tokens_map.json", "added_tokens.json", "preprocessor_config.json", "chat_template.jinja"),
+)
 
 
 def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
-    """What a configuration (`tasks.distil_features`) distils of a pipeline: its recipe's taps, with fresh noise.
+    """What a configuration (`tasks.distil_features`) distils of a pipeline: the default recipe's taps, or its own.
 
     Raises:
         UserError: The model sees no noise, or does not have what is asked for.
@@ -41,25 +54,37 @@ def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
         raise UserError(f"{config.model} sees no noise as it is, so there is nothing to distil; give a denoiser.")
     if sees_no_noise(pipe.scheduler):
         raise UserError(f"{config.model} was distilled already; give the model that it was distilled from.")
-    prompt = {} if config.prompt is None else {"prompt": config.prompt}
+    reading: dict[str, Any] = {"share_noise": False, "clean": config.noise == "none", "size": config.size}
+    reading |= {} if config.prompt is None else {"prompt": config.prompt}
     recipe, chosen = suited_recipe("default", config.model), (config.blocks, config.timesteps)
-    return recipe_extractor(pipe, recipe, *chosen, share_noise=False, size=config.size, **prompt)
+    return recipe_extractor(pipe, recipe, *chosen, **reading)
 
 
 def with_clean_copy(pipe: Any) -> Any:
     """A pipeline of diffusers with a copy of its denoiser, in float32, that sees no noise; all else is shared.
 
-    Of a [`DiffuseSegPipeline`] or a [`ComposedDiffuseSegPipeline`]; a head is left out.
+    Of a [`DiffuseSegPipeline`] or a [`ComposedDiffuseSegPipeline`], whose weights are frozen; a head is left out.
     """
-    return with_denoiser(pipe, copy.deepcopy(pipe.denoiser).float().train())
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)  # gradients would go through the autoencoder
+    return with_denoiser(pipe, copy.deepcopy(pipe.denoiser).float().eval().requires_grad_(True))
 
 
 def with_denoiser(pipe: Any, denoiser: Any) -> Any:
     """A pipeline of diffusers with another denoiser, which sees no noise."""
     if isinstance(pipe, DiffuseSegPipeline):
         return as_pipeline(denoiser, clean_scheduler(), None, pipe.channels)
-    parts = {getattr(pipe.family, "component", "unet"): denoiser, "scheduler": clean_scheduler()}
-    return type(pipe.base)(**{**pipe.base.components, **parts})
+    base, parts = pipe.base, {getattr(pipe.family, "component", "unet"): denoiser, "scheduler": clean_scheduler()}
+    parts = {**base.components, **parts}
+    settings = [name for name in inspect.signature(type(base).__init__).parameters if name in base.config]
+    return type(base)(**parts, **{name: base.config[name] for name in settings if name not in parts})
+
+
+def owned_files(pipe: Any) -> list[str]:
+    """What a run writes that distils a pipeline, as patterns for its record."""
+    others = [name for name, part in pipe.components.items() if part is not None and name != "segmentation_head"]
+    return [*OWN_FILES, *(f"{name}/{file}" for name in others for file in ENCODER_FILES)]
 
 
 def reader(made: Any, like: FeatureExtractor) -> FeatureExtractor:
@@ -70,19 +95,29 @@ def reader(made: Any, like: FeatureExtractor) -> FeatureExtractor:
 
 
 class StandardizedMap(nn.Module):
-    """A linear map between activations that begins as the identity, both standardised as the target.
+    """A linear map from activations to others of as many channels, both standardised as the target.
 
-    The target's activations `[N, c, h, w]` give the means and deviations of its channels.
+    It begins as the best one, by ridge regression.
+
+    Args:
+        found (`torch.Tensor`), target (`torch.Tensor`): `[pixels, c]` of each.
     """
 
-    def __init__(self, target: torch.Tensor):
+    def __init__(self, found: torch.Tensor, target: torch.Tensor):
         super().__init__()
-        channels = target.shape[1]
-        self.register_buffer("mean", target.mean((0, 2, 3), keepdim=True))  # [1,c,1,1]
-        self.register_buffer("deviation", target.std((0, 2, 3), keepdim=True).clamp(min=LEAST_DEVIATION))
-        self.linear = nn.Conv2d(channels, channels, 1)
-        nn.init.dirac_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        mean, deviation = target.mean(0), target.std(0, correction=0).clamp(min=LEAST_DEVIATION)
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("deviation", deviation.view(1, -1, 1, 1))
+        x, y = ((one - mean) / deviation for one in (found, target))
+        offset = x.mean(0)
+        x = x - offset  # the target's mean is 0
+        products = x.T @ x / len(x)
+        products += RIDGE * products.diagonal().mean().clamp(min=1e-6) * torch.eye(len(mean), device=x.device)
+        weight = torch.linalg.solve(products, x.T @ y / len(x)).T  # [c,c]
+        self.linear = nn.Conv2d(len(mean), len(mean), 1, device=x.device)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight[:, :, None, None])
+            self.linear.bias.copy_(-weight @ offset)
 
     def forward(self, found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean squared error of a map of `[N, c, h, w]` to a target of that shape, in units of its variance."""
@@ -95,8 +130,8 @@ class CleanPass(nn.Module):
 
     Args:
         made (`DiffusionPipeline`): Of [`with_clean_copy`]; its denoiser is trained.
-        teacher ([`FeatureExtractor`]): Of the original, with fresh noise: see [`teacher_features`].
-        images (`torch.Tensor`): `[N, C, H, W]` uint8, on which the teacher's activations are measured.
+        teacher ([`FeatureExtractor`]): Of the original, see [`teacher_features`].
+        images (`torch.Tensor`): `[N, C, H, W]` uint8, those of this process; the maps are fitted on those of all.
 
     Attributes:
         denoiser (`torch.nn.Module`): What is trained.
@@ -109,23 +144,41 @@ class CleanPass(nn.Module):
 
     def __init__(self, made: Any, teacher: FeatureExtractor, images: torch.Tensor):
         super().__init__()
-        if not len(images):
-            raise UserError("No images can be held out to measure on; ten are needed, or --num_validation_images.")
         self.student, self.teacher = reader(made, teacher), teacher
         self.denoiser = self.student.model
-        batches = [self.targets(to_model_range(x, teacher.device), i) for i, x in enumerate(images.split(BATCH))]
-        self.maps = nn.ModuleList(StandardizedMap(torch.cat(parts)) for parts in zip(*batches)).to(teacher.device)
+        samples = [one for process in gather_object([self._sampled(images)]) for one in process]
+        if not samples:
+            raise UserError("No images can be held out to measure on; ten are needed, or --num_validation_images.")
+        self.maps = nn.ModuleList()
+        for pairs in zip(*samples):
+            found, target = (torch.cat(side).to(teacher.device) for side in zip(*pairs))
+            self.maps.append(StandardizedMap(found, target))
 
-    def targets(self, images: torch.Tensor, seed: int, mirrored: bool = False) -> list[torch.Tensor]:
-        """Activations of the teacher, timestep by timestep, with noise from a seed.
+    @torch.no_grad()
+    def _sampled(self, images: torch.Tensor) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Of each batch of images, and of each activation of the teacher, some pixels of both, `[pixels, c]` each."""
+        samples = []
+        for i, batch in enumerate(images[:MEASURED].split(BATCH)):
+            if len(batch):
+                clean, generator = to_model_range(batch, self.teacher.device), torch.Generator().manual_seed(i)
+                own, pairs = self.student.run(clean), []
+                for k, target in enumerate(self.targets(clean, [mixed_seed_32(i, row) for row in range(len(batch))])):
+                    places = torch.randint(target[0, 0].numel(), (PLACES,), generator=generator).to(target.device)
+                    both = (own[k % len(own)].float(), target)
+                    pairs.append(tuple(x.flatten(2)[:, :, places].mT.flatten(0, 1).cpu() for x in both))
+                samples.append(pairs)
+        return samples
+
+    def targets(self, images: torch.Tensor, seeds: Sequence[int], mirrored: bool = False) -> list[torch.Tensor]:
+        """Activations of the teacher, timestep by timestep.
 
         Args:
             images (`torch.Tensor`): `[N, C, H, W]` float32 in [-1, 1].
-            seed (`int`): Of the noise.
+            seeds (sequence of `int`): Of the noise of each image.
             mirrored (`bool`, defaults to `False`): Whether those of the mirror images, mirrored back.
         """
-        generator = torch.Generator().manual_seed(seed)
-        found = self.teacher(images.flip(-1) if mirrored else images, generator=generator).activations
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        found = self.teacher(images.flip(-1) if mirrored else images, generator=generators).activations
         return [x.flip(-1).float() if mirrored else x.float() for x in found]
 
     def forward(self, images: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -143,19 +196,24 @@ class CleanPass(nn.Module):
         return torch.stack([one(own[i % len(own)], target) for i, (one, target) in enumerate(zip(self.maps, targets))])
 
     @torch.no_grad()
-    def measure(self, student: FeatureExtractor, images: torch.Tensor) -> list[float]:
-        """Errors on images `[N, C, H, W]` uint8, each with its own noise, in the order of the teacher's activations."""
-        total, device = torch.zeros(len(self.maps)), self.teacher.device
+    def measure(self, student: FeatureExtractor, images: torch.Tensor, accelerator: Accelerator) -> list[float]:
+        """Errors on the images `[N, C, H, W]` uint8 of all processes, in the order of the teacher's activations."""
+        total = torch.zeros(1 + len(self.maps), device=accelerator.device)
         for i, batch in enumerate(images.split(BATCH)):
-            clean = to_model_range(batch, device)
-            total += len(batch) * self.errors(student, clean, self.targets(clean, i)).cpu()
-        return (total / max(1, len(images))).tolist()
+            if len(batch):
+                clean = to_model_range(batch, accelerator.device)
+                seeds = [mixed_seed_32(accelerator.process_index, i, row) for row in range(len(batch))]
+                with accelerator.autocast():
+                    found = self.errors(student, clean, self.targets(clean, seeds))
+                total += len(batch) * torch.cat([torch.ones(1, device=accelerator.device), found.float()])
+        count, *sums = accelerator.reduce(total, "sum").tolist()
+        return [one / max(1.0, count) for one in sums]
 
 
-def freeze_unread(clean: CleanPass, images: torch.Tensor) -> None:
-    """Freezes what lies behind the last tap, which no gradient reaches; images as for [`CleanPass`], one at least."""
-    first = to_model_range(images[:1], clean.teacher.device)
-    clean(first, clean.targets(first, 0)).sum().backward()
+def freeze_unread(clean: CleanPass) -> None:
+    """Freezes what lies behind the last tap, which no gradient reaches."""
+    first = torch.zeros(1, clean.teacher.in_channels, *clean.teacher.size, device=clean.teacher.device)
+    clean(first, clean.targets(first, [0])).sum().backward()
     for parameter in clean.denoiser.parameters():
         parameter.requires_grad_(parameter.grad is not None)
     clean.zero_grad()
@@ -166,7 +224,5 @@ def describe_errors(clean: CleanPass, found: Mapping[str, Any]) -> str:
     info = clean.teacher.feature_info()
     pairs = zip(info, found["errors_before"], found["errors"])
     said = "; ".join(f"block {i.block} at timestep {i.timestep} {a:.2f}, then {b:.2f}" for i, a, b in pairs)
-    return (
-        f"Squared error on held-out images, in units of the variance: {said}. Noise that no clean pass can know is in "
-        f"these."
-    )
+    noise = "" if clean.teacher.clean else " Noise that no clean pass can know is in these."
+    return f"Squared error on held-out images, in units of the variance: {said}.{noise}"

@@ -2,6 +2,7 @@
 """A training run on unlabelled images: its processes, its trainer, its folder, and what it reports."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,11 +83,18 @@ def make_trainer(
     return Trainer(*given, ema=ema, around=around, settings={n: getattr(config, n) for n in config.options()})
 
 
-def open_folder(config: Any, command: str, trainer: Trainer, dataset: Dataset | IterableDataset, column: str) -> bool:
+def open_folder(
+    config: Any,
+    command: str,
+    trainer: Trainer,
+    dataset: Dataset | IterableDataset,
+    column: str,
+    owned: Sequence[str] = OWN_FILES,
+) -> bool:
     """Resumes a run at its checkpoint, or begins one; returns whether it is complete.
 
     All inputs are known to be valid by now, so that --overwrite costs nothing that is still needed; the
-    images are those of [`load_images`].
+    images are those of [`load_images`]. `owned` are patterns of the files that the run writes.
     """
     accelerator, folder = trainer.accelerator, config.output_dir
     checkpoint = find_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
@@ -103,8 +111,8 @@ def open_folder(config: Any, command: str, trainer: Trainer, dataset: Dataset | 
                 reads[name] = dataset_contents(dataset, column) if data else contents_of([file])[file]
         named = config.resume_from_checkpoint != LATEST
         if named and not config.overwrite and may_resume(folder, command):
-            adopt_run(config, command, reads, OWN_FILES)  # the run that is there takes the settings of now
-        open_run(config, command, reads, OWN_FILES)
+            adopt_run(config, command, reads, owned)  # the run that is there takes the settings of now
+        open_run(config, command, reads, owned)
         remove_leftovers(folder)
     accelerator.wait_for_everyone()
     path = folder / SUMMARY

@@ -15,6 +15,7 @@ from ..datasets.crops import Pictures, RandomCrops, read_channels
 from ..datasets.overview import overview
 from ..datasets.unlabeled import UnlabeledImages, count_channels, load_unlabeled
 from ..features.latents import latent_stride
+from ..features.noise import sees_no_noise
 from ..features.pixel_unet import image_size
 from ..images.channels import InputChannels
 from ..jobs.errors import UserError
@@ -134,6 +135,8 @@ def _pretrained_model(
 ) -> tuple[UNet2DModel, DDPMScheduler]:
     if not isinstance(pretrained, DiffuseSegPipeline):
         raise UserError(f"{config.pretrained} has no U-Net on pixels, which is what is trained here.")
+    if sees_no_noise(pretrained.scheduler):
+        raise UserError(f"{config.pretrained} was distilled to see clean images; start from its original.")
     unet, scheduler = pretrained.unet, DDPMScheduler.from_config(pretrained.scheduler.config)
     if config.channels is None and comes_with_package(config.pretrained):
         PartialState().print(f"The {config.pretrained} model is of RGB pictures: grey ones are read as RGB.")

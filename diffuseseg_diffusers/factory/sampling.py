@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
-from ..features.noise import BetaSchedule, noise_schedule
+from ..features.noise import BetaSchedule, noise_schedule, sees_no_noise
 from ..heads.ensemble import image_uncertainty
 from ..images.image_files import encode_image
 from ..images.image_processor import mask_to_pil
@@ -79,16 +79,21 @@ def doubt_samples(name: str) -> str:
     )
 
 
-def check_generates_masks(pipe: object, name: str) -> None:
+def check_generates_masks(pipe: object, name: str, masks_while_sampling: bool = False) -> None:
     """Refuses a model, by its name in messages, that generates no images, or no masks that fit into eight bits.
 
     Raises:
-        UserError: It generates no images or images of many channels, has no segmentation head, or too many classes.
+        UserError: It generates no images or images of many channels, has no segmentation head, or too many classes; or
+            masks are to come from sampling, and the head reads clean images.
     """
     if not isinstance(pipe, Generator):
         raise UserError(f"{name} segments images, but generates none; give a diffusion model with a segmentation head.")
+    if sees_no_noise(pipe.scheduler):
+        raise UserError(f"{name} was distilled to see clean images: it segments, and cannot generate.")
     if pipe.segmentation_head is None:
         raise UserError(f"{name} has no segmentation head, and would give no masks; fit one: `diffuseseg fit`.")
+    if masks_while_sampling:
+        pipe.head_extractor().check_noised()
     head = pipe.segmentation_head.config
     if head.in_channels not in (1, 3):
         raise UserError(

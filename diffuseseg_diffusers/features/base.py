@@ -104,7 +104,8 @@ class FeatureExtractor(ABC):
         model (`torch.nn.Module`): Whose activations are read.
         origin (`tuple`), settings (`dict`): Arguments of the constructor before and after `blocks` and `timesteps`.
         share_noise (`bool`), noise_seed (`int`): How noise is drawn; see [`DecoderFeatureExtractor`].
-        clean (`bool`): Whether none is: the model sees the mean of the noised images, and the timesteps as usual.
+        clean (`bool`): Whether images are read without noise: the model sees the mean of the noised ones, and the
+            timesteps as usual.
         prompt (`str`, *optional*): What conditions the model; the family's null prompt if none.
         filters (`tuple[float]`, *optional*): Scales of the filters that it gives too, see [`filter_bank`].
         numbers (`list[int]`): Of the taps that have one.
@@ -342,7 +343,7 @@ class FeatureExtractor(ABC):
 
     def check_noised(self) -> None:
         """Raises [`UserError`] if the model reads clean images, so that passes of sampling do not do."""
-        if self.clean:
+        if self.clean and self.blocks:
             raise UserError(
                 "Masks while sampling are read off noisy images, and this head was fitted on clean ones; leave that "
                 "out, or fit with --noise shared (`clean=False`)."

@@ -108,7 +108,7 @@ def clean_scheduler() -> DDPMScheduler:
 
 def sees_no_noise(scheduler: Any) -> bool:
     """Whether a schedule is that of [`clean_scheduler`], whose denoiser gives features and cannot generate."""
-    return list(scheduler.config.get("trained_betas") or ()) == [0.0]
+    return scheduler is not None and list(scheduler.config.get("trained_betas") or ()) == [0.0]
 
 
 def noise_schedule(scheduler: Any) -> NoiseSchedule:

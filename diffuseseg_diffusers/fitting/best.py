@@ -15,12 +15,13 @@ from ..datasets.crops import pictures_of
 from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import evenly_spread
 from ..features.filters import SIGMAS
+from ..features.noise import sees_no_noise
 from ..heads.classes import Classes
 from ..heads.cross_validation import WITHIN, Folds, LabeledActivations, missing_classes, others
 from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
 from ..heads.fit import STROKES, fit_head, recipe_extractor
 from ..heads.guided import choose_guided
-from ..heads.recipes import Recipe, find_recipe
+from ..heads.recipes import CLEAN, Recipe
 from ..heads.views import shapes_of
 from ..jobs.errors import UserError
 from ..pipelines.averaged import AveragedSegmenter
@@ -125,6 +126,8 @@ def fit_best(
             f"use --recipe default."
         )
     views = views_of(piece, max(tap.stride for tap in pipe.features().taps), size, timesteps)
+    if sees_no_noise(pipe.scheduler):  # and knows one timestep
+        views = [view for view in views if view.timesteps == views[0].timesteps]
     timely = max(1, passes_within(pipe, views[0], PASSES * clock.left()))
     every, kept = pieces, affordable(len(pieces), piece, views[0], timely, say)
     pieces, pictures = every.select(kept), pictures_of(every)[kept]
@@ -187,7 +190,7 @@ def fit_best(
 
 def passes_within(pipe: Any, view: View, seconds: float) -> int:
     """How many pictures pass through the denoiser in a time."""
-    extractor = recipe_extractor(pipe, replace(find_recipe("default"), timesteps=view.timesteps), size=view.size)
+    extractor = recipe_extractor(pipe, replace(CLEAN, timesteps=view.timesteps), size=view.size)
     image = torch.zeros(1, extractor.in_channels, *view.size)
     extractor(image)  # the first pass sets up kernels
     began = time.monotonic()
@@ -198,7 +201,7 @@ def passes_within(pipe: Any, view: View, seconds: float) -> int:
 def timed_recipe(number: int, piece: tuple[int, int], timely: int, say: Callable[[str], Any]) -> Recipe:
     """The recipe of heads on so many pieces, with as many augmented views as are read in time and are worth it."""
     # Several heads take turns: each is trained for less time than one alone is.
-    recipe = replace(find_recipe("default"), clean=True, mirror=False, batch_size=512, max_steps=700)
+    recipe = replace(CLEAN, batch_size=512, max_steps=700)
     fitting = PIXELS // math.prod(piece)  # many or large pieces show enough as they are
     augmented = min(recipe.augmented_images, fitting) if fitting >= 2 * number else 0
     timed = replace(recipe, augmented_images=min(timely, augmented))
@@ -391,7 +394,7 @@ def held_out_pixels(candidates: Sequence[Candidate], labelled: Labelled, picture
 
 def final_head(labelled: Labelled, table: Table, view: View, kinds: dict[str, int]) -> PixelClassifierEnsemble:
     """A head of all pieces whose members read what won votes, with those as weights."""
-    # Half of the members see the mirror image: each half has all kinds.
+    # Each half of the members has all kinds.
     of_each = labelled.recipe.num_members // 2
     inputs = tuple(kind for kind in kinds for _ in range(of_each)) * 2
     weights = [kinds[kind] / of_each for kind in inputs]

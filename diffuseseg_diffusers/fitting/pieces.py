@@ -8,6 +8,7 @@ import numpy as np
 
 from ..datasets.crops import LabeledTiles
 from ..datasets.labeled import LabeledImages
+from ..heads.recipes import CLEAN
 from ..heads.views import LONGEST, shapes_of
 
 
@@ -15,9 +16,9 @@ TILE = LONGEST  # side of tiles in pixels of the picture: attention takes most o
 LEAST, MOST = 32, 320  # shorter and longer side in pixels of what a model reads of a piece
 
 
-# What the denoiser is told, of the paper's schedule of 1,000 steps, about pictures that it sees without noise: those that
-# suit a denoiser of the same kind of pictures, and two that suit one of other pictures.
-TIMESTEPS = ((50, 300), (200,), (100,))
+# What the denoiser is told, of the paper's schedule of 1,000 steps, of pictures without noise: what suits a denoiser of
+# the same kind of pictures, and what suits one of others.
+TIMESTEPS = (tuple(CLEAN.timesteps), (200,), (100,))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a fit starts from, by its configuration: the frozen model, how it reads pictures, and what the record says."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..datasets.crops import by_planes
 from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import evenly_spread
 from ..evaluation.agreement import IMAGES, record_agreement
+from ..features.noise import sees_no_noise
 from ..heads.recipes import Recipe, find_recipe
 from ..heads.views import compare_views, shapes_of, tiling_of, training_of, whole_size
 from ..jobs.errors import UserError
@@ -18,13 +20,13 @@ from ..jobs.files import shown_name
 from ..jobs.hardware import hardware, short_name
 from ..pipelines.averaged import least_agreement
 from ..pipelines.backbone import load_backbone
-from ..pipelines.general import GENERAL_TIMESTEPS, comes_with_package, describe_model, hub_name, suited_recipe
+from ..pipelines.general import NOISY_TIMESTEPS, clean_recipe, comes_with_package, describe_model, hub_name
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
 from ..students.report import record_student_agreement
 from ..students.student import Student
-from .pieces import TILE, TIMESTEPS, in_pieces
+from .pieces import TILE, in_pieces
 
 
 def load_frozen(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -50,7 +52,9 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
         for their own; and the timesteps.
     """
     asked, general = training_of(name), comes_with_package(name)
-    scale, timesteps = asked.get("scale"), GENERAL_TIMESTEPS if general else TIMESTEPS[0]
+    scale, timesteps = asked.get("scale"), tuple(clean_recipe(name).timesteps)
+    if sees_no_noise(pipe.scheduler):
+        timesteps = (0,)
     if tiles is None and "crop" in asked:
         tiles = bool(asked["crop"])
     if tiles:
@@ -58,13 +62,22 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
     return tiles, None if general else pipe.features().size, timesteps
 
 
-def usual_recipe(config: Any) -> tuple[Recipe, str]:
-    """The recipe of one head, and a line where the model has a default recipe of its own."""
-    recipe = suited_recipe(config.recipe, config.model or config.backbone)
-    if recipe == find_recipe(config.recipe) or config.timesteps or config.noise_levels or config.noise:
+def usual_recipe(config: Any, pipe: Any) -> tuple[Recipe, str]:
+    """The recipe of one head, and a line where the default one is another for the model."""
+    recipe, name = find_recipe(config.recipe), config.model or config.backbone
+    if config.recipe != "default":
         return recipe, ""
-    shown = " ".join(map(str, recipe.timesteps))
-    return recipe, f"Read without noise at timestep {shown}; --noise and --timesteps set others.\n"
+    if sees_no_noise(getattr(pipe, "scheduler", None)):
+        return replace(recipe, mirror=False), "Read in one pass, as it was distilled.\n"
+    if not comes_with_package(name):
+        return recipe, ""
+    if config.noise in ("shared", "fresh"):
+        recipe, how = replace(recipe, timesteps=NOISY_TIMESTEPS), f"with {config.noise} noise"
+    else:
+        recipe, how = clean_recipe(name), "without noise or mirror images"
+    at = config.noise_levels or config.timesteps or recipe.timesteps
+    what = "noise level" if config.noise_levels else "timestep"
+    return recipe, f"Read {how} at {what} {' '.join(map(str, at))}; --noise and --timesteps set others.\n"
 
 
 def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[int, int] | None, str]:

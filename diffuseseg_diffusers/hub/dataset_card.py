@@ -202,9 +202,7 @@ def _generation_facts(settings: Mapping[str, Any], result: Mapping[str, Any]) ->
     return {
         "model": linked if model["on_hub"] else model["name"],
         "sampler": f"{settings['scheduler']}, {settings['num_inference_steps']} steps, {settings['dtype']}",
-        "masks": "from the denoising steps"
-        if settings["masks_while_sampling"]
-        else "from the finished images, noised again",
+        "masks": "from the denoising steps" if settings["masks_while_sampling"] else "from the finished images",
         "seed": str(settings["seed"]),
         "generated": f"{settings['num_samples']:,} images, of which {result['num_kept']:,} are kept",
         "most uncertain left out": f"{settings['drop_uncertain']:.0%}",

@@ -12,6 +12,7 @@ from diffusers.utils import make_image_grid
 from huggingface_hub import EvalResult, ModelCard
 from torch import nn
 
+from ..features.noise import sees_no_noise
 from ..features.pixel_unet import image_size
 from ..figures.pages import samples_page
 from ..fitting.choice import FEW
@@ -55,7 +56,9 @@ def pipeline_card(
     kind = "grey-scale images" if unet.config.in_channels == 1 else "colour images"
     facts = {
         "U-Net": f"{_millions(unet)}, {len(unet.config.block_out_channels)} levels",
-        "noise schedule": f"{pipe.scheduler.config.num_train_timesteps} timesteps, "
+        "noise schedule": "none: distilled to see clean images"
+        if sees_no_noise(pipe.scheduler)
+        else f"{pipe.scheduler.config.num_train_timesteps} timesteps, "
         f"{pipe.scheduler.config.beta_schedule}, predicts {pipe.scheduler.config.prediction_type}",
         "unlabelled images": describe_images(training.get("dataset"), None),
     }
@@ -290,7 +293,8 @@ def _describe_head(config: Mapping) -> str:
     read = []
     if config["blocks"]:
         blocks, timesteps = (", ".join(map(str, config[name])) for name in ("blocks", "timesteps"))
-        read.append(f"blocks {blocks} at timesteps {timesteps}")
+        noise = " without noise" if config.get("clean") else ""
+        read.append(f"blocks {blocks} at timesteps {timesteps}{noise}")
     if config.get("filters"):
         read.append(f"filters of {', '.join(f'{sigma:g}' for sigma in config['filters'])} pixels")
     return f"{config['num_members']} members on {' and '.join(read)}"

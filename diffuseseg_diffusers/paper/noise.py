@@ -33,7 +33,7 @@ class NoiseVariant(DecoderFeatureExtractor):
     """
 
     def __init__(self, *args: Any, noise: str, draws: int = 5, **kwargs: Any):
-        super().__init__(*args, **{**kwargs, "share_noise": noise in ("one", "per timestep")})
+        super().__init__(*args, **{**kwargs, "share_noise": noise in ("one", "per timestep"), "clean": False})
         self.noise, self.draws = noise, draws if noise == "averaged" else 1
 
     def choose(

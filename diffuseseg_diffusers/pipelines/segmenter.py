@@ -393,7 +393,7 @@ class HeadSegmenter(Segmenter):
         """What a generating call reads masks off, if there is a head; checks its inputs before the long work."""
         if output_type != "latent":
             check_output_type(output_type)
-        if sees_no_noise(self.components["scheduler"]):
+        if sees_no_noise(getattr(self, "scheduler", None)):
             raise UserError("This denoiser was distilled to see clean images: it segments, and cannot generate.")
         if self.segmentation_head is None:
             logger.warning(f"This pipeline has no segmentation head and returns images without masks; {HOW_TO_FIT}.")

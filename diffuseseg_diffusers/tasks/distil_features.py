@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from ..jobs.config import option
 from ..jobs.errors import UserError
 from .options import MODEL, MODEL_ALIASES, CachesDownloads, WritesFolder
-from .train_options import LR_SCHEDULERS, KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
+from .train_options import KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
+
+
+STEPS = 1000  # where neither steps nor minutes are given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +40,20 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
     timesteps: tuple[int, ...] | None = option(
         None, "Diffusion timesteps of the original to distil (default: those of the default recipe)."
     )
+    noise: str = option(
+        "fresh",
+        "What the original sees at these timesteps: fresh noise, so that the mean over it is learned; or none.",
+        choices=("fresh", "none"),
+    )
     prompt: str | None = option(None, "Text that conditions both (default: the model's null prompt).")
     train_batch_size: int = option(8, "Images per process and pass.", minimum=1, group="training")
-    max_train_steps: int | None = option(
-        1000,
-        "Number of optimisation steps, with those before resuming.",
-        minimum=1,
-        group="training",
-        influence=False,
-        why="a run may be continued for longer",
-    )
-    lr_scheduler: str = option(
-        "cosine",
-        "Schedule of the learning rate after the warm-up, over the whole run.",
-        choices=LR_SCHEDULERS,
-        group="training",
-    )
     lr_warmup_steps: int = option(50, "Steps over which the learning rate rises from 0.", group="training")
 
     def check(self) -> None:
+        if self.max_train_steps is None and self.max_train_minutes is None:
+            object.__setattr__(self, "max_train_steps", STEPS)
         super().check()
         if self.compile:
             raise UserError("A pass that ends at the last tap cannot be compiled whole; leave --compile out.")
+        if self.input_channels or self.intensity_window or self.intensity_percentiles:
+            raise UserError("Channels and intensities are those that the model was trained on; leave them out.")

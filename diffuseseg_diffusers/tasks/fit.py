@@ -86,8 +86,8 @@ class FitConfig(
     max_milliseconds: float | None = _feature(None, "Maximum time of the model's passes for an image, for auto.")
     noise: str | None = _feature(
         None,
-        "Noise that images are read with at the timesteps: none, the denoiser is told of noise and sees none; shared, "
-        "the same for all; fresh, drawn for every image and timestep (default: the recipe's).",
+        "Noise of the images at the timesteps: none, clean images; shared, one for all; fresh, drawn for every image "
+        "and timestep (default: the recipe's).",
         choices=("none", "shared", "fresh"),
     )
     recipe: str | None = _training(

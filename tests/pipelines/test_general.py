@@ -3,6 +3,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from diffuseseg_diffusers import DiffuseSegPipeline, FitConfig, load_pipeline
 from diffuseseg_diffusers.factory.sampling import doubt_samples
+from diffuseseg_diffusers.features.noise import clean_scheduler
 from diffuseseg_diffusers.fitting.setup import usual_recipe
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -115,10 +117,17 @@ def test_the_default_recipe_reads_models_of_the_package_at_their_own_timesteps()
 
 def test_fit_says_how_it_reads_them_unless_that_is_given(tmp_path):
     common = dict(dataset_name="DATA", output_dir=tmp_path, recipe="default")
-    recipe, line = usual_recipe(FitConfig(model="general", **common))
+    recipe, line = usual_recipe(FitConfig(model="general", **common), None)
     assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((200,), True, False)
-    assert "Read without noise at timestep 200" in line
-    others = {"recipe": "fast"}, {"model": "out/model"}
-    for given in ({"timesteps": (5,)}, {"noise_levels": (0.1,)}, {"noise": "shared"}, *others):
+    assert "Read without noise or mirror images at timestep 200" in line
+    recipe, line = usual_recipe(FitConfig(model="general", noise="shared", **common), None)
+    assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((100,), False, True)
+    assert "with shared noise at timestep 100" in line
+    recipe, line = usual_recipe(FitConfig(model="general", timesteps=(5, 7), **common), None)
+    assert recipe.clean and "without noise or mirror images at timestep 5 7" in line
+    for given in ({"recipe": "fast"}, {"model": "out/model"}):
         config = FitConfig(**{"model": "general", **common, **given})
-        assert usual_recipe(config)[1] == ""
+        assert usual_recipe(config, None) == (find_recipe(config.recipe), "")
+    distilled = SimpleNamespace(scheduler=clean_scheduler())
+    recipe, line = usual_recipe(FitConfig(model="out/model", **common), distilled)
+    assert not recipe.mirror and "in one pass" in line

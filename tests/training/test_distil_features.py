@@ -18,7 +18,7 @@ from ..tiny_pipelines import FAMILIES
 
 
 RUN = ("--train_batch_size", "4", "--mixed_precision", "no", "--dataloader_num_workers", "0", "--lr_warmup_steps", "2")
-FASTER = ("--learning_rate", "2e-3", "--random_flip", "--blocks", "1", "2")
+FASTER = ("--learning_rate", "1e-3", "--blocks", "1", "2")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,14 @@ def distilled(ddpm, images, tmp_path_factory):
     return out
 
 
+def test_clean_images_are_distilled_too_and_leave_less_unexplained(distilled, ddpm, images, tmp_path):
+    distil(ddpm, images, tmp_path / "out", "--max_train_steps", "60", "--noise", "none")
+    found = [json.loads((folder / "training_state.json").read_text()) for folder in (distilled, tmp_path / "out")]
+    assert better(tmp_path / "out") and sum(found[1]["errors"]) < sum(found[0]["errors"])
+
+
 def better(folder) -> bool:
+    """Whether less is left unexplained than by the best linear maps of the copy as it began."""
     found = json.loads((folder / "training_state.json").read_text())
     before, after = (np.mean(found[name]) for name in ("errors_before", "errors"))
     return after < before
@@ -90,6 +97,16 @@ def test_the_command_line_fits_and_segments_with_it(distilled, images, tmp_path)
     assert len(list((tmp_path / "masks").rglob("*.png"))) >= 40
 
 
+def test_the_weights_that_are_saved_are_others_and_its_files_are_replaced(distilled, ddpm, images, tmp_path):
+    before, after = (DDPMPipeline.from_pretrained(place).unet.state_dict() for place in (ddpm, distilled))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    FAMILIES["Stable Diffusion"][0]().save_pretrained(tmp_path / "base")
+    how = ("--max_train_steps", "2", "--resolution", "16", "--gradient_accumulation_steps", "2")
+    for seed in ("0", "1"):
+        distil(tmp_path / "base", images, tmp_path / "out", *how, "--seed", seed, "--overwrite")
+    assert (tmp_path / "out" / "text_encoder").is_dir()
+
+
 def test_it_does_not_generate_and_is_not_distilled_again(distilled, images, tmp_path):
     with pytest.raises(ValueError, match="segments, and cannot generate"):
         load_pipeline(distilled)(batch_size=1, num_inference_steps=1)
@@ -100,7 +117,7 @@ def test_it_does_not_generate_and_is_not_distilled_again(distilled, images, tmp_
 
 def test_a_run_that_was_cut_off_resumes_with_the_same_bits(ddpm, images, tmp_path):
     own = shutil.copytree(images, tmp_path / "images")
-    constant = ("--lr_scheduler", "constant", "--use_ema")
+    constant = ("--random_flip", "--use_ema", "--validation_steps", "2", "--gradient_checkpointing")
     for name, steps in (("whole", ("6",)), ("parts", ("3", "6"))):
         for limit in steps:
             distil(ddpm, own, tmp_path / name, *constant, "--max_train_steps", limit)
@@ -119,7 +136,9 @@ def test_every_family_is_distilled_saved_and_loaded(family, images, tmp_path):
     base = make()
     base.save_pretrained(tmp_path / "base")
     side = 32 if family == "Sana" else 16  # Flux and PixArt are made for large images
-    distil(tmp_path / "base", images, tmp_path / "out", "--max_train_steps", "12", "--resolution", str(side))
+    # Linear maps explain random transformers nearly in full: with noise, or in large steps, the gain would not show.
+    steps = ("--max_train_steps", "30", "--resolution", str(side), "--noise", "none", "--learning_rate", "3e-5")
+    distil(tmp_path / "base", images, tmp_path / "out", *steps)
     assert better(tmp_path / "out")
     pipe = AutoDiffuseSegPipeline.from_pretrained(tmp_path / "out")
     dataset = drawn_dataset(3, channels=3)
@@ -138,6 +157,7 @@ def test_what_does_not_fit_is_a_sentence(ddpm, images, tmp_path):
     for given, message in (
         ((ddpm, few), "No images can be held out to measure on"),
         ((ddpm, images, "--compile"), "leave --compile out"),
+        ((ddpm, images, "--input_channels", "0"), "leave them out"),
         ((ddpm, images, "--blocks", "77"), "Block 77 does not exist"),
         ((ddpm, images, "--prompt", "a face"), "takes no prompt"),
         ((tmp_path / "none", images), "There is no folder"),
