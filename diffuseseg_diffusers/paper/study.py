@@ -2,9 +2,10 @@
 """What all studies share: the model, the labelled images, the recipe that they measure with, and results that stay."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Study:
     pipe: Any  # a frozen DiffuseSegPipeline or BackbonePipeline; studies replace its head
     dataset: LabeledImages  # images to learn from
     folder: Path  # where results are kept, so that a study resumes
-    recipe: str = "default"
+    recipe: str | Recipe = "default"
     blocks: Sequence[Block] | None = None  # what is studied; each study has a default of its own
     timesteps: Sequence[int] | None = None
     test: LabeledImages | None = None  # images to measure on, for the studies that do
@@ -99,7 +100,7 @@ class Study:
             "dtype": short_name(self.extractor.dtype),
             **self.about,
             "images": images_fingerprint(self.dataset),
-            "recipe": self.recipe,
+            "recipe": self.recipe if isinstance(self.recipe, str) else json.loads(json.dumps(asdict(self.recipe))),
             "seed": self.seed,
         }
 

@@ -113,6 +113,7 @@ def load_study(config: AnalyzeConfig) -> "Study":
     from ..datasets.find_labeled import load_data
     from ..paper.catalogue import STUDIES
     from ..paper.study import Study
+    from ..pipelines.general import comes_with_package, suited_recipe
     from ..pipelines.loading import load_pipeline
     from ..pipelines.segmenter import HeadSegmenter
 
@@ -128,6 +129,8 @@ def load_study(config: AnalyzeConfig) -> "Study":
     about = {"dataset": describe_dataset(config.dataset_name, config.dataset_config_name, config.split)}
     names = ("recipe", "blocks", "timesteps", "folds", "draws", "counts", "num_clusters", "num_images", "seed")
     options = {name: getattr(config, name) for name in (*names, "batch_size")}
+    if comes_with_package(config.model):
+        options["recipe"] = suited_recipe(config.recipe, config.model)
     return Study(pipe, dataset, config.output_dir, test=test, cache_dir=config.activation_dir, about=about, **options)
 
 

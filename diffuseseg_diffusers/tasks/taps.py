@@ -34,13 +34,14 @@ def taps(config: TapsConfig) -> str:
         >>> table = taps(TapsConfig(model="google/ddpm-cat-256"))
     """
     from ..heads.fit import recipe_extractor
+    from ..pipelines.general import suited_recipe
     from ..pipelines.loading import load_pipeline
     from ..pipelines.segmenter import HeadSegmenter
 
     pipe: Any = load_pipeline(config.model, **config.loading())
     if not isinstance(pipe, HeadSegmenter):
         raise UserError(f"{config.model} is a student or several models, with no features; give the diffusion model.")
-    table = describe_taps(recipe_extractor(pipe, size=config.size))
+    table = describe_taps(recipe_extractor(pipe, suited_recipe("default", config.model), size=config.size))
     print(table)
     return table
 
@@ -66,5 +67,6 @@ def describe_taps(extractor: "FeatureExtractor") -> str:
     lines = ["  ".join(c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in rows]
     height, width = extractor.size
     usual = f"Read by the default recipe: blocks {' '.join(map(str, extractor.blocks))}"
-    usual += f"; timesteps {' '.join(map(str, extractor.timesteps))}." if extractor.schedule else "."
+    clean = ", without noise" if extractor.clean else ""
+    usual += f"; timesteps {' '.join(map(str, extractor.timesteps))}{clean}." if extractor.schedule else "."
     return "\n".join([f"{type(extractor).__name__}, images of {height} × {width} pixels", *lines, usual])

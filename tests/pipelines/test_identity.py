@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -17,11 +18,11 @@ from diffuseseg_diffusers import AutoDiffuseSegPipeline, DiffuseSegPipeline, Pix
 from diffuseseg_diffusers.heads.decisions import Decisions
 from diffuseseg_diffusers.jobs.errors import UserError
 from diffuseseg_diffusers.pipelines.averaged import AveragedSegmenter
-from diffuseseg_diffusers.pipelines.identity import sketch, weights_digest
+from diffuseseg_diffusers.pipelines.identity import describe_network, sketch, weights_digest
 from diffuseseg_diffusers.pipelines.loading import load_pipeline
 from diffuseseg_diffusers.students.unets import new_unet
 
-from ..conftest import make_unet
+from ..conftest import make_head, make_pipeline, make_unet
 from ..tiny_pipelines import FAMILIES, clip, flux, sdxl, stable_diffusion
 
 
@@ -467,3 +468,12 @@ def test_loras_are_loaded_by_path_and_scale(loras, tmp_path):
     DiffuseSegPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "pixel")
     with pytest.raises(UserError, match="takes no LoRA; leave --lora out"):
         load_pipeline(str(tmp_path / "pixel"), lora=[loras["style"]])
+
+
+def test_heads_on_clean_images_are_others_and_older_heads_stay_the_same():
+    head = make_head(make_pipeline())
+    known = describe_network(head)
+    head._internal_dict = FrozenDict({k: v for k, v in head.config.items() if k != "clean"})  # of an older version
+    assert describe_network(head) == known
+    head.register_to_config(clean=True)
+    assert describe_network(head) != known
