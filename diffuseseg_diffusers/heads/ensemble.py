@@ -34,15 +34,13 @@ from .upsampling import blend_of, columns_of, upsampled_rows
 logger = logging.get_logger(__name__)
 
 # What a saved head is made of. A change that this code cannot read gets the next number.
-FORMAT_VERSION = 7  # the newest that this code reads
-CLEAN_FORMAT = 7  # of heads that read images without noise
+FORMAT_VERSION = CLEAN_FORMAT = 7  # the newest that this code reads: of heads that read images without noise
 FILTERING_FORMAT = GUIDED_FORMAT = 6  # of heads that read filters, whose members have weights, or with guided masks
 ADAPTED_FORMAT = 5  # of heads on pipelines with adapters or FreeU
 DECIDING_FORMAT = 4  # of heads with decisions, or that read chosen channels or values between others than all
 FOREIGN_FORMAT = 3  # of heads on pipelines of somebody else's
 PIXEL_FORMAT = 2  # of heads without any of these, which older versions read
-# Bytes of the hidden layer at output resolution that inference holds at once: rows are processed in strips of at most
-# this size, so that the memory does not grow with the image. On a CPU a strip stays in the cache.
+# Bytes of a strip of rows of the hidden layer that inference holds at once; on a CPU it stays in the cache.
 STRIP_BYTES = {"cpu": 2**22, "cuda": 2**27}
 
 
@@ -120,9 +118,8 @@ class StackedBatchNorm(nn.Module):
 class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
     """`num_members` pixel classifiers, Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear, as stacked tensors.
 
-    The config carries all that is needed to use the head: which features it reads and how they are computed, and what
-    its classes are called and look like. The state dict is that of the published `pixel_classifier`, with the members
-    stacked along a first dimension.
+    The config carries all that is needed to use the head: features, classes, colours. The state dict is that of the
+    published `pixel_classifier`, with the members stacked along a first dimension.
 
     Args:
         num_classes (`int`): Number of classes, ids `0` to `num_classes - 1`.
@@ -130,8 +127,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         blocks (sequence of `int` or `str`): Decoder blocks, ascending, in the paper's numbering, or names of modules.
         timesteps (sequence of `int`): Diffusion timesteps, in the order in which features are concatenated.
         num_members (`int`, defaults to 10): Members of the ensemble.
-        hidden_sizes (sequence of two `int`, *optional*):
-            Widths of the hidden layers; 128 and 32 below 30 classes, 256 and 128 from 30 on.
+        hidden_sizes (sequence of two `int`, *optional*): Hidden widths; 128 and 32, from 30 classes on 256 and 128.
         image_size (sequence of two `int`, *optional*): Height and width at which the model reads images.
         in_channels (`int`, defaults to 3): Channels of the images.
         share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0):
@@ -212,10 +208,9 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         if len(block_channels) != len(blocks):
             raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
         check_members(num_members, blocks, filters, member_inputs, member_weights, voting)
-        if filters or member_weights is not None:  # what does not know them must not load the head
-            self.register_to_config(format_version=max(FILTERING_FORMAT, format_version))
-        if clean:
-            self.register_to_config(format_version=CLEAN_FORMAT)
+        least = CLEAN_FORMAT if clean else FILTERING_FORMAT if filters or member_weights is not None else PIXEL_FORMAT
+        if least > format_version:  # what does not know these must not load the head
+            self.register_to_config(format_version=least)
         first, second = hidden_sizes or ((128, 32) if num_classes < 30 else (256, 128))
         self.channels = list(block_channels) * len(timesteps)  # of each activation, in the order of concatenation
         if filters:

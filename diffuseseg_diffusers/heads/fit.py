@@ -232,7 +232,7 @@ def fit_head(
         in_channels=extractor.in_channels,
         share_noise=extractor.share_noise,
         noise_seed=extractor.noise_seed,
-        clean=extractor.clean,
+        clean=extractor.clean and bool(extractor.blocks),
         label_names=list(classes.label_names) if classes.label_names else None,
         palette=[list(c) for c in classes.palette or default_palette(classes.number)],
         ignore_index=classes.ignore_index,
