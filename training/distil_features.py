@@ -12,6 +12,7 @@ from typing import Any
 from diffuseseg_diffusers.diffusion.distillation import (
     CleanPass,
     describe_errors,
+    describe_teacher,
     freeze_unread,
     owned_files,
     reader,
@@ -66,6 +67,7 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
     where = {"revision": config.revision, "cache_dir": config.cache_dir}
     pipe: Any = load_pipeline(config.model, device=accelerator.device, dtype="float32", **where)
     teacher = teacher_features(config, pipe)
+    accelerator.print(describe_teacher(teacher))
     images = make_images(config, dataset, column, (teacher.in_channels, *teacher.size), pipe.channels)
     clean = CleanPass(with_clean_copy(pipe), teacher, images.train_sample)
     freeze_unread(clean)

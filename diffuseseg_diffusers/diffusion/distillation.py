@@ -24,7 +24,7 @@ from ..features.noise import clean_scheduler, sees_no_noise
 from ..heads.fit import recipe_extractor
 from ..jobs.errors import UserError
 from ..jobs.seeds import mixed_seed_32
-from ..pipelines.general import suited_recipe
+from ..pipelines.general import comes_with_package, suited_recipe
 from ..pipelines.pixel import DiffuseSegPipeline
 from .latents import as_pipeline
 from .objective import to_model_range
@@ -54,10 +54,18 @@ def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
         raise UserError(f"{config.model} sees no noise as it is, so there is nothing to distil; give a denoiser.")
     if sees_no_noise(pipe.scheduler):
         raise UserError(f"{config.model} was distilled already; give the model that it was distilled from.")
-    reading: dict[str, Any] = {"share_noise": False, "clean": config.noise == "none", "size": config.size}
+    noise = config.noise or ("none" if comes_with_package(config.model) else "fresh")
+    reading: dict[str, Any] = {"share_noise": False, "clean": noise == "none", "size": config.size}
     reading |= {} if config.prompt is None else {"prompt": config.prompt}
     recipe, chosen = suited_recipe("default", config.model), (config.blocks, config.timesteps)
     return recipe_extractor(pipe, recipe, *chosen, **reading)
+
+
+def describe_teacher(teacher: FeatureExtractor) -> str:
+    """What is distilled, in a sentence."""
+    blocks, timesteps = (" ".join(map(str, own)) for own in (teacher.blocks, teacher.timesteps))
+    noise, (height, width) = "clean images" if teacher.clean else "fresh noise", teacher.size
+    return f"Distilled are blocks {blocks} at timesteps {timesteps}, {noise}, {height} × {width} pixels."
 
 
 def with_clean_copy(pipe: Any) -> Any:

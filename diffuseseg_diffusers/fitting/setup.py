@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..datasets.columns import describe_dataset
@@ -72,7 +73,7 @@ def usual_recipe(config: Any, pipe: Any) -> tuple[Recipe, str]:
     if not comes_with_package(name):
         return recipe, ""
     if config.noise in ("shared", "fresh"):
-        recipe, how = replace(recipe, timesteps=NOISY_TIMESTEPS), f"with {config.noise} noise"
+        recipe, how = replace(recipe, timesteps=NOISY_TIMESTEPS), f"with {config.noise} noise and mirror images"
     else:
         recipe, how = clean_recipe(name), "without noise or mirror images"
     at = config.noise_levels or config.timesteps or recipe.timesteps
@@ -88,7 +89,9 @@ def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[in
     size, name, said = config.size, config.model or config.backbone, ""
     if not (size or config.tile) and comes_with_package(name):
         size = whole_size(shapes_of(dataset), pipe.features())
-        said = f"Whole pictures are read at {size[0]} × {size[1]}; --resolution sets another size.\n"
+    read, seen = size or pipe.features().size, np.median(np.array(shapes_of(dataset)), axis=0)
+    if not (config.size or config.tile) and (comes_with_package(name) or tuple(seen) != read):
+        said = f"Whole pictures are read at {read[0]} × {read[1]}; --resolution sets another size.\n"
     if differs := compare_views(name, tiling_of(dataset, size or pipe.features().size)):
         said += f"warning: {differs}\n"
     return size, said

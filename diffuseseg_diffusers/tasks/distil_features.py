@@ -40,9 +40,10 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
     timesteps: tuple[int, ...] | None = option(
         None, "Diffusion timesteps of the original to distil (default: those of the default recipe)."
     )
-    noise: str = option(
-        "fresh",
-        "What the original sees at these timesteps: fresh noise, so that the mean over it is learned; or none.",
+    noise: str | None = option(
+        None,
+        "What the original sees at these timesteps: fresh noise, so that the mean over it is learned; or none "
+        "(default: none for the models of the package, which are read so, else fresh).",
         choices=("fresh", "none"),
     )
     prompt: str | None = option(None, "Text that conditions both (default: the model's null prompt).")

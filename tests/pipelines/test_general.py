@@ -122,7 +122,7 @@ def test_fit_says_how_it_reads_them_unless_that_is_given(tmp_path):
     assert "Read without noise or mirror images at timestep 200" in line
     recipe, line = usual_recipe(FitConfig(model="general", noise="shared", **common), None)
     assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((100,), False, True)
-    assert "with shared noise at timestep 100" in line
+    assert "with shared noise and mirror images at timestep 100" in line
     recipe, line = usual_recipe(FitConfig(model="general", timesteps=(5, 7), **common), None)
     assert recipe.clean and "without noise or mirror images at timestep 5 7" in line
     for given in ({"recipe": "fast"}, {"model": "out/model"}):

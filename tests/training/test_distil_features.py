@@ -47,6 +47,7 @@ def distilled(ddpm, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("distilled") / "out"
     said = distil(ddpm, images, out, "--max_train_steps", "60", fresh=True).stdout
     assert "Squared error on held-out images" in said and "60 steps" in said
+    assert "Distilled are blocks 1 2 at timesteps 10 600, fresh noise, 16 × 16 pixels." in said
     return out
 
 
