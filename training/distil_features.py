@@ -83,7 +83,7 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
         train(config, trainer, clean, images)
         distilled = with_denoiser(pipe, averaged_copy(clean.denoiser, trainer.ema))
         errors = clean.measure(reader(distilled, teacher), images.validation, accelerator)
-        found = summary(config, trainer) | {"errors": errors}
+        found = summary(config, trainer) | {"errors": errors, "blocks": list(teacher.blocks)}
         if accelerator.is_main_process:
             save_pipeline(config.output_dir, distilled)
             write_json(config.output_dir / SUMMARY, found)  # last: the run is complete

@@ -21,6 +21,7 @@ from diffuseseg_diffusers.fitting.best import MAX_MINUTES, describe, fit_best
 from diffuseseg_diffusers.fitting.pieces import in_pieces
 from diffuseseg_diffusers.fitting.setup import (
     against_best,
+    check_distilled,
     describe_fit,
     load_frozen,
     record_agreements,
@@ -74,6 +75,7 @@ def fit(config: FitConfig) -> Any:
     pipe = load_frozen(config, device, find_dtype(config.dtype, device, name))
     config, why = config.with_recipe(against_best(config, pipe, dataset, accelerator.num_processes))
     accelerator.print(f"Recipe: {config.recipe}{why}.")
+    check_distilled(config, pipe)
     whole = config.size or pipe.features().size
     tile = whole if config.tile and config.recipe != BEST else None
     dataset, validation = read_labels(config, dataset, validation, pipe.channels, tile)

@@ -144,6 +144,8 @@ class FeatureExtractor(ABC):
                 raise UserError(f"Block {block} does not exist: this model has blocks 0 to {len(self.numbers) - 1}.")
         low, high = (schedule.lowest, schedule.highest) if schedule else (0, 0)
         for t in timesteps:
+            if not low <= t <= high and not self.sees_noise:
+                raise UserError(f"This model sees no noise and knows timestep {low} alone, got {t}; leave them out.")
             if not low <= t <= high:
                 raise UserError(f"Timestep {t} does not exist: this model has timesteps {low} to {high}.")
         if not blocks or not timesteps:
@@ -165,6 +167,11 @@ class FeatureExtractor(ABC):
         Raises:
             UserError: A prompt was given to a model that knows none, or the model cannot be read.
         """
+
+    @property
+    def sees_noise(self) -> bool:
+        """Whether the model knows noise levels at all: vision models and distilled denoisers do not."""
+        return self.schedule is not None and self.schedule.lowest < self.schedule.highest
 
     @property
     def dtype(self) -> torch.dtype:

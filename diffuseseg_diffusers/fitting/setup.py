@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import evenly_spread
 from ..evaluation.agreement import IMAGES, record_agreement
 from ..features.noise import sees_no_noise
-from ..heads.recipes import Recipe, find_recipe
+from ..heads.fit import recipe_extractor
+from ..heads.recipes import CLEAN, Recipe, find_recipe
 from ..heads.views import compare_views, shapes_of, tiling_of, training_of, whole_size
 from ..jobs.errors import UserError
-from ..jobs.files import shown_name
+from ..jobs.files import read_object, shown_name
 from ..jobs.hardware import hardware, short_name
 from ..pipelines.averaged import least_agreement
 from ..pipelines.backbone import load_backbone
@@ -63,19 +65,51 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
     return tiles, None if general else pipe.features().size, timesteps
 
 
+def check_distilled(config: Any, pipe: Any) -> None:
+    """Refuses blocks of a distilled denoiser that were not distilled, where its folder says which were.
+
+    Raises:
+        UserError: Some would be read, by the options or by the recipe.
+    """
+    state = Path(config.model or "", "training_state.json")
+    known = (
+        read_object(state).get("blocks")
+        if sees_no_noise(getattr(pipe, "scheduler", None)) and state.is_file()
+        else None
+    )
+    if not isinstance(known, list):
+        return
+    recipe = CLEAN if config.recipe == "best" else config.recipe
+    blocks = None if "blocks" in config.auto else config.blocks
+    extractor = recipe_extractor(pipe, recipe, blocks, up_blocks=config.up_blocks)
+    read = extractor.numbers if "blocks" in config.auto else extractor.blocks
+    if missing := [str(block) for block in read if block not in known]:
+        own = " ".join(map(str, known))
+        raise UserError(
+            f"{config.model} was distilled at blocks {own}, and {' '.join(missing)} would be read too; give --blocks "
+            f"{own}, or distil what is to be read."
+        )
+
+
 def usual_recipe(config: Any, pipe: Any) -> tuple[Recipe, str]:
-    """The recipe of one head, and a line where the default one is another for the model."""
+    """The recipe of one head, and a line where the default one is another for the model.
+
+    Raises:
+        UserError: The model sees no noise, and some is asked for.
+    """
     recipe, name = find_recipe(config.recipe), config.model or config.backbone
+    noisy = config.noise in ("shared", "fresh")
+    if noisy and not comes_with_package(name) and not pipe.features().sees_noise:
+        raise UserError(f"{name} sees no noise; leave --noise {config.noise} out.")
     if config.recipe != "default":
         return recipe, ""
     if sees_no_noise(getattr(pipe, "scheduler", None)):
         return replace(recipe, mirror=False), "Read in one pass, as it was distilled.\n"
     if not comes_with_package(name):
         return recipe, ""
-    if config.noise in ("shared", "fresh"):
-        recipe, how = replace(recipe, timesteps=NOISY_TIMESTEPS), f"with {config.noise} noise and mirror images"
-    else:
-        recipe, how = clean_recipe(name), "without noise or mirror images"
+    recipe = replace(recipe, timesteps=NOISY_TIMESTEPS) if noisy else clean_recipe(name)
+    how = f"with {config.noise} noise" if noisy else "without noise"
+    how += " and mirror images" if recipe.mirror and not config.no_flip else ""
     at = config.noise_levels or config.timesteps or recipe.timesteps
     what = "noise level" if config.noise_levels else "timestep"
     return recipe, f"Read {how} at {what} {' '.join(map(str, at))}; --noise and --timesteps set others.\n"

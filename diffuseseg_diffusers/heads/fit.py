@@ -162,7 +162,7 @@ def recipe_extractor(
         choice["clean"] = recipe.clean and choice.get("share_noise", True)
     extractor = pipe.features(**choice)
     if noise_levels is not None:
-        if extractor.schedule is None:
+        if not extractor.sees_noise:
             raise UserError("This model sees no noise; leave `noise_levels` out.")
         timesteps = [extractor.schedule.timestep(level) for level in noise_levels]
     if set(recipe.inputs) == {"filters"}:

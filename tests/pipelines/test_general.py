@@ -119,12 +119,12 @@ def test_fit_says_how_it_reads_them_unless_that_is_given(tmp_path):
     common = dict(dataset_name="DATA", output_dir=tmp_path, recipe="default")
     recipe, line = usual_recipe(FitConfig(model="general", **common), None)
     assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((200,), True, False)
-    assert "Read without noise or mirror images at timestep 200" in line
+    assert "Read without noise at timestep 200" in line
     recipe, line = usual_recipe(FitConfig(model="general", noise="shared", **common), None)
     assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((100,), False, True)
     assert "with shared noise and mirror images at timestep 100" in line
     recipe, line = usual_recipe(FitConfig(model="general", timesteps=(5, 7), **common), None)
-    assert recipe.clean and "without noise or mirror images at timestep 5 7" in line
+    assert recipe.clean and "without noise at timestep 5 7" in line
     for given in ({"recipe": "fast"}, {"model": "out/model"}):
         config = FitConfig(**{"model": "general", **common, **given})
         assert usual_recipe(config, None) == (find_recipe(config.recipe), "")

@@ -92,10 +92,21 @@ def test_the_command_line_fits_and_segments_with_it(distilled, images, tmp_path)
         (tmp_path / place).mkdir(parents=True)
         for i in range(4):
             Image.fromarray(draw((16, 16), i, channels=3)["masks" in place]).save(tmp_path / place / f"{i}.png")
-    fitting = ("--model", distilled, "--dataset_name", tmp_path / "data", "--recipe", "default")
+    fitting = ("--model", distilled, "--dataset_name", tmp_path / "data")
+    for given in (("--recipe", "default"), ("--recipe", "best"), ("--blocks", "1", "3"), ("--blocks", "auto")):
+        said = run("diffuseseg", "fit", *fitting, *given, "--output_dir", tmp_path / "none", expect=1)
+        assert "was distilled at blocks 1 2, and" in said.stderr and not (tmp_path / "none").exists()
+    fitting += ("--recipe", "default", "--blocks", "1", "2")
     run("diffuseseg", "fit", *fitting, "--output_dir", tmp_path / "model")
     run("diffuseseg", "segment", images, "--model", tmp_path / "model", "--output_dir", tmp_path / "masks")
     assert len(list((tmp_path / "masks").rglob("*.png"))) >= 40
+    for given, message in (
+        (("--noise", "shared"), "sees no noise; leave --noise shared out"),
+        (("--noise_levels", "0.1"), "This model sees no noise; leave `noise_levels` out"),
+        (("--timesteps", "200"), "sees no noise and knows timestep 0 alone, got 200; leave them out"),
+    ):
+        said = run("diffuseseg", "fit", *fitting, *given, "--output_dir", tmp_path / "none", expect=1)
+        assert message in said.stderr and not (tmp_path / "none").exists()
 
 
 def test_the_weights_that_are_saved_are_others_and_its_files_are_replaced(distilled, ddpm, images, tmp_path):
