@@ -36,12 +36,11 @@ MEASURED = 64  # images that the first maps are fitted on
 PLACES = 256  # of each of these images
 RIDGE = 1e-3  # of the variance, in that fit
 LEAST_DEVIATION = 1e-3  # of a channel of the teacher
-# Of text encoders and tokenizers, which pipelines of text models have beside the denoiser.
-ENCODER_FILES = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
-    *("special_tokens_map.json", "added_tokens.json", "preprocessor_config.json", "chat_template.jinja"),
-)
+# What transformers writes of text encoders, of tokenizers beside their vocabulary, and of image processors.
+ENCODER_FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+ENCODER_FILES += ("model-[0-9]*-of-[0-9]*.safetensors",)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+PROCESSOR_FILES = ("preprocessor_config.json",)
 
 
 def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
@@ -58,7 +57,9 @@ def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
     reading: dict[str, Any] = {"share_noise": False, "clean": noise == "none", "size": config.size}
     reading |= {} if config.prompt is None else {"prompt": config.prompt}
     recipe, chosen = suited_recipe("default", config.model), (config.blocks, config.timesteps)
-    return recipe_extractor(pipe, recipe, *chosen, **reading)
+    teacher = recipe_extractor(pipe, recipe, *chosen, **reading)
+    teacher.check_size(*teacher.size)
+    return teacher
 
 
 def describe_teacher(teacher: FeatureExtractor) -> str:
@@ -91,8 +92,15 @@ def with_denoiser(pipe: Any, denoiser: Any) -> Any:
 
 def owned_files(pipe: Any) -> list[str]:
     """What a run writes that distils a pipeline, as patterns for its record."""
-    others = [name for name, part in pipe.components.items() if part is not None and name != "segmentation_head"]
-    return [*OWN_FILES, *(f"{name}/{file}" for name in others for file in ENCODER_FILES)]
+    owned = list(OWN_FILES)
+    for name, part in pipe.components.items():
+        files: Sequence[str] = PROCESSOR_FILES if name in ("feature_extractor", "image_processor") else ()
+        if hasattr(part, "vocab_files_names"):
+            files = [*TOKENIZER_FILES, *part.vocab_files_names.values()]
+        elif isinstance(part, nn.Module) and type(part).__module__.startswith("transformers."):
+            files = ENCODER_FILES
+        owned += [f"{name}/{file}" for file in files]
+    return owned
 
 
 def reader(made: Any, like: FeatureExtractor) -> FeatureExtractor:

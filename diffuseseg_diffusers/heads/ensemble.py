@@ -207,7 +207,7 @@ class PixelClassifierEnsemble(ModelMixin, ConfigMixin):
         check_tiling(tiling, image_size)
         if len(block_channels) != len(blocks):
             raise UserError(f"`block_channels` has {len(block_channels)} entries for {len(blocks)} blocks.")
-        check_members(num_members, blocks, filters, member_inputs, member_weights, voting)
+        check_members(num_members, blocks, filters, member_inputs, member_weights, voting, clean)
         least = CLEAN_FORMAT if clean else FILTERING_FORMAT if filters or member_weights is not None else PIXEL_FORMAT
         if least > format_version:  # what does not know these must not load the head
             self.register_to_config(format_version=least)

@@ -67,11 +67,14 @@ def check_members(
     member_inputs: Sequence[str] | None,
     member_weights: Sequence[float] | None,
     voting: str,
+    clean: bool = False,
 ) -> None:
     """Raises [`UserError`] for members that a [`PixelClassifierEnsemble`] cannot have."""
     check_sigmas(filters)
     if num_members < 1:
         raise UserError(f"A head needs one member at least, got {num_members}.")
+    if not isinstance(clean, bool):
+        raise UserError(f"`clean` is true or false, got {clean!r:.40}.")
     if voting not in ("hard", "soft"):
         raise UserError(f"Voting is 'hard' or 'soft', got {voting!r}.")
     for name, values in (("member_inputs", member_inputs), ("member_weights", member_weights)):

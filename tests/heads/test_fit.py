@@ -10,6 +10,7 @@ from diffuseseg_diffusers import (
     Classes,
     DiffuseSegPipeline,
     LabeledImages,
+    PixelClassifierEnsemble,
     fit_head,
     fit_segmentation_head,
     recipe_extractor,
@@ -188,6 +189,8 @@ def test_heads_on_clean_images_say_so_and_are_saved_and_used_so(tmp_path):
     pipe.save_pretrained(tmp_path)
     again = DiffuseSegPipeline.from_pretrained(tmp_path)
     assert again.head_extractor().clean
+    with pytest.raises(ValueError, match="`clean` is true or false, got 'no'"):
+        PixelClassifierEnsemble(**{**config, "clean": "no"})
     one, other = (p.segment(dataset[0].image, output_type="np").masks for p in (pipe, again))
     assert np.array_equal(one, other)
     with pytest.raises(ValueError, match="Masks while sampling are read off noisy images"):

@@ -117,6 +117,11 @@ def test_the_weights_that_are_saved_are_others_and_its_files_are_replaced(distil
     for seed in ("0", "1"):
         distil(tmp_path / "base", images, tmp_path / "out", *how, "--seed", seed, "--overwrite")
     assert (tmp_path / "out" / "text_encoder").is_dir()
+    for name in ("text_encoder/model_mine.safetensors", "text_encoder/vocab.json", "scheduler/tokenizer.json"):
+        (tmp_path / "out" / name).write_text("mine")
+        said = distil(tmp_path / "base", images, tmp_path / "out", *how, "--seed", "2", "--overwrite", expect=1)
+        assert name in said.stderr and (tmp_path / "out" / name).read_text() == "mine"
+        (tmp_path / "out" / name).unlink()
 
 
 def test_it_does_not_generate_and_is_not_distilled_again(distilled, images, tmp_path):
@@ -170,6 +175,7 @@ def test_what_does_not_fit_is_a_sentence(ddpm, images, tmp_path):
         ((ddpm, few), "No images can be held out to measure on"),
         ((ddpm, images, "--compile"), "leave --compile out"),
         ((ddpm, images, "--input_channels", "0"), "leave them out"),
+        ((ddpm, images, "--resolution", "17"), "the nearest is 16 × 16"),
         ((ddpm, images, "--blocks", "77"), "Block 77 does not exist"),
         ((ddpm, images, "--prompt", "a face"), "takes no prompt"),
         ((tmp_path / "none", images), "There is no folder"),
