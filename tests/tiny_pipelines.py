@@ -195,7 +195,7 @@ def stable_diffusion(**config) -> DiffusionPipeline:
     )
 
 
-def sdxl() -> DiffusionPipeline:
+def sdxl(**config) -> DiffusionPipeline:
     text_encoder, tokenizer = clip()
     second, tokenizer_2 = clip(16, projected=True, seed=6)
     unet = text_unet(
@@ -203,6 +203,7 @@ def sdxl() -> DiffusionPipeline:
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=16 + 6 * 4,
+        **config,
     )
     return StableDiffusionXLPipeline(
         vae=kl(force_upcast=True),

@@ -218,7 +218,7 @@ class FeatureExtractor(ABC):
         raise UserError(f"{type(self.model).__name__} has no up-blocks; give `blocks`.")
 
     @abstractmethod
-    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[Block, ...]:
         """Blocks to read if none are given; `of_18` are those that a recipe reads of the paper's 18 decoder blocks."""
 
     def default_timesteps(self, of_1000: Sequence[int] = PAPER_TIMESTEPS) -> tuple[int, ...]:

@@ -136,7 +136,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
     def of(cls, pipe: Any, **choice: Any) -> "DenoiserFeatureExtractor":
         return cls(pipe, **choice)
 
-    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[Block, ...]:
         """Of a transformer the blocks at a third, a half and two thirds of its depth, whatever the recipe."""
         return tuple(sorted({round(len(self.numbers) * part) for part in (1 / 3, 1 / 2, 2 / 3)}))
 

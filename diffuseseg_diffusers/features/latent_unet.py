@@ -8,10 +8,27 @@ from typing import Any
 import torch
 
 from ..jobs.errors import UserError
-from .base import refuse_prompt, relative_blocks
+from .base import Block, refuse_prompt, relative_blocks
 from .denoiser import IP_ADAPTER, Condition, DenoiserFeatureExtractor
 from .dry_run import Place
 from .pixel_unet import decoder_places, default_class_labels, up_block_outputs
+
+
+# What tells most in U-Nets of the shapes of Stable Diffusion 1.x and 2.x, and of SDXL, by Meng et al., "Not All
+# Diffusion Model Activations Have Been Evaluated as Discriminative Features" (NeurIPS 2024): queries and keys of
+# attention beside outputs.
+STABLE_DIFFUSION_TAPS = (
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_q",
+    "up_blocks.1.resnets.2",
+    "up_blocks.2.attentions.1.transformer_blocks.0.attn2.to_q",
+    "up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_k",
+)
+SDXL_TAPS = (
+    "up_blocks.0.attentions.0.transformer_blocks.5",
+    "up_blocks.0.attentions.0.transformer_blocks.7",
+    "up_blocks.1.attentions.0.transformer_blocks.0",
+    "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q",
+)
 
 
 class LatentUNetFeatureExtractor(DenoiserFeatureExtractor):
@@ -23,7 +40,7 @@ class LatentUNetFeatureExtractor(DenoiserFeatureExtractor):
     def places(self) -> list[Place]:
         return decoder_places(self.model)
 
-    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[Block, ...]:
         return up_block_outputs(self.model) if of_18 is None else relative_blocks(of_18, len(self.numbers))
 
     def up_block_outputs(self, up_blocks: Sequence[int]) -> tuple[int, ...]:
@@ -73,6 +90,13 @@ class TextUNetFeatureExtractor(LatentUNetFeatureExtractor):
     @property
     def _is_xl(self) -> bool:
         return self.model.config.addition_embed_type == "text_time"
+
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[Block, ...]:
+        levels, published = (3, SDXL_TAPS) if self._is_xl else (4, STABLE_DIFFUSION_TAPS)
+        modules = dict(self.model.named_modules())
+        if of_18 is not None and len(self.model.up_blocks) == levels and all(name in modules for name in published):
+            return published
+        return super().default_blocks(of_18)
 
     def latent_multiple(self) -> int:
         return 1  # these U-Nets pass the sizes of odd maps on to their upsamplers

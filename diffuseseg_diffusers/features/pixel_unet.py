@@ -140,7 +140,7 @@ class DecoderFeatureExtractor(FeatureExtractor):
     def up_block_outputs(self, up_blocks: Sequence[int]) -> tuple[int, ...]:
         return up_block_outputs(self.model, up_blocks)
 
-    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[Block, ...]:
         if of_18 is not None:
             return relative_blocks(of_18, len(self.taps))
         return PAPER_BLOCKS if len(self.taps) == 18 else up_block_outputs(self.model)

@@ -71,7 +71,7 @@ class VisionFeatureExtractor(FeatureExtractor):
         choice = {name: value for name, value in choice.items() if name not in ("share_noise", "noise_seed", "clean")}
         return cls(pipe.backbone, pipe.image_processor, **choice)
 
-    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[int, ...]:
+    def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[Block, ...]:
         return tuple(sorted({round(len(self.taps) * part / 4) - 1 for part in (1, 2, 3, 4)} - {-1}))
 
     def run(

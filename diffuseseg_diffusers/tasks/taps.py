@@ -52,7 +52,9 @@ def describe_taps(extractor: "FeatureExtractor") -> str:
     Args:
         extractor ([`FeatureExtractor`]): Of any family.
     """
-    every = extractor.choose(extractor.numbers, extractor.timesteps[:1])
+    from ..features.base import ordered
+
+    every = extractor.choose(ordered({*extractor.numbers, *extractor.blocks}), extractor.timesteps[:1])
     rows: list[tuple[str, ...]] = [
         ("block", "module", "channels", "resolution", "stride", "share of a pass", "kB a timestep")
     ]
@@ -61,7 +63,8 @@ def describe_taps(extractor: "FeatureExtractor") -> str:
         share = "" if shares[tap.index] is None else f"{shares[tap.index]:.0%}"
         module = f"{tap.module} (its input)" if tap.of_input else tap.module
         size = 2 * info.channels * info.height * info.width / 1e3
-        cells = (tap.index, module, tap.channels, f"{info.height} × {info.width}", tap.stride, share, f"{size:,.0f}")
+        number = "" if isinstance(tap.index, str) else tap.index
+        cells = (number, module, tap.channels, f"{info.height} × {info.width}", tap.stride, share, f"{size:,.0f}")
         rows.append(tuple(map(str, cells)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in rows]

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 
+from diffuseseg_diffusers import AutoDiffuseSegPipeline, recipe_extractor
 from diffuseseg_diffusers.features.base import LastTapReached
 from diffuseseg_diffusers.features.denoiser import DenoiserFeatureExtractor
 from diffuseseg_diffusers.features.families import find_family
@@ -415,3 +416,52 @@ def test_in_bfloat16_the_features_are_nearly_those_in_float32(name):
     for expected, found in zip(exact, extractor_of(name, pipe, timesteps=steps)(images).activations):
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected).norm() < 0.1 * expected.norm()
+
+
+PUBLISHED = {  # the shapes of the published models, much narrower
+    "Stable Diffusion": (
+        stable_diffusion,
+        dict(
+            sample_size=(8, 16),
+            block_out_channels=(8, 8, 16, 16),
+            down_block_types=(*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+            up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+        ),
+        [(16, 2), (16, 2), (8, 4), (8, 8)],
+    ),
+    "SDXL": (
+        sdxl,
+        dict(
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1, 8),
+            attention_head_dim=(4, 4, 4),
+        ),
+        [(16, 2), (16, 2), (16, 4), (16, 4)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_read_queries_and_keys_of_u_nets_of_the_published_shapes(name):
+    make, config, expected = PUBLISHED[name]
+    pipe = make(**config)
+    pipe.set_progress_bar_config(disable=True)
+    extractor = recipe_extractor(AutoDiffuseSegPipeline.from_pipe(pipe), size=(16, 32))
+    assert [(info.channels, info.height) for info in extractor.feature_info()] == expected
+    modules, images = dict(extractor.model.named_modules()), torch.rand(2, 3, 16, 32) * 2 - 1
+    seen = {}
+    hooks = [
+        modules[block].register_forward_hook(lambda m, a, out, block=block: seen.update({block: out}))
+        for block in extractor.blocks
+    ]
+    found = extractor(images).activations
+    for hook in hooks:
+        hook.remove()
+    for block, activation in zip(extractor.blocks, found):
+        assert torch.equal(extractor.as_map(seen[block], (8, 16)), activation)
+    other = recipe_extractor(AutoDiffuseSegPipeline.from_pipe(FAMILIES[name][0]()), size=(16, 24))
+    assert all(isinstance(block, int) for block in other.blocks)  # of another shape
+    published = recipe_extractor(AutoDiffuseSegPipeline.from_pipe(pipe), "paper", size=(16, 32))
+    assert all(isinstance(block, int) for block in published.blocks)
