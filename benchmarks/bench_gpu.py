@@ -96,10 +96,10 @@ def segmenting(table: Table, name: str, pipe: DiffuseSegPipeline, pixels: torch.
 
     def both() -> float:
         found = extract()
-        return 2 * count(extract) + count(lambda: head.predict(found, mirrored=found))
+        return count(extract) + count(lambda: head.predict(found))
 
     table.row(name, f"extract, batch of {batch}", extract, batch, moved, lambda: count(extract))
-    table.row(name, f"segment, batch of {batch}", segment, batch, 2 * moved + weight_bytes(head), both)
+    table.row(name, f"segment, batch of {batch}", segment, batch, moved + weight_bytes(head), both)
     return {"extract": lambda: count(extract), "segment": both}
 
 
@@ -107,7 +107,7 @@ def use(table: Table, name: str, pipe: DiffuseSegPipeline, size: int, batches: t
     """Extraction, fit, segmenting and generation of a pipeline on the device."""
     device, unet = table.machine.device, pipe.unet
     recipe, pipe.segmentation_head = find_recipe("default"), None
-    how = dict(num_members=recipe.num_members, flip=True, voting="soft")
+    how = dict(num_members=recipe.num_members, voting="soft")
     pipe.segmentation_head = head = random_head(recipe_extractor(pipe, recipe), CLASSES, **how).to(device)
     for batch in batches:
         flops = segmenting(table, name, pipe, torch.rand(batch, 3, size, size, device=device) * 2 - 1)

@@ -65,7 +65,7 @@ def samplers(task: Task, pipe: Any, args: Any) -> None:
     }
     about = (
         f"{args.num_samples} images in batches of {args.batch_size}; default recipe, {len(task.train)} labels; "
-        "both ways in turn."
+        "fitted with noise; both ways in turn."
     )
     result = Result(f"samplers-{args.name or args.task}", columns, args, about, pipe.unet.dtype)
     pipe(args.batch_size, num_inference_steps=2)  # warm-up
@@ -97,7 +97,9 @@ def main() -> None:
     pipes: dict[str, Any] = {dtype: task.pipe(dtype) for dtype in ["float32", *args.dtypes]}
     head = fit_segmentation_head(pipes["float32"], task.train, seed=args.seeds[0])
     precisions(task, pipes, head, args)
-    samplers(task, pipes[args.dtypes[-1]], args)
+    sampling = pipes[args.dtypes[-1]]
+    sampling.segmentation_head = fit_segmentation_head(sampling, task.train, seed=args.seeds[0], clean=False)
+    samplers(task, sampling, args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Which choice of the default recipe brings what? Cross-validation on the labelled images; no test image is looked at.
 
-    python benchmarks/bench_recipe.py --task faces64 --variants default "ten members" "no mirror images"
+    python benchmarks/bench_recipe.py --task faces64 --variants default "ten members" "mirror images in use"
     python benchmarks/bench_recipe.py --task faces64 --blocks
 
 Each seed draws some of the labelled images, fits every variant on them and measures it on all others, clean and under
@@ -39,9 +39,10 @@ VARIANTS = {
     "default": head(),
     "paper": head("paper"),
     "fast": head("fast"),
-    "features: timestep 10 alone": head(timesteps=(10,)),
-    "features: timesteps 50 150 250": head(timesteps=(50, 150, 250)),
-    "features: timesteps 1 10 25": head(timesteps=(1, 10, 25)),
+    "features: timestep 0": head(timesteps=(0,)),
+    "features: timesteps 0 50": head(timesteps=(0, 50)),
+    "features: with noise, 10 600": head(clean=False),
+    "features: with noise, 50 150 250": head(timesteps=(50, 150, 250), clean=False),
     "features: the paper's blocks": head(blocks=lambda pipe: recipe_extractor(pipe, PUBLISHED).blocks),
     "features: outputs of up-blocks": head(blocks=lambda pipe: recipe_extractor(pipe, "paper").blocks),
     "features: all decoder blocks": head(blocks=lambda pipe: range(len(pipe.features().taps))),
@@ -49,7 +50,8 @@ VARIANTS = {
     "augmented views: none": head(replace(DEFAULT, augmented_images=0)),
     "augmented views: 80 images": head(replace(DEFAULT, augmented_images=80)),
     "augmented views: 320 images": head(replace(DEFAULT, augmented_images=320)),
-    "no mirror images": head(flip=False),
+    "mirror images in use": head(replace(DEFAULT, mirror=True)),
+    "no mirrored views": head(flip=False),
     "two members": head(replace(DEFAULT, num_members=2)),
     "ten members": head(replace(DEFAULT, num_members=10)),
     "hard votes": head(replace(DEFAULT, voting="hard")),

@@ -23,7 +23,7 @@ from harness import Machine, Result, Task, arguments, count, fit, now
 from diffuseseg_diffusers.features.weights import weight_bytes
 from diffuseseg_diffusers.heads.classes import Classes
 from diffuseseg_diffusers.heads.extraction import extract_activations
-from diffuseseg_diffusers.heads.fit import fit_head
+from diffuseseg_diffusers.heads.fit import fit_head, recipe_extractor
 from diffuseseg_diffusers.heads.recipes import find_recipe
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor, mask_to_pil
 from diffuseseg_diffusers.jobs.hardware import default_device
@@ -100,7 +100,7 @@ def segment(result: Result, machine: Machine, pipe: Any, images: list[PIL.Image.
 def fitting(result: Result, machine: Machine, pipe: Any, dataset: Any) -> None:
     recipe = find_recipe("default")
     config = pipe.segmentation_head.config
-    extractor = pipe.features(blocks=config.blocks, timesteps=config.timesteps)
+    extractor = recipe_extractor(pipe, recipe)
     views, n = recipe.num_views(len(dataset)), len(dataset) * (1 + recipe.num_views(len(dataset)))
     table: Any = None
 
