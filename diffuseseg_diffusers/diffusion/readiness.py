@@ -11,7 +11,7 @@ from ..heads.classes import Classes
 from ..heads.cross_validation import Folds, LabeledActivations, cross_validated
 from ..heads.fit import recipe_extractor
 from ..jobs.errors import UserError
-from ..pipelines.general import GENERAL, UNTRAINED, clean_recipe
+from ..pipelines.general import GENERAL, UNTRAINED, suited_recipe
 from ..pipelines.loading import load_pipeline
 
 
@@ -59,7 +59,7 @@ def score_features(config: Any, dataset: Any) -> dict[str, float]:
     folds, found = Folds.of(pictures_of(dataset), FOLDS, 0).held_out, {}
     for name, model in models.items():
         try:
-            recipe = clean_recipe(name).for_studies()  # as `best` reads them
+            recipe = suited_recipe("default", name).for_studies()  # as `best` reads them
             extractor = recipe_extractor(model, recipe, size=size)
             activations = LabeledActivations.extract(extractor, dataset, recipe, show_progress=False)
             chosen = (extractor.blocks, extractor.timesteps, Classes.of(dataset), folds, recipe)

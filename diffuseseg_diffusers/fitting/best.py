@@ -21,7 +21,7 @@ from ..heads.cross_validation import WITHIN, Folds, LabeledActivations, missing_
 from ..heads.ensemble import FILTERING_FORMAT, PixelClassifierEnsemble
 from ..heads.fit import STROKES, fit_head, recipe_extractor
 from ..heads.guided import choose_guided
-from ..heads.recipes import CLEAN, Recipe
+from ..heads.recipes import RECIPES, Recipe
 from ..heads.views import shapes_of
 from ..jobs.errors import UserError
 from ..pipelines.averaged import AveragedSegmenter
@@ -190,7 +190,7 @@ def fit_best(
 
 def passes_within(pipe: Any, view: View, seconds: float) -> int:
     """How many pictures pass through the denoiser in a time."""
-    extractor = recipe_extractor(pipe, replace(CLEAN, timesteps=view.timesteps), size=view.size)
+    extractor = recipe_extractor(pipe, replace(RECIPES["default"], timesteps=view.timesteps), size=view.size)
     image = torch.zeros(1, extractor.in_channels, *view.size)
     extractor(image)  # the first pass sets up kernels
     began = time.monotonic()
@@ -201,7 +201,7 @@ def passes_within(pipe: Any, view: View, seconds: float) -> int:
 def timed_recipe(number: int, piece: tuple[int, int], timely: int, say: Callable[[str], Any]) -> Recipe:
     """The recipe of heads on so many pieces, with as many augmented views as are read in time and are worth it."""
     # Several heads take turns: each is trained for less time than one alone is.
-    recipe = replace(CLEAN, batch_size=512, max_steps=700)
+    recipe = replace(RECIPES["default"], batch_size=512, max_steps=700)
     fitting = PIXELS // math.prod(piece)  # many or large pieces show enough as they are
     augmented = min(recipe.augmented_images, fitting) if fitting >= 2 * number else 0
     timed = replace(recipe, augmented_images=min(timely, augmented))

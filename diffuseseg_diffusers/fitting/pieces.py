@@ -8,7 +8,7 @@ import numpy as np
 
 from ..datasets.crops import LabeledTiles
 from ..datasets.labeled import LabeledImages
-from ..heads.recipes import CLEAN
+from ..heads.recipes import RECIPES
 from ..heads.views import LONGEST, shapes_of
 
 
@@ -18,7 +18,7 @@ LEAST, MOST = 32, 320  # shorter and longer side in pixels of what a model reads
 
 # What the denoiser is told, of the paper's schedule of 1,000 steps, of pictures without noise: what suits a denoiser of
 # the same kind of pictures, and what suits one of others.
-TIMESTEPS = (tuple(CLEAN.timesteps), (200,), (100,))
+TIMESTEPS = (tuple(RECIPES["default"].timesteps), (200,), (100,))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a fit starts from, by its configuration: the frozen model, how it reads pictures, and what the record says."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from ..datasets.unlabeled import evenly_spread
 from ..evaluation.agreement import IMAGES, record_agreement
 from ..features.noise import sees_no_noise
 from ..heads.fit import recipe_extractor
-from ..heads.recipes import CLEAN, Recipe, find_recipe
+from ..heads.recipes import Recipe
 from ..heads.views import compare_views, shapes_of, tiling_of, training_of, whole_size
 from ..jobs.errors import UserError
 from ..jobs.files import read_object, shown_name
 from ..jobs.hardware import hardware, short_name
 from ..pipelines.averaged import least_agreement
 from ..pipelines.backbone import load_backbone
-from ..pipelines.general import NOISY_TIMESTEPS, clean_recipe, comes_with_package, describe_model, hub_name
+from ..pipelines.general import comes_with_package, describe_model, hub_name, suited_recipe
 from ..pipelines.loading import load_pipeline
 from ..pipelines.pixel import DiffuseSegPipeline
 from ..pipelines.segmenter import HeadSegmenter, Segmenter
@@ -55,7 +54,7 @@ def usual_view(name: str, pipe: Any, tiles: bool | None) -> tuple[bool | None, t
         for their own; and the timesteps.
     """
     asked, general = training_of(name), comes_with_package(name)
-    scale, timesteps = asked.get("scale"), tuple(clean_recipe(name).timesteps)
+    scale, timesteps = asked.get("scale"), tuple(suited_recipe("default", name).timesteps)
     if sees_no_noise(pipe.scheduler):
         timesteps = (0,)
     if tiles is None and "crop" in asked:
@@ -79,7 +78,7 @@ def check_distilled(config: Any, pipe: Any) -> None:
     )
     if not isinstance(known, list):
         return
-    recipe = CLEAN if config.recipe == "best" else config.recipe
+    recipe = "default" if config.recipe == "best" else config.recipe
     blocks = None if "blocks" in config.auto else config.blocks
     extractor = recipe_extractor(pipe, recipe, blocks, up_blocks=config.up_blocks)
     read = extractor.numbers if "blocks" in config.auto else extractor.blocks
@@ -92,27 +91,24 @@ def check_distilled(config: Any, pipe: Any) -> None:
 
 
 def usual_recipe(config: Any, pipe: Any) -> tuple[Recipe, str]:
-    """The recipe of one head, and a line where the default one is another for the model.
+    """The recipe of one head, and a line on the noise that the default one reads with.
 
     Raises:
         UserError: The model sees no noise, and some is asked for.
     """
-    recipe, name = find_recipe(config.recipe), config.model or config.backbone
-    noisy = config.noise in ("shared", "fresh")
-    if noisy and not comes_with_package(name) and not pipe.features().sees_noise:
+    name = config.model or config.backbone
+    recipe, noisy, extractor = suited_recipe(config.recipe, name), config.noise in ("shared", "fresh"), pipe.features()
+    if noisy and not extractor.sees_noise:
         raise UserError(f"{name} sees no noise; leave --noise {config.noise} out.")
-    if config.recipe != "default":
+    if config.recipe != "default" or not extractor.sees_noise:
         return recipe, ""
-    if sees_no_noise(getattr(pipe, "scheduler", None)):
-        return replace(recipe, mirror=False), "Read in one pass, as it was distilled.\n"
-    if not comes_with_package(name):
-        return recipe, ""
-    recipe = replace(recipe, timesteps=NOISY_TIMESTEPS) if noisy else clean_recipe(name)
     how = f"with {config.noise} noise" if noisy else "without noise"
-    how += " and mirror images" if recipe.mirror and not config.no_flip else ""
-    at = config.noise_levels or config.timesteps or recipe.timesteps
+    if "timesteps" in config.auto:
+        return recipe, f"Read {how}; --noise sets another.\n"
+    usual = extractor.default_timesteps(recipe.noisy_timesteps if noisy else recipe.timesteps)
     what = "noise level" if config.noise_levels else "timestep"
-    return recipe, f"Read {how} at {what} {' '.join(map(str, at))}; --noise and --timesteps set others.\n"
+    at = " ".join(map(str, config.noise_levels or config.timesteps or usual))
+    return recipe, f"Read {how} at {what} {at}; --noise and --timesteps set others.\n"
 
 
 def usual_size(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[tuple[int, int] | None, str]:

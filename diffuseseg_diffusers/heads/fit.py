@@ -168,7 +168,8 @@ def recipe_extractor(
     if set(recipe.inputs) == {"filters"}:
         return extractor.with_filters(SIGMAS, alone=True)
     filters = None if set(recipe.inputs) == {"activations"} else SIGMAS
-    timesteps = extractor.default_timesteps(recipe.timesteps) if timesteps is None else timesteps
+    usual = recipe.timesteps if choice["clean"] else recipe.noisy_timesteps or recipe.timesteps
+    timesteps = extractor.default_timesteps(usual) if timesteps is None else timesteps
     if up_blocks is not None:
         return extractor.choose(timesteps=timesteps, up_blocks=up_blocks, filters=filters)
     blocks = extractor.default_blocks(recipe.blocks) if blocks is None else blocks

@@ -28,12 +28,14 @@ class Recipe:
         balance (`float`): A pixel weighs its class's share of all pixels to the power of minus this; 0 for equal
             weights.
         flip (`bool`): Whether left and right may be exchanged in augmented views and, with `mirror`, in use.
-        mirror (`bool`): Whether, where they may, half of the members see the mirror image of every image in use, which
-            takes twice as many passes of the model.
+        mirror (`bool`): Whether half of the members see the mirror image of every image in use, if `flip` lets them;
+            twice as many passes of the model.
         voting (`str`): How the members decide, see [`PixelClassifierEnsemble`].
         num_members (`int`): Members of the ensemble, if no number is given.
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
         clean (`bool`): Whether images are read without noise, so that timesteps are only what the denoiser is told.
+        noisy_timesteps (sequence of `int`, *optional*): In place of `timesteps` where images are to be read with noise
+            all the same.
         blocks (sequence of `int`, *optional*): Likewise, of a U-Net with 18 decoder blocks, as the paper's; others read
             those at the same relative depth. If not given, the paper's, or the outputs of all up-blocks.
         inputs (sequence of `str`): What the members read, one after another, over and over: `"activations"`,
@@ -52,11 +54,12 @@ class Recipe:
     augmented_images: int = 0
     balance: float = 0.0
     flip: bool = False
-    mirror: bool = True
+    mirror: bool = False
     voting: str = "hard"
     num_members: int = 10
     timesteps: Sequence[int] = PAPER_TIMESTEPS
     clean: bool = False
+    noisy_timesteps: Sequence[int] | None = None
     blocks: Sequence[Block] | None = None
     inputs: Sequence[str] = ("activations",)
 
@@ -92,7 +95,9 @@ RECIPES = {
         flip=True,
         voting="soft",
         num_members=4,
-        timesteps=(10, 600),
+        timesteps=(25,),
+        clean=True,
+        noisy_timesteps=(10, 600),
         blocks=(6, 7, 12, 15),
     ),
     # As published: `train_interpreter.py` of yandex-research/ddpm-segmentation.
@@ -100,8 +105,6 @@ RECIPES = {
     # Large batches on a schedule reach at least the same accuracy in fewer steps.
     "fast": Recipe(batch_size=256, learning_rate=8e-3, max_epochs=100, max_steps=600, one_cycle=True, standardize=True),
 }
-# The default one without noise and mirror images, for denoisers of the same kind of pictures.
-CLEAN = replace(RECIPES["default"], timesteps=(50, 300), clean=True, mirror=False)
 
 
 def find_recipe(recipe: str | Recipe) -> Recipe:

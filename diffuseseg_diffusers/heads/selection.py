@@ -180,7 +180,7 @@ def choose_features(
     recipe = find_recipe(recipe).for_studies()
     choose = [name for name, given in (("blocks", blocks), ("timesteps", timesteps)) if given is None]
     candidates = (
-        ordered({*(blocks or usual.numbers)}),
+        ordered({*(blocks or [*usual.numbers, *usual.blocks])}),
         sorted({*(timesteps or [*usual.default_timesteps(STUDY_TIMESTEPS), *usual.timesteps])}),
     )
     held_out = folds_of(len(dataset), min(folds, len(dataset)), seed)

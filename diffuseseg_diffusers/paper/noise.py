@@ -12,12 +12,13 @@ from ..features.base import Block
 from ..features.pixel_unet import DecoderFeatureExtractor
 from ..heads.cross_validation import LabeledActivations, fit_groups, others, score
 from ..heads.ensemble import PixelClassifierEnsemble
+from ..heads.fit import recipe_extractor
 from ..jobs.errors import UserError
 from .study import Study, StudyReport
 
 
 NAME = "noise"
-NOISES = ("one", "per timestep", "fresh", "averaged")
+NOISES = ("none", "one", "per timestep", "fresh", "averaged")
 NUM_MEMBERS = 5
 
 
@@ -25,15 +26,16 @@ class NoiseVariant(DecoderFeatureExtractor):
     """Feature extraction with another choice of noise.
 
     Args:
-        *args, **kwargs: As in [`DecoderFeatureExtractor`], but for `share_noise`, which `noise` says.
-        noise (`str`): `"one"` for all images and timesteps, as [`DecoderFeatureExtractor`] does by default;
-            `"per timestep"`: one for each timestep, the same for all images; `"fresh"` for every image and timestep;
-            `"averaged"`: activations averaged over several fresh ones.
+        *args, **kwargs: As in [`DecoderFeatureExtractor`], but for `share_noise` and `clean`, which `noise` says.
+        noise (`str`): `"none"`, clean images; `"one"` for all images and timesteps, as [`DecoderFeatureExtractor`] does
+            by default; `"per timestep"`: one for each timestep, the same for all images; `"fresh"` for every image and
+            timestep; `"averaged"`: activations averaged over several fresh ones.
         draws (`int`, defaults to 5): How many, for `"averaged"`.
     """
 
     def __init__(self, *args: Any, noise: str, draws: int = 5, **kwargs: Any):
-        super().__init__(*args, **{**kwargs, "share_noise": noise in ("one", "per timestep"), "clean": False})
+        told = {"share_noise": noise in ("none", "one", "per timestep"), "clean": noise == "none"}
+        super().__init__(*args, **{**kwargs, **told})
         self.noise, self.draws = noise, draws if noise == "averaged" else 1
 
     def choose(
@@ -69,8 +71,10 @@ def check_noise(study: Study) -> None:
 
 def noise(study: Study) -> StudyReport:
     """Mean IoU of the variants of noise, trained and tested in all combinations, cross-validated."""
-    extractor, held_out = study.extractor, study.held_out()
-    settings = study.settings | {"folds": study.folds, **study.read, "draws": study.draws}
+    chosen = (study.pipe, study.recipe, study.blocks, study.timesteps)
+    extractor, held_out = recipe_extractor(*chosen, noise_seed=study.seed, clean=False), study.held_out()
+    read = {"blocks": list(extractor.blocks), "timesteps": list(extractor.timesteps)}
+    settings = study.settings | {"folds": study.folds, **read, "draws": study.draws}
     results = study.results(NAME, settings)
     pairs = [(trained, tested) for trained in NOISES for tested in NOISES]
     tables: dict[str, LabeledActivations] = {}
@@ -79,7 +83,7 @@ def noise(study: Study) -> StudyReport:
         study.say_missing_classes(study.labels())
         for kind in tqdm(NOISES, "Noise", unit="kind"):
             how = dict(noise_seed=study.seed, noise=kind, draws=study.draws)
-            tables[kind] = study.activations(NoiseVariant.of(study.pipe, **study.read, **how))
+            tables[kind] = study.activations(NoiseVariant.of(study.pipe, **read, **how))
 
     def compute(trained: str, tested: str) -> dict:
         if trained not in heads:

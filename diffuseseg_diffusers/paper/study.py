@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..datasets.labeled import LabeledImages
 from ..evaluation.evaluate import evaluate_segmentation
-from ..features.base import Block, FeatureExtractor
+from ..features.base import Block, FeatureExtractor, ordered
 from ..heads.classes import Classes
 from ..heads.cross_validation import LabeledActivations, folds_of, missing_classes, others
 from ..heads.extraction import labeled_examples
@@ -76,7 +76,7 @@ class Study:
     def all_features(self) -> FeatureExtractor:
         """The blocks that were given, or all, at the timesteps that were given, or at `STUDY_TIMESTEPS`."""
         return self.extractor.choose(
-            self.blocks or self.extractor.numbers,
+            self.blocks or ordered({*self.extractor.numbers, *self.extractor.blocks}),
             self.timesteps or self.extractor.default_timesteps(STUDY_TIMESTEPS),
         )
 
@@ -98,6 +98,7 @@ class Study:
         return {
             "weights": weights_digest(*weights),
             "dtype": short_name(self.extractor.dtype),
+            "clean": self.extractor.clean,
             **self.about,
             "images": images_fingerprint(self.dataset),
             "recipe": self.recipe if isinstance(self.recipe, str) else json.loads(json.dumps(asdict(self.recipe))),

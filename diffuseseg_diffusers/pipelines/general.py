@@ -16,7 +16,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
-from ..heads.recipes import CLEAN, Recipe, find_recipe
+from ..heads.recipes import Recipe, find_recipe
 from ..jobs.errors import UserError
 from ..jobs.install import NAME
 from .identity import weights_digest
@@ -26,8 +26,8 @@ logger = logging.get_logger(__name__)
 # Beside what it was trained on, which is not imported: segmenting needs no `datasets`.
 SHIPPED_MODEL = str(Path(__file__).parents[1] / "datasets" / "general_ddpm")
 GENERAL, UNTRAINED = "general", "untrained"
-GENERAL_TIMESTEPS = (200,)  # at which heads read it best without noise, by cross-validation on three kinds of pictures
-NOISY_TIMESTEPS = (100,)  # and with noise
+# At which heads read it best without noise and with it, by cross-validation on three kinds of pictures.
+GENERAL_TIMESTEPS, NOISY_TIMESTEPS = (200,), (100,)
 
 
 def comes_with_package(name: str | os.PathLike) -> bool:
@@ -54,14 +54,12 @@ def find_model(name: str | os.PathLike) -> str:
     return SHIPPED_MODEL if comes_with_package(name) else os.fspath(name)
 
 
-def clean_recipe(name: str | os.PathLike) -> Recipe:
-    """The default recipe without noise and mirror images, at timesteps that suit a model; `best` fits heads by it."""
-    return replace(CLEAN, timesteps=GENERAL_TIMESTEPS) if comes_with_package(name) else CLEAN
-
-
 def suited_recipe(recipe: str, name: str | os.PathLike) -> Recipe:
-    """A recipe for heads on a model: the default one reads the models of the package in one pass without noise."""
-    return clean_recipe(name) if recipe == "default" and comes_with_package(name) else find_recipe(recipe)
+    """A recipe for heads on a model: the default one reads the models of the package at timesteps of their own."""
+    found = find_recipe(recipe)
+    if recipe == "default" and comes_with_package(name):
+        return replace(found, timesteps=GENERAL_TIMESTEPS, noisy_timesteps=NOISY_TIMESTEPS)
+    return found
 
 
 def own_parts(name: str | os.PathLike) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_the_verdict_is_in_plain_words(scores, said):
 def test_all_models_are_scored_on_the_same_images(tmp_path, monkeypatch):
     made = {"general": make_pipeline(seed=1), "untrained": make_pipeline(seed=2), tmp_path: make_pipeline(seed=0)}
     monkeypatch.setattr(readiness, "load_pipeline", lambda name, **_: made[name])
-    monkeypatch.setattr(readiness, "clean_recipe", lambda *_: SimpleNamespace(for_studies=lambda: QUICK))
+    monkeypatch.setattr(readiness, "suited_recipe", lambda *_: SimpleNamespace(for_studies=lambda: QUICK))
     config = SimpleNamespace(output_dir=tmp_path, crop=None)
     found = score_features(config, drawn_dataset(3))
     assert list(found) == ["own", "general", "untrained"] and all(0 <= score <= 1 for score in found.values())

@@ -45,9 +45,9 @@ def test_the_best_of_heads_finds_the_classes_of_drawings(fitted):
 def test_what_is_tried_first_are_heads_on_activations_filters_and_both(fitted):
     _, choice = fitted
     assert [c["name"] for c in choice.candidates[:3]] == [
-        "activations, scale 1, timesteps 50 300",
-        "filters, scale 1, timesteps 50 300",
-        "both, scale 1, timesteps 50 300",
+        "activations, scale 1, timesteps 25",
+        "filters, scale 1, timesteps 25",
+        "both, scale 1, timesteps 25",
     ]
     text = describe(choice, ["sky", "disc", "bar"])
     assert "95 % interval" in text and "4 pictures" in text and "disc" in text

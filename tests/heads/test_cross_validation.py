@@ -28,7 +28,7 @@ from ..conftest import QUICK, drawn_dataset, make_pipeline
 
 CLASSES = Classes(3, ("sky", "disc", "bar"))
 # As the default recipe: augmented views, weights of classes, mirror images and soft votes.
-WHOLE = replace(QUICK, augmented_images=18, balance=0.5, flip=True, voting="soft")
+WHOLE = replace(QUICK, augmented_images=18, balance=0.5, flip=True, mirror=True, voting="soft")
 
 
 def extracted(recipe, **choice) -> LabeledActivations:

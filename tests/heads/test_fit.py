@@ -106,7 +106,7 @@ def test_masks_without_any_label_are_refused():
 )
 def test_nothing_is_mirrored_where_a_class_is_named_after_its_side(name, flips):
     pipe, dataset = make_pipeline(), drawn_dataset(label_names=["sky", name, "bar"])
-    recipe = replace(QUICK, max_steps=2, flip=True)
+    recipe = replace(QUICK, max_steps=2, flip=True, mirror=True)
     assert fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1).config.flip == flips
     assert not fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1, flip=False).config.flip
     assert fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=1, flip=True).config.flip
@@ -139,7 +139,7 @@ def test_options_that_contradict_each_other_or_do_not_exist_are_refused():
 # Filters of the image, beside activations or alone
 
 
-FILTERING = replace(QUICK, inputs=("activations", "filters"), flip=True, voting="soft", timesteps=(50,))
+FILTERING = replace(QUICK, inputs=("activations", "filters"), flip=True, mirror=True, voting="soft", timesteps=(50,))
 
 
 def test_members_that_read_different_inputs_are_those_of_heads_that_read_one_and_weigh_the_others_zero(tmp_path):
@@ -182,7 +182,7 @@ def test_a_head_on_filters_alone_does_not_run_the_model_and_sees_no_image_twice(
 
 
 def test_heads_on_clean_images_say_so_and_are_saved_and_used_so(tmp_path):
-    pipe, dataset, recipe = make_pipeline(), drawn_dataset(3), replace(QUICK, clean=True, flip=True, mirror=False)
+    pipe, dataset, recipe = make_pipeline(), drawn_dataset(3), replace(QUICK, clean=True, flip=True)
     pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=2)
     config = pipe.segmentation_head.config
     assert (config.clean, config.flip, config.format_version) == (True, False, CLEAN_FORMAT)

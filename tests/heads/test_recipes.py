@@ -23,8 +23,10 @@ def test_the_recipe_says_which_features_are_read_and_how_the_members_vote():
     pipe, dataset = make_pipeline(layers_per_block=3), drawn_dataset()  # 12 decoder blocks
     quick = replace(RECIPES["default"], max_steps=2, augmented_images=8)
     config = fit_segmentation_head(pipe, dataset, recipe=quick, num_members=2).config
-    assert list(config.blocks) == [4, 5, 8, 10] and list(config.timesteps) == [10, 600]
-    assert config.flip and config.voting == "soft"
+    assert list(config.blocks) == [4, 5, 8, 10] and list(config.timesteps) == [25]
+    assert config.clean and not config.flip and config.voting == "soft"
+    noisy = fit_segmentation_head(pipe, dataset, recipe=replace(quick, mirror=True), num_members=2, clean=False).config
+    assert list(noisy.timesteps) == [10, 600] and noisy.flip and not noisy.clean
     pipe.scheduler = DDPMScheduler(num_train_timesteps=4000)
     paper = fit_segmentation_head(pipe, dataset, recipe=replace(RECIPES["paper"], max_steps=2), num_members=2).config
     assert list(paper.blocks) == [3, 7, 11] and list(paper.timesteps) == [

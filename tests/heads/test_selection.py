@@ -78,7 +78,7 @@ def fits(monkeypatch):
 
 def test_the_automatic_choice_is_measured_with_the_recipe_that_the_head_is_fitted_with_and_against_its_features(fits):
     """Not with the recipe `fast`, and not against the paper's blocks and timesteps."""
-    recipe = replace(RECIPES["default"], batch_size=64, max_steps=8, augmented_images=48)  # in little time
+    recipe = replace(RECIPES["default"], batch_size=64, max_steps=8, augmented_images=48, mirror=True)  # in little time
     tried = choose_features(
         make_pipeline(), drawn_dataset(4), recipe, timesteps=(10, 600), folds=2, show_progress=False
     )
@@ -104,7 +104,7 @@ def test_the_recipe_decides_what_competes(fits):
 
 
 def test_left_and_right_are_exchanged_only_if_the_head_may(fits):
-    recipe = replace(QUICK, max_steps=2, flip=True)
+    recipe = replace(QUICK, max_steps=2, flip=True, mirror=True)
     given = dict(blocks=(1, 5), timesteps=(50,), folds=2, show_progress=False)
     choose_features(make_pipeline(), drawn_dataset(4), recipe, flip=False, **given)
     choose_features(make_pipeline(), drawn_dataset(4, label_names=["sky", "left", "right"]), recipe, **given)

@@ -28,6 +28,8 @@ def test_the_variants_of_noise_are_what_they_are_called():
     fresh = extracted("fresh")
     assert not torch.equal(fresh[0][0], fresh[0][1])
     generator = torch.Generator().manual_seed(0)
+    clean = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, [3], [150, 151], clean=True)(images).activations
+    assert all(torch.equal(a, b) for a, b in zip(extracted("none"), clean))
     one = NoiseVariant.of(pipe, blocks=[1], timesteps=[50], noise="fresh").choose([3], [150, 151])
     assert (one.noise, one.share_noise) == ("fresh", False)
     draws = [one(images, generator=generator).activations for _ in range(3)]
@@ -40,7 +42,7 @@ def test_all_combinations_are_measured_with_the_recipe_and_not_again(tmp_path, m
     options = dict(blocks=[5], timesteps=[50])
     report = noise(make_study(tmp_path, **options))
     assert [(r["trained"], r["tested"]) for r in report.rows] == [(a, b) for a in NOISES for b in NOISES]
-    assert len({r["mean_iou"] for r in report.rows}) > 4 and len(report.summary) == 5
+    assert len({r["mean_iou"] for r in report.rows}) > 4 and len(report.summary) == 6
     monkeypatch.setattr(LabeledActivations, "extract", lambda *args, **how: pytest.fail("extracted again"))
     assert noise(make_study(tmp_path, **options)).rows == report.rows
     with pytest.raises(UserError, match=r"blocks \[5\] \(now \[3\]\)"):

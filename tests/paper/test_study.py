@@ -16,7 +16,7 @@ from .common import make_study
 def test_studies_read_what_the_recipe_reads_where_nothing_is_given(tmp_path):
     """Not what the recipe `fast` or the paper reads, whatever the head will be fitted with."""
     read = lambda **options: (lambda e: (e.blocks, e.timesteps))(make_study(tmp_path, **options).extractor)  # noqa: E731
-    assert read() == ((2, 4, 5), (10, 600))  # of 18: 6 7 12 15
+    assert read() == ((2, 4, 5), (25,))  # of 18: 6 7 12 15
     assert read(recipe="paper") == ((1, 3, 5), (50, 150, 250))
     assert read(blocks=[3], recipe="paper") == ((3,), (50, 150, 250))
     study = make_study(tmp_path, timesteps=[20])
@@ -28,7 +28,7 @@ def test_studies_read_what_the_recipe_reads_where_nothing_is_given(tmp_path):
 def test_the_settings_tell_models_images_and_recipes_apart(tmp_path):
     settings = make_study(tmp_path, about={"dataset": {"name": "drawn"}}).settings
     assert json.loads(json.dumps(settings)) == settings and settings["dataset"] == {"name": "drawn"}
-    assert set(settings) == {"weights", "dtype", "dataset", "images", "recipe", "seed"}
+    assert set(settings) == {"weights", "dtype", "clean", "dataset", "images", "recipe", "seed"}
     study = make_study(tmp_path, recipe="fast")
     study.dataset = drawn_dataset(4, seed=1)
     changed = study.settings

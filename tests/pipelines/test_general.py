@@ -3,13 +3,12 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
-from diffuseseg_diffusers import DiffuseSegPipeline, FitConfig, load_pipeline
+from diffuseseg_diffusers import DiffuseSegPipeline, FitConfig, load_pipeline, recipe_extractor
 from diffuseseg_diffusers.factory.sampling import doubt_samples
 from diffuseseg_diffusers.features.noise import clean_scheduler
 from diffuseseg_diffusers.fitting.setup import usual_recipe
@@ -19,7 +18,7 @@ from diffuseseg_diffusers.pipelines import general
 from diffuseseg_diffusers.pipelines.general import suited_recipe
 from diffuseseg_diffusers.pipelines.loading import save_fitted
 
-from ..conftest import make_head
+from ..conftest import make_head, make_pipeline
 
 
 def test_a_local_folder_does_not_become_the_default(tmp_path, monkeypatch):
@@ -117,17 +116,26 @@ def test_the_default_recipe_reads_models_of_the_package_at_their_own_timesteps()
 
 def test_fit_says_how_it_reads_them_unless_that_is_given(tmp_path):
     common = dict(dataset_name="DATA", output_dir=tmp_path, recipe="default")
-    recipe, line = usual_recipe(FitConfig(model="general", **common), None)
-    assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((200,), True, False)
-    assert "Read without noise at timestep 200" in line
-    recipe, line = usual_recipe(FitConfig(model="general", noise="shared", **common), None)
-    assert (recipe.timesteps, recipe.clean, recipe.mirror) == ((100,), False, True)
-    assert "with shared noise and mirror images at timestep 100" in line
-    recipe, line = usual_recipe(FitConfig(model="general", timesteps=(5, 7), **common), None)
-    assert recipe.clean and "without noise at timestep 5 7" in line
-    for given in ({"recipe": "fast"}, {"model": "out/model"}):
-        config = FitConfig(**{"model": "general", **common, **given})
-        assert usual_recipe(config, None) == (find_recipe(config.recipe), "")
-    distilled = SimpleNamespace(scheduler=clean_scheduler())
-    recipe, line = usual_recipe(FitConfig(model="out/model", **common), distilled)
-    assert not recipe.mirror and "in one pass" in line
+    pipe = make_pipeline()
+
+    def usual(pipe=pipe, **options):
+        config = FitConfig(**{"model": "general", **common, **options})
+        recipe, line = usual_recipe(config, pipe)
+        choice = {"share_noise": config.noise != "fresh", "clean": None if config.noise is None else False}
+        return recipe_extractor(pipe, recipe, **choice), line
+
+    for model, noise, timesteps, how in (
+        ("general", None, (200,), "without noise at timestep 200;"),
+        ("general", "shared", (100,), "with shared noise at timestep 100;"),
+        ("out/model", None, (25,), "without noise at timestep 25;"),
+        ("out/model", "fresh", (10, 600), "with fresh noise at timestep 10 600;"),
+    ):
+        extractor, line = usual(model=model, noise=noise)
+        assert (extractor.timesteps, extractor.clean) == (timesteps, noise is None) and f"Read {how}" in line
+    assert "without noise at timestep 5 7;" in usual(timesteps=(5, 7))[1]
+    assert usual(timesteps=("auto",))[1] == "Read without noise; --noise sets another.\n"
+    extractor, line = usual(recipe="fast")
+    assert (extractor.timesteps, extractor.clean, line) == ((50, 150, 250), False, "")
+    distilled = make_pipeline()
+    distilled.register_modules(scheduler=clean_scheduler())
+    assert usual(distilled)[0].timesteps == (0,) and usual(distilled)[1] == ""

@@ -138,7 +138,7 @@ def test_the_mask_is_computed_at_the_size_of_the_picture_not_resized():
 
 def test_a_head_that_sees_mirror_images_gives_them_nearly_the_mirrored_mask():
     pipe, dataset = make_pipeline(), drawn_dataset()
-    recipe = replace(QUICK, flip=True, voting="soft")
+    recipe = replace(QUICK, flip=True, mirror=True, voting="soft")
     pipe.segmentation_head = fit_segmentation_head(pipe, dataset, recipe=recipe, num_members=6)
     image = dataset[0].image
     straight, other = pipe.segment([image, ImageOps.mirror(image)], output_type="np").masks

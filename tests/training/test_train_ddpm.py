@@ -564,7 +564,7 @@ def test_a_run_is_estimated_and_its_features_are_judged_at_the_end(drawn, tmp_pa
     load = readiness.load_pipeline
     twin = lambda name, **more: make_pipeline() if name in ("general", "untrained") else load(name, **more)  # noqa: E731
     monkeypatch.setattr(readiness, "load_pipeline", twin)
-    monkeypatch.setattr(readiness, "clean_recipe", lambda *_: SimpleNamespace(for_studies=lambda: QUICK))
+    monkeypatch.setattr(readiness, "suited_recipe", lambda *_: SimpleNamespace(for_studies=lambda: QUICK))
     state = train(drawn, tmp_path / "out", "--labeled_dataset_name", tmp_path / "labeled", steps=12)
     assert list(state["labeled_mean_iou"]) == ["own", "general", "untrained"]
     said = capsys.readouterr().out
