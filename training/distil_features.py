@@ -17,13 +17,13 @@ from diffuseseg_diffusers.diffusion.distillation import (
     owned_files,
     reader,
     teacher_features,
+    trained_copy,
     with_clean_copy,
     with_denoiser,
 )
 from diffuseseg_diffusers.diffusion.objective import draw_step, to_model_range
 from diffuseseg_diffusers.diffusion.run import (
     SUMMARY,
-    averaged_copy,
     begin,
     describe_end,
     describe_plan,
@@ -69,7 +69,7 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
     teacher = teacher_features(config, pipe)
     accelerator.print(describe_teacher(teacher))
     images = make_images(config, dataset, column, (teacher.in_channels, *teacher.size), pipe.channels)
-    clean = CleanPass(with_clean_copy(pipe), teacher, images.train_sample)
+    clean = CleanPass(with_clean_copy(pipe, config.rank), teacher, images.train_sample)
     freeze_unread(clean)
 
     # 2. Training, from where it was cut off, and what it leaves behind.
@@ -81,7 +81,7 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
         if trainer.state["step"] == 0:
             trainer.state["errors_before"] = clean.measure(clean.student, images.validation, accelerator)
         train(config, trainer, clean, images)
-        distilled = with_denoiser(pipe, averaged_copy(clean.denoiser, trainer.ema))
+        distilled = with_denoiser(pipe, trained_copy(clean.denoiser, trainer.ema))
         errors = clean.measure(reader(distilled, teacher), images.validation, accelerator)
         found = summary(config, trainer) | {"errors": errors, "blocks": list(teacher.blocks)}
         if accelerator.is_main_process:

@@ -16,19 +16,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ..features.base import FeatureExtractor
 from ..features.families import find_family
 from ..features.noise import clean_scheduler, sees_no_noise
+from ..features.weights import adapted_layers, base_weights
 from ..heads.fit import recipe_extractor
 from ..jobs.errors import UserError
+from ..jobs.install import missing_extra
 from ..jobs.seeds import mixed_seed_32
-from ..pipelines.general import comes_with_package, suited_recipe
+from ..pipelines.general import suited_recipe
 from ..pipelines.pixel import DiffuseSegPipeline
 from .latents import as_pipeline
 from .objective import to_model_range
-from .run import OWN_FILES
+from .run import OWN_FILES, averaged_copy
 
 
 BATCH = 16  # images that activations are measured on at once
@@ -47,18 +50,23 @@ def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
     """What a configuration (`tasks.distil_features`) distils of a pipeline: the default recipe's taps, or its own.
 
     Raises:
-        UserError: The model sees no noise, or does not have what is asked for.
+        UserError: The model sees no noise, does not have what is asked for, or gives it in one pass already.
     """
     if getattr(pipe, "scheduler", None) is None:
         raise UserError(f"{config.model} sees no noise as it is, so there is nothing to distil; give a denoiser.")
     if sees_no_noise(pipe.scheduler):
         raise UserError(f"{config.model} was distilled already; give the model that it was distilled from.")
-    noise = config.noise or ("none" if comes_with_package(config.model) else "fresh")
-    reading: dict[str, Any] = {"share_noise": False, "clean": noise == "none", "size": config.size}
+    clean = config.noise == "none"
+    reading: dict[str, Any] = {"share_noise": False, "clean": clean, "size": config.size}
     reading |= {} if config.prompt is None else {"prompt": config.prompt}
     recipe, chosen = suited_recipe("default", config.model), (config.blocks, config.timesteps)
     teacher = recipe_extractor(pipe, recipe, *chosen, **reading)
     teacher.check_size(*teacher.size)
+    if clean and len(teacher.timesteps) == 1 and not config.random_flip:
+        raise UserError(
+            f"Clean images at timestep {teacher.timesteps[0]} are read in one pass already; give several --timesteps, "
+            f"--random_flip for mirror images too, or leave --noise none out."
+        )
     return teacher
 
 
@@ -69,15 +77,53 @@ def describe_teacher(teacher: FeatureExtractor) -> str:
     return f"Distilled are blocks {blocks} at timesteps {timesteps}, {noise}, {height} × {width} pixels."
 
 
-def with_clean_copy(pipe: Any) -> Any:
+def with_clean_copy(pipe: Any, rank: int | None = None) -> Any:
     """A pipeline of diffusers with a copy of its denoiser, in float32, that sees no noise; all else is shared.
 
-    Of a [`DiffuseSegPipeline`] or a [`ComposedDiffuseSegPipeline`], whose weights are frozen; a head is left out.
+    Args:
+        pipe ([`DiffuseSegPipeline`] or [`ComposedDiffuseSegPipeline`]): Its weights are frozen; a head is left out.
+        rank (`int`, *optional*): Of low-rank adapters of the copy, which alone are trained then; see [`trained_copy`].
+
+    Raises:
+        UserError: `peft` is not installed.
     """
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)  # gradients would go through the autoencoder
-    return with_denoiser(pipe, copy.deepcopy(pipe.denoiser).float().eval().requires_grad_(True))
+    denoiser = copy.deepcopy(pipe.denoiser).float().eval().requires_grad_(True)
+    if rank is not None:
+        add_adapters(denoiser, rank)
+    return with_denoiser(pipe, denoiser)
+
+
+def add_adapters(denoiser: nn.Module, rank: int) -> None:
+    """Freezes a denoiser and gives its linear layers and convolutions low-rank adapters (Hu et al., ICLR 2022).
+
+    Raises:
+        UserError: `peft` is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise missing_extra("lora", error.name) from error
+    layers = [
+        name
+        for name, layer in denoiser.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    ]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), denoiser)
+
+
+def trained_copy(denoiser: Any, ema: EMAModel | None) -> Any:
+    """What is saved of a trained denoiser: its averaged weights if there are any, or its own with adapters merged."""
+    if not adapted_layers(denoiser):
+        return averaged_copy(denoiser, ema)
+    merged = copy.deepcopy(denoiser)
+    for layer in adapted_layers(merged).values():
+        layer.merge()
+    plain = type(denoiser).from_config(denoiser.config).to(denoiser.device)
+    plain.load_state_dict(base_weights(merged), strict=False)  # buffers are those of the configuration
+    return plain.eval().requires_grad_(False)
 
 
 def with_denoiser(pipe: Any, denoiser: Any) -> Any:

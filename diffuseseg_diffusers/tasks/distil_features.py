@@ -38,15 +38,21 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
         minimum=float("-inf"),
     )
     timesteps: tuple[int, ...] | None = option(
-        None, "Diffusion timesteps of the original to distil (default: those of the default recipe)."
+        None, "Diffusion timesteps of the original to distil (default: those of the default recipe with noise)."
     )
-    noise: str | None = option(
-        None,
-        "What the original sees at these timesteps: fresh noise, so that the mean over it is learned; or none "
-        "(default: none for the models of the package, which are read so, else fresh).",
+    noise: str = option(
+        "fresh",
+        "What the original sees at these timesteps: fresh noise, so that the mean over it is learned; or none.",
         choices=("fresh", "none"),
     )
     prompt: str | None = option(None, "Text that conditions both (default: the model's null prompt).")
+    rank: int | None = option(
+        None,
+        "Rank of low-rank adapters (LoRA), which are trained in place of all weights and merged at the end: less "
+        "memory for large denoisers (default: all weights are trained).",
+        minimum=1,
+        group="training",
+    )
     train_batch_size: int = option(8, "Images per process and pass.", minimum=1, group="training")
     lr_warmup_steps: int = option(50, "Steps over which the learning rate rises from 0.", group="training")
 
@@ -56,5 +62,7 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
         super().check()
         if self.compile:
             raise UserError("A pass that ends at the last tap cannot be compiled whole; leave --compile out.")
+        if self.rank is not None and self.use_ema:
+            raise UserError("Weights of adapters are not averaged; leave --use_ema or --rank out.")
         if self.input_channels or self.intensity_window or self.intensity_percentiles:
             raise UserError("Channels and intensities are those that the model was trained on; leave them out.")

@@ -52,7 +52,8 @@ def distilled(ddpm, images, tmp_path_factory):
 
 
 def test_clean_images_are_distilled_too_and_leave_less_unexplained(distilled, ddpm, images, tmp_path):
-    distil(ddpm, images, tmp_path / "out", "--max_train_steps", "60", "--noise", "none")
+    clean = ("--noise", "none", "--timesteps", "100", "500")
+    distil(ddpm, images, tmp_path / "out", "--max_train_steps", "60", *clean, "--learning_rate", "3e-4")
     found = [json.loads((folder / "training_state.json").read_text()) for folder in (distilled, tmp_path / "out")]
     assert better(tmp_path / "out") and sum(found[1]["errors"]) < sum(found[0]["errors"])
 
@@ -173,12 +174,29 @@ def test_what_does_not_fit_is_a_sentence(ddpm, images, tmp_path):
     shutil.copy(images / "00.png", few)
     for given, message in (
         ((ddpm, few), "No images can be held out to measure on"),
+        ((ddpm, images, "--rank", "2", "--use_ema"), "leave --use_ema or --rank out"),
         ((ddpm, images, "--compile"), "leave --compile out"),
         ((ddpm, images, "--input_channels", "0"), "leave them out"),
         ((ddpm, images, "--resolution", "17"), "the nearest is 16 × 16"),
         ((ddpm, images, "--blocks", "77"), "Block 77 does not exist"),
+        ((ddpm, images, "--noise", "none"), "Clean images at timestep 25 are read in one pass already"),
         ((ddpm, images, "--prompt", "a face"), "takes no prompt"),
         ((tmp_path / "none", images), "There is no folder"),
     ):
         said = distil(given[0], given[1], tmp_path / "out", *given[2:], expect=1)
         assert message in said.stderr and "Traceback" not in said.stderr and not (tmp_path / "out").exists()
+
+
+def test_adapters_are_trained_alone_and_merged_at_the_end(distilled, ddpm, images, tmp_path):
+    out = tmp_path / "out"
+    for limit in ("30", "60"):  # resumed once
+        distil(ddpm, images, out, "--max_train_steps", limit, "--rank", "4", "--lr_scheduler", "constant")
+    assert better(out)
+    whole, own = (DDPMPipeline.from_pretrained(folder).unet.state_dict() for folder in (distilled, out))
+    assert whole.keys() == own.keys()
+    start = DDPMPipeline.from_pretrained(ddpm).unet.state_dict()
+    changed = {name for name in start if not torch.equal(start[name], own[name])}
+    assert any("conv" in name for name in changed) and any("to_q" in name for name in changed)
+    assert not any("norm" in name or name.endswith("bias") for name in changed)
+    low = own["up_blocks.0.resnets.0.conv1.weight"] - start["up_blocks.0.resnets.0.conv1.weight"]
+    assert torch.linalg.matrix_rank(low.flatten(1), rtol=1e-3) <= 4
