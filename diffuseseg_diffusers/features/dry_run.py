@@ -34,7 +34,7 @@ def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any
     """
     with ExitStack() as hooks:
         for key, place in places.items():
-            module = model.get_submodule(place.module)
+            module, part, parts = _computed(model, place.module)
             if place.of_input:
 
                 def before(module: Any, args: tuple, kwargs: dict, key: Any = key) -> None:
@@ -43,11 +43,28 @@ def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any
                 hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             else:
 
-                def after(module: Any, args: tuple, output: Any, key: Any = key) -> None:
-                    see(key, output)
+                def after(
+                    module: Any, args: tuple, output: Any, key: Any = key, part: int = part, parts: int = parts
+                ) -> None:
+                    see(key, output.chunk(parts, dim=-1)[part] if parts > 1 else output)
 
                 hooks.callback(module.register_forward_hook(after).remove)
         yield
+
+
+def _computed(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, int, int]:
+    """The module that computes what one of that name does; which part of its output that is, and of how many.
+
+    Another one where an attention's projections are fused (`fuse_qkv_projections`).
+    """
+    where, _, own = name.rpartition(".")
+    attention: Any = model.get_submodule(where)
+    if getattr(attention, "fused_projections", False):
+        for fused in (("to_q", "to_k", "to_v"), ("to_k", "to_v")):
+            layer = getattr(attention, "to_" + "".join(one[-1] for one in fused), None)
+            if own in fused and layer is not None:
+                return layer, fused.index(own), len(fused)
+    return model.get_submodule(name), 0, 1
 
 
 @torch.no_grad()

@@ -92,9 +92,8 @@ class TextUNetFeatureExtractor(LatentUNetFeatureExtractor):
         return self.model.config.addition_embed_type == "text_time"
 
     def default_blocks(self, of_18: Sequence[int] | None = None) -> tuple[Block, ...]:
-        levels, published = (3, SDXL_TAPS) if self._is_xl else (4, STABLE_DIFFUSION_TAPS)
-        modules = dict(self.model.named_modules())
-        if of_18 is not None and len(self.model.up_blocks) == levels and all(name in modules for name in published):
+        published, modules = SDXL_TAPS if self._is_xl else STABLE_DIFFUSION_TAPS, dict(self.model.named_modules())
+        if of_18 is not None and all(name in modules for name in published):
             return published
         return super().default_blocks(of_18)
 

@@ -8,6 +8,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from ..features.base import ordered
+
 
 # Okabe and Ito's colours, which people with colour blindness tell apart.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"]
@@ -68,7 +70,7 @@ def block_curves(rows: Sequence[dict]) -> Figure:
         rows (sequence of `dict`): `block`, `timestep`, `mean_iou`, `small_mean_iou` and `large_mean_iou` (0 to 1).
     """
     figure = Figure(figsize=(11, 3.6), dpi=150, layout="constrained")
-    blocks = sorted({r["block"] for r in rows})
+    blocks = ordered({r["block"] for r in rows})
     kinds = {"mean_iou": "all classes", "small_mean_iou": "small classes", "large_mean_iou": "large classes"}
     axes = figure.subplots(1, len(kinds))
     colors = colormaps["viridis"](np.linspace(0, 0.95, len(blocks)))
@@ -85,7 +87,7 @@ def block_curves(rows: Sequence[dict]) -> Figure:
 
 def block_heat_map(rows: Sequence[dict]) -> Figure:
     """Mean IoU of every decoder block at every timestep, with its value in percent; `rows` as in [`block_curves`]."""
-    blocks, steps = (sorted({r[key] for r in rows}) for key in ("block", "timestep"))
+    blocks, steps = ordered({r["block"] for r in rows}), sorted({r["timestep"] for r in rows})
     values = np.full((len(blocks), len(steps)), np.nan)
     for r in rows:
         values[blocks.index(r["block"]), steps.index(r["timestep"])] = r["mean_iou"]
@@ -98,7 +100,7 @@ def block_heat_map(rows: Sequence[dict]) -> Figure:
             axis.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="wk"[int(value > middle)])
     axis.set_xticks(range(len(steps)), steps, fontsize=8)
     axis.set_yticks(range(len(blocks)), blocks, fontsize=8)
-    axis.set(xlabel="diffusion timestep", ylabel="decoder block (0: the deepest)")
+    axis.set(xlabel="diffusion timestep", ylabel="block (of a decoder 0: the deepest)")
     figure.colorbar(shown, label="mean IoU, cross-validated")
     return figure
 

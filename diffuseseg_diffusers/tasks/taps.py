@@ -63,7 +63,7 @@ def describe_taps(extractor: "FeatureExtractor") -> str:
         share = "" if shares[tap.index] is None else f"{shares[tap.index]:.0%}"
         module = f"{tap.module} (its input)" if tap.of_input else tap.module
         size = 2 * info.channels * info.height * info.width / 1e3
-        number = "" if isinstance(tap.index, str) else tap.index
+        number = "by name" if isinstance(tap.index, str) else tap.index
         cells = (number, module, tap.channels, f"{info.height} × {info.width}", tap.stride, share, f"{size:,.0f}")
         rows.append(tuple(map(str, cells)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -461,6 +461,10 @@ def test_recipes_read_queries_and_keys_of_u_nets_of_the_published_shapes(name):
         hook.remove()
     for block, activation in zip(extractor.blocks, found):
         assert torch.equal(extractor.as_map(seen[block], (8, 16)), activation)
+    pipe.fuse_qkv_projections()
+    for one, other in zip(found, extractor(images).activations):
+        torch.testing.assert_close(one, other)
+    pipe.unfuse_qkv_projections()
     other = recipe_extractor(AutoDiffuseSegPipeline.from_pipe(FAMILIES[name][0]()), size=(16, 24))
     assert all(isinstance(block, int) for block in other.blocks)  # of another shape
     published = recipe_extractor(AutoDiffuseSegPipeline.from_pipe(pipe), "paper", size=(16, 32))

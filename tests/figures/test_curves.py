@@ -84,6 +84,8 @@ def test_a_training_that_has_just_begun_can_be_shown(entries):
 
 
 def test_a_curve_for_each_block_in_a_panel_for_each_kind_of_classes():
+    named = {**ROWS[0], "block": "up_blocks.0"}  # numbers first
+    assert legend_texts(block_curves([named, *ROWS]).legends[0])[-1] == "block up_blocks.0"
     figure = block_curves(ROWS)
     assert [axis.get_title() for axis in figure.axes] == ["all classes", "small classes", "large classes"]
     for axis, values in zip(figure.axes, ([0.5, 0.6, 0.7, 0.8], [0.25, 0.3, 0.35, 0.4], [0.6, 0.7, 0.8, 0.9])):
@@ -97,12 +99,12 @@ def test_a_curve_for_each_block_in_a_panel_for_each_kind_of_classes():
 
 
 def test_the_heat_map_holds_each_value_at_its_block_and_timestep_and_says_it_in_percent():
-    figure = block_heat_map([*ROWS, {"block": 12, "timestep": 150, "mean_iou": 0.25}])
+    figure = block_heat_map([*ROWS, {"block": "mid_block", "timestep": 150, "mean_iou": 0.25}])
     axis, bar = figure.axes
     values = np.ma.filled(axis.images[0].get_array(), np.nan)
     np.testing.assert_allclose(values, [[0.5, 0.6], [0.7, 0.8], [np.nan, 0.25]])
-    assert ticks(axis.xaxis) == ["50", "150"] and ticks(axis.yaxis) == ["5", "8", "12"]
-    assert axis.get_xlabel() == "diffusion timestep" and axis.get_ylabel() == "decoder block (0: the deepest)"
+    assert ticks(axis.xaxis) == ["50", "150"] and ticks(axis.yaxis) == ["5", "8", "mid_block"]
+    assert axis.get_xlabel() == "diffusion timestep" and axis.get_ylabel() == "block (of a decoder 0: the deepest)"
     assert {text.get_position(): text.get_text() for text in axis.texts} == {
         (0, 0): "50",
         (1, 0): "60",
