@@ -14,16 +14,17 @@ from diffuseseg_diffusers.diffusion.distillation import (
     describe_errors,
     describe_teacher,
     freeze_unread,
+    merge_adapters,
     owned_files,
     reader,
     teacher_features,
-    trained_copy,
     with_clean_copy,
     with_denoiser,
 )
 from diffuseseg_diffusers.diffusion.objective import draw_step, to_model_range
 from diffuseseg_diffusers.diffusion.run import (
     SUMMARY,
+    averaged_copy,
     begin,
     describe_end,
     describe_plan,
@@ -74,14 +75,17 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
 
     # 2. Training, from where it was cut off, and what it leaves behind.
     trainer = make_trainer(config, accelerator, clean.denoiser, images, around=clean)
-    if open_folder(config, COMMAND, trainer, dataset, column, owned_files(pipe)):  # complete
+    known = {"teacher": describe_teacher(teacher)}
+    if open_folder(config, COMMAND, trainer, dataset, column, owned_files(pipe), **known):  # complete
         trainer.end()
         return read_json(config.output_dir / SUMMARY)
     with trainer:
         if trainer.state["step"] == 0:
             trainer.state["errors_before"] = clean.measure(clean.student, images.validation, accelerator)
         train(config, trainer, clean, images)
-        distilled = with_denoiser(pipe, trained_copy(clean.denoiser, trainer.ema))
+        adapted = config.rank is not None
+        trained = merge_adapters(clean.denoiser) if adapted else averaged_copy(clean.denoiser, trainer.ema)
+        distilled = with_denoiser(pipe, trained)
         errors = clean.measure(reader(distilled, teacher), images.validation, accelerator)
         found = summary(config, trainer) | {"errors": errors, "blocks": list(teacher.blocks)}
         if accelerator.is_main_process:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ..features.base import FeatureExtractor
@@ -31,7 +30,7 @@ from ..pipelines.general import suited_recipe
 from ..pipelines.pixel import DiffuseSegPipeline
 from .latents import as_pipeline
 from .objective import to_model_range
-from .run import OWN_FILES, averaged_copy
+from .run import OWN_FILES
 
 
 BATCH = 16  # images that activations are measured on at once
@@ -82,7 +81,7 @@ def with_clean_copy(pipe: Any, rank: int | None = None) -> Any:
 
     Args:
         pipe ([`DiffuseSegPipeline`] or [`ComposedDiffuseSegPipeline`]): Its weights are frozen; a head is left out.
-        rank (`int`, *optional*): Of low-rank adapters of the copy, which alone are trained then; see [`trained_copy`].
+        rank (`int`, *optional*): Of low-rank adapters of the copy, which alone are trained; see [`merge_adapters`].
 
     Raises:
         UserError: `peft` is not installed.
@@ -114,15 +113,13 @@ def add_adapters(denoiser: nn.Module, rank: int) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), denoiser)
 
 
-def trained_copy(denoiser: Any, ema: EMAModel | None) -> Any:
-    """What is saved of a trained denoiser: its averaged weights if there are any, or its own with adapters merged."""
-    if not adapted_layers(denoiser):
-        return averaged_copy(denoiser, ema)
-    merged = copy.deepcopy(denoiser)
-    for layer in adapted_layers(merged).values():
+def merge_adapters(denoiser: Any) -> Any:
+    """A copy of a denoiser of [`add_adapters`] without adapters, which become part of its weights."""
+    for layer in adapted_layers(denoiser).values():
         layer.merge()
     plain = type(denoiser).from_config(denoiser.config).to(denoiser.device)
-    plain.load_state_dict(base_weights(merged), strict=False)  # buffers are those of the configuration
+    found = base_weights(denoiser, buffers=True)
+    plain.load_state_dict({name: found[name] for name in plain.state_dict()})
     return plain.eval().requires_grad_(False)
 
 

@@ -38,7 +38,8 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
         minimum=float("-inf"),
     )
     timesteps: tuple[int, ...] | None = option(
-        None, "Diffusion timesteps of the original to distil (default: those of the default recipe with noise)."
+        None,
+        "Diffusion timesteps of the original to distil (default: those of the default recipe, with noise or without).",
     )
     noise: str = option(
         "fresh",
