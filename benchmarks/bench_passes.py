@@ -30,7 +30,7 @@ PICTURES = {"faces64": (64, 64), "camvid": (96, 128), "blood-cells": (120, 120),
 COUNTS = {"camvid": [2, 5, 30]}  # 2, 5, 20 of others
 TILED = ("nuclei",)
 READINGS: dict[str, dict[str, Any]] = {
-    "four passes": {"clean": False, "mirror": True},
+    "four passes": {"clean": False},
     "noise, 10": {"clean": False, "timesteps": (10,)},
     "noise, 600": {"clean": False, "timesteps": (600,)},
     "clean": {},
@@ -53,16 +53,15 @@ class Pictures:
             self.train, self.test, self.model = field.train, field.test, GENERAL
 
     def fitted(self, reading: str, count: int, seed: int, dtype: str = "float32") -> Any:
-        options = dict(READINGS[reading])
         recipe = suited_recipe("default", self.model)
         if reading == FOUR:
-            recipe = replace(recipe, mirror=options.pop("mirror"), noisy_timesteps=(10, 600))
+            recipe = replace(recipe, mirror=True, noisy_timesteps=(10, 600))
         data: Any = self.train.select(range(count))
         if self.name in TILED:
             data = LabeledTiles(data, self.size, 1.0, None, 200, seed)
         pipe = load_pipeline(self.distilled if reading == "distilled" else self.model, dtype=dtype)
         how = dict(recipe=recipe, size=self.size, seed=seed)
-        pipe.segmentation_head = fit_segmentation_head(pipe, data, **how, **options)
+        pipe.segmentation_head = fit_segmentation_head(pipe, data, **how, **READINGS[reading])
         return pipe
 
     def measure(self, reading: str, count: int, seed: int) -> dict[str, float]:

@@ -120,7 +120,7 @@ def fit_one_head(
 ) -> tuple[Any, dict[str, Any]]:
     """The pipeline with a head on its activations, and what `head_training.json` holds of it."""
     size, said = usual_size(config, pipe, dataset)
-    recipe, line = usual_recipe(config, pipe)
+    recipe, line = usual_recipe(config, pipe, dataset)
     accelerator.print(said + line, end="")
     targets = parse_targets(config.target, dataset)
     unlabeled = spread_images(config) if config.unlabeled_dataset_name else None

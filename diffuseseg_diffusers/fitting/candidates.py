@@ -47,7 +47,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Such as `activations, scale 0.5, timesteps 10 600`."""
+        """Such as `activations, scale 0.5, timesteps 200`."""
         if self.kind == UNET:
             return self.kind
         return f"{self.kind}, scale {self.view.scale:g}, timesteps {' '.join(map(str, self.view.timesteps))}"

@@ -1,6 +1,7 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """What a fit starts from, by its configuration: the frozen model, how it reads pictures, and what the record says."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import evenly_spread
 from ..evaluation.agreement import IMAGES, record_agreement
 from ..features.noise import sees_no_noise
+from ..heads.classes import Classes
 from ..heads.fit import recipe_extractor
 from ..heads.recipes import Recipe
 from ..heads.views import compare_views, shapes_of, tiling_of, training_of, whole_size
@@ -90,24 +92,30 @@ def check_distilled(config: Any, pipe: Any) -> None:
         )
 
 
-def usual_recipe(config: Any, pipe: Any) -> tuple[Recipe, str]:
+def usual_recipe(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[Recipe, str]:
     """The recipe of one head, and a line on the noise that the default one reads with.
 
     Raises:
-        UserError: The model sees no noise, and some is asked for.
+        UserError: The model sees no noise, and some is asked for; or classes tell left from right, and mirror images
+            are.
     """
+    if config.mirror and Classes.of(dataset).tell_sides:
+        raise UserError("Names of classes tell left from right, so images are not mirrored; leave --mirror out.")
     name = config.model or config.backbone
-    recipe, noisy, extractor = suited_recipe(config.recipe, name), config.noise in ("shared", "fresh"), pipe.features()
+    recipe, extractor = suited_recipe(config.recipe, name), pipe.features()
+    recipe, noisy = replace(recipe, mirror=config.mirror), config.noise in ("shared", "fresh")
     if noisy and not extractor.sees_noise:
         raise UserError(f"{name} sees no noise; leave --noise {config.noise} out.")
     if config.recipe != "default" or not extractor.sees_noise:
         return recipe, ""
-    how = f"with {config.noise} noise" if noisy else "without noise"
+    noisy = noisy or (config.noise is None and config.noise_levels is not None)
+    how = f"with {config.noise or 'shared'} noise" if noisy else "without noise"
     if "timesteps" in config.auto:
-        return recipe, f"Read {how}; --noise sets another.\n"
+        return recipe, f"Read {how}; --noise sets it.\n"
     usual = extractor.default_timesteps(recipe.noisy_timesteps if noisy else recipe.timesteps)
     what = "noise level" if config.noise_levels else "timestep"
     at = " ".join(map(str, config.noise_levels or config.timesteps or usual))
+    at += ", of the mirror image too" if recipe.mirror else ""
     return recipe, f"Read {how} at {what} {at}; --noise and --timesteps set others.\n"
 
 

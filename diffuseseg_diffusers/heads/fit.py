@@ -66,14 +66,16 @@ def fit_segmentation_head(
         dataset ([`LabeledImages`] or `datasets.Dataset`): Images with masks; a dataset is wrapped with its defaults.
         blocks (sequence of `int` or `str`, *optional*): Blocks to read, in the paper's numbering, or names of modules;
             the recipe's if not given.
-        timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given.
+        timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given. Those that suit
+            the models of the package are in `suited_recipe(name)`.
         up_blocks (sequence of `int`, *optional*): Of a U-Net, outputs of whole up-blocks, in place of `blocks`.
         num_members (`int`, *optional*): Members of the ensemble; as many as the recipe says if not given.
         recipe (`str` or [`Recipe`], defaults to `"default"`): `"paper"`, as published; `"fast"`; or your own.
         label_names (sequence of `str`, *optional*): Names of the classes; the dataset's own if not given.
         palette (sequence of `[red, green, blue]`, *optional*): Colours of the classes, 0 to 255.
         min_label_fraction (`float`): A class that covers a smaller part of an image is ignored there; 0 to keep all.
-        share_noise (`bool`, defaults to `True`): One fixed noise for all images and timesteps, or fresh noise.
+        share_noise (`bool`, defaults to `True`): One fixed noise for all images and timesteps, or fresh noise, where
+            images are read with noise.
         flip (`bool`, *optional*): Whether left and right may be exchanged; if not given, as the recipe says, but not if
             names of classes tell left from right.
         seed (`int`, defaults to 0): Of noise, augmented views, the members' weights and the order of their pixels. The
@@ -87,7 +89,7 @@ def fit_segmentation_head(
         sparse_labels (`bool`, defaults to `False`): Masks are strokes, and all else in them is `ignore_index`: learns
             from unlabelled pixels too, see `heads/sparse.py`. `min_label_fraction` is then 0. Fits twice.
         clean (`bool`, *optional*): Whether images are read without noise; as the recipe says if not given, and not with
-            fresh noise.
+            fresh noise or `noise_levels`.
 
     Returns:
         [`PixelClassifierEnsemble`] in float32, on the model's device, in evaluation mode; for `pipe.segmentation_head`.
@@ -143,7 +145,7 @@ def recipe_extractor(
     Args:
         pipe, recipe, blocks, timesteps, up_blocks, noise_levels: As in [`fit_segmentation_head`].
         **choice: `share_noise`, `noise_seed`, `clean`, `size`, `prompt`, as in [`~HeadSegmenter.features`]; without
-            `clean`, as the recipe says, and not with fresh noise.
+            `clean`, as the recipe says, and not with fresh noise or `noise_levels`.
 
     Raises:
         UserError: Two of them exclude each other, or the model knows no noise.
@@ -159,7 +161,7 @@ def recipe_extractor(
     if timesteps is not None and noise_levels is not None:
         raise UserError("Give `timesteps` or `noise_levels`, not both.")
     if choice.get("clean") is None:
-        choice["clean"] = recipe.clean and choice.get("share_noise", True)
+        choice["clean"] = recipe.clean and choice.get("share_noise", True) and noise_levels is None
     extractor = pipe.features(**choice)
     if noise_levels is not None:
         if not extractor.sees_noise:
@@ -168,8 +170,8 @@ def recipe_extractor(
     if set(recipe.inputs) == {"filters"}:
         return extractor.with_filters(SIGMAS, alone=True)
     filters = None if set(recipe.inputs) == {"activations"} else SIGMAS
-    usual = recipe.timesteps if choice["clean"] else recipe.noisy_timesteps or recipe.timesteps
-    timesteps = extractor.default_timesteps(usual) if timesteps is None else timesteps
+    usual = recipe.noisy_timesteps if recipe.clean and not choice["clean"] else recipe.timesteps
+    timesteps = extractor.default_timesteps(usual or recipe.timesteps) if timesteps is None else timesteps
     if up_blocks is not None:
         return extractor.choose(timesteps=timesteps, up_blocks=up_blocks, filters=filters)
     blocks = extractor.default_blocks(recipe.blocks) if blocks is None else blocks

@@ -34,10 +34,11 @@ class Recipe:
         num_members (`int`): Members of the ensemble, if no number is given.
         timesteps (sequence of `int`): Of the features, if none are given; of a schedule of 1,000 steps.
         clean (`bool`): Whether images are read without noise, so that timesteps are only what the denoiser is told.
-        noisy_timesteps (sequence of `int`, *optional*): In place of `timesteps` where images are to be read with noise
-            all the same.
-        blocks (sequence of `int`, *optional*): Likewise, of a U-Net with 18 decoder blocks, as the paper's; others read
-            those at the same relative depth. If not given, the paper's, or the outputs of all up-blocks.
+        noisy_timesteps (sequence of `int`, *optional*): In place of `timesteps` where noise is asked for, of a recipe
+            that is `clean`.
+        blocks (sequence of `int`, *optional*): Of a U-Net with 18 decoder blocks, as the paper's; others read those at
+            the same relative depth. If not given, the paper's, or the outputs of all up-blocks. Transformers, and
+            U-Nets of the shapes of Stable Diffusion and SDXL, read blocks of their own, whatever these are.
         inputs (sequence of `str`): What the members read, one after another, over and over: `"activations"`,
             `"filters"` of the image at the scales `SIGMAS` (see [`filter_bank`]), or `"both"`. In a table, filters
             take two bytes for each output and pixel: 0.8 GB for 160 views of 128 × 128 pixels in three channels.

@@ -230,7 +230,7 @@ def configured_features(
         UserError: The features take more than the budget.
     """
     given = {name: getattr(config, name) for name in ("blocks", "timesteps", "up_blocks", "noise_levels")}
-    reading: dict[str, Any] = dict(size=size, prompt=config.prompt)
+    reading: dict[str, Any] = dict(size=size, prompt=config.prompt, **config.noising)
     usual = recipe_extractor(pipe, recipe, **{**given, **dict.fromkeys(config.auto)}, **reading)
     if not config.auto:
         taken = sum(2 * i.channels * i.height * i.width for i in usual.feature_info())
@@ -244,7 +244,7 @@ def configured_features(
     if accelerator.is_main_process:  # the measured times differ between processes
         fixed = {name: None if name in config.auto else getattr(usual, name) for name in ("blocks", "timesteps")}
         limits = (config.max_dimensions, config.max_bytes, config.max_milliseconds)
-        options: dict[str, Any] = dict(**config.noising, flip=False if config.no_flip else None)
+        options: dict[str, Any] = dict(flip=False if config.no_flip else None)
         options |= dict(seed=config.seed, batch_size=config.batch_size, cache_dir=config.activation_dir, **reading)
         budget = Budget(*limits) if any(limits) else None
         tried[0] = choose_features(pipe, dataset, recipe, **fixed, budget=budget, **options)

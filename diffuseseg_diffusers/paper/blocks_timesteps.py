@@ -49,8 +49,9 @@ def blocks_timesteps(study: Study) -> StudyReport:
 
     best = max(rows, key=lambda r: r["mean_iou"])
     named = [f"{n} ({s:.1%})" for n, s, is_small in zip(classes.names, shares, small) if is_small]
+    noise = " without noise" if features.clean else ""
     summary = [
-        f"Best: block {best['block']} at timestep {best['timestep']}, mean IoU {best['mean_iou']:.4f}.",
+        f"Best: block {best['block']} at timestep {best['timestep']}{noise}, mean IoU {best['mean_iou']:.4f}.",
         f"Small classes, below the median share of the area: {', '.join(named)}.",
     ]
     rows.sort(key=lambda r: (features.blocks.index(r["block"]), r["timestep"]))

@@ -190,7 +190,8 @@ class ComposedDiffuseSegPipeline(HeadSegmenter, PushToHubMixin):
             return_dict (`bool`, defaults to `True`): Whether to return an output object rather than a tuple.
             masks_while_sampling (`bool`, defaults to `False`):
                 Read the activations for the masks during the denoising steps whose noise levels are nearest to the
-                head's, from the conditional half under guidance, instead of from the finished images.
+                head's, from the conditional half under guidance, instead of from the finished images; for heads that
+                were fitted with noise.
 
         Returns:
             [`DiffuseSegPipelineOutput`], or the tuple `(images, masks, uncertainty)`.

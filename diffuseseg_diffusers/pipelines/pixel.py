@@ -172,7 +172,7 @@ class DiffuseSegPipeline(HeadPipeline, DiffusionPipeline):
                 Class of each image for a class-conditional U-Net; class 0 if not given, and always for the masks.
             masks_while_sampling (`bool`, defaults to `False`):
                 Read the activations for the masks during the denoising steps nearest to the head's timesteps, without
-                further passes of the U-Net, instead of from the finished image with fresh noise.
+                further passes of the U-Net, instead of from the finished image; for heads that were fitted with noise.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"latents": ...})` after each step with the sample
                 `[N, C, H, W]`; may return a dict with changed `latents`.

@@ -206,6 +206,7 @@ def fitted_pipeline(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed
         train,
         spec.blocks,
         spec.timesteps,
+        clean=False,  # as published, whatever the recipe
         num_members=spec.num_members,
         recipe=replace(RECIPES["paper"], batch_size=spec.batch_size) if config.recipe == "paper" else config.recipe,
         palette=spec.palette,

@@ -35,6 +35,7 @@ AGAINST_BEST = (
     "noise_levels",
     "prompt",
     "noise",
+    "mirror",
     "resolution",
     "max_bytes",
     "num_members",
@@ -116,6 +117,9 @@ class FitConfig(
     unlabeled_split: str = _training("train", "Part of that dataset.")
     max_unlabeled: int = _training(200, "Maximum number of unlabelled images, evenly spread.", minimum=1)
     no_flip: bool = _training(False, "Never mirror images: left and right differ in meaning.")
+    mirror: bool = _training(
+        False, "Let half of the members see the mirror image in use: twice the passes, a little more accurate."
+    )
     num_members: int | None = _training(None, "Members of the ensemble (default: the recipe's, 4 or 10).", minimum=1)
     min_label_fraction: float = _training(
         20 / 256**2, "Minimum fraction of an image that a class covers; ignored in the image where it covers less."
@@ -128,6 +132,9 @@ class FitConfig(
         exclusive(self, "blocks", "up_blocks")
         exclusive(self, "timesteps", "noise_levels")
         exclusive(self, "target", "unlabeled_dataset_name")
+        if self.mirror and (self.no_flip or self.recipe in ("paper", "fast")):
+            given = "--no_flip" if self.no_flip else f"--recipe {self.recipe}"
+            raise UserError(f"--mirror does not go with {given}; leave one out.")
         for name in ("blocks", "timesteps"):
             if AUTO in (getattr(self, name) or ()) and getattr(self, name) != (AUTO,):
                 raise UserError(f"--{name} takes numbers or auto, got both: {' '.join(map(str, getattr(self, name)))}.")

@@ -27,6 +27,14 @@ def test_the_recipe_says_which_features_are_read_and_how_the_members_vote():
     assert config.clean and not config.flip and config.voting == "soft"
     noisy = fit_segmentation_head(pipe, dataset, recipe=replace(quick, mirror=True), num_members=2, clean=False).config
     assert list(noisy.timesteps) == [10, 600] and noisy.flip and not noisy.clean
+    for own in (
+        replace(quick, clean=False, timesteps=(50, 150)),
+        replace(quick, noisy_timesteps=None, timesteps=(50, 150)),
+    ):
+        extractor = recipe_extractor(pipe, own, clean=False)
+        assert extractor.timesteps == (50, 150) and not extractor.clean
+    levels = recipe_extractor(pipe, quick, noise_levels=[0.5])
+    assert len(levels.timesteps) == 1 and not levels.clean
     pipe.scheduler = DDPMScheduler(num_train_timesteps=4000)
     paper = fit_segmentation_head(pipe, dataset, recipe=replace(RECIPES["paper"], max_steps=2), num_members=2).config
     assert list(paper.blocks) == [3, 7, 11] and list(paper.timesteps) == [

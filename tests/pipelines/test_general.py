@@ -18,7 +18,7 @@ from diffuseseg_diffusers.pipelines import general
 from diffuseseg_diffusers.pipelines.general import suited_recipe
 from diffuseseg_diffusers.pipelines.loading import save_fitted
 
-from ..conftest import make_head, make_pipeline
+from ..conftest import drawn_dataset, make_head, make_pipeline
 
 
 def test_a_local_folder_does_not_become_the_default(tmp_path, monkeypatch):
@@ -118,9 +118,9 @@ def test_fit_says_how_it_reads_them_unless_that_is_given(tmp_path):
     common = dict(dataset_name="DATA", output_dir=tmp_path, recipe="default")
     pipe = make_pipeline()
 
-    def usual(pipe=pipe, **options):
+    def usual(pipe=pipe, names=None, **options):
         config = FitConfig(**{"model": "general", **common, **options})
-        recipe, line = usual_recipe(config, pipe)
+        recipe, line = usual_recipe(config, pipe, drawn_dataset(1, label_names=names))
         choice = {"share_noise": config.noise != "fresh", "clean": None if config.noise is None else False}
         return recipe_extractor(pipe, recipe, **choice), line
 
@@ -133,7 +133,11 @@ def test_fit_says_how_it_reads_them_unless_that_is_given(tmp_path):
         extractor, line = usual(model=model, noise=noise)
         assert (extractor.timesteps, extractor.clean) == (timesteps, noise is None) and f"Read {how}" in line
     assert "without noise at timestep 5 7;" in usual(timesteps=(5, 7))[1]
-    assert usual(timesteps=("auto",))[1] == "Read without noise; --noise sets another.\n"
+    assert usual(timesteps=("auto",))[1] == "Read without noise; --noise sets it.\n"
+    assert "at timestep 200, of the mirror image too;" in usual(mirror=True)[1]
+    with pytest.raises(UserError, match="left from right, so images are not mirrored; leave --mirror out"):
+        usual(mirror=True, names=["background", "left lung"])
+    assert "with shared noise at noise level 0.3;" in usual(noise_levels=(0.3,))[1]
     extractor, line = usual(recipe="fast")
     assert (extractor.timesteps, extractor.clean, line) == ((50, 150, 250), False, "")
     distilled = make_pipeline()

@@ -56,3 +56,6 @@ def test_features_are_chosen_for_the_head_that_will_be_fitted(given, tmp_path, m
     assert asked["recipe"] == find_recipe("default")
     assert (asked["share_noise"], asked["clean"], asked["flip"], asked["seed"]) == (False, False, False, 3)
     assert set(asked) <= set(known)
+    how = ("--blocks", "auto", "--noise", "shared")  # and at the timesteps that go with the noise
+    run(*given, *how, "--output_dir", tmp_path / "shared", OMP_NUM_THREADS="1")
+    assert (asked["clean"], asked["timesteps"]) == (False, (10, 600))
