@@ -113,6 +113,12 @@ def published_shapes() -> dict[str, Callable]:
     return {name: partial(make, *shape) for name, shape in shapes.items()}
 
 
+def short(block: int | str) -> str:
+    """A block's number, or the ends of its name."""
+    parts = str(block).split(".")
+    return str(block) if len(parts) < 4 else f"{'.'.join(parts[:2])}…{'.'.join(parts[-2:])}"
+
+
 def families(args: Any) -> None:
     """Bytes of the default recipe's features, and the share of a pass that is done for them."""
     columns = {key: (key, "text") for key in ("model", "images", "blocks", "timesteps", "features")}
@@ -129,7 +135,7 @@ def families(args: Any) -> None:
         result.row(
             model=name,
             images=" × ".join(map(str, extractor.size)),
-            blocks=" ".join(map(str, extractor.blocks)),
+            blocks=" ".join(short(block) for block in extractor.blocks),
             timesteps=" ".join(map(str, extractor.timesteps)),
             features=", ".join(dict.fromkeys(f"{i.channels} at {i.height} × {i.width}" for i in info)),
             share=f"{max(shares[b] for b in extractor.blocks):.0%}".replace("%", " %"),
