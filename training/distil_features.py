@@ -68,15 +68,15 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
     where = {"revision": config.revision, "cache_dir": config.cache_dir}
     pipe: Any = load_pipeline(config.model, device=accelerator.device, dtype="float32", **where)
     teacher = teacher_features(config, pipe)
-    accelerator.print(describe_teacher(teacher))
+    accelerator.print(f"Distilled are {describe_teacher(teacher)}.")
     images = make_images(config, dataset, column, (teacher.in_channels, *teacher.size), pipe.channels)
-    clean = CleanPass(with_clean_copy(pipe, config.rank), teacher, images.train_sample)
+    clean = CleanPass(with_clean_copy(pipe, config.rank, config.seed), teacher, images.train_sample)
+    clean.denoiser.training_identity = {"teacher": describe_teacher(teacher), "rank": config.rank}
     freeze_unread(clean)
 
     # 2. Training, from where it was cut off, and what it leaves behind.
     trainer = make_trainer(config, accelerator, clean.denoiser, images, around=clean)
-    known = {"teacher": describe_teacher(teacher)}
-    if open_folder(config, COMMAND, trainer, dataset, column, owned_files(pipe), **known):  # complete
+    if open_folder(config, COMMAND, trainer, dataset, column, owned_files(pipe)):  # complete
         trainer.end()
         return read_json(config.output_dir / SUMMARY)
     with trainer:

@@ -70,18 +70,20 @@ def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
 
 
 def describe_teacher(teacher: FeatureExtractor) -> str:
-    """What is distilled, in a sentence."""
+    """What is distilled, in words."""
     blocks, timesteps = (" ".join(map(str, own)) for own in (teacher.blocks, teacher.timesteps))
     noise, (height, width) = "clean images" if teacher.clean else "fresh noise", teacher.size
-    return f"Distilled are blocks {blocks} at timesteps {timesteps}, {noise}, {height} × {width} pixels."
+    prompt = "" if teacher.prompt is None else f", prompt {teacher.prompt!r}"
+    return f"blocks {blocks} at timesteps {timesteps}, {noise}, {height} × {width} pixels{prompt}"
 
 
-def with_clean_copy(pipe: Any, rank: int | None = None) -> Any:
+def with_clean_copy(pipe: Any, rank: int | None = None, seed: int = 0) -> Any:
     """A pipeline of diffusers with a copy of its denoiser, in float32, that sees no noise; all else is shared.
 
     Args:
         pipe ([`DiffuseSegPipeline`] or [`ComposedDiffuseSegPipeline`]): Its weights are frozen; a head is left out.
         rank (`int`, *optional*): Of low-rank adapters of the copy, which alone are trained; see [`merge_adapters`].
+        seed (`int`, defaults to 0): Of the adapters' weights.
 
     Raises:
         UserError: `peft` is not installed.
@@ -91,11 +93,11 @@ def with_clean_copy(pipe: Any, rank: int | None = None) -> Any:
             part.requires_grad_(False)  # gradients would go through the autoencoder
     denoiser = copy.deepcopy(pipe.denoiser).float().eval().requires_grad_(True)
     if rank is not None:
-        add_adapters(denoiser, rank)
+        add_adapters(denoiser, rank, seed)
     return with_denoiser(pipe, denoiser)
 
 
-def add_adapters(denoiser: nn.Module, rank: int) -> None:
+def add_adapters(denoiser: nn.Module, rank: int, seed: int = 0) -> None:
     """Freezes a denoiser and gives its linear layers and convolutions low-rank adapters (Hu et al., ICLR 2022).
 
     Raises:
@@ -110,7 +112,9 @@ def add_adapters(denoiser: nn.Module, rank: int) -> None:
         for name, layer in denoiser.named_modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     ]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), denoiser)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), denoiser)
 
 
 def merge_adapters(denoiser: Any) -> Any:

@@ -90,13 +90,11 @@ def open_folder(
     dataset: Dataset | IterableDataset,
     column: str,
     owned: Sequence[str] = OWN_FILES,
-    **known: Any,
 ) -> bool:
     """Resumes a run at its checkpoint, or begins one; returns whether it is complete.
 
     All inputs are known to be valid by now, so that --overwrite costs nothing that is still needed; the
-    images are those of [`load_images`]. `owned` are patterns of the files that the run writes; `known` is what
-    the record says of the inputs beside their contents.
+    images are those of [`load_images`]. `owned` are patterns of the files that the run writes.
     """
     accelerator, folder = trainer.accelerator, config.output_dir
     checkpoint = find_checkpoint(folder, config.resume_from_checkpoint, config.overwrite)
@@ -104,7 +102,7 @@ def open_folder(
         trainer.resume(checkpoint)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        reads: dict[str, Any] = dict(known)
+        reads: dict[str, Any] = {}
         for name, own in config.options().items():
             value = getattr(config, name)
             if own.reads and value is not None:
@@ -138,7 +136,7 @@ def describe(config: Any, accelerator: Accelerator, model: Any, images: Training
     """What is trained on what, in a sentence."""
     device, number = accelerator.device, sum(p.numel() for p in model.parameters() if p.requires_grad)
     return (
-        f"{number / 1e6:.1f} million trained parameters; images of "
+        f"{number / 1e6:.3g} million trained parameters; images of "
         f"{' × '.join(map(str, images.shape))}, {images.describe()}, {len(images.validation)} held out by "
         f"this process; {config.train_batch_size} × {accelerator.num_processes} × "
         f"{config.gradient_accumulation_steps} images a step (batch × processes × accumulation); {device.type}"

@@ -107,7 +107,7 @@ def usual_recipe(config: Any, pipe: Any, dataset: LabeledImages) -> tuple[Recipe
     if noisy and not extractor.sees_noise:
         raise UserError(f"{name} sees no noise; leave --noise {config.noise} out.")
     if config.recipe != "default" or not extractor.sees_noise:
-        return recipe, ""
+        return recipe, "Read of the mirror image too.\n" if recipe.mirror else ""
     noisy = noisy or (config.noise is None and config.noise_levels is not None)
     how = f"with {config.noise or 'shared'} noise" if noisy else "without noise"
     if "timesteps" in config.auto:

@@ -67,6 +67,8 @@ def check_noise(study: Study) -> None:
     if not isinstance(study.extractor, DecoderFeatureExtractor):
         what = f"is for diffusion U-Nets on pixels, and {type(study.pipe).__name__} holds none"
         raise UserError(f"The study of noise {what}; choose another --study.")
+    if not study.extractor.sees_noise:
+        raise UserError("This denoiser was distilled to see no noise; choose another --study.")
 
 
 def noise(study: Study) -> StudyReport:

@@ -98,7 +98,7 @@ class Study:
         return {
             "weights": weights_digest(*weights),
             "dtype": short_name(self.extractor.dtype),
-            "clean": self.extractor.clean,
+            **({"clean": True} if self.extractor.clean else {}),
             **self.about,
             "images": images_fingerprint(self.dataset),
             "recipe": self.recipe if isinstance(self.recipe, str) else json.loads(json.dumps(asdict(self.recipe))),

@@ -132,6 +132,8 @@ class FitConfig(
         exclusive(self, "blocks", "up_blocks")
         exclusive(self, "timesteps", "noise_levels")
         exclusive(self, "target", "unlabeled_dataset_name")
+        if self.noise == "none" and self.noise_levels:
+            raise UserError("--noise none and --noise_levels exclude each other; leave one out.")
         if self.mirror and (self.no_flip or self.recipe in ("paper", "fast")):
             given = "--no_flip" if self.no_flip else f"--recipe {self.recipe}"
             raise UserError(f"--mirror does not go with {given}; leave one out.")

@@ -164,11 +164,15 @@ def load_checkpoint(
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:
-    """What of a model's config its weights and images depend on, as JSON holds it."""
+    """What of a model's config its weights and images depend on, as JSON holds it.
+
+    And what `training_identity`, a mapping, says of it: what else a run has to agree in that goes on.
+    """
     config: Any = getattr(model, "config", {})
     if not isinstance(config, Mapping):  # of transformers, which changes some values when it saves
         return {"model_type": getattr(config, "model_type", type(model).__name__)}
-    return json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_") and k != "dropout"}))
+    config = {k: v for k, v in config.items() if not k.startswith("_") and k != "dropout"}
+    return json.loads(json.dumps(config | dict(getattr(model, "training_identity", {}))))
 
 
 def last_good(output_dir: Path) -> str:

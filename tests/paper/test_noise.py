@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from diffuseseg_diffusers.features.noise import clean_scheduler
 from diffuseseg_diffusers.features.pixel_unet import DecoderFeatureExtractor
 from diffuseseg_diffusers.heads.cross_validation import LabeledActivations
 from diffuseseg_diffusers.jobs.errors import UserError
@@ -53,4 +54,8 @@ def test_models_without_noise_are_refused(tmp_path):
     study = make_study(tmp_path)
     study.extractor = object()
     with pytest.raises(UserError, match="is for diffusion U-Nets on pixels, and DiffuseSegPipeline holds none"):
+        check_noise(study)
+    study = make_study(tmp_path)
+    study.pipe.register_modules(scheduler=clean_scheduler())
+    with pytest.raises(UserError, match="was distilled to see no noise"):
         check_noise(study)

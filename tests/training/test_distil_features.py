@@ -195,6 +195,16 @@ def test_adapters_are_trained_alone_and_merged_at_the_end(distilled, ddpm, image
     for limit in ("30", "60"):  # resumed once
         distil(ddpm, images, out, "--max_train_steps", limit, "--rank", "4", "--lr_scheduler", "constant")
     assert better(out)
+    more = ("--max_train_steps", "60", "--lr_scheduler", "constant")
+    for other, message in (
+        ((), "rank is 4 there and None here"),
+        (("--rank", "4", "--timesteps", "10", "500"), "teacher is"),
+    ):
+        said = distil(ddpm, images, out, *more, *other, expect=1)
+        assert "is of another model: " in said.stderr and message in said.stderr
+    distil(ddpm, images, tmp_path / "again", "--max_train_steps", "60", "--rank", "4", "--lr_scheduler", "constant")
+    files = [folder / "unet" / "diffusion_pytorch_model.safetensors" for folder in (out, tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
     whole, own = (DDPMPipeline.from_pretrained(folder).unet.state_dict() for folder in (distilled, out))
     assert whole.keys() == own.keys()
     start = DDPMPipeline.from_pretrained(ddpm).unet.state_dict()
