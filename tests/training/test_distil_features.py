@@ -148,7 +148,12 @@ def test_a_run_that_was_cut_off_resumes_with_the_same_bits(ddpm, images, tmp_pat
     assert "the contents of --dataset_name differ" in said.stderr
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICKLY = ("consistency", "SDXL", "DiT", "SD3")  # two of them with adapters
+
+
+@pytest.mark.parametrize(
+    "family", [one if one in QUICKLY else pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES]
+)
 def test_every_family_is_distilled_saved_and_loaded(family, images, tmp_path):
     make, _ = FAMILIES[family]
     base = make()
