@@ -148,7 +148,7 @@ def test_a_run_that_was_cut_off_resumes_with_the_same_bits(ddpm, images, tmp_pat
     assert "the contents of --dataset_name differ" in said.stderr
 
 
-QUICKLY = ("consistency", "SDXL", "DiT", "SD3")  # two of them with adapters
+QUICKLY = ("consistency", "SDXL", "DiT", "SD3")  # DiT with adapters
 
 
 @pytest.mark.parametrize(
