@@ -93,6 +93,11 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
             write_json(config.output_dir / SUMMARY, found)  # last: the run is complete
             print(describe_end(config, trainer))
             print(describe_errors(clean, found))
+            height, width = teacher.size
+            print(
+                f"Next: `diffuseseg fit --model {config.output_dir} --resolution {height} {width}`; `diffuseseg compare` "
+                f"sets it beside a fit on the original."
+            )
     return found
 
 
