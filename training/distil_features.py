@@ -94,10 +94,7 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
             print(describe_end(config, trainer))
             print(describe_errors(clean, found))
             height, width = teacher.size
-            print(
-                f"Next: `diffuseseg fit --model {config.output_dir} --resolution {height} {width}`; `diffuseseg compare` "
-                f"sets it beside a fit on the original."
-            )
+            print(f"Next: `diffuseseg fit --model {config.output_dir} --resolution {height} {width}`.")
     return found
 
 
