@@ -117,9 +117,7 @@ class FitConfig(
     unlabeled_split: str = _training("train", "Part of that dataset.")
     max_unlabeled: int = _training(200, "Maximum number of unlabelled images, evenly spread.", minimum=1)
     no_flip: bool = _training(False, "Never mirror images: left and right differ in meaning.")
-    mirror: bool = _training(
-        False, "Let half of the members see the mirror image in use: twice the passes, a little more accurate."
-    )
+    mirror: bool = _training(False, "Let half of the members see the mirror image in use, for twice the passes.")
     num_members: int | None = _training(None, "Members of the ensemble (default: the recipe's, 4 or 10).", minimum=1)
     min_label_fraction: float = _training(
         20 / 256**2, "Minimum fraction of an image that a class covers; ignored in the image where it covers less."
