@@ -118,7 +118,7 @@ def add_adapters(denoiser: nn.Module, rank: int, seed: int = 0) -> None:
 
 
 def merge_adapters(denoiser: Any) -> Any:
-    """A copy of a denoiser of [`add_adapters`] without adapters, which become part of its weights."""
+    """A denoiser of the weights of another with adapters of [`add_adapters`], which are merged there, in place."""
     for layer in adapted_layers(denoiser).values():
         layer.merge()
     plain = type(denoiser).from_config(denoiser.config).to(denoiser.device)

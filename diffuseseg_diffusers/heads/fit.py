@@ -67,7 +67,7 @@ def fit_segmentation_head(
         blocks (sequence of `int` or `str`, *optional*): Blocks to read, in the paper's numbering, or names of modules;
             the recipe's if not given.
         timesteps (sequence of `int`, *optional*): Diffusion timesteps; as the recipe says if not given. Those that suit
-            the models of the package are in `suited_recipe(name)`.
+            the models of the package are in the recipe `suited_recipe("default", "general")` of `pipelines/general.py`.
         up_blocks (sequence of `int`, *optional*): Of a U-Net, outputs of whole up-blocks, in place of `blocks`.
         num_members (`int`, *optional*): Members of the ensemble; as many as the recipe says if not given.
         recipe (`str` or [`Recipe`], defaults to `"default"`): `"paper"`, as published; `"fast"`; or your own.
