@@ -70,7 +70,8 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
     teacher = teacher_features(config, pipe)
     accelerator.print(f"Distilled are {describe_teacher(teacher)}.")
     images = make_images(config, dataset, column, (teacher.in_channels, *teacher.size), pipe.channels)
-    clean = CleanPass(with_clean_copy(pipe, config.rank, config.seed), teacher, images.train_sample)
+    copied = with_clean_copy(pipe, config.rank, config.seed)
+    clean = CleanPass(copied, teacher, images.train_sample, mirror=config.random_flip)
     clean.denoiser.training_identity = {"teacher": describe_teacher(teacher), "rank": config.rank}
     freeze_unread(clean)
 

@@ -195,6 +195,8 @@ class CleanPass(nn.Module):
         made (`DiffusionPipeline`): Of [`with_clean_copy`]; its denoiser is trained.
         teacher ([`FeatureExtractor`]): Of the original, see [`teacher_features`].
         images (`torch.Tensor`): `[N, C, H, W]` uint8, those of this process; the maps are fitted on those of all.
+        mirror (`bool`, defaults to `False`): Whether what is learned is the mean of an image's activations and those of
+            its mirror image, mirrored back.
 
     Attributes:
         denoiser (`torch.nn.Module`): What is trained.
@@ -205,9 +207,9 @@ class CleanPass(nn.Module):
         UserError: There are no images.
     """
 
-    def __init__(self, made: Any, teacher: FeatureExtractor, images: torch.Tensor):
+    def __init__(self, made: Any, teacher: FeatureExtractor, images: torch.Tensor, mirror: bool = False):
         super().__init__()
-        self.student, self.teacher = reader(made, teacher), teacher
+        self.student, self.teacher, self.mirror = reader(made, teacher), teacher, mirror
         self.denoiser = self.student.model
         samples = [one for process in gather_object([self._sampled(images)]) for one in process]
         if not samples:
@@ -225,7 +227,8 @@ class CleanPass(nn.Module):
             if len(batch):
                 clean, generator = to_model_range(batch, self.teacher.device), torch.Generator().manual_seed(i)
                 own, pairs = self.student.run(clean), []
-                for k, target in enumerate(self.targets(clean, [mixed_seed_32(i, row) for row in range(len(batch))])):
+                seeds = [mixed_seed_32(i, row) for row in range(len(batch))]
+                for k, target in enumerate(self.mean_targets(clean, seeds)):
                     places = torch.randint(target[0, 0].numel(), (PLACES,), generator=generator).to(target.device)
                     both = (own[k % len(own)].float(), target)
                     pairs.append(tuple(x.flatten(2)[:, :, places].mT.flatten(0, 1).cpu() for x in both))
@@ -243,6 +246,11 @@ class CleanPass(nn.Module):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         found = self.teacher(images.flip(-1) if mirrored else images, generator=generators).activations
         return [x.flip(-1).float() if mirrored else x.float() for x in found]
+
+    def mean_targets(self, images: torch.Tensor, seeds: Sequence[int]) -> list[torch.Tensor]:
+        """Those of [`~CleanPass.targets`], with `mirror` their mean with those of the mirror images."""
+        found = self.targets(images, seeds)
+        return [(x + y) / 2 for x, y in zip(found, self.targets(images, seeds, True))] if self.mirror else found
 
     def forward(self, images: torch.Tensor, targets: Sequence[torch.Tensor]) -> torch.Tensor:
         """Mean squared error of each of the teacher's activations, in units of its variance, `[timesteps * taps]`.
@@ -267,7 +275,7 @@ class CleanPass(nn.Module):
                 clean = to_model_range(batch, accelerator.device)
                 seeds = [mixed_seed_32(accelerator.process_index, i, row) for row in range(len(batch))]
                 with accelerator.autocast():
-                    found = self.errors(student, clean, self.targets(clean, seeds))
+                    found = self.errors(student, clean, self.mean_targets(clean, seeds))
                 total += len(batch) * torch.cat([torch.ones(1, device=accelerator.device), found.float()])
         count, *sums = accelerator.reduce(total, "sum").tolist()
         return [one / max(1.0, count) for one in sums]

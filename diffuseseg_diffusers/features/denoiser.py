@@ -10,7 +10,7 @@ import torch
 
 from ..jobs.errors import UserError
 from .base import Block, FeatureExtractor, Generators, Tap, both_sides, check_multiple
-from .dry_run import Place, dry_run
+from .dry_run import ATTENTION_MAP, Place, dry_run
 from .latents import encode_latents, latent_stride
 from .noise import noise_schedule
 from .weights import state_of
@@ -34,7 +34,8 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         pipe (`DiffusionPipeline`): With the denoiser, its autoencoder, scheduler and text encoders.
         blocks (sequence of `int` or `str`, *optional*):
             Numbers of blocks, or names of modules as in `model.named_modules()`, such as
-            `up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`.
+            `up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`; with `.attention_map` behind that of a
+            cross-attention, how much each place attends to each token of the prompt.
         timesteps (sequence of `int`, *optional*): Of the model's own schedule; see [`NoiseSchedule`].
         share_noise (`bool`, defaults to `True`), noise_seed (`int`, defaults to 0), clean (`bool`, defaults to
             `False`): As in [`DecoderFeatureExtractor`].
@@ -216,6 +217,9 @@ class DenoiserFeatureExtractor(FeatureExtractor):
 
     def _described(self, names: tuple[str, ...]) -> list[Tap]:
         """All numbered taps and those of the given names, by a dry run."""
+        maps = [name for name in names if name.endswith(ATTENTION_MAP)]
+        if maps and not self.prompt:
+            raise UserError(f"{maps[0]} tells where the words of a prompt are; give --prompt (`prompt` in Python).")
         known, key = _DESCRIBED.setdefault(self.model, {}), (type(self), self.size, names)
         if key not in known:
             known[key] = self._describe(names)
@@ -227,7 +231,7 @@ class DenoiserFeatureExtractor(FeatureExtractor):
         places: dict[Block, Place] = {**dict(enumerate(self.places())), **{name: Place(name) for name in names}}
         modules = dict(self.model.named_modules())
         for name in names:
-            if name not in modules:
+            if name.removesuffix(ATTENTION_MAP) not in modules:
                 raise UserError(f"{type(self.model).__name__} has no module {name!r}; `diffuseseg taps` lists some.")
         grid = self.latent_grid(*self.size)
 

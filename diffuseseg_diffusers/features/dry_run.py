@@ -9,10 +9,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..jobs.errors import UserError
+
+
+ATTENTION_MAP = ".attention_map"  # behind the name of a cross-attention: what its queries attend to
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tap is: the output of a module, or its input."""
+    """Where a tap is: the output of a module, or its input; or the map of a cross-attention ([`attention_map`])."""
 
     module: str
     of_input: bool = False
@@ -34,6 +39,14 @@ def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any
     """
     with ExitStack() as hooks:
         for key, place in places.items():
+            if place.module.endswith(ATTENTION_MAP):
+
+                def attended(module: Any, args: tuple, kwargs: dict, key: Any = key) -> None:
+                    see(key, attention_map(module, *args, **kwargs))
+
+                attention = model.get_submodule(place.module.removesuffix(ATTENTION_MAP))
+                hooks.callback(attention.register_forward_pre_hook(attended, with_kwargs=True).remove)
+                continue
             module, part, parts = _computed(model, place.module)
             if place.of_input:
 
@@ -50,6 +63,36 @@ def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any
 
                 hooks.callback(module.register_forward_hook(after).remove)
         yield
+
+
+def attention_map(
+    attention: Any,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """What a cross-attention of diffusers attends to: `[N, pixels, tokens]`, mean over its heads, 1 in all over tokens.
+
+    The arguments are those of its `forward`.
+
+    Raises:
+        UserError: It attends to no text, or to text and image together.
+    """
+    if encoder_hidden_states is None or not hasattr(attention, "to_q") or getattr(attention, "add_k_proj", None):
+        raise UserError("Attention maps are those of cross-attentions, which attend to the text alone; take another.")
+    if attention.norm_cross:
+        encoder_hidden_states = attention.norm_encoder_hidden_states(encoder_hidden_states)
+    # By `forward`, so that taps at these layers see the pass alone.
+    query, key = attention.to_q.forward(hidden_states), attention.to_k.forward(encoder_hidden_states)
+    query, key = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (query, key))  # [N,heads,·,d]
+    query = query if attention.norm_q is None else attention.norm_q(query)
+    key = key if attention.norm_k is None else attention.norm_k(key)
+    scores = query.float() @ key.float().mT * attention.scale  # [N,heads,pixels,tokens]
+    if attention_mask is not None:
+        mask = attention.prepare_attention_mask(attention_mask, key.shape[2], len(key))
+        scores = scores + mask.view(len(key), attention.heads, -1, mask.shape[-1])
+    return scores.softmax(-1).mean(1).to(query.dtype)
 
 
 def _computed(model: torch.nn.Module, name: str) -> tuple[torch.nn.Module, int, int]:

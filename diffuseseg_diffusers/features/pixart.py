@@ -4,6 +4,7 @@
 Chen et al., "PixArt-α" (ICLR 2024) and "PixArt-Σ" (ECCV 2024); Xie et al., "Sana" (ICLR 2025).
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ class PixArtFeatureExtractor(DenoiserFeatureExtractor):
         return self.model.config.sample_size == 128  # as its pipeline tells it
 
     def stand_in(self) -> Condition:
+        tokens = inspect.signature(self.pipe.encode_prompt).parameters["max_sequence_length"].default
         made = {
-            "encoder_hidden_states": torch.zeros(1, 120, self.model.config.caption_channels),
-            "encoder_attention_mask": torch.ones(1, 120),
+            "encoder_hidden_states": torch.zeros(1, tokens, self.model.config.caption_channels),
+            "encoder_attention_mask": torch.ones(1, tokens),
         }
         if self._knows_size:
             made |= {"resolution": torch.zeros(1, 2), "aspect_ratio": torch.zeros(1, 1)}

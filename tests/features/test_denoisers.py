@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 
 from diffuseseg_diffusers import AutoDiffuseSegPipeline, recipe_extractor
 from diffuseseg_diffusers.features.base import LastTapReached
@@ -302,6 +303,53 @@ def test_modules_are_read_by_name_at_every_depth_and_what_has_no_place_is_refuse
     assert extractor.choose(up_blocks=[0]).blocks == (2,)
     with pytest.raises(UserError, match="has no up-blocks"):
         extractor_of("SD3").choose(up_blocks=[0])
+
+
+# A cross-attention of each, and whether its map is the last thing that is read.
+CROSS_ATTENTION = {
+    "Stable Diffusion": "up_blocks.1.attentions.0.transformer_blocks.0.attn2",
+    "SDXL": "up_blocks.1.attentions.0.transformer_blocks.0.attn2",
+    "PixArt-Σ": "transformer_blocks.1.attn2",
+    "Sana": "transformer_blocks.1.attn2",
+}
+
+
+@pytest.mark.parametrize("name", CROSS_ATTENTION)
+def test_attention_maps_are_those_of_the_reference_processor_beside_taps_of_its_layers(name):
+    pipe, where, seen = made(name), CROSS_ATTENTION[name], []
+    names = [f"{where}.attention_map", f"{where}.to_q"]
+    with pytest.raises(UserError, match="give --prompt"):
+        extractor_of(name, pipe, blocks=names[:1])
+    extractor = extractor_of(name, pipe, blocks=names, timesteps=[30], clean=True, prompt="a red cell")
+    found, queries = extractor(pixels(name)).activations
+    info = extractor.feature_info()
+    assert [tuple(x.shape[1:]) for x in (found, queries)] == [(i.channels, i.height, i.width) for i in info]
+    assert torch.allclose(found.sum(1), torch.ones(found.shape[0], *found.shape[2:]), atol=1e-4)
+
+    class Recorded(AttnProcessor):
+        def __call__(self, attn, *args, **kwargs):
+            scores = attn.get_attention_scores
+            attn.get_attention_scores = lambda *given: seen.append(scores(*given)) or seen[-1]
+            try:
+                return super().__call__(attn, *args, **kwargs)
+            finally:
+                del attn.get_attention_scores
+
+    attention = extractor.model.get_submodule(where)
+    attention.set_processor(Recorded())
+    extractor.choose([f"{where}.to_out.0"], [30])(pixels(name))
+    expected = seen[0].unflatten(0, (2, attention.heads)).mean(1)  # [N,pixels,tokens]
+    torch.testing.assert_close(found.flatten(2).mT, expected, atol=1e-5, rtol=1e-4)
+    assert expected.std(1).max() > 1e-4, "places attend to different words"
+
+
+def test_maps_of_attention_without_a_text_of_its_own_are_refused():
+    for name, where in (
+        ("Stable Diffusion", "up_blocks.1.attentions.0.transformer_blocks.0.attn1"),
+        ("SD3", "transformer_blocks.1.attn"),
+    ):
+        with pytest.raises(UserError, match="cross-attentions, which attend to the text alone"):
+            extractor_of(name, blocks=[f"{where}.attention_map"], prompt="a red cell")
 
 
 @pytest.mark.parametrize("name", LATENT)
