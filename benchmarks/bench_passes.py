@@ -8,7 +8,8 @@ of them, on a clean image, and on a denoiser that was distilled to give in one p
 Mean IoU is that of all pixels of up to `--max_test` test pictures. Faces and street scenes have denoisers of their own,
 the others are read by `general`: blood cells whole, nuclei in tiles of 128 pixels. `distilled` takes the folder of that
 name in `--distilled`, made from the same model by `diffuseseg distil-features`. With `--speed` pictures are segmented
-in batches of 8 too, the ways in turn, in each precision. All cells stay in the result, whatever was asked for since.
+in batches of 8 too, the ways in turn, in each precision. Masks are computed in
+`--dtype`. All cells stay in the result, whatever was asked for since.
 """
 
 import statistics
@@ -64,9 +65,9 @@ class Pictures:
         pipe.segmentation_head = fit_segmentation_head(pipe, data, **how, **READINGS[reading])
         return pipe
 
-    def measure(self, reading: str, count: int, seed: int) -> dict[str, float]:
-        pipe = self.fitted(reading, count, seed)
-        return compare(lambda row: segment_rows(pipe, [row], 8, tiled=True)[0][0], self.test)
+    def measure(self, reading: str, count: int, seed: int, dtype: str) -> dict[str, Any]:
+        pipe = self.fitted(reading, count, seed, dtype)
+        return compare(lambda row: segment_rows(pipe, [row], 8, tiled=True)[0][0], self.test) | {"dtype": dtype}
 
     def speed(self, dtype: str, rounds: int) -> dict[str, Any]:
         """Milliseconds an image, of whole images or tiles, in batches of 8."""
@@ -81,7 +82,9 @@ class Pictures:
 
 def main() -> None:
     options: dict[str, Any] = dict(pictures=list(PICTURES), readings=list(READINGS), seeds=[0, 1, 2], counts=[0])
-    args = arguments(__doc__, None, **options, distilled="distilled", max_test=50, speed=False, rounds=5)
+    args = arguments(
+        __doc__, None, **options, distilled="distilled", max_test=50, dtype="float32", speed=False, rounds=5
+    )
     columns = {"pictures": ("pictures", "text"), "labels": ("labels", "int")}
     columns |= {reading: (reading, "percent") for reading in READINGS}
     about = f"Mean IoU in %, mean over the seeds with its range; up to {args.max_test} test pictures."
@@ -96,15 +99,18 @@ def main() -> None:
             for count in args.counts if any(args.counts) else COUNTS.get(name, [2, 5, 20]):
                 for reading in args.readings:
                     key = f"{name} | {count} | {reading} | {seed}"
-                    result.cell(key, partial(pictures.measure, reading, count, seed))
+                    result.cell(key, partial(pictures.measure, reading, count, seed, args.dtype))
         for dtype in ("float32", "bfloat16") if args.speed else ():
             speed.cell(f"{name} | {dtype}", partial(pictures.speed, dtype, args.rounds))
     rows: dict[tuple[str, int], dict[str, list]] = {}
+    reduced = set()
     for key, cell in result.content["cells"].items():
         name, count, reading, _ = key.split(" | ")
+        reduced |= {name} if cell.get("dtype", "float32") != "float32" else set()
         rows.setdefault((name, int(count)), {}).setdefault(reading, []).append(cell["mean_iou"])
     for name, count in sorted(rows, key=lambda row: (list(PICTURES).index(row[0]), row[1])):
         result.row(pictures=name, labels=count, **rows[name, count])
+    result.content["about"] += f" In bfloat16: {', '.join(p for p in PICTURES if p in reduced)}." if reduced else ""
     result.show()
     for key, cell in speed.content["cells"].items():
         name, dtype = key.split(" | ")

@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 from ..datasets.columns import dataset_contents, describe_dataset
 from ..jobs.contents import contents_of
 from ..jobs.files import read_json
-from ..jobs.hardware import default_device, hardware, report_processes
+from ..jobs.hardware import default_device, hardware, mixed_precision, report_processes
 from ..jobs.run import adopt_run, check_run, may_resume, open_run
 from ..pipelines.general import find_model
 from ..trainer.checkpoints import CHECKPOINT_FILES, LATEST, NEW_PIPELINE_FILES, find_checkpoint, remove_leftovers
@@ -39,7 +39,7 @@ def begin(config: Any, command: str) -> Accelerator:
     check_run(config, command)
     check_trackers(config.report_to)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=mixed_precision(config.mixed_precision),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         cpu=default_device().type == "cpu",
         log_with=list(config.report_to) if config.report_to else None,
