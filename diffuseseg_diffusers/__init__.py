@@ -44,7 +44,7 @@ _PUBLIC = {
     "fit_decisions": "evaluation.decision_fitting",
     "fit_head": "heads.fit",
     "fit_segmentation_head": "heads.fit",
-    "image_uncertainty": "heads.ensemble",
+    "image_uncertainty": "heads.decisions",
     "load_backbone": "pipelines.backbone",
     "load_labeled_images": "datasets.find_labeled",
     "load_pipeline": "pipelines.loading",

@@ -34,7 +34,7 @@ class Example:
 def evaluate_segmentation(
     pipe: Segmenter,
     dataset: LabeledImages,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     absent_as_zero: bool = False,
     count_ignored: bool = False,
     num_examples: int = 0,
@@ -45,7 +45,7 @@ def evaluate_segmentation(
     Args:
         pipe ([`Segmenter`]): A pipeline with a segmentation head, or a student.
         dataset ([`LabeledImages`]): What to measure on; its classes are the head's.
-        batch_size (`int`, defaults to 8): Images that go through the model at once.
+        batch_size (`int`, *optional*): Images that go through the model at once; 8 if not given.
         absent_as_zero (`bool`, defaults to `False`): Count classes that are absent from the set as 0, not NaN.
         count_ignored (`bool`, defaults to `False`): Count predictions on ignored pixels against their class.
         num_examples (`int`, defaults to 0): Examples to keep, for a figure; chosen so that as many of them as possible
@@ -61,7 +61,7 @@ def evaluate_segmentation(
     Raises:
         UserError: An image or mask cannot be used.
     """
-    metric = evaluate.load(MEAN_IOU)
+    metric, batch_size = evaluate.load(MEAN_IOU), batch_size or 8
     examples: dict[int, Example] = {}
     spread, seconds, timed = set(evenly_spread(len(dataset), num_examples)), 0.0, 0
     with tqdm(total=len(dataset), desc="Evaluating", unit="image", disable=not show_progress) as bar:

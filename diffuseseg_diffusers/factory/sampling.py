@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
 from ..features.noise import BetaSchedule, noise_schedule, sees_no_noise
-from ..heads.ensemble import image_uncertainty
+from ..heads.decisions import image_uncertainty
 from ..images.image_files import encode_image
 from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError

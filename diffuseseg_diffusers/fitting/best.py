@@ -78,7 +78,7 @@ def fit_best(
     max_minutes: float = MAX_MINUTES,
     flip: bool | None = None,
     seed: int = 0,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     min_label_fraction: float = 20 / 256**2,
     show_progress: bool = True,
     size: tuple[int, int] | None = None,

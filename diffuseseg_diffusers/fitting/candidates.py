@@ -63,7 +63,7 @@ class Labelled:
         folds ([`Folds`]): What is held out when.
         recipe ([`Recipe`]): How heads are trained.
         flip (`bool`): Whether left and right may be exchanged.
-        seed (`int`), batch_size (`int`): Of everything.
+        seed (`int`), batch_size (`int`, *optional*): Of everything.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Labelled:
         recipe: Recipe,
         flip: bool,
         seed: int,
-        batch_size: int,
+        batch_size: int | None,
         min_label_fraction: float,
     ):
         self.dataset, self.every, self.piece, self.folds, self.flip = dataset, every, piece, folds, flip

@@ -55,7 +55,7 @@ class LabeledActivations:
         dataset: LabeledImages,
         recipe: Recipe,
         seed: int = 0,
-        batch_size: int = 4,
+        batch_size: int | None = None,
         cache_dir: str | os.PathLike | None = None,
         show_progress: bool = True,
         flip: bool | None = None,

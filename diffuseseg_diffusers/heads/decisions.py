@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..jobs.errors import UserError
@@ -105,3 +106,12 @@ def expected_decisions(p: torch.Tensor) -> Decisions | None:
             best, highest = now, mean
         now = Decisions(tuple(iou.tolist()), tuple(union.tolist()))
     return best
+
+
+def image_uncertainty(uncertainty: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Uncertainty score of whole images: the mean over the 10 % most uncertain pixels (DatasetGAN's filter).
+
+    Takes `[..., H, W]` in nats, as `pipe.segment("photo.jpg")` gives it, and returns `[...]` in nats.
+    """
+    pixels = torch.as_tensor(uncertainty).flatten(-2)
+    return pixels.topk(max(1, pixels.shape[-1] // 10), dim=-1).values.mean(-1)

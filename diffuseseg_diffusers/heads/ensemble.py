@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -70,15 +69,6 @@ class PixelClassifierOutput(BaseOutput):
     probabilities: torch.Tensor | None = None
 
 
-def image_uncertainty(uncertainty: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Uncertainty score of whole images: the mean over the 10 % most uncertain pixels (DatasetGAN's filter).
-
-    Takes `[..., H, W]` in nats, as `pipe.segment("photo.jpg")` gives it, and returns `[...]` in nats.
-    """
-    pixels = torch.as_tensor(uncertainty).flatten(-2)
-    return pixels.topk(max(1, pixels.shape[-1] // 10), dim=-1).values.mean(-1)
-
-
 class StackedLinear(nn.Module):
     """`num_members` linear layers as one batched matrix product: `[K, in, P]` to `[K, out, P]` for `P` pixels."""
 
@@ -104,10 +94,17 @@ class StackedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_members, num_features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Members and features side by side are the channels of one batch norm, pixels its length.
-        mean, var, weight, bias = (p.view(-1) for p in (self.running_mean, self.running_var, self.weight, self.bias))
-        y = F.batch_norm(x.reshape(1, -1, x.shape[-1]), mean, var, weight, bias, self.training, self.momentum, self.eps)
-        return y.view_as(x)
+        if not self.training:
+            scale, shift = self.scale_and_shift()
+            return torch.addcmul(shift.unsqueeze(-1), scale.unsqueeze(-1), x).to(x.dtype)
+        # Over the pixels of each feature of each member this is a layer norm, which is the faster kernel.
+        pixels = x.shape[-1]
+        y, mean, inverse = torch.native_layer_norm(x, (pixels,), None, None, self.eps)
+        with torch.no_grad():
+            variance = (inverse**-2 - self.eps).clamp(min=0) * (pixels / (pixels - 1))  # unbiased, as PyTorch keeps it
+            self.running_mean.lerp_(mean.squeeze(-1), self.momentum)
+            self.running_var.lerp_(variance.squeeze(-1), self.momentum)
+        return torch.addcmul(self.bias.unsqueeze(-1), self.weight.unsqueeze(-1), y)
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The affine map that this layer is in evaluation, in float32: `[K, features]` each."""

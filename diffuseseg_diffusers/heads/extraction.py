@@ -17,12 +17,15 @@ from ..jobs.seeds import mixed_seed_32
 from .table import ActivationTable
 
 
+PIXELS_PER_PASS = 2**16
+
+
 def extract_activations(
     extractor: FeatureExtractor,
     dataset: LabeledImages,
     min_label_fraction: float = 0.0,
     seed: int = 0,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     show_progress: bool = True,
     augmented_views: int = 0,
@@ -36,7 +39,7 @@ def extract_activations(
         dataset ([`LabeledImages`]): Of what to extract it.
         min_label_fraction (`float`): Classes with a smaller share of an image's area are ignored there.
         seed (`int`): Of fresh noise, if the extractor does not share one, and of augmentation.
-        batch_size (`int`): Images in a pass.
+        batch_size (`int`, *optional*): Images in a pass; see [`images_per_pass`] if not given.
         cache_dir (path, *optional*): See [`ActivationTable`].
         show_progress (`bool`): Whether to show a progress bar.
         augmented_views (`int`, defaults to 0): Augmented views of each image, which follow it in the table.
@@ -52,7 +55,7 @@ def extract_activations(
         >>> extractor = recipe_extractor(DiffuseSegPipeline.from_pretrained("MODEL"))
         >>> table = extract_activations(extractor, load_labeled_images("my/labelled/images"))
     """
-    total = len(dataset) * (1 + augmented_views)
+    total, batch_size = len(dataset) * (1 + augmented_views), batch_size or images_per_pass(extractor.size)
     dtype = torch.bfloat16 if extractor.dtype == torch.bfloat16 else torch.float16
     table = ActivationTable(extractor.feature_info(), total, extractor.size, dtype, cache_dir, extractor.device)
     generator = torch.Generator().manual_seed(seed)
@@ -65,6 +68,12 @@ def extract_activations(
             table.put(start, extractor(pixels, generator=generator).activations, labels)
             bar.update(len(labels))
     return table
+
+
+def images_per_pass(size: tuple[int, int]) -> int:
+    """How many images of so many pixels, height and width, go through a model at once: `PIXELS_PER_PASS`, four at
+    least; small ones alone would not keep it busy."""
+    return max(4, PIXELS_PER_PASS // (size[0] * size[1]))
 
 
 def labeled_examples(

@@ -49,7 +49,7 @@ def fit_segmentation_head(
     share_noise: bool = True,
     flip: bool | None = None,
     seed: int = 0,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     accelerator: Accelerator | None = None,
     *,
@@ -80,7 +80,8 @@ def fit_segmentation_head(
             names of classes tell left from right.
         seed (`int`, defaults to 0): Of noise, augmented views, the members' weights and the order of their pixels. The
             same seed gives the same bits on one machine, for the same number of processes and threads.
-        batch_size (`int`, defaults to 4): Images that go through the model at once, each at every timestep.
+        batch_size (`int`, *optional*): Images that go through the model at once, each at every timestep; as many as
+            [`images_per_pass`] says if not given.
         cache_dir (path, *optional*): Keep activations in a temporary file in this folder instead of in memory.
         accelerator (`Accelerator`, *optional*): Deals the members out to its processes.
         noise_levels (sequence of `float`, *optional*): Noise-to-signal ratios above 0, in place of `timesteps`.

@@ -117,7 +117,7 @@ def fit_operating_point(
     targets: Sequence[Target],
     recipe: Recipe,
     seed: int = 0,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     flip: bool | None = None,
 ) -> tuple[Decisions, list[str]]:
     """Decisions for targets, by cross-validation over the labelled pictures, and a line on what each costs.
@@ -127,7 +127,7 @@ def fit_operating_point(
         dataset ([`LabeledImages`]): What the head was fitted on.
         targets (sequence of [`Target`]): What is asked for.
         recipe ([`Recipe`]): That of the head; shortened by [`Recipe.for_studies`].
-        seed (`int`), batch_size (`int`), flip (`bool`, *optional*): As in [`fit_segmentation_head`].
+        seed (`int`), batch_size (`int`, *optional*), flip (`bool`, *optional*): As in [`fit_segmentation_head`].
 
     Raises:
         UserError: No pixel is of a target's class.

@@ -147,7 +147,7 @@ def choose_features(
     clean: bool | None = None,
     flip: bool | None = None,
     seed: int = 0,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     show_progress: bool = True,
     size: tuple[int, int] | None = None,

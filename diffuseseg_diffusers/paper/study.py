@@ -59,7 +59,7 @@ class Study:
     num_clusters: int = 5
     num_images: int = 3  # images that are clustered
     seed: int = 0  # of noise, folds, draws, augmented views and classifiers
-    batch_size: int = 4  # images per forward pass
+    batch_size: int | None = None  # images per forward pass
     cache_dir: str | os.PathLike | None = None  # see ActivationTable
     about: dict = field(default_factory=dict)  # what reports say of the data, for instance their names
 

@@ -114,7 +114,9 @@ class FitsHeads(Config):
 
     title = "fitting"
 
-    batch_size: int = option(4, "Images per forward pass.", minimum=1)
+    batch_size: int | None = option(
+        None, "Images per forward pass (default: as many as have 65,536 pixels, but 4 at least).", minimum=1
+    )
     activation_dir: Path | None = option(
         None,
         "Folder for a temporary file of activations (default: in memory).",

@@ -21,7 +21,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from tqdm.auto import tqdm
 
 from ..datasets.columns import decode_cell
-from ..heads.ensemble import image_uncertainty
+from ..heads.decisions import image_uncertainty
 from ..images.formats.base import Raster
 from ..images.formats.cells import needs_raster, open_cell, raster_picture
 from ..images.image_files import encode_image

@@ -21,7 +21,7 @@ import PIL.Image
 import torch
 from tqdm.auto import tqdm
 
-from ..heads.ensemble import image_uncertainty
+from ..heads.decisions import image_uncertainty
 from ..images.channels import InputChannels
 from ..images.formats.base import Raster, Window
 from ..images.formats.opening import is_raster, lost_here, open_raster

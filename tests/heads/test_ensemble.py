@@ -328,3 +328,33 @@ def test_wrong_arguments_are_refused():
     head = make_head(make_pipeline())
     with pytest.raises(ValueError, match=r"activations of \[24, 16, 8, 24, 16, 8\] channels, got \[5\]"):
         head([torch.zeros(1, 5, 4, 4)], (8, 8))
+
+
+def test_stacked_batch_norms_are_those_of_pytorch_member_by_member_in_training_and_in_use():
+    generator = torch.Generator().manual_seed(0)
+    ours, plain = module.StackedBatchNorm(3, 5), [torch.nn.BatchNorm1d(5) for _ in range(3)]
+    with torch.no_grad():
+        for k, one in enumerate(plain):
+            for own, other in ((ours.weight, one.weight), (ours.bias, one.bias)):
+                own[k] = other.copy_(torch.rand(5, generator=generator))
+    for step in range(4):
+        x = torch.randn(3, 5, 40, generator=generator) * 10 ** (step - 2) + 5
+        x[:, 0] = 0  # a feature that never varies, as behind a dead ReLU
+        x.requires_grad_()
+        xs = [one.detach().T.requires_grad_() for one in x]  # [P,features]
+        y, ys = ours(x), [norm(one) for norm, one in zip(plain, xs)]
+        torch.testing.assert_close(y, torch.stack([one.T for one in ys]), atol=1e-4, rtol=1e-4)
+        of_y = torch.randn(y.shape, generator=generator)
+        y.backward(of_y)
+        for one, own in zip(ys, of_y):
+            one.backward(own.T)
+        found, expected = x.grad[:, 1:], torch.stack([one.grad.T[1:] for one in xs])
+        torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+    for name in ("weight", "bias"):
+        grads = torch.stack([getattr(norm, name).grad for norm in plain])
+        torch.testing.assert_close(getattr(ours, name).grad, grads, atol=1e-3, rtol=1e-4)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(ours, name), torch.stack([getattr(norm, name) for norm in plain]))
+    x = torch.randn(3, 5, 7, generator=generator)
+    expected = torch.stack([norm.eval()(one.T).T for norm, one in zip(plain, x)])
+    torch.testing.assert_close(ours.eval()(x), expected)

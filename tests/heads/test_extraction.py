@@ -4,7 +4,7 @@ import torch
 
 from diffuseseg_diffusers import LabeledImages
 from diffuseseg_diffusers.features.pixel_unet import DecoderFeatureExtractor
-from diffuseseg_diffusers.heads.extraction import extract_activations, resize_mask
+from diffuseseg_diffusers.heads.extraction import extract_activations, images_per_pass, resize_mask
 
 from ..conftest import dataset_of, draw, drawn_dataset, make_pipeline
 
@@ -42,3 +42,15 @@ def test_augmented_views_follow_their_image_and_do_not_depend_on_who_comes_with_
         torch.testing.assert_close(many.image(3 * i, [0])[0], plain.image(i, [0])[0], atol=2e-3, rtol=1e-2)
         torch.testing.assert_close(many.image(i, [0])[0], alone.image(i, [0])[0], atol=2e-3, rtol=1e-2)
     assert not torch.equal(many.labels[1], many.labels[2]) and 255 in many.labels
+
+
+def test_small_images_go_through_the_model_together_unless_a_number_is_given():
+    assert [images_per_pass(size) for size in ((64, 64), (96, 128), (128, 128), (512, 512))] == [16, 5, 4, 4]
+    pipe, dataset, seen = make_pipeline(), drawn_dataset(count=6), []
+    pipe.unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    extractor = DecoderFeatureExtractor(pipe.unet, pipe.scheduler, (1,), (50,))
+    together = extract_activations(extractor, dataset, show_progress=False)
+    given = extract_activations(extractor, dataset, batch_size=4, show_progress=False)
+    assert seen == [6, 4, 2]
+    for resolution, table in together.tables.items():
+        torch.testing.assert_close(table, given.tables[resolution], atol=2e-3, rtol=2e-3)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffuseseg_diffusers.heads.ensemble import image_uncertainty
+from diffuseseg_diffusers.heads.decisions import image_uncertainty
 from diffuseseg_diffusers.heads.guided import joint_bilateral
 from diffuseseg_diffusers.images.channels import InputChannels
 from diffuseseg_diffusers.images.formats.base import ArrayRaster, Window
