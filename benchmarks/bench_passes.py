@@ -6,10 +6,11 @@ of them, on a clean image, and on a denoiser that was distilled to give in one p
     python benchmarks/bench_passes.py --pictures faces64 camvid --readings "four passes" clean distilled --speed
 
 Mean IoU is that of all pixels of up to `--max_test` test pictures. Faces and street scenes have denoisers of their own,
-the others are read by `general`: blood cells whole, nuclei in tiles of 128 pixels. `distilled` takes the folder of that
-name in `--distilled`, made from the same model by `diffuseseg distil-features`. With `--speed` pictures are segmented
-in batches of 8 too, the ways in turn, in each precision. Masks are computed in
-`--dtype`. All cells stay in the result, whatever was asked for since.
+the others are read by `general`: blood cells whole, nuclei in tiles of 128 pixels. `faces64-latent` are faces read by
+the denoiser of latents in the folder `--latent`. `distilled` takes the folder of the pictures' name in `--distilled`,
+made from the same model by `diffuseseg distil-features`. Masks are computed in `--dtype`. With `--speed` pictures are
+segmented in batches of 8 too, the ways in turn, in each precision. All cells stay in the result, whatever was asked
+for since.
 """
 
 import statistics
@@ -27,7 +28,8 @@ from diffuseseg_diffusers.evaluation.evaluate import segment_rows
 from diffuseseg_diffusers.pipelines.general import GENERAL, suited_recipe
 
 
-PICTURES = {"faces64": (64, 64), "camvid": (96, 128), "blood-cells": (120, 120), "nuclei": (128, 128)}
+LATENT = "faces64-latent"
+PICTURES = {"faces64": (64, 64), "camvid": (96, 128), "blood-cells": (120, 120), "nuclei": (128, 128), LATENT: (64, 64)}
 COUNTS = {"camvid": [2, 5, 30]}  # 2, 5, 20 of others
 TILED = ("nuclei",)
 READINGS: dict[str, dict[str, Any]] = {
@@ -45,9 +47,9 @@ class Pictures:
 
     def __init__(self, name: str, args: Any):
         self.name, self.size, self.distilled = name, PICTURES[name], str(Path(args.distilled, name))
-        if name in FOLDERS:
-            task = Task(name)
-            self.train, self.model = task.train, str(task.model)
+        if name in FOLDERS or name == LATENT:
+            task = Task(name.removesuffix("-latent"))
+            self.train, self.model = task.train, args.latent if name == LATENT else str(task.model)
             self.test = task.test.select(evenly_spread(len(task.test), args.max_test))
         else:
             field = Field(name, args.max_test)
@@ -83,7 +85,15 @@ class Pictures:
 def main() -> None:
     options: dict[str, Any] = dict(pictures=list(PICTURES), readings=list(READINGS), seeds=[0, 1, 2], counts=[0])
     args = arguments(
-        __doc__, None, **options, distilled="distilled", max_test=50, dtype="float32", speed=False, rounds=5
+        __doc__,
+        None,
+        **options,
+        distilled="distilled",
+        latent="latent",
+        max_test=50,
+        dtype="float32",
+        speed=False,
+        rounds=5,
     )
     columns = {"pictures": ("pictures", "text"), "labels": ("labels", "int")}
     columns |= {reading: (reading, "percent") for reading in READINGS}

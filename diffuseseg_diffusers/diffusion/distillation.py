@@ -11,6 +11,7 @@ is thrown away afterwards, tells them apart.
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,13 +59,14 @@ def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
     clean = config.noise == "none"
     reading: dict[str, Any] = {"share_noise": False, "clean": clean, "size": config.size}
     reading |= {} if config.prompt is None else {"prompt": config.prompt}
-    recipe, chosen = suited_recipe("default", config.model), (config.blocks, config.timesteps)
-    teacher = recipe_extractor(pipe, recipe, *chosen, **reading)
+    recipe = suited_recipe("default", config.model)
+    recipe = replace(recipe, timesteps=recipe.distilled_timesteps or recipe.timesteps)
+    teacher = recipe_extractor(pipe, recipe, config.blocks, config.timesteps, **reading)
     teacher.check_size(*teacher.size)
     if clean and len(teacher.timesteps) == 1 and not config.random_flip:
         raise UserError(
             f"Clean images at timestep {teacher.timesteps[0]} are read in one pass already; give several --timesteps, "
-            f"--random_flip for mirror images too, or leave --noise none out."
+            f"--random_flip to learn the mean over mirror images, or --noise fresh."
         )
     return teacher
 

@@ -36,6 +36,8 @@ class Recipe:
         clean (`bool`): Whether images are read without noise, so that timesteps are only what the denoiser is told.
         noisy_timesteps (sequence of `int`, *optional*): In place of `timesteps` where noise is asked for, of a recipe
             that is `clean`.
+        distilled_timesteps (sequence of `int`, *optional*): Of a recipe that is `clean`, what tells more together than
+            `timesteps`, for copies that learn to give all in one pass; `timesteps` if none.
         blocks (sequence of `int`, *optional*): Of a U-Net with 18 decoder blocks, as the paper's; others read those at
             the same relative depth. If not given, the paper's, or the outputs of all up-blocks. Transformers, and
             U-Nets of the shapes of Stable Diffusion and SDXL, read blocks of their own, whatever these are.
@@ -61,6 +63,7 @@ class Recipe:
     timesteps: Sequence[int] = PAPER_TIMESTEPS
     clean: bool = False
     noisy_timesteps: Sequence[int] | None = None
+    distilled_timesteps: Sequence[int] | None = None
     blocks: Sequence[Block] | None = None
     inputs: Sequence[str] = ("activations",)
 
@@ -99,6 +102,7 @@ RECIPES = {
         timesteps=(25,),
         clean=True,
         noisy_timesteps=(10, 600),
+        distilled_timesteps=(0, 50),
         blocks=(6, 7, 12, 15),
     ),
     # As published: `train_interpreter.py` of yandex-research/ddpm-segmentation.

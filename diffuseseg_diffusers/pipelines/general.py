@@ -58,7 +58,8 @@ def suited_recipe(recipe: str, name: str | os.PathLike) -> Recipe:
     """A recipe for heads on a model: the default one reads the models of the package at timesteps of their own."""
     found = find_recipe(recipe)
     if recipe == "default" and comes_with_package(name):
-        return replace(found, timesteps=GENERAL_TIMESTEPS, noisy_timesteps=NOISY_TIMESTEPS)
+        clean, noisy = GENERAL_TIMESTEPS, NOISY_TIMESTEPS
+        return replace(found, timesteps=clean, noisy_timesteps=noisy, distilled_timesteps=None)
     return found
 
 

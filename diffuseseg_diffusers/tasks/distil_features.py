@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..jobs.config import option
 from ..jobs.errors import UserError
 from .options import MODEL, MODEL_ALIASES, CachesDownloads, WritesFolder
-from .train_options import KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
+from .train_options import LR_SCHEDULERS, KeepsCheckpoints, ReadsUnlabeled, TrainsBySteps
 
 
 STEPS = 1000  # where neither steps nor minutes are given
@@ -39,12 +39,13 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
     )
     timesteps: tuple[int, ...] | None = option(
         None,
-        "Diffusion timesteps of the original to distil (default: those of the default recipe, with noise or without).",
+        "Diffusion timesteps of the original to distil (default: on clean images 0 and 50 of a linear schedule; with "
+        "noise, and of the models of the package, those of the default recipe).",
     )
     noise: str = option(
-        "fresh",
-        "What the original sees at these timesteps: fresh noise, so that the mean over it is learned; or none.",
-        choices=("fresh", "none"),
+        "none",
+        "What the original sees at these timesteps: clean images, or fresh noise, so that the mean over it is learned.",
+        choices=("none", "fresh"),
     )
     prompt: str | None = option(None, "Text that conditions both (default: the model's null prompt).")
     rank: int | None = option(
@@ -54,8 +55,18 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
         minimum=1,
         group="training",
     )
+    random_flip: bool = option(
+        False, "Learn the mean of an image's activations and of those of its mirror image, mirrored back.", group="data"
+    )
     train_batch_size: int = option(8, "Images per process and pass.", minimum=1, group="training")
-    lr_warmup_steps: int = option(50, "Steps over which the learning rate rises from 0.", group="training")
+    learning_rate: float = option(3e-4, "Learning rate of AdamW.", group="training")
+    lr_scheduler: str = option(
+        "cosine",
+        "Schedule of the learning rate after the warm-up, over the whole run.",
+        choices=LR_SCHEDULERS,
+        group="training",
+    )
+    lr_warmup_steps: int = option(20, "Steps over which the learning rate rises from 0.", group="training")
 
     def check(self) -> None:
         if self.max_train_steps is None and self.max_train_minutes is None:

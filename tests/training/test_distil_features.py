@@ -45,15 +45,17 @@ def distil(model, images, out, *more, **kwargs):
 @pytest.fixture(scope="module")
 def distilled(ddpm, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("distilled") / "out"
-    said = distil(ddpm, images, out, "--max_train_steps", "60", fresh=True).stdout
+    said = distil(ddpm, images, out, "--max_train_steps", "60", "--noise", "fresh", fresh=True).stdout
     assert "Squared error on held-out images" in said and "60 steps" in said
     assert "Distilled are blocks 1 2 at timesteps 10 600, fresh noise, 16 × 16 pixels." in said
     return out
 
 
 def test_clean_images_are_distilled_too_and_leave_less_unexplained(distilled, ddpm, images, tmp_path):
-    clean = ("--noise", "none", "--timesteps", "100", "500")
-    distil(ddpm, images, tmp_path / "out", "--max_train_steps", "60", *clean, "--learning_rate", "3e-4")
+    steps = ("--max_train_steps", "60", "--learning_rate", "3e-4")
+    said = distil(ddpm, images, tmp_path / "out", *steps).stdout
+    assert "Distilled are blocks 1 2 at timesteps 0 50, clean images, 16 × 16 pixels." in said
+    distil(ddpm, images, tmp_path / "out", *steps, "--timesteps", "100", "500", "--overwrite")
     found = [json.loads((folder / "training_state.json").read_text()) for folder in (distilled, tmp_path / "out")]
     assert better(tmp_path / "out") and sum(found[1]["errors"]) < sum(found[0]["errors"])
 
@@ -136,6 +138,7 @@ def test_it_does_not_generate_and_is_not_distilled_again(distilled, images, tmp_
 def test_a_run_that_was_cut_off_resumes_with_the_same_bits(ddpm, images, tmp_path):
     own = shutil.copytree(images, tmp_path / "images")
     constant = ("--random_flip", "--use_ema", "--validation_steps", "2", "--gradient_checkpointing")
+    constant += ("--lr_scheduler", "constant")  # others depend on the number of steps
     for name, steps in (("whole", ("6",)), ("parts", ("3", "6"))):
         for limit in steps:
             distil(ddpm, own, tmp_path / name, *constant, "--max_train_steps", limit)
@@ -187,7 +190,7 @@ def test_what_does_not_fit_is_a_sentence(ddpm, images, tmp_path):
         ((ddpm, images, "--input_channels", "0"), "leave them out"),
         ((ddpm, images, "--resolution", "17"), "the nearest is 16 × 16"),
         ((ddpm, images, "--blocks", "77"), "Block 77 does not exist"),
-        ((ddpm, images, "--noise", "none"), "Clean images at timestep 25 are read in one pass already"),
+        ((ddpm, images, "--timesteps", "25"), "Clean images at timestep 25 are read in one pass already"),
         ((ddpm, images, "--prompt", "a face"), "takes no prompt"),
         ((tmp_path / "none", images), "There is no folder"),
     ):
