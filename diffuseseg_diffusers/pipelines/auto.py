@@ -84,7 +84,8 @@ class AutoDiffuseSegPipeline:
             **kwargs: As in [`DiffusionPipeline.from_pretrained`]. A `torch.dtype` as `dtype` converts head and model; a
                 name, `"auto"`, `"bfloat16"`, …, is the precision of the model, and the head keeps float32. Weights that
                 are there as a variant alone, such as `fp16`, are loaded with a warning. `lora` lists LoRAs to load onto
-                a pipeline of diffusers: `PATH_OR_NAME` or `PATH_OR_NAME=SCALE`.
+                a pipeline of diffusers: `PATH_OR_NAME` or `PATH_OR_NAME=SCALE`. `engine="openvino"` computes passes of
+                U-Nets on pixels by OpenVINO, on the CPU.
 
         Returns:
             [`Segmenter`]: [`DiffuseSegPipeline`] for U-Nets on pixels, [`ComposedDiffuseSegPipeline`] for all other
@@ -101,7 +102,7 @@ class AutoDiffuseSegPipeline:
         """
         name, own = find_model(pretrained_model_name_or_path), own_parts(pretrained_model_name_or_path)
         kwargs.pop("trust_remote_code", None)
-        kind = ONNX
+        engine, kind = kwargs.pop("engine", "pytorch"), ONNX
         if not name.endswith(ONNX):
             check_name(name)
             with errors_explained(name):
@@ -113,7 +114,16 @@ class AutoDiffuseSegPipeline:
         elif kwargs.pop("lora", None):
             raise UserError(f"{name} takes no LoRA; leave --lora out.")
         with errors_explained(name):
-            return _load(name, kind, device, kwargs | own)
+            loaded = _load(name, kind, device, kwargs | own)
+        if engine == "openvino":
+            if not isinstance(loaded, DiffuseSegPipeline):
+                raise UserError(f"{name} is computed by PyTorch; --engine openvino is for U-Nets on pixels.")
+            from ..features.openvino import OpenVINOEngine
+
+            loaded.engine = OpenVINOEngine(loaded.unet)
+        elif engine != "pytorch":
+            raise UserError(f"There is no engine {engine}; what there is is pytorch and openvino.")
+        return loaded
 
     @classmethod
     def from_pipe(
