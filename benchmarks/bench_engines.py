@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from bench_fields import Field
+from datasets import Image, load_dataset
 from harness import FOLDERS, SHARED, Result, Task, arguments, in_turn, ratio
 
 from diffuseseg_diffusers import fit_segmentation_head, load_pipeline
-from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.features.openvino import OpenVINOEngine
 from diffuseseg_diffusers.images.image_processor import DiffuseSegImageProcessor
 from diffuseseg_diffusers.pipelines.general import GENERAL, suited_recipe
@@ -62,8 +62,8 @@ def main() -> None:
             train, model, data = Task(name).train, str(Task(name).model), FOLDERS[name][0]
         pipe, recipe = load_pipeline(model, dtype="float32"), suited_recipe("default", model)
         head = fit_segmentation_head(pipe, train.select(range(20)), recipe=recipe, size=size)
-        found, column = load_unlabeled(str(SHARED / data), "unlabeled", "train")[:2]
-        pictures = [found[i][column] for i in range(len(found) - args.images - args.calibration, len(found))]
+        found = load_dataset(str(SHARED / data), "unlabeled", split="train").cast_column("image", Image())
+        pictures = found.select(range(len(found) - args.images - args.calibration, len(found)))["image"][:]
         shown, others = pictures[: args.images], pictures[args.images :]
 
         def with_head(dtype: str, engine: str) -> Any:

@@ -9,7 +9,8 @@ Mean IoU is that of all pixels of up to `--max_test` test pictures. Faces and st
 the others are read by `general`: blood cells whole, nuclei in tiles of 128 pixels. `faces64-latent` are faces read by
 the denoiser of latents in the folder `--latent`. `distilled` takes the folder of the pictures' name in `--distilled`,
 made from the same model by `diffuseseg distil-features`. Masks are computed in `--dtype`. With `--speed` pictures are
-segmented in batches of 8 too, the ways in turn, in each precision. All cells stay in the result, whatever was asked
+segmented in batches of 8 too, the ways in turn, in each precision; `ATEN_CPU_CAPABILITY=avx2` and
+`ONEDNN_MAX_CPU_ISA=AVX2` do without AVX-512. All cells stay in the result, whatever was asked
 for since.
 """
 
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from bench_fields import Field, compare
 from harness import FOLDERS, Result, Task, arguments, in_turn, ratio
 
@@ -99,7 +101,7 @@ def main() -> None:
     columns |= {reading: (reading, "percent") for reading in READINGS}
     about = f"Mean IoU in %, mean over the seeds with its range; up to {args.max_test} test pictures."
     result = Result(args.name or "passes", columns, args, about, keep=True)
-    columns = {"pictures": ("pictures", "text"), "dtype": ("", "text")}
+    columns = {"pictures": ("pictures", "text"), "dtype": ("", "text"), "instructions": ("instructions", "text")}
     columns |= {reading: (f"{reading}, ms", "1") for reading in (FOUR, ONE)} | {"share": ("share of the time", "2")}
     about = f"Segmenting an image in batches of 8; medians of {args.rounds} rounds in turn."
     speed = Result(f"{args.name or 'passes'}-speed", columns, args, about, keep=True)
@@ -111,7 +113,8 @@ def main() -> None:
                     key = f"{name} | {count} | {reading} | {seed}"
                     result.cell(key, partial(pictures.measure, reading, count, seed, args.dtype))
         for dtype in ("float32", "bfloat16") if args.speed else ():
-            speed.cell(f"{name} | {dtype}", partial(pictures.speed, dtype, args.rounds))
+            key = f"{name} | {dtype} | {torch.backends.cpu.get_cpu_capability()}"
+            speed.cell(key, partial(pictures.speed, dtype, args.rounds))
     rows: dict[tuple[str, int], dict[str, list]] = {}
     reduced = set()
     for key, cell in result.content["cells"].items():
@@ -123,8 +126,8 @@ def main() -> None:
     result.content["about"] += f" In bfloat16: {', '.join(p for p in PICTURES if p in reduced)}." if reduced else ""
     result.show()
     for key, cell in speed.content["cells"].items():
-        name, dtype = key.split(" | ")
-        speed.row(pictures=name, dtype=dtype, **{k: cell[k] for k in (FOUR, ONE, "share")})
+        where = dict(zip(("pictures", "dtype", "instructions"), key.split(" | ")))
+        speed.row(**where, **{k: cell[k] for k in (FOUR, ONE, "share")})
     speed.show()
 
 
