@@ -32,17 +32,17 @@ PYTORCH = "PyTorch, float32"
 class Int8Engine(OpenVINOEngine):
     """OpenVINO with weights and activations in int8."""
 
-    def __init__(self, unet: Any, batches: list[np.ndarray], timestep: int):
-        super().__init__(unet)
+    def __init__(self, batches: list[np.ndarray], timestep: int):
+        super().__init__()
         self.batches, self.timestep = batches, timestep
 
-    def compile(self, model: Any) -> Any:
+    def compile(self, model: Any, dtype: torch.dtype) -> Any:
         import nncf
 
         number = model.inputs[0].shape[0]
         parts = [part for batch in self.batches for part in np.split(batch, len(batch) // number)]
         given = [[part, np.full(number, self.timestep)] for part in parts]
-        return super().compile(nncf.quantize(model, nncf.Dataset(given), subset_size=len(given)))
+        return super().compile(nncf.quantize(model, nncf.Dataset(given), subset_size=len(given)), dtype)
 
 
 def main() -> None:
@@ -73,9 +73,9 @@ def main() -> None:
                 extractor, processor = made.head_extractor(), DiffuseSegImageProcessor(made.in_channels, made.channels)
                 pixels = processor.preprocess(processor.load(others), *size)
                 batches = [part.numpy() for part in pixels.split(BATCH) if len(part) == BATCH]
-                made.engine = Int8Engine(made.unet, batches, extractor.timesteps[0])
+                made.engine = Int8Engine(batches, extractor.timesteps[0])
             elif engine == "openvino":
-                made.engine = OpenVINOEngine(made.unet)
+                made.engine = OpenVINOEngine()
             return made
 
         pipes = {PYTORCH: with_head("float32", "pytorch"), "OpenVINO, float32": with_head("float32", "openvino")}

@@ -72,7 +72,11 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
     images = make_images(config, dataset, column, (teacher.in_channels, *teacher.size), pipe.channels)
     copied = with_clean_copy(pipe, config.rank, config.seed)
     clean = CleanPass(copied, teacher, images.train_sample, mirror=config.random_flip)
-    clean.denoiser.training_identity = {"teacher": describe_teacher(teacher), "rank": config.rank}
+    clean.denoiser.training_identity = {
+        "teacher": describe_teacher(teacher),
+        "rank": config.rank,
+        "mirror": config.random_flip,
+    }
     freeze_unread(clean)
 
     # 2. Training, from where it was cut off, and what it leaves behind.
@@ -109,6 +113,7 @@ def train(config: DistilFeaturesConfig, trainer: Trainer, clean: CleanPass, imag
         with accelerator.accumulate(trainer.model):
             _, _, flips = draw_step(config.seed, position, *drawn, (1, 1, 1), 1, device)
             inputs = to_model_range(pixels, device, flips if config.random_flip else None)  # [B,C,H,W] in [-1, 1]
+            # One of the two at random, whose mean is that of both: half the passes.
             mirrored = config.random_flip and bool(mixed_seed(config.seed, position, 7) % 2)
             with accelerator.autocast():
                 first = position + batch_size * process

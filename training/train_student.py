@@ -20,7 +20,7 @@ from diffuseseg_diffusers.hub.files import STUDENT_FILES, STUDENT_RECORD
 from diffuseseg_diffusers.hub.push import finish_push, prepare_push
 from diffuseseg_diffusers.jobs.command_line import run_script
 from diffuseseg_diffusers.jobs.files import read_json, remove_matching, write_json
-from diffuseseg_diffusers.jobs.hardware import default_device, mixed_precision, report_processes
+from diffuseseg_diffusers.jobs.hardware import default_device, report_processes
 from diffuseseg_diffusers.jobs.run import check_run, open_run
 from diffuseseg_diffusers.students.objective import segmentation_loss
 from diffuseseg_diffusers.students.report import describe_training, finish_student, keep_epoch
@@ -66,8 +66,7 @@ def train_student(config: TrainStudentConfig) -> dict[str, Any]:
     """
     # 1. Data and models, and only then the folder.
     check_run(config, COMMAND)
-    precision = mixed_precision(config.mixed_precision)
-    accelerator = Accelerator(mixed_precision=precision, cpu=default_device().type == "cpu")
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=default_device().type == "cpu")
     report_processes(accelerator)
     teacher = load_teacher(config, accelerator.device)
     data = load_student_data(config, teacher)

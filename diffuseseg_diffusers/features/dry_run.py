@@ -77,17 +77,17 @@ def attention_map(
     The arguments are those of its `forward`.
 
     Raises:
-        UserError: It attends to no text, or to text and image together.
+        UserError: It attends to no text, or to text and image together, or normalises queries or keys.
     """
-    if encoder_hidden_states is None or not hasattr(attention, "to_q") or getattr(attention, "add_k_proj", None):
+    if not isinstance(encoder_hidden_states, torch.Tensor) or getattr(attention, "add_k_proj", None):
         raise UserError("Attention maps are those of cross-attentions, which attend to the text alone; take another.")
+    if not hasattr(attention, "to_q") or attention.norm_q is not None or attention.norm_k is not None:
+        raise UserError("Maps of attentions with normalised queries or keys are not known here; take another.")
     if attention.norm_cross:
         encoder_hidden_states = attention.norm_encoder_hidden_states(encoder_hidden_states)
     # By `forward`, so that taps at these layers see the pass alone.
     query, key = attention.to_q.forward(hidden_states), attention.to_k.forward(encoder_hidden_states)
     query, key = (x.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x in (query, key))  # [N,heads,·,d]
-    query = query if attention.norm_q is None else attention.norm_q(query)
-    key = key if attention.norm_k is None else attention.norm_k(key)
     scores = query.float() @ key.float().mT * attention.scale  # [N,heads,pixels,tokens]
     if attention_mask is not None:
         mask = attention.prepare_attention_mask(attention_mask, key.shape[2], len(key))

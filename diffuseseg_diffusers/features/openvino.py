@@ -6,7 +6,9 @@ through the model together (`benchmarks/bench_engines.py`).
 """
 
 import copy
+import threading
 import warnings
+import weakref
 from typing import Any
 
 import torch
@@ -20,30 +22,27 @@ from .pixel_unet import DecoderFeatureExtractor
 from .weights import state_of
 
 
+KEPT = 4  # passes, of each kind
+
+
 class OpenVINOEngine:
-    """Computes what a [`DecoderFeatureExtractor`] sees, in place of PyTorch, in the precision of the U-Net.
+    """Computes what U-Nets on pixels see, in place of PyTorch: in bfloat16 where the U-Net is, else in float32.
 
     A pass is compiled for each choice of blocks and each shape of a batch, when it is first asked for, and anew when
-    the weights have changed.
-
-    Args:
-        unet ([`UNet2DModel`]): The model.
+    the model or its weights are others; the last few are kept.
 
     Raises:
-        UserError: `openvino` is not installed, the U-Net is conditioned on classes, or not on the CPU.
+        UserError: `openvino` is not installed.
     """
 
-    def __init__(self, unet: Any):
+    def __init__(self) -> None:
         try:
             import openvino
         except ImportError as error:
             raise missing_extra("openvino", error.name) from error
-        if getattr(unet, "class_embedding", None) is not None:
-            raise UserError("This U-Net is conditioned on classes, which --engine openvino does not compute.")
-        self.openvino, self.unet = openvino, unet
-        self._state: tuple = ()
-        self._converted: dict[tuple, Any] = {}
-        self._compiled: dict[tuple, Any] = {}
+        self.openvino, self._lock = openvino, threading.Lock()
+        # Of each U-Net its state, and what was converted and compiled in it.
+        self._known: weakref.WeakKeyDictionary[Any, tuple[tuple, dict, dict]] = weakref.WeakKeyDictionary()
 
     @torch.no_grad()
     def __call__(
@@ -52,7 +51,7 @@ class OpenVINOEngine:
         """Activations of the blocks of an extractor.
 
         Args:
-            extractor ([`DecoderFeatureExtractor`]): Of the U-Net.
+            extractor ([`DecoderFeatureExtractor`]): Of any U-Net without classes.
             noisy (`torch.Tensor`): `[N, C, H, W]`, as the U-Net sees it.
             timesteps (`torch.Tensor`): `[N]`, of its schedule.
 
@@ -60,40 +59,58 @@ class OpenVINOEngine:
             `dict`: `[N, c, h, w]` of each block, in the precision of the U-Net.
 
         Raises:
-            UserError: The U-Net is not on the CPU.
+            UserError: The U-Net is conditioned on classes, or not on the CPU.
         """
-        if self.unet.device.type != "cpu":
-            raise UserError(f"--engine openvino computes on the CPU, and the model is on {self.unet.device}.")
-        state = state_of(self.unet)
-        if state != self._state:
-            self._state, self._converted, self._compiled = state, {}, {}
-        key = (extractor.blocks, tuple(noisy.shape))
-        if key not in self._compiled:
-            model = self.convert(extractor, noisy, timesteps)
+        self.check(extractor.model)
+        if noisy.device.type != "cpu":
+            raise UserError(f"--engine openvino computes on the CPU, and the model is on {noisy.device}.")
+        with self._lock:
+            compiled = self._pass(extractor, noisy, timesteps)
+            found = compiled([noisy.float().numpy(), timesteps.numpy()])
+            return {block: torch.from_numpy(found[i]).to(noisy.dtype) for i, block in enumerate(extractor.blocks)}
+
+    def check(self, unet: Any) -> None:
+        """Raises [`UserError`] for U-Nets that are conditioned on classes."""
+        if getattr(unet, "class_embedding", None) is not None:
+            raise UserError("This U-Net is conditioned on classes, which --engine openvino does not compute.")
+
+    def _pass(self, extractor: DecoderFeatureExtractor, noisy: torch.Tensor, timesteps: torch.Tensor) -> Any:
+        """The pass up to the last block, ready to run on batches of this shape."""
+        state = state_of(extractor.model)
+        if self._known.get(extractor.model, ((),))[0] != state:
+            self._known[extractor.model] = (state, {}, {})
+        _, converted, compiled = self._known[extractor.model]
+        shape = (extractor.blocks, tuple(noisy.shape[1:]))
+        key = (*shape, len(noisy), torch.get_num_threads())
+        if key not in compiled:
+            if shape not in converted:
+                _keep(converted, shape, self.convert(extractor, noisy, timesteps))
+            model = converted[shape].clone()
             model.reshape(dict(zip(model.inputs, ([*noisy.shape], [*timesteps.shape]))))
-            self._compiled[key] = self.compile(model)
-        found = self._compiled[key]([noisy.float().numpy(), timesteps.numpy()])
-        return {block: torch.from_numpy(found[i]).to(noisy.dtype) for i, block in enumerate(extractor.blocks)}
+            _keep(compiled, key, self.compile(model, noisy.dtype))
+        return compiled[key]
 
     def convert(self, extractor: DecoderFeatureExtractor, noisy: torch.Tensor, timesteps: torch.Tensor) -> Any:
-        """The pass up to the last block in OpenVINO's representation, for images of one size."""
-        key = (extractor.blocks, tuple(noisy.shape[1:]))
-        if key not in self._converted:
-            unet = copy.deepcopy(self.unet).float().to(memory_format=torch.contiguous_format).eval()
-            net = _TappedUNet(unet, {tap.index: tap for tap in extractor.taps if tap.index in extractor.blocks})
-            given = (noisy.float().contiguous(), timesteps)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the tracer names each comparison of shapes
-                traced = torch.jit.trace(net, given, check_trace=False)
-            shapes = [[-1, *x.shape[1:]] for x in given]
-            self._converted[key] = self.openvino.convert_model(traced, example_input=given, input=shapes)
-        return self._converted[key].clone()
+        """The pass up to the last block in OpenVINO's representation, for any number of images of one size."""
+        unet = copy.deepcopy(extractor.model).float().to(memory_format=torch.contiguous_format).eval()
+        net = _TappedUNet(unet, {tap.index: tap for tap in extractor.taps if tap.index in extractor.blocks})
+        given = (noisy.float().contiguous(), timesteps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer names each comparison of shapes
+            traced = torch.jit.trace(net, given, check_trace=False)
+        return self.openvino.convert_model(traced, example_input=given, input=[[-1, *x.shape[1:]] for x in given])
 
-    def compile(self, model: Any) -> Any:
-        """A converted pass, ready to run in the precision of the U-Net and on as many threads as PyTorch uses."""
-        precision = "bf16" if self.unet.dtype == torch.bfloat16 else "f32"
+    def compile(self, model: Any, dtype: torch.dtype) -> Any:
+        """A converted pass, ready to run on as many threads as PyTorch uses."""
+        precision = "bf16" if dtype == torch.bfloat16 else "f32"
         threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "ENABLE_CPU_PINNING": False}
         return self.openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision, **threads})
+
+
+def _keep(known: dict, key: Any, value: Any) -> None:
+    known[key] = value
+    while len(known) > KEPT:
+        del known[next(iter(known))]
 
 
 class _TappedUNet(nn.Module):

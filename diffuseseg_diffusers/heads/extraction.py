@@ -55,7 +55,7 @@ def extract_activations(
         >>> extractor = recipe_extractor(DiffuseSegPipeline.from_pretrained("MODEL"))
         >>> table = extract_activations(extractor, load_labeled_images("my/labelled/images"))
     """
-    total, batch_size = len(dataset) * (1 + augmented_views), batch_size or images_per_pass(extractor.size)
+    total, batch_size = len(dataset) * (1 + augmented_views), batch_size or images_per_pass(extractor)
     dtype = torch.bfloat16 if extractor.dtype == torch.bfloat16 else torch.float16
     table = ActivationTable(extractor.feature_info(), total, extractor.size, dtype, cache_dir, extractor.device)
     generator = torch.Generator().manual_seed(seed)
@@ -70,10 +70,11 @@ def extract_activations(
     return table
 
 
-def images_per_pass(size: tuple[int, int]) -> int:
-    """How many images of so many pixels, height and width, go through a model at once: `PIXELS_PER_PASS`, four at
+def images_per_pass(extractor: FeatureExtractor) -> int:
+    """How many images go through a model at once, each at every timestep: those of `PIXELS_PER_PASS` together, four at
     least; small ones alone would not keep it busy."""
-    return max(4, PIXELS_PER_PASS // (size[0] * size[1]))
+    height, width = extractor.size
+    return max(4, PIXELS_PER_PASS // (height * width * max(1, len(extractor.timesteps))))
 
 
 def labeled_examples(

@@ -70,15 +70,6 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if max(speedups) >= FASTER and min(speedups) >= NO_SLOWER else torch.float32
 
 
-def mixed_precision(asked: str | None) -> str | None:
-    """Precision of a training by Accelerate: what was asked for, what Accelerate is configured with, or on a CPU that
-    of [`training_dtype`]; none says that it is Accelerate's default."""
-    if asked is None and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        device = default_device()
-        return "bf16" if device.type == "cpu" and training_dtype(device) == torch.bfloat16 else None
-    return asked
-
-
 def find_dtype(
     name: str | torch.dtype, device: torch.device, model: str, agreement: Mapping[str, float] | None = None
 ) -> torch.dtype:

@@ -102,7 +102,7 @@ class AutoDiffuseSegPipeline:
         """
         name, own = find_model(pretrained_model_name_or_path), own_parts(pretrained_model_name_or_path)
         kwargs.pop("trust_remote_code", None)
-        engine, kind = kwargs.pop("engine", "pytorch"), ONNX
+        engine, kind = engine_of(kwargs.pop("engine", "pytorch"), device), ONNX
         if not name.endswith(ONNX):
             check_name(name)
             with errors_explained(name):
@@ -115,14 +115,13 @@ class AutoDiffuseSegPipeline:
             raise UserError(f"{name} takes no LoRA; leave --lora out.")
         with errors_explained(name):
             loaded = _load(name, kind, device, kwargs | own)
-        if engine == "openvino":
-            if not isinstance(loaded, DiffuseSegPipeline):
+        if engine is not None:
+            pipes = [one for one in getattr(loaded, "models", [loaded]) if isinstance(one, DiffuseSegPipeline)]
+            if not pipes:
                 raise UserError(f"{name} is computed by PyTorch; --engine openvino is for U-Nets on pixels.")
-            from ..features.openvino import OpenVINOEngine
-
-            loaded.engine = OpenVINOEngine(loaded.unet)
-        elif engine != "pytorch":
-            raise UserError(f"There is no engine {engine}; what there is is pytorch and openvino.")
+            for pipe in pipes:
+                engine.check(pipe.unet)
+                pipe.engine = engine
         return loaded
 
     @classmethod
@@ -146,6 +145,19 @@ class AutoDiffuseSegPipeline:
             return DiffuseSegPipeline(pipe.unet, pipe.scheduler, segmentation_head)
         name = pipe.config.get("_name_or_path")
         return ComposedDiffuseSegPipeline(pipe, segmentation_head, name or None)
+
+
+def engine_of(name: str, device: str | torch.device | None) -> Any:
+    """What computes passes in place of PyTorch, by name, `None` for PyTorch; raises [`UserError`] where it cannot."""
+    if name == "pytorch":
+        return None
+    if name != "openvino":
+        raise UserError(f"There is no engine {name}; what there is is pytorch and openvino.")
+    if device is not None and find_device(device).type != "cpu":
+        raise UserError(f"--engine openvino computes on the CPU, not on {device}; give --device cpu.")
+    from ..features.openvino import OpenVINOEngine
+
+    return OpenVINOEngine()
 
 
 def _load(name: str, kind: str, device: str | torch.device | None, kwargs: dict[str, Any]) -> Segmenter:

@@ -56,6 +56,7 @@ def load_pipeline(
         both = AveragedSegmenter(load_pipelines(parts, revision, base_model, cache_dir, **options))
         both.guided = both.first.guided
         return both
+    device = "cpu" if engine == "openvino" and device is None else device
     if not name.endswith(ONNX):  # which say more if a device was named
         check_name(name)
         device = find_device(device)

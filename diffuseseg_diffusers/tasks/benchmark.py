@@ -174,7 +174,7 @@ def dataset_ddpm(config: BenchmarkConfig, spec: "Benchmark", train: Any, seed: i
             num_inference_steps=steps or own["num_inference_steps"],
             drop_uncertain=own["drop_uncertain"],
             seed=seed,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size or 4,
             device=str(device),
             dtype=config.dtype,
             output_dir=folder / "synthetic",

@@ -51,8 +51,8 @@ class RunsModel(Config):
     )
     engine: str = option(
         "pytorch",
-        "What computes the denoiser's passes; openvino, for U-Nets on pixels on a CPU, is faster with one image at a "
-        "time.",
+        "What computes the passes that read activations; openvino, for U-Nets on pixels on a CPU, is faster with one "
+        "image at a time.",
         choices=ENGINES,
     )
     verbose: bool = option(
@@ -91,6 +91,8 @@ class NamesModelOrBackbone(RunsModel):
     def check(self) -> None:
         super().check()
         exclusive(self, "model", "backbone")
+        if self.backbone and self.engine != "pytorch":
+            raise UserError(f"A --backbone is computed by PyTorch; leave --engine {self.engine} out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class FitsHeads(Config):
     title = "fitting"
 
     batch_size: int | None = option(
-        None, "Images per forward pass (default: as many as have 65,536 pixels, but 4 at least).", minimum=1
+        None, "Images per forward pass (default: while fitting as many as have 65,536 pixels, 4 at least).", minimum=1
     )
     activation_dir: Path | None = option(
         None,

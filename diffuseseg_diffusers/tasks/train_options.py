@@ -104,8 +104,7 @@ class TrainsBySteps(Config):
     ema_power: float = option(0.75, "Power p of the warm-up of the average, 1 - (1 + step)^-p.")
     mixed_precision: str | None = option(
         None,
-        "Precision of the passes (default: as Accelerate is configured, else bf16 on CPUs that were timed to be faster "
-        "in it).",
+        "Precision of the passes (default: as Accelerate is configured).",
         choices=PRECISIONS,
         influence=False,
         why="a run may be continued on other hardware",

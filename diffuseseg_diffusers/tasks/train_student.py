@@ -86,10 +86,7 @@ class TrainStudentConfig(ReadsMasks, CutsTiles, SetsSize, CachesDownloads, Pushe
     weight_decay: float = _training(0.01, "Weight decay of AdamW.")
     max_grad_norm: float = _training(1.0, "Norm that gradients are clipped to.")
     mixed_precision: str | None = _training(
-        None,
-        "Precision of the passes (default: as Accelerate is configured, else bf16 on CPUs that were timed to be faster "
-        "in it).",
-        choices=PRECISIONS,
+        None, "Precision of the passes (default: as Accelerate is configured).", choices=PRECISIONS
     )
     dataloader_num_workers: int = _training(2, "Processes that decode while training.", influence=False, why=SPEED)
     seed: int = _training(0, "Seed of weights, order and augmentation.")

@@ -68,6 +68,19 @@ def test_targets_of_the_mirror_image_are_mirrored_back_and_depend_on_the_seed_of
     torch.testing.assert_close(whole[30:], part, atol=1e-5, rtol=1e-4)
 
 
+def test_what_is_learned_with_mirror_images_is_the_mean_of_both(images):
+    pipe, plain = make_clean_pass(images, clean=True)
+    mean = CleanPass(with_clean_copy(pipe), plain.teacher, images, mirror=True)
+    given, seeds = to_model_range(images[:4], torch.device("cpu")), range(4)
+    pairs = zip(
+        mean.mean_targets(given, seeds), plain.teacher(given).activations, plain.teacher(given.flip(-1)).activations
+    )
+    for found, one, other in pairs:
+        torch.testing.assert_close(found, (one + other.flip(-1)) / 2, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(found, one, atol=1e-3)
+    assert all(torch.equal(x, y) for x, y in zip(plain.mean_targets(given, seeds), plain.targets(given, seeds)))
+
+
 def test_nothing_but_the_copy_and_the_maps_gets_gradients_and_settings_of_the_pipeline_stay():
     base = sdxl()
     base.register_to_config(force_zeros_for_empty_prompt=False)

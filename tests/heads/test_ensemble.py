@@ -358,3 +358,7 @@ def test_stacked_batch_norms_are_those_of_pytorch_member_by_member_in_training_a
     x = torch.randn(3, 5, 7, generator=generator)
     expected = torch.stack([norm.eval()(one.T).T for norm, one in zip(plain, x)])
     torch.testing.assert_close(ours.eval()(x), expected)
+    with pytest.raises(ValueError, match="at least two pixels in training, got 1"):
+        ours.train()(x[..., :1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x.bfloat16()), ours(x.bfloat16().float()).bfloat16())
