@@ -67,7 +67,7 @@ def hooked(model: torch.nn.Module, places: Mapping[Any, Any], see: Callable[[Any
 
 def attention_map(
     attention: Any,
-    hidden_states: torch.Tensor,
+    hidden_states: torch.Tensor | None = None,
     encoder_hidden_states: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     **_: Any,
@@ -79,9 +79,10 @@ def attention_map(
     Raises:
         UserError: It attends to no text, or to text and image together, or normalises queries or keys.
     """
-    if not isinstance(encoder_hidden_states, torch.Tensor) or getattr(attention, "add_k_proj", None):
+    given = isinstance(hidden_states, torch.Tensor) and isinstance(encoder_hidden_states, torch.Tensor)
+    if not given or not hasattr(attention, "to_q") or getattr(attention, "add_k_proj", None) is not None:
         raise UserError("Attention maps are those of cross-attentions, which attend to the text alone; take another.")
-    if not hasattr(attention, "to_q") or attention.norm_q is not None or attention.norm_k is not None:
+    if attention.norm_q is not None or attention.norm_k is not None:
         raise UserError("Maps of attentions with normalised queries or keys are not known here; take another.")
     if attention.norm_cross:
         encoder_hidden_states = attention.norm_encoder_hidden_states(encoder_hidden_states)

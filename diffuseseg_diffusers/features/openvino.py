@@ -29,17 +29,19 @@ class OpenVINOEngine:
     """Computes what U-Nets on pixels see, in place of PyTorch: in bfloat16 where the U-Net is, else in float32.
 
     A pass is compiled for each choice of blocks and each shape of a batch, when it is first asked for, and anew when
-    the model or its weights are others; the last few are kept.
+    the model or its weights are others ([`state_of`]); the last few are kept.
 
     Raises:
-        UserError: `openvino` is not installed.
+        UserError: `openvino` is not installed, or cannot be imported.
     """
 
     def __init__(self) -> None:
         try:
             import openvino
         except ImportError as error:
-            raise missing_extra("openvino", error.name) from error
+            if error.name == "openvino":
+                raise missing_extra("openvino", error.name) from error
+            raise UserError(f"OpenVINO cannot be imported: {error}.") from error
         self.openvino, self._lock = openvino, threading.Lock()
         # Of each U-Net its state, and what was converted and compiled in it.
         self._known: weakref.WeakKeyDictionary[Any, tuple[tuple, dict, dict]] = weakref.WeakKeyDictionary()
@@ -59,7 +61,7 @@ class OpenVINOEngine:
             `dict`: `[N, c, h, w]` of each block, in the precision of the U-Net.
 
         Raises:
-            UserError: The U-Net is conditioned on classes, or not on the CPU.
+            UserError: It does not compute such U-Nets, see [`~OpenVINOEngine.check`], or it is not on the CPU.
         """
         self.check(extractor.model)
         if noisy.device.type != "cpu":
@@ -70,9 +72,11 @@ class OpenVINOEngine:
             return {block: torch.from_numpy(found[i]).to(noisy.dtype) for i, block in enumerate(extractor.blocks)}
 
     def check(self, unet: Any) -> None:
-        """Raises [`UserError`] for U-Nets that are conditioned on classes."""
+        """Raises [`UserError`] for U-Nets that are conditioned on classes, or scale and shift by the timestep."""
         if getattr(unet, "class_embedding", None) is not None:
             raise UserError("This U-Net is conditioned on classes, which --engine openvino does not compute.")
+        if unet.config.get("resnet_time_scale_shift", "default") != "default":  # its compiler ends the process
+            raise UserError("This U-Net scales and shifts by the timestep, which --engine openvino does not compute.")
 
     def _pass(self, extractor: DecoderFeatureExtractor, noisy: torch.Tensor, timesteps: torch.Tensor) -> Any:
         """The pass up to the last block, ready to run on batches of this shape."""

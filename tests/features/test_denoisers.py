@@ -343,9 +343,12 @@ def test_attention_maps_are_those_of_the_reference_processor_beside_taps_of_its_
     assert expected.std(1).max() > 1e-4, "places attend to different words"
 
 
-def test_maps_of_attention_without_a_text_of_its_own_are_refused():
+def test_maps_of_what_is_no_cross_attention_are_refused():
+    block = "up_blocks.1.attentions.0.transformer_blocks.0"
     for name, where in (
-        ("Stable Diffusion", "up_blocks.1.attentions.0.transformer_blocks.0.attn1"),
+        ("Stable Diffusion", f"{block}.attn1"),
+        ("Stable Diffusion", "up_blocks.0.resnets.0"),
+        ("Stable Diffusion", ""),
         ("SD3", "transformer_blocks.1.attn"),
     ):
         with pytest.raises(UserError, match="cross-attentions, which attend to the text alone"):

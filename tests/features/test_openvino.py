@@ -100,6 +100,9 @@ def test_what_it_cannot_compute_is_refused_with_what_to_do(tmp_path):
     make_pipeline(num_class_embeds=3).save_pretrained(tmp_path / "classes")
     with pytest.raises(UserError, match="conditioned on classes, which --engine openvino does not compute"):
         load_pipeline(tmp_path / "classes", engine="openvino")
+    make_pipeline(resnet_time_scale_shift="scale_shift").save_pretrained(tmp_path / "scaled")
+    with pytest.raises(UserError, match="scales and shifts by the timestep, which --engine openvino does not compute"):
+        load_pipeline(tmp_path / "scaled", engine="openvino")
     stable_diffusion().save_pretrained(tmp_path / "latent")
     with pytest.raises(UserError, match="is computed by PyTorch; --engine openvino is for U-Nets on pixels"):
         load_pipeline(tmp_path / "latent", engine="openvino")
