@@ -94,19 +94,20 @@ class StackedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_members, num_features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            scale, shift = self.scale_and_shift()
-            return torch.addcmul(shift.unsqueeze(-1), scale.unsqueeze(-1), x).to(x.dtype)
-        pixels = x.shape[-1]
-        if pixels < 2:
+        scale, shift = (self.weight, self.bias) if self.training else self.scale_and_shift()
+        y = self.normalize(x) if self.training else x
+        return torch.addcmul(shift.unsqueeze(-1), scale.unsqueeze(-1), y).to(x.dtype)
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """Zero mean and unit variance over a batch, as in training, in float32: a layer norm over the pixels."""
+        if (pixels := x.shape[-1]) < 2:
             raise ValueError(f"Batch norm takes at least two pixels in training, got {pixels}.")
-        # Over the pixels of each feature of each member this is a layer norm, which is the faster kernel.
         y, mean, inverse = torch.native_layer_norm(x.float(), (pixels,), None, None, self.eps)
         with torch.no_grad():
             variance = (inverse**-2 - self.eps).clamp(min=0) * (pixels / (pixels - 1))  # unbiased, as PyTorch keeps it
             self.running_mean.lerp_(mean.squeeze(-1), self.momentum)
             self.running_var.lerp_(variance.squeeze(-1), self.momentum)
-        return torch.addcmul(self.bias.unsqueeze(-1), self.weight.unsqueeze(-1), y).to(x.dtype)
+        return y
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The affine map that this layer is in evaluation, in float32: `[K, features]` each."""

@@ -237,7 +237,7 @@ class _MemberTraining:
                 self.weight.copy_(first.weight)
             hidden = torch.bmm(self.weight, x.mT).float() + first.bias.unsqueeze(-1)  # [K,hidden,B]
         hidden.requires_grad_()
-        logits = rest(hidden)  # [K,C,B]
+        logits = self._rest(hidden)  # [K,C,B]
         loss = F.cross_entropy(logits, y, reduction="none")  # [K,B]
         if self.class_weights is not None:
             loss = loss * self.class_weights.gather(1, y)
@@ -254,6 +254,16 @@ class _MemberTraining:
         if self.schedule is not None:
             self.schedule.step()
         return loss.detach()
+
+    def _rest(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits from what the first layer gives: as the layers do one by one, with each batch norm's weight and bias
+        multiplied into the layer behind it, which is smaller than a batch."""
+        layers = self.layers
+        for norm, linear in ((layers[2], layers[3]), (layers[5], layers[6])):
+            weight = linear.weight * norm.weight.unsqueeze(1)  # [K,out,in]
+            bias = linear.bias.unsqueeze(-1) + linear.weight @ norm.bias.unsqueeze(-1)  # [K,out,1]
+            hidden = torch.baddbmm(bias, weight, norm.normalize(F.relu(hidden)))
+        return hidden
 
     def finish(self, done: torch.Tensor) -> None:
         """Writes members to the head, `done` a boolean `[K]`, and goes on with the others."""
