@@ -8,10 +8,9 @@ of them, on a clean image, and on a denoiser that was distilled to give in one p
 Mean IoU is that of all pixels of up to `--max_test` test pictures. Faces and street scenes have denoisers of their own,
 the others are read by `general`: blood cells whole, nuclei in tiles of 128 pixels. `faces64-latent` are faces read by
 the denoiser of latents in the folder `--latent`. `distilled` takes the folder of the pictures' name in `--distilled`,
-made from the same model by `diffuseseg distil-features`, `distilled from noise` that with `-noise` behind the name. Masks are computed in `--dtype`. With `--speed` pictures are
+made from the same model by `diffuseseg distil-features`. Masks are computed in `--dtype`. With `--speed` pictures are
 segmented in batches of 8 too, the ways in turn, in each precision; `ATEN_CPU_CAPABILITY=avx2` and
-`ONEDNN_MAX_CPU_ISA=AVX2` do without AVX-512. All cells stay in the result, whatever was asked
-for since.
+`ONEDNN_MAX_CPU_ISA=AVX2` do without AVX-512. All cells stay in the result, whatever was asked for since.
 """
 
 import statistics
@@ -40,7 +39,6 @@ READINGS: dict[str, dict[str, Any]] = {
     "noise, 600": {"clean": False, "timesteps": (600,)},
     "clean": {},
     "distilled": {},
-    "distilled from noise": {},
 }
 FOUR, ONE = "four passes", "clean"
 
@@ -65,8 +63,7 @@ class Pictures:
         data: Any = self.train.select(range(count))
         if self.name in TILED:
             data = LabeledTiles(data, self.size, 1.0, None, 200, seed)
-        folders = {"distilled": self.distilled, "distilled from noise": f"{self.distilled}-noise"}
-        pipe = load_pipeline(folders.get(reading, self.model), dtype=dtype)
+        pipe = load_pipeline(self.distilled if reading == "distilled" else self.model, dtype=dtype)
         how = dict(recipe=recipe, size=self.size, seed=seed)
         pipe.segmentation_head = fit_segmentation_head(pipe, data, **how, **READINGS[reading])
         return pipe
