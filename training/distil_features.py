@@ -98,8 +98,10 @@ def distil_features(config: DistilFeaturesConfig) -> dict[str, Any]:
             write_json(config.output_dir / SUMMARY, found)  # last: the run is complete
             print(describe_end(config, trainer))
             print(describe_errors(clean, found))
-            height, width = teacher.size
-            print(f"Next: `diffuseseg fit --model {config.output_dir} --resolution {height} {width}`.")
+            resolution = f" --resolution {teacher.size[0]} {teacher.size[1]}" if config.size else ""
+            print(
+                f"Next: `diffuseseg fit --model {config.output_dir} --dataset_name DATA{resolution} --output_dir OUT`."
+            )
     return found
 
 

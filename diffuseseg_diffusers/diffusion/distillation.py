@@ -27,7 +27,7 @@ from ..heads.fit import recipe_extractor
 from ..jobs.errors import UserError
 from ..jobs.install import missing_extra
 from ..jobs.seeds import mixed_seed_32
-from ..pipelines.general import suited_recipe
+from ..pipelines.general import comes_with_package, suited_recipe
 from ..pipelines.pixel import DiffuseSegPipeline
 from .latents import as_pipeline
 from .objective import to_model_range
@@ -56,6 +56,10 @@ def teacher_features(config: Any, pipe: Any) -> FeatureExtractor:
         raise UserError(f"{config.model} sees no noise as it is, so there is nothing to distil; give a denoiser.")
     if sees_no_noise(pipe.scheduler):
         raise UserError(f"{config.model} was distilled already; give the model that it was distilled from.")
+    if comes_with_package(config.model) and config.size is None:
+        raise UserError(
+            f"`fit` reads {config.model} at the size of the pictures or tiles; give it by --resolution, to `fit` too."
+        )
     clean = config.noise == "none"
     reading: dict[str, Any] = {"share_noise": False, "clean": clean, "size": config.size}
     reading |= {} if config.prompt is None else {"prompt": config.prompt}
@@ -293,9 +297,14 @@ def freeze_unread(clean: CleanPass) -> None:
 
 
 def describe_errors(clean: CleanPass, found: Mapping[str, Any]) -> str:
-    """What one clean pass leaves unexplained of the teacher, before and after, in two sentences."""
-    info = clean.teacher.feature_info()
-    pairs = zip(info, found["errors_before"], found["errors"])
+    """What one clean pass leaves unexplained of the teacher, before and after, with a verdict."""
+    info, (before, after) = clean.teacher.feature_info(), (found["errors_before"], found["errors"])
+    means = [sum(errors) / len(errors) for errors in (before, after)]
+    verdict = "" if means[1] < means[0] else " No better than without training: take more steps, or other pictures."
+    pairs = zip(info, before, after)
     said = "; ".join(f"block {i.block} at timestep {i.timestep} {a:.2f}, then {b:.2f}" for i, a, b in pairs)
     noise = "" if clean.teacher.clean else " Noise that no clean pass can know is in these."
-    return f"Squared error on held-out images, in units of the variance: {said}.{noise}"
+    return (
+        f"Squared error on held-out images, in units of the target's variance: {means[0]:.2f} before and "
+        f"{means[1]:.2f} after, on average ({said}).{noise}{verdict}"
+    )

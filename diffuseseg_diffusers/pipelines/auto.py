@@ -119,6 +119,7 @@ class AutoDiffuseSegPipeline:
             pipes = [one for one in getattr(loaded, "models", [loaded]) if isinstance(one, DiffuseSegPipeline)]
             if not pipes:
                 raise UserError(f"{name} is computed by PyTorch; --engine openvino is for U-Nets on pixels.")
+            logger.info("%s: activations by OpenVINO", name)
             for pipe in pipes:
                 engine.check(pipe.unet)
                 pipe.engine = engine

@@ -59,6 +59,14 @@ class DistilFeaturesConfig(ReadsUnlabeled, TrainsBySteps, KeepsCheckpoints, Cach
         False, "Learn the mean of an image's activations and of those of its mirror image, mirrored back.", group="data"
     )
     train_batch_size: int = option(8, "Images per process and pass.", minimum=1, group="training")
+    max_train_steps: int | None = option(
+        None,
+        "Number of optimisation steps, with those before resuming (default: 1000, or what the minutes allow).",
+        minimum=1,
+        influence=False,
+        why="a run may be continued for longer",
+        group="training",
+    )
     learning_rate: float = option(3e-4, "Learning rate of AdamW.", group="training")
     lr_scheduler: str = option(
         "cosine",

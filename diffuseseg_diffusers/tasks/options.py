@@ -51,8 +51,8 @@ class RunsModel(Config):
     )
     engine: str = option(
         "pytorch",
-        "What computes the passes that read activations; openvino, for U-Nets on pixels on a CPU, is faster with one "
-        "image at a time.",
+        "What computes the passes that read activations; openvino, for U-Nets on pixels on a CPU (extra openvino), is "
+        "faster with one image at a time.",
         choices=ENGINES,
     )
     verbose: bool = option(

@@ -47,6 +47,7 @@ def distilled(ddpm, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("distilled") / "out"
     said = distil(ddpm, images, out, "--max_train_steps", "60", "--noise", "fresh", fresh=True).stdout
     assert "Squared error on held-out images" in said and "60 steps" in said
+    assert f"Next: `diffuseseg fit --model {out} --dataset_name DATA --output_dir OUT`." in said
     assert "Distilled are blocks 1 2 at timesteps 10 600, fresh noise, 16 × 16 pixels." in said
     return out
 
@@ -190,6 +191,7 @@ def test_what_does_not_fit_is_a_sentence(ddpm, images, tmp_path):
         ((ddpm, images, "--input_channels", "0"), "leave them out"),
         ((ddpm, images, "--resolution", "17"), "the nearest is 16 × 16"),
         ((ddpm, images, "--blocks", "77"), "Block 77 does not exist"),
+        (("general", images, "--random_flip"), "`fit` reads general at the size of the pictures or tiles"),
         ((ddpm, images, "--timesteps", "25"), "Clean images at timestep 25 are read in one pass already"),
         ((ddpm, images, "--prompt", "a face"), "takes no prompt"),
         ((tmp_path / "none", images), "There is no folder"),
