@@ -122,7 +122,8 @@ def main() -> None:
         rows.setdefault((name, int(count)), {}).setdefault(reading, []).append(cell["mean_iou"])
     for name, count in sorted(rows, key=lambda row: (list(PICTURES).index(row[0]), row[1])):
         result.row(pictures=name, labels=count, **rows[name, count])
-    result.content["about"] += f" All or some in bfloat16: {', '.join(p for p in PICTURES if p in reduced)}." if reduced else ""
+    if reduced:
+        result.content["about"] += f" All or some in bfloat16: {', '.join(p for p in PICTURES if p in reduced)}."
     result.show()
     for key, cell in speed.content["cells"].items():
         where = dict(zip(("pictures", "dtype", "instructions"), key.split(" | ")))
