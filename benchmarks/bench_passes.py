@@ -120,10 +120,10 @@ def main() -> None:
         name, count, reading, _ = key.split(" | ")
         reduced |= {name} if cell.get("dtype", "float32") != "float32" else set()
         rows.setdefault((name, int(count)), {}).setdefault(reading, []).append(cell["mean_iou"])
-    for name, count in sorted(rows, key=lambda row: (list(PICTURES).index(row[0]), row[1])):
-        result.row(pictures=name, labels=count, **rows[name, count])
     if reduced:
         result.content["about"] += f" All or some in bfloat16: {', '.join(p for p in PICTURES if p in reduced)}."
+    for name, count in sorted(rows, key=lambda row: (list(PICTURES).index(row[0]), row[1])):
+        result.row(pictures=name, labels=count, **rows[name, count])
     result.show()
     for key, cell in speed.content["cells"].items():
         where = dict(zip(("pictures", "dtype", "instructions"), key.split(" | ")))
