@@ -132,16 +132,3 @@ def test_auto_is_float32_for_a_model_whose_masks_differ_in_the_faster_precision(
     assert [line.startswith(said) for line in caplog.messages] == [True] * (expected == torch.float32)
     assert find_dtype("bfloat16", torch.device("cpu"), "out/model", agreement) == torch.bfloat16
     assert find_dtype(torch.float16, torch.device("cpu"), "out/model", agreement) == torch.float16
-
-
-def test_trainings_on_a_cpu_take_bfloat16_where_it_was_timed_to_be_faster_and_nothing_else_was_said(monkeypatch):
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    monkeypatch.setattr(hardware_module, "default_device", lambda: torch.device("cpu"))
-    for speedups, expected in (((2.0, 2.0), "bf16"), ((1.0, 2.0), "bf16"), ((0.5, 2.0), None), ((1.0, 1.0), None)):
-        timed = dict(zip(hardware_module.OPERATIONS, speedups))
-        monkeypatch.setattr(hardware_module, "own_speedups", lambda timed=timed: timed)
-        assert hardware_module.mixed_precision(None) == expected
-        assert hardware_module.mixed_precision("no") == "no"
-    monkeypatch.setattr(hardware_module, "own_speedups", lambda: dict.fromkeys(hardware_module.OPERATIONS, 2.0))
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert hardware_module.mixed_precision(None) is None, "Accelerate reads its own"
