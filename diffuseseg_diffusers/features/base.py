@@ -107,7 +107,6 @@ class FeatureExtractor(ABC):
         clean (`bool`): Whether images are read without noise: the model sees the mean of the noised ones, and the
             timesteps as usual.
         prompt (`str`, *optional*): What conditions the model; the family's null prompt if none.
-        engine (`Callable`, *optional*): Computes passes in place of PyTorch, see [`OpenVINOEngine`].
         filters (`tuple[float]`, *optional*): Scales of the filters that it gives too, see [`filter_bank`].
         numbers (`list[int]`): Of the taps that have one.
 
@@ -122,7 +121,6 @@ class FeatureExtractor(ABC):
     noise_seed: int = 0
     clean: bool = False
     prompt: str | None = None
-    engine: Callable[..., dict[Block, Any]] | None = None
     filters: tuple[float, ...] | None = None
     _shapes: Mapping[Any, Sequence[int]] | None = None  # of activations, `[N,c,h,w]`, where strides do not tell them
 
@@ -201,7 +199,6 @@ class FeatureExtractor(ABC):
         family: Any = type(self)
         alone = bool(filters) and not blocks
         made = family(*self.origin, *((None, None) if alone else (blocks, timesteps)), **{**self.settings, **options})
-        made.engine = self.engine
         return made.with_filters(filters, alone)
 
     def with_filters(self, filters: Sequence[float] | None, alone: bool = False) -> "FeatureExtractor":
@@ -319,19 +316,6 @@ class FeatureExtractor(ABC):
         noise = self.draw_noise(samples, generator)  # [T*N,C,H,W]
         timesteps = torch.tensor(self.timesteps, device=self.device).repeat_interleave(n)  # [T*N]
         noisy = self.schedule.add_noise(samples.repeat(steps, 1, 1, 1), noise, timesteps).to(self.dtype)  # [T*N,C,H,W]
-        seen = self._seen(noisy, timesteps, call, last) if self.engine is None else self.engine(self, noisy, timesteps)
-        # Timestep-major, as in the published code.
-        maps = {block: self.as_map(out, samples.shape[-2:]).unflatten(0, (steps, n)) for block, out in seen.items()}
-        return [maps[block][step] for step in range(steps) for block in self.blocks]
-
-    def _seen(
-        self,
-        noisy: torch.Tensor,
-        timesteps: torch.Tensor,
-        call: Callable[[torch.Tensor, torch.Tensor], Any],
-        last: Block,
-    ) -> dict[Block, Any]:
-        """What the taps see in a pass that ends behind block `last`."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -341,7 +325,9 @@ class FeatureExtractor(ABC):
             pass
         finally:
             self.model.train(was_training)
-        return seen
+        # Timestep-major, as in the published code.
+        maps = {block: self.as_map(out, samples.shape[-2:]).unflatten(0, (steps, n)) for block, out in seen.items()}
+        return [maps[block][step] for step in range(steps) for block in self.blocks]
 
     def as_map(self, output: Any, grid: Sequence[int]) -> torch.Tensor:
         """What a tap sees as a map `[N, channels, h, w]`, if the model takes samples of `grid`, height and width."""

@@ -365,7 +365,6 @@ def fit_chosen(
         if kinds:
             head = final_head(labelled, table, view, kinds)
             own = DiffuseSegPipeline(pipe.unet, pipe.scheduler, head, pipe.config.get("channels"))
-            own.engine = pipe.engine
             members[f"heads {len(members)}"] = own, sum(kinds.values()) / total
     for candidate, n in chosen:
         if candidate.kind == UNET and unet is not None:

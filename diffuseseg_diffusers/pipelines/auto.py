@@ -84,8 +84,7 @@ class AutoDiffuseSegPipeline:
             **kwargs: As in [`DiffusionPipeline.from_pretrained`]. A `torch.dtype` as `dtype` converts head and model; a
                 name, `"auto"`, `"bfloat16"`, …, is the precision of the model, and the head keeps float32. Weights that
                 are there as a variant alone, such as `fp16`, are loaded with a warning. `lora` lists LoRAs to load onto
-                a pipeline of diffusers: `PATH_OR_NAME` or `PATH_OR_NAME=SCALE`. `engine="openvino"` computes passes of
-                U-Nets on pixels by OpenVINO, on the CPU.
+                a pipeline of diffusers: `PATH_OR_NAME` or `PATH_OR_NAME=SCALE`.
 
         Returns:
             [`Segmenter`]: [`DiffuseSegPipeline`] for U-Nets on pixels, [`ComposedDiffuseSegPipeline`] for all other
@@ -102,7 +101,7 @@ class AutoDiffuseSegPipeline:
         """
         name, own = find_model(pretrained_model_name_or_path), own_parts(pretrained_model_name_or_path)
         kwargs.pop("trust_remote_code", None)
-        engine, kind = engine_of(kwargs.pop("engine", "pytorch"), device), ONNX
+        kind = ONNX
         if not name.endswith(ONNX):
             check_name(name)
             with errors_explained(name):
@@ -114,16 +113,7 @@ class AutoDiffuseSegPipeline:
         elif kwargs.pop("lora", None):
             raise UserError(f"{name} takes no LoRA; leave --lora out.")
         with errors_explained(name):
-            loaded = _load(name, kind, device, kwargs | own)
-        if engine is not None:
-            pipes = [one for one in getattr(loaded, "models", [loaded]) if isinstance(one, DiffuseSegPipeline)]
-            if not pipes:
-                raise UserError(f"{name} is computed by PyTorch; --engine openvino is for U-Nets on pixels.")
-            logger.info("%s: activations by OpenVINO", name)
-            for pipe in pipes:
-                engine.check(pipe.unet)
-                pipe.engine = engine
-        return loaded
+            return _load(name, kind, device, kwargs | own)
 
     @classmethod
     def from_pipe(
@@ -146,19 +136,6 @@ class AutoDiffuseSegPipeline:
             return DiffuseSegPipeline(pipe.unet, pipe.scheduler, segmentation_head)
         name = pipe.config.get("_name_or_path")
         return ComposedDiffuseSegPipeline(pipe, segmentation_head, name or None)
-
-
-def engine_of(name: str, device: str | torch.device | None) -> Any:
-    """What computes passes in place of PyTorch, by name, `None` for PyTorch; raises [`UserError`] where it cannot."""
-    if name == "pytorch":
-        return None
-    if name != "openvino":
-        raise UserError(f"There is no engine {name}; what there is is pytorch and openvino.")
-    if device is not None and find_device(device).type != "cpu":
-        raise UserError(f"--engine openvino computes on the CPU, not on {device}; give --device cpu.")
-    from ..features.openvino import OpenVINOEngine
-
-    return OpenVINOEngine()
 
 
 def _load(name: str, kind: str, device: str | torch.device | None, kwargs: dict[str, Any]) -> Segmenter:

@@ -27,7 +27,6 @@ def load_pipeline(
     cache_dir: str | os.PathLike | None = None,
     base_model: str | None = None,
     lora: Sequence[str] = (),
-    engine: str = "pytorch",
 ) -> Segmenter:
     """[`AutoDiffuseSegPipeline.from_pretrained`] on the best device and in the precision that goes with it.
 
@@ -38,7 +37,7 @@ def load_pipeline(
         dtype (`str` or `torch.dtype`, defaults to `"auto"`): Precision of the model, see [`find_dtype`]; the head keeps
             float32.
         cache_dir (`str` or path, *optional*): Folder of downloads.
-        base_model (`str`, *optional*), lora (sequence of `str`), engine (`str`): As there.
+        base_model (`str`, *optional*), lora (sequence of `str`): As there.
 
     Raises:
         UserError: There is no such model, in a folder or on the Hub, or it is of an unknown kind.
@@ -52,17 +51,16 @@ def load_pipeline(
         parts = name.split(JOINED)
         if len({os.path.realpath(part) if os.path.exists(part) else part for part in parts}) < len(parts):
             raise UserError(f"{name} names a model twice; give every model once.")
-        options = dict(device=device, dtype=dtype, lora=lora, engine=engine)
+        options = dict(device=device, dtype=dtype, lora=lora)
         both = AveragedSegmenter(load_pipelines(parts, revision, base_model, cache_dir, **options))
         both.guided = both.first.guided
         return both
-    device = "cpu" if engine == "openvino" and device is None else device
     if not name.endswith(ONNX):  # which say more if a device was named
         check_name(name)
         device = find_device(device)
     dtype = short_name(dtype) if isinstance(dtype, torch.dtype) else dtype
-    how = {"revision": revision, "cache_dir": cache_dir, "dtype": dtype, "lora": lora, "engine": engine}
-    return AutoDiffuseSegPipeline.from_pretrained(name, base_model, device, **how)
+    where = {"revision": revision, "cache_dir": cache_dir}
+    return AutoDiffuseSegPipeline.from_pretrained(name, base_model, device, dtype=dtype, lora=lora, **where)
 
 
 def load_pipelines(

@@ -244,7 +244,6 @@ class HeadSegmenter(Segmenter):
     _execution_device: torch.device  # these two of diffusers' pipelines
     maybe_free_model_hooks: Callable[[], None]
     _extractor: FeatureExtractor | None = None  # within `prepared`
-    engine: Any = None  # computes the model's passes in place of PyTorch, see `OpenVINOEngine`
 
     def features(
         self,
@@ -269,7 +268,6 @@ class HeadSegmenter(Segmenter):
         alone = bool(filters) and blocks is not None and not len(blocks)
         given: dict[str, Any] = {} if alone else {"blocks": blocks, "timesteps": timesteps}
         extractor = self.family.of(self, device=self._execution_device, **given, **choice)
-        extractor.engine = self.engine
         return extractor.with_filters(filters, alone) if filters else extractor
 
     def head_extractor(self) -> FeatureExtractor:

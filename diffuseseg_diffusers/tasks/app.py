@@ -60,7 +60,7 @@ class AppConfig(RunsModel, CachesDownloads):
 
     def check(self) -> None:
         super().check()
-        session = ("session", "annotations", "axes", "max_pixels", "device", "lora", "dtype", "engine")
+        session = ("session", "annotations", "axes", "max_pixels", "device", "lora", "dtype")
         server = ("host", "port", "no_token", "open")
         unread = [name for name in session + server if getattr(self, name) != getattr(type(self), name)]
         if self.push_space and unread:

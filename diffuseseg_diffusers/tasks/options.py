@@ -13,7 +13,6 @@ from ..jobs.executors import check_executor
 from ..tiling.options import ReadsRasters, StatesAxes, StatesScale
 
 
-ENGINES = ("pytorch", "openvino")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MASK_FORMATS = ("index", "binary", "rgb", "instances")
 ANNOTATION_FORMATS = ("auto", "coco", "labelme", "cvat", "label_studio", "qupath", "yolo", "supervisely")
@@ -49,19 +48,13 @@ class RunsModel(Config):
         "found to differ from those in float32; else float32.",
         choices=DTYPES,
     )
-    engine: str = option(
-        "pytorch",
-        "What computes the passes that read activations; openvino, for U-Nets on pixels on a CPU (extra openvino), is "
-        "faster with one image at a time.",
-        choices=ENGINES,
-    )
     verbose: bool = option(
         False, "Say in which precision models compute, and why.", influence=False, why="it only prints"
     )
 
     def loading(self, **changes: Any) -> dict[str, Any]:
         """Arguments of `load_pipeline` beside the name of the model; `changes` replace those of the options."""
-        names = ("revision", "device", "dtype", "cache_dir", "base_model", "lora", "engine")
+        names = ("revision", "device", "dtype", "cache_dir", "base_model", "lora")
         return {name: getattr(self, name) for name in names} | changes
 
     def inputs(self) -> list[str]:
@@ -91,8 +84,6 @@ class NamesModelOrBackbone(RunsModel):
     def check(self) -> None:
         super().check()
         exclusive(self, "model", "backbone")
-        if self.backbone and self.engine != "pytorch":
-            raise UserError(f"A --backbone is computed by PyTorch; leave --engine {self.engine} out.")
 
 
 @dataclass(frozen=True, kw_only=True)
