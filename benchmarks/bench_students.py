@@ -2,14 +2,14 @@
 """What do students get from few labels, and how fast are they beside the head that teaches them?
 
     python benchmarks/bench_students.py --task faces64 --work_dir out/students
-    python benchmarks/bench_students.py --task faces64 --work_dir out/students --speed
+    python benchmarks/bench_students.py --task faces64 --work_dir out/students --speed --student out/student
 
 The labelled images are the first of the training split; images without labels are evenly spread. Arms: `head`, the
 default recipe's, which teaches; `scratch`, the student's network on the labels alone; `distilled`, the same network,
 half of what it sees being soft targets of images without labels; `generated`, likewise with the images of
 `--generated`, a data set of `diffuseseg generate`; `finetuned`, the denoiser itself with an output for each class. All
-networks see `--images` images with the same augmentation. `--speed` times head and student in turn; the student has
-random weights.
+networks see `--images` images with the same augmentation. `--speed` times head, student, its ONNX file and that in int8
+in turn; the student has random weights, or is that in the folder `--student`, whose mean IoU is measured too.
 """
 
 import tempfile
@@ -25,6 +25,8 @@ from diffuseseg_diffusers import LabeledImages, fit_segmentation_head, load_pipe
 from diffuseseg_diffusers.datasets.unlabeled import load_unlabeled
 from diffuseseg_diffusers.heads.ensemble import PixelClassifierEnsemble
 from diffuseseg_diffusers.students.choosing import new_student
+from diffuseseg_diffusers.students.export import OnnxStudent, export_onnx
+from diffuseseg_diffusers.students.quantization import calibration_images
 from diffuseseg_diffusers.students.setup import StudentData, make_optimizer, make_trainer
 from diffuseseg_diffusers.students.targets import SoftTargets, WholeImages, compute_targets
 from diffuseseg_diffusers.tasks.train_student import TrainStudentConfig
@@ -37,7 +39,7 @@ EPOCHS = 20
 
 def main() -> None:
     options = dict(counts=[2, 5, 20], seeds=[0, 1, 2], arms=ARMS[:3], unlabeled=1000, images=8000, generated=None)
-    args = arguments(__doc__, **options, work_dir="out/students", speed=False, batch_size=16, rounds=5)
+    args = arguments(__doc__, **options, work_dir="out/students", speed=False, student="", batch_size=16, rounds=5)
     task = Task(args.task)
     if args.speed:
         return speed(task, args)
@@ -115,13 +117,22 @@ def speed(task: Task, args: Any) -> None:
     """Milliseconds an image, from the decoded image to the mask."""
     args.seeds = args.seeds[:1]
     pipe = fit(task.pipe(), task.train.select(range(2)), seed=0)
-    folder = Path(args.work_dir, "untrained")
-    new(task, "scratch")[0].save_pretrained(folder)
+    folder = Path(args.student or Path(args.work_dir, "untrained"))
+    if not args.student:
+        new(task, "scratch")[0].save_pretrained(folder)
+    whole: Any = load_pipeline(folder, device="cpu", dtype="float32")
+    unlabeled = calibration_images(whole, *load_unlabeled(str(task.data), "unlabeled"))
+    files = {name: Path(args.work_dir, f"{name}.onnx") for name in ("float32", "int8")}
+    shares = [export_onnx(whole, file, unlabeled if name == "int8" else ()) for name, file in files.items()]
     sides = {"head of the default recipe": pipe, "student U-Net": load_pipeline(folder, dtype=pipe.unet.dtype)}
+    sides |= {f"its ONNX file, {name}": OnnxStudent(file) for name, file in files.items()}
     columns = {"side": ("", "text")}
     for size in (1, args.batch_size):
         columns |= {f"ms_{size}": (f"ms an image, batches of {size}", "ms"), f"times_{size}": ("", "times")}
-    about = f"From the decoded image to the mask, medians of {args.rounds} rounds in turn."
+    about = f"From the decoded image to the mask, medians of {args.rounds} rounds in turn. The file in int8 gives "
+    about += f"{shares[1]:.2%} of the pixels of unlabelled images the class of float32."
+    if args.student:
+        columns |= {"mean_iou": (f"mean IoU on {len(task.test)} test images", "percent")}
     result = Result(args.name or f"student-speed-{args.task}", columns, args, about, pipe.unet.dtype)
     rows: dict[str, dict[str, Any]] = {name: {} for name in sides}
     for size in (1, args.batch_size):
@@ -132,6 +143,8 @@ def speed(task: Task, args: Any) -> None:
             rows[name][f"ms_{size}"] = [s / size for s in seconds[name]]
             rows[name][f"times_{size}"] = ratio(seconds, next(iter(sides)), name)
     for name, values in rows.items():
+        if args.student and sides[name] is not pipe:
+            values["mean_iou"] = mean_iou(sides[name], task.test)
         result.row(side=name, **values)
     result.show()
 

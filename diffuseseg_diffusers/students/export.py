@@ -1,12 +1,15 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Students as ONNX files, and ONNX files as segmenters."""
 
+import copy
 import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +19,7 @@ from ..heads.inputs import check_tiling
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file
 from ..jobs.install import missing_extra
+from .quantization import quantize_onnx
 from .student import LogitSegmenter, Student
 
 
@@ -38,18 +42,30 @@ class _Exported(torch.nn.Module):
         return winners(p, self.student.decisions).to(torch.uint8), logits
 
 
-def export_onnx(student: Student, path: str | os.PathLike) -> None:
+def export_onnx(student: Student, path: str | os.PathLike, calibration: Sequence[np.ndarray] = ()) -> float | None:
     """Writes a student as an ONNX file, atomically: `pixels`, `[N, in_channels, H, W]` float32 in [0, 1], to `masks`,
     `[N, H, W]` uint8, and `logits`, `[N, num_classes, h, w]` float32.
 
     The number of images is free; height and width are the student's.
 
+    Args:
+        student ([`Student`]): It is exported in float32, and stays as it is.
+        path (`str` or path): The file.
+        calibration (sequence of `[in_channels, H, W]` uint8): Images to quantise to int8 on, see [`quantize_onnx`];
+            without any the file computes in float32.
+
+    Returns:
+        `float`: With `calibration`, the share of the pixels whose class is that in float32.
+
     Raises:
-        UserError: The extra `onnx` is not installed; says what to install.
+        UserError: The extra `onnx` is not installed; says what to install. Or there is one image of `calibration`.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise missing_extra("onnx", "onnxscript")
-    student.model.cpu().eval()
+    known = {"label_names": student.label_names, **student.extras()}
+    del known["agreement"]  # was measured in PyTorch
+    student = copy.deepcopy(student)
+    student.model = student.model.eval().to("cpu", torch.float32)
     pixels = torch.rand(2, student.in_channels, *student.image_size)
     program = torch.onnx.export(
         _Exported(student).eval(),
@@ -59,11 +75,10 @@ def export_onnx(student: Student, path: str | os.PathLike) -> None:
         dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
-    known = {"label_names": student.label_names, **student.extras()}
-    del known["agreement"]  # was measured in PyTorch
     program.model.metadata_props[METADATA] = json.dumps(known)
     with atomic_file(path) as partial:
         program.save(partial, external_data=False)
+        return quantize_onnx(partial, calibration) if len(calibration) else None
 
 
 class OnnxStudent(LogitSegmenter):

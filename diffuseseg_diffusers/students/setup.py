@@ -13,11 +13,10 @@ from datasets import Dataset
 from diffusers.optimization import get_scheduler
 
 from ..datasets.columns import dataset_contents
-from ..datasets.crops import LabeledTiles, Pictures, RandomCrops
+from ..datasets.crops import LabeledTiles, RandomCrops
 from ..datasets.find_labeled import load_labeled_images
 from ..datasets.labeled import LabeledImages
 from ..datasets.unlabeled import count_channels, evenly_spread, load_unlabeled
-from ..images.channels import InputChannels
 from ..images.image_processor import unnamed_classes
 from ..jobs.contents import contents_of
 from ..jobs.errors import UserError
@@ -30,7 +29,7 @@ from .batches import EpochBatches, Mix
 from .choosing import RATES, SMALL, UNET, check_reads, new_student, student_size
 from .objective import parameter_groups
 from .student import Student
-from .targets import SoftTargets, WholeImages
+from .targets import SoftTargets, WholeImages, crops_read
 
 
 @dataclass(frozen=True)
@@ -150,10 +149,9 @@ def unlabeled_images(config: Any, data: StudentData, student: Student) -> WholeI
     """What the teacher computes soft targets for, if there is anything."""
     if data.unlabeled is None:
         return None
-    if (tiles := data.tiles) is None:
+    if data.tiles is None:
         return WholeImages(*data.unlabeled, student.image_size, student.in_channels)
-    given = (tiles.size, student.in_channels, InputChannels(), tiles.seed, tiles.scale, tiles.pixel_size)
-    crops = RandomCrops(Pictures(*data.unlabeled), *given)
+    crops = crops_read(student, *data.unlabeled, config.seed)
     number = min(len(crops), config.max_unlabeled or len(crops))
     print(f"Soft targets are computed for {number} of {len(crops)} tiles of {len(data.unlabeled[0])} pictures.")
     return crops.select(evenly_spread(len(crops), number))

@@ -26,14 +26,16 @@ from tqdm.auto import tqdm
 
 from ..datasets.augmentation import IGNORED
 from ..datasets.columns import decode_cell
-from ..datasets.crops import RandomCrops
+from ..datasets.crops import Pictures, RandomCrops
 from ..datasets.unlabeled import to_pixels
+from ..images.channels import InputChannels
 from ..images.image_processor import to_eight_bit
 from ..jobs.errors import UserError
 from ..jobs.files import atomic_file, check_writable, read_json, write_json
 from ..jobs.parts import Part, finish_parts
 from ..jobs.seeds import mixed_seed
 from ..pipelines.segmenter import Segmenter
+from .student import Student
 
 
 SETTINGS = "settings.json"  # in a folder of targets that several runs use
@@ -134,6 +136,13 @@ class WholeImages:
             return image, to_pixels(whole, self.size, self.in_channels)
         except (OSError, UserError) as error:
             raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
+
+
+def crops_read(student: Student, dataset: HubDataset, column: str, seed: int = 0) -> RandomCrops:
+    """Random crops of images without labels, at the scale of a student's tiles."""
+    tiles = student.fitted_tiles
+    given = (student.image_size, student.in_channels, InputChannels(), seed, tiles["scale"], tiles["pixel_size"])
+    return RandomCrops(Pictures(dataset, column), *given)
 
 
 def claim_targets(folder: Path, settings: dict) -> None:

@@ -1,4 +1,6 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
+import pytest
+
 from ..conftest import run
 
 
@@ -22,3 +24,17 @@ def test_a_name_that_no_command_would_know_is_refused(student, tmp_path):
     (tmp_path / "file").write_text("mine")
     result = run("diffuseseg", "export-onnx", student, tmp_path / "file" / "x.onnx", expect=1)
     assert "is a file, and a folder is needed" in result.stderr and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_int8_is_calibrated_on_pictures_and_says_how_far_masks_agree(drawn, student, exported, tmp_path):
+    file = tmp_path / "int8.onnx"
+    given = ("--int8", "--unlabeled_dataset_name", drawn / "data", "--unlabeled_split", "train")
+    said = run("diffuseseg", "export-onnx", student, file, *given).stdout
+    assert "Masks in int8 agree with float32 on " in said and f"Written to {file}" in said
+    assert file.stat().st_size < 0.9 * exported[0].stat().st_size
+    run("diffuseseg", "compare", exported[0], file, "--dataset_name", drawn / "data", "--output_dir", tmp_path / "both")
+    kept = file.read_bytes()
+    for wrong in (("--int8",), given[1:3], ("--unlabeled_split", "test")):
+        result = run("diffuseseg", "export-onnx", student, file, "--overwrite", *wrong, expect=1)
+        assert "--unlabeled_dataset_name" in result.stderr and file.read_bytes() == kept
