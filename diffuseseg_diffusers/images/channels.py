@@ -169,22 +169,27 @@ def percentile_windows(
     return tuple(found)
 
 
-def stretch(values: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Values of any numeric type for a screen: from their 0.5th to their 99.5th percentile, but eight bits as they are.
+def display_range(values: np.ndarray) -> tuple[float, float]:
+    """The values that are black and white on a screen: their 0.5th and 99.5th percentile, of eight bits the full range.
 
-    Returns:
-        float32 of the same shape in 0 to 1, NaN being 0; and the values that became 0 and 1: the least and the greatest
-        if the percentiles are one value.
+    The least and the greatest value if the percentiles are one value; 0 and 0 if no value is finite.
     """
     if values.dtype in (np.uint8, bool):
-        low, high = _FULL_RANGE[str(values.dtype)]
-        return values.astype(np.float32) / np.float32(high), low, high
+        return _FULL_RANGE[str(values.dtype)]
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
-        return np.zeros(values.shape, np.float32), 0.0, 0.0
+        return 0.0, 0.0
     low, high = (float(x) for x in np.percentile(finite[:: -(-finite.size // 2**22)], DISPLAYED))
-    if low == high:
-        low, high = float(finite.min()), float(finite.max())
+    return (low, high) if low < high else (float(finite.min()), float(finite.max()))
+
+
+def stretch(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Values of any numeric type for a screen.
+
+    Returns:
+        float32 of the same shape in 0 to 1, NaN being 0; and the values that became 0 and 1, see [`display_range`].
+    """
+    low, high = display_range(values)
     scaled = (values.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-12))
     return np.nan_to_num(scaled).clip(0, 1), low, high
 

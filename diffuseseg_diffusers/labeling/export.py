@@ -16,7 +16,7 @@ from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError
 from ..jobs.files import write_json
 from ..tiling.files import free_names, stem
-from .journal import JOURNAL
+from .journal import APPROVED, JOURNAL
 
 
 README = """# Labels from DiffuseSeg
@@ -28,7 +28,7 @@ README = """# Labels from DiffuseSeg
 * `annotations/`: the same masks for other programs, to correct them there: COCO, CVAT ("for images 1.1"), Label Studio
   (brushes), labelme and QuPath (a file for each picture). `diffuseseg fit --dataset_name PICTURES --annotations
   annotations/coco.json --label_names …` reads them back
-* `strokes.jsonl`: every stroke and class, in the order in which they were drawn
+* `strokes.jsonl`: every stroke and class of all pictures, in the order in which they were drawn
 * `pipeline/`: the fitted pipeline, if "Finish" was pressed, for `diffuseseg segment --model pipeline …`
 
 Masks are palette images: the values of their pixels are class ids, `dataset/id2label.json` names them.
@@ -44,20 +44,27 @@ _ANNOTATIONS: dict[str, Callable[[Path, Iterable[Marked], Sequence[str]], None]]
 }
 
 
-def export_session(session: Any, folder: Path, pipeline: Path | None = None, behind: bool = False) -> None:
+def export_session(
+    session: Any, folder: Path, pipeline: Path | None = None, behind: bool = False, approved: bool = False
+) -> None:
     """Writes the results of a [`LabelSession`] into an empty folder: see `README.md` there.
 
     Args:
         session, folder: What is exported, and where to.
         pipeline (`Path`, *optional*): Folder of the fitted pipeline, if there is one.
         behind (`bool`, defaults to `False`): Whether strokes or classes have changed since it was fitted.
+        approved (`bool`, defaults to `False`): Whether pictures that are not approved are left out.
 
     Raises:
-        UserError: Nothing is labelled.
+        UserError: Nothing is labelled, or no picture is approved that has to be.
     """
     with session.lock:  # classes that are merged meanwhile would be other ids in half of the masks
-        left_out = _export(session, folder, pipeline)
-    text = README
+        total, names = len(session.pictures), _chosen(session, approved)
+        left_out = _export(session, folder, pipeline, names)
+    text = README + f"\n## Exported\n\nAll {total} pictures of the session, approved or not.\n"
+    if approved:
+        text = README + f"\n## Exported\n\nOf {total} pictures the {len(names)} that were approved:\n\n"
+        text += "".join(f"* `{name}`\n" for name in names)
     if pipeline is not None and behind:
         text += "\n**Strokes or classes have changed since `pipeline/` was fitted**: it does not know all of them.\n"
     if session.axes:
@@ -68,11 +75,24 @@ def export_session(session: Any, folder: Path, pipeline: Path | None = None, beh
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
-    """Writes everything except `README.md`; returns the reasons for which labelled pictures are left out."""
-    classes, names = session.classes, session.labelled_names()
-    if not names:
+def _chosen(session: Any, approved: bool) -> list[str]:
+    """Names of the pictures to export, in their order; raises [`UserError`] if nothing in them is labelled."""
+    labelled = set(session.labelled_names())
+    if not labelled:
         raise UserError("Nothing is labelled yet; draw strokes first.")
+    if not approved:
+        return list(session.pictures)
+    names = [name for name in session.pictures if session.journal.states.get(name) == APPROVED]
+    if not names:
+        raise UserError("No picture is approved yet; approve those that are done, or export all pictures.")
+    if not labelled.intersection(names):
+        raise UserError(f"Nothing is labelled in the {len(names)} approved pictures; draw strokes, or export all.")
+    return names
+
+
+def _export(session: Any, folder: Path, pipeline: Path | None, chosen: list[str]) -> list[str]:
+    """Writes everything of some pictures except `README.md`; returns why labelled ones of them are left out."""
+    classes, names = session.classes, [name for name in session.labelled_names() if name in set(chosen)]
     left_out: list[str] = []
     palette = [c.color for c in classes]
     of: dict[str, str] = {}
@@ -95,7 +115,7 @@ def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
     write_json(folder / "dataset_of.json", of)
 
     made: dict[str, str] = {}
-    for name in session.pictures:
+    for name in chosen:
         try:
             prediction = session.predict(name) if name in session.ready else None
         except UserError as error:  # it is gone, and had pixels without a measurement
@@ -107,10 +127,10 @@ def _export(session: Any, folder: Path, pipeline: Path | None) -> list[str]:
     if made:
         write_json(folder / "predictions" / "of.json", made)
         left_out += _write_annotations(folder, made, [c.name for c in classes])
-    if (session.folder / JOURNAL).is_file():
+    if session.journal.lost() is None:
         shutil.copyfile(session.folder / JOURNAL, folder / JOURNAL)
     else:
-        left_out.append(f"{JOURNAL} is gone from the session.")
+        left_out.append(f"{JOURNAL} is gone from the session, or was replaced by another version.")
     if pipeline is not None and pipeline.is_dir():
         shutil.copytree(pipeline, folder / "pipeline")
     return left_out

@@ -11,7 +11,8 @@ from ..datasets.annotations.reading import Annotated, find_annotations, leaves, 
 from ..datasets.annotations.shapes import IGNORED, is_background, paint
 from ..datasets.layouts import find_layout
 from ..jobs.errors import UserError
-from .journal import IMPORT, UNLABELED, Journal, checked_name
+from .checks import checked_name
+from .journal import IMPORT, UNLABELED, Journal
 from .pictures import Picture
 from .regions import to_runs
 
@@ -90,7 +91,8 @@ def _classes(
     ids = {own.name: i for i, own in journal.classes.items()}
     wanted, added = list(dict.fromkeys(map(checked_name, names))), []
     # The end of the process may have left the first classes alone.
-    if not journal.strokes and not journal.merged and [*ids] == wanted[: len(ids)]:
+    fresh = not journal.strokes and [*journal.classes] == list(range(len(ids)))
+    if fresh and not journal.merged and not journal.deleted and [*ids] == wanted[: len(ids)]:
         ids, added = {name: i for i, name in enumerate(wanted)}, wanted[len(ids) :]
     used = {checked_name(label) for own in new.values() for label, _ in own.shapes if label != IGNORED}
     if used - set(ids):

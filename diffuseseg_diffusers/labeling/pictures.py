@@ -5,22 +5,23 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 import torch
 
 from ..datasets.columns import ReadImage, read_image
 from ..datasets.layout import left_out
 from ..datasets.layouts import find_layout
-from ..images.channels import DISPLAYED, InputChannels, stretch, to_rgb
+from ..images.channels import InputChannels
 from ..images.formats.opening import is_raster, lost_here, open_raster
-from ..images.image_processor import DiffuseSegImageProcessor, to_eight_bit
+from ..images.image_processor import DiffuseSegImageProcessor
 from ..jobs.errors import UserError
-from .journal import MAX_PIXELS
+from .checks import MAX_PIXELS
+from .display import PLAIN, Shown, View, show
 
 
 NOTES = 5  # of single pictures that are told of at the start; each is shown beside its picture
 READING = 2  # counts changes of how pictures are read, after which features have to be extracted again
+KEPT = 2**28  # bytes of a decoded picture that is kept in memory
 SQUEEZED = 4  # times as many pixels along an axis as the model sees: worth a line
 
 
@@ -40,11 +41,12 @@ class Picture:
         """Raises [`UserError`] if the file is gone, is a link out of the folder, or has changed its size."""
         if not self.path.exists():
             raise UserError(f"{self.name} is gone; put it back, or start again without it.")
-        self._check_inside()
+        self.check_inside()
         with open_raster(self.path, self.axes) as raster:
             self._check_size(raster.size)
 
-    def _check_inside(self) -> None:
+    def check_inside(self) -> None:
+        """Raises [`UserError`] if the file is a link out of the folder."""
         if not is_inside(self.path, self.root):
             raise UserError(f"{self.name} is a link by now that leads out of the folder; it is not read.")
 
@@ -63,7 +65,7 @@ class Picture:
         Raises:
             UserError: The file cannot be read, is a link out of the folder, or has changed its size.
         """
-        self._check_inside()
+        self.check_inside()
         found = read_image(str(self.path), self.name, channels, self.axes)
         image = found.image
         self._check_size(image.size[::-1] if isinstance(image, PIL.Image.Image) else image.shape[:2])
@@ -73,53 +75,46 @@ class Picture:
         """The model input: `[1, C, H, W]` in [-1, 1]."""
         return processor.preprocess(processor.load([self.read(processor.channels).image]), *size)
 
-    def shown(self, channels: InputChannels) -> tuple[PIL.Image.Image, list[str]]:
-        """The picture for display, mode "L" or "RGB", and what has to be said of it, a line each."""
-        found = self.read(channels)
+    def shown(self, channels: InputChannels, view: View = PLAIN, found: ReadImage | None = None) -> Shown:
+        """The picture for display, with what has to be said of it; `found` is what was read of it, if it is at hand."""
+        found = found or self.read(channels)
         lines = list(self.notes)
         if found.gaps is not None:
             lines.append(f"{found.gaps.mean():.1%} of its pixels hold no measurement; they are of no class.")
-        image, of_display = _displayed(found, channels)
-        return image, lines + of_display
+        shown = show(found, self.name, view, channels)
+        return shown._replace(lines=lines + shown.lines)
 
 
-def _displayed(found: ReadImage, channels: InputChannels) -> tuple[PIL.Image.Image, list[str]]:
-    """An image for display, of many channels the first three, and how it differs from what the model sees."""
-    image = found.image
-    if isinstance(image, PIL.Image.Image):
-        if not image.mode.startswith(("I", "F")):
-            return to_eight_bit(image), _of_alpha(image)
-        image = np.asarray(image)[..., None]
-    values = image.transpose(2, 0, 1)  # [C,H,W]
-    names = found.channels or ("gray",)
-    lines = []
-    if len(values) not in (1, 3):
-        colours = "red and green" if len(values) == 2 else "red, green and blue"
-        lines.append(f"Of {len(values)} channels, {', '.join(names[:3])} are shown as {colours}.")
-    together = names[:3] == ("red", "green", "blue")
-    parts = [values[:3]] if together else list(values[:3, None])
-    if found.gaps is not None and values.dtype != np.uint8:  # which are no values to stretch to
-        parts = [np.where(found.gaps, np.nan, part) for part in parts]
-    stretched = [stretch(part) for part in parts]
-    if values.dtype not in (np.uint8, bool):
-        limits = ", ".join(
-            ("" if together or len(names) == 1 else f"{name} ") + f"{low:,.5g} to {high:,.5g}"
-            for name, (_, low, high) in zip(names, stretched)
-        )
-        black, white = (channels.windows or [(0, 1 if values.dtype.kind == "f" else 65535)])[0]
-        several = " (in its first channel)" if len(channels.windows or ()) > 1 else ""
-        lines.append(
-            f"Stretched for display alone, from percentile {DISPLAYED[0]:g} to {DISPLAYED[1]:g}: {limits}. For the "
-            f"model, {black:,.5g} is black and {white:,.5g} white{several}."
-        )
-    return PIL.Image.fromarray(to_rgb(np.concatenate([part for part, _, _ in stretched]))), lines
+class LastRead:
+    """Keeps the last picture that was read, of at most 256 MB, so that another view of it does not decode it again."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[tuple, ReadImage] | None = None  # replaced as a whole, and so needs no lock
+
+    def read(self, picture: Picture, channels: InputChannels, keep: bool = True) -> ReadImage:
+        """As [`Picture.read`]; without `keep`, the picture that is kept stays.
+
+        Raises:
+            UserError: See [`Picture.read`].
+        """
+        if not picture.path.is_file():  # gone, or a folder, whose stamp does not change with the files in it
+            return picture.read(channels)
+        key = (picture.name, picture.stamp(), channels)  # of the file as it is before it is read
+        kept = self._kept
+        if kept is not None and kept[0] == key:
+            picture.check_inside()
+            return kept[1]
+        found = picture.read(channels)
+        if keep:
+            self._kept = (key, found) if _decoded_bytes(found) <= KEPT else None
+        return found
 
 
-def _of_alpha(image: PIL.Image.Image) -> list[str]:
-    """A line if some of a picture is transparent."""
-    if not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema()[0] == 255:
-        return []
-    return ["Its transparency is left out: the model sees the colours that lie below, as they are shown."]
+def _decoded_bytes(found: ReadImage) -> int:
+    image, gaps = found.image, 0 if found.gaps is None else found.gaps.nbytes
+    if isinstance(image, PIL.Image.Image):  # which has four bytes a pixel unless it is one of one byte
+        return image.width * image.height * (1 if image.mode in ("1", "L", "P") else 4) + gaps
+    return image.nbytes + gaps
 
 
 def find_pictures(

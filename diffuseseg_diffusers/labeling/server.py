@@ -7,16 +7,16 @@ colours.
 """
 
 import base64
-import hmac
 import json
 import shutil
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import BackgroundTasks, FastAPI, Query, Request
@@ -30,22 +30,21 @@ from starlette.middleware.gzip import GZipMiddleware
 from ..images.image_files import encode_image
 from ..jobs.errors import UserError
 from ..jobs.files import read_json, write_json
+from ..pipelines.identity import digest
+from .access import NOBODY, answer_headers, refusal
+from .checks import MAX_KEY
+from .display import View
 from .export import export_session
 from .folder import FINISHED, PIPELINE
+from .pictures import LastRead
 from .regions import to_runs
 from .session import LabelSession
+from .states import picture_state
 
 
 STATIC = Path(__file__).parent / "static"
-MAX_BODY = 2**24  # bytes
 PNG = "image/png"
 PLACES = 5  # that are suggested in a picture
-HEADERS = {
-    "cache-control": "no-store",  # an address may be reused by another session
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 class Strict(BaseModel):
@@ -58,6 +57,7 @@ class StrokeBody(Strict):
     picture: str
     runs: list[Any] = Field(min_length=1)  # of four numbers each, which the session checks at once
     revision: int = Field(ge=0)
+    key: str | None = Field(None, min_length=1, max_length=MAX_KEY)  # the same for a stroke that is sent again
 
 
 class AcceptBody(Strict):
@@ -74,6 +74,15 @@ class ClassBody(Strict):
 
 class MergeBody(Strict):
     into: int
+
+
+class OrderBody(Strict):
+    order: list[int]
+
+
+class StateBody(Strict):
+    picture: str
+    state: Literal["approved", "skipped"] | None
 
 
 class MasksBody(Strict):
@@ -127,14 +136,20 @@ class App:
         session = self.session
         revision = session.revision  # before what follows from it: what is told is at least as new
         counts = Counter(stroke.picture for stroke in session.journal.active())
+        statistics, classes = session.statistics(), []
+        for own in session.classes:
+            pixels, where = statistics.get(own.id, (0, 0))
+            classes.append({**vars(own), "pixels": pixels, "pictures": where})
         pictures = []
         for name, picture in list(session.pictures.items()):
             height, width = picture.size
             known = {"strokes": counts[name], "ready": name in session.ready}
-            pictures.append({"name": name, "height": height, "width": width, **known})
+            how_far = picture_state(session.journal, name, counts[name])
+            pictures.append({"name": name, "height": height, "width": width, **known, "state": how_far})
         return {
+            "session": digest(str(session.folder.resolve())),  # the same after a restart
             "revision": revision,
-            "classes": [vars(c) for c in session.classes],
+            "classes": classes,
             "pictures": pictures,
             "left_out": dict(session.left_out),
             "notes": session.notes,
@@ -164,9 +179,12 @@ class App:
         threading.Thread(target=work, daemon=True).start()
 
     def behind(self) -> bool:
-        """Whether strokes or classes have changed since the pipeline was fitted; `None` if unknown."""
+        """Whether strokes or classes have changed since the pipeline was fitted; `False` if it was not."""
         path = self.session.folder / FINISHED
-        return path.is_file() and read_json(path).get("revision") != self.session.revision
+        if not path.is_file():
+            return False
+        fitted = read_json(path).get("revision")
+        return not (isinstance(fitted, int) and self.session.journal.content <= fitted <= self.session.revision)
 
     def pipeline(self) -> Path | None:
         """Folder of the fitted pipeline, if there is one."""
@@ -174,33 +192,22 @@ class App:
         return folder if folder.is_dir() and not self._busy.locked() else None
 
 
-def _refusal(request: Request, token: str | None) -> tuple[int, str] | None:
-    """Why a request is refused before its body is read: without the token, from another site, or oversized."""
-    if "\0" in request.scope["path"]:
-        return 404, "Not Found"
-    if request.scope["path"].startswith("/api/"):
-        given = request.headers.get("authorization", "").encode("latin-1")
-        if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            return 401, "The token is missing or wrong; open the address that the terminal shows."
-        if request.method != "GET" and request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return 403, "Another site sent this request; it is not answered."
-    length = request.headers.get("content-length") or "0"
-    if not length.isdecimal() or int(length) > MAX_BODY or "transfer-encoding" in request.headers:
-        return 413, f"A request may have {MAX_BODY:,} bytes, and has to say how many it has."
-    return None
-
-
 def create_app(
     session: LabelSession,
     token: str | None,
     save: Callable[[Path], None],
     push: Callable[[Path, str, str, bool], str],
+    hosts: Collection[str] | None = None,
+    framed_by: str = NOBODY,
 ) -> FastAPI:
     """The page of a session, for uvicorn; the [`App`] is its `state.app`.
 
     Args:
         session ([`LabelSession`]), save (`Callable`), push (`Callable`): See [`App`].
         token (`str`, *optional*): The token that every request must carry; without one, the address alone suffices.
+        hosts (collection of `str`, *optional*): Names under which the page is served, see [`refusal`]; any if not
+            given.
+        framed_by (`str`, defaults to `"'none'"`): Sites that may show the page in a frame.
     """
     app = App(session, save, push)
     api = FastAPI(title="DiffuseSeg", docs_url=None, redoc_url=None, openapi_url=None)
@@ -211,12 +218,13 @@ def create_app(
     _add_result_routes(api, app)
     api.mount("/", StaticFiles(directory=STATIC, html=True))
     api.add_middleware(GZipMiddleware)
+    headers = answer_headers(framed_by)
 
     @api.middleware("http")
     async def guard(request: Request, call_next: Callable) -> Response:
-        refusal = _refusal(request, token)
-        response = JSONResponse({"error": refusal[1]}, refusal[0]) if refusal else await call_next(request)
-        response.headers.update(HEADERS)
+        refused = refusal(request, token, hosts)
+        response = JSONResponse({"error": refused[1]}, refused[0]) if refused else await call_next(request)
+        response.headers.update(headers)
         return response
 
     return api
@@ -246,18 +254,18 @@ def _add_label_routes(api: FastAPI, app: App) -> None:
             what = f"This page knows revision {revision}, but the session is at {session.revision}"
             raise HTTPException(409, f"{what}: it is another session, or was put back; reload the page.")
 
-    def answer(body: StrokeBody | AcceptBody, runs: Sequence[Sequence[int]], kind: str) -> dict:
+    def answer(body: StrokeBody | AcceptBody, runs: Sequence[Sequence[int]], kind: str, key: str | None = None) -> dict:
         """Draws a stroke; reports whether another page has changed the picture since the given revision."""
         with session.lock:
             stale = session.journal.changed.get(body.picture, 0) > body.revision
-            number = session.draw(body.picture, runs, kind)
+            number = session.draw(body.picture, runs, kind, key)
             strokes = len(session.journal.active(body.picture))
             return {"number": number, "revision": session.revision, "stale": stale, "strokes": strokes}
 
     @api.post("/api/strokes")
     def draw(body: StrokeBody) -> dict:
         known(body.revision)
-        return answer(body, body.runs, "stroke")
+        return answer(body, body.runs, "stroke", body.key)
 
     @api.post("/api/accept")
     def accept(body: AcceptBody) -> dict:
@@ -276,6 +284,11 @@ def _add_label_routes(api: FastAPI, app: App) -> None:
         session.redo(number)
         return {"revision": session.revision}
 
+    @api.post("/api/pictures/state")
+    def set_state(body: StateBody) -> dict:
+        session.set_state(body.picture, body.state)
+        return {"revision": session.revision}
+
     @api.post("/api/classes")
     def add_class(body: ClassBody) -> dict:
         return vars(session.add_class(body.name or "", body.color))
@@ -289,6 +302,16 @@ def _add_label_routes(api: FastAPI, app: App) -> None:
         session.merge_classes(label, body.into)
         return {"revision": session.revision}
 
+    @api.delete("/api/classes/{label}")
+    def delete(label: int) -> dict:
+        session.delete_class(label)
+        return {"revision": session.revision}
+
+    @api.post("/api/classes/order")
+    def order(body: OrderBody) -> dict:
+        session.order_classes(body.order)
+        return {"revision": session.revision}
+
 
 def _add_view_routes(api: FastAPI, app: App) -> None:
     session = app.session
@@ -297,13 +320,27 @@ def _add_view_routes(api: FastAPI, app: App) -> None:
     def state() -> dict:
         return app.state()
 
+    last = LastRead()
+
     @api.get("/api/image")
-    def image(picture: str, side: Annotated[int | None, Query(ge=16, le=1024)] = None) -> Response:
-        """The picture for display, and in a header what has to be said of it, as a list of JSON."""
-        shown, lines = session.picture(picture).shown(session.pipe.channels)
+    def image(
+        picture: str,
+        side: Annotated[int | None, Query(ge=16, le=1024)] = None,
+        low: float | None = None,
+        high: float | None = None,
+        gamma: float = 1.0,
+        invert: bool = False,
+        channel: str | None = None,
+    ) -> Response:
+        """The picture for display, and in headers what has to be said of it and how it is shown, as JSON."""
+        view, asked, channels = View(low, high, gamma, invert, channel), session.picture(picture), session.pipe.channels
+        shown, lines, display = asked.shown(channels, view, last.read(asked, channels, keep=side is None))
         if side is not None:
+            shown = shown.copy()
             shown.thumbnail((side, side))
-        return Response(encode_image(shown, compress_level=1), headers={"X-Notes": json.dumps(lines)}, media_type=PNG)
+        headers = {"X-Notes": json.dumps(lines), "X-Display": json.dumps(display)}
+        content = encode_image(shown, compress_level=1, compress_type=zlib.Z_RLE)  # the fastest, and smaller on photos
+        return Response(content, headers=headers, media_type=PNG)
 
     @api.get("/api/labels")
     def labels(picture: str) -> Response:
@@ -361,10 +398,10 @@ def _add_result_routes(api: FastAPI, app: App) -> None:
         return app.finishing
 
     @api.get("/api/download")
-    def download(background: BackgroundTasks) -> FileResponse:
+    def download(background: BackgroundTasks, approved: bool = False) -> FileResponse:
         scratch = Path(tempfile.mkdtemp(prefix="diffuseseg-export-"))
         try:
-            export_session(session, scratch / "labels", app.pipeline(), app.behind())
+            export_session(session, scratch / "labels", app.pipeline(), app.behind(), approved)
             archive = shutil.make_archive(str(scratch / "labels"), "zip", scratch / "labels")
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)

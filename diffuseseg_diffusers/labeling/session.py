@@ -30,11 +30,12 @@ from .export import export_session
 from .features import FeatureStore, PictureFeatures, model_key, places, sample_pixels
 from .folder import FEATURES, open_folder
 from .importing import import_annotations, offered_annotations
-from .journal import JOURNAL, MAX_CLASSES, UNLABELED, Journal, LabelClass, checked_name
+from .journal import JOURNAL, UNLABELED, Journal, LabelClass
 from .live import PIXELS, LiveHead, Sampled
 from .pictures import Picture, find_pictures
 from .regions import connected_region, sparse_pixels
-from .suggestions import Advice, Rule, Suggestion
+from .states import Statistics, begin_classes, checked_names, set_aside
+from .suggestions import Advice, Rule, Suggestion, finished_last
 
 
 KEPT = 2**29  # bytes of features that are kept in memory
@@ -88,26 +89,20 @@ class LabelSession:
         self.axes = axes
         self.extractor = recipe_extractor(pipe, self.recipe, size=size)
         self.pictures, self.left_out, self.notes = find_pictures(self.images, self.extractor.size, axes)
-        names = [checked_name(name) for name in class_names]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"The class {twice!r} is given twice; classes need names of their own.")
-        if len(names) > MAX_CLASSES:
-            raise UserError(f"{len(names)} classes are given, and there are {MAX_CLASSES} at most.")
+        names = checked_names(class_names)
         open_folder(self.folder)
         self.journal = Journal(self.folder / JOURNAL)
-        self._set_aside()
+        changed, notes = set_aside(self.journal, self.pictures)
+        self.left_out |= changed
+        self.notes += notes
+        if not self.pictures:
+            raise UserError(f"There are no pictures in {self.images} of the size that they were labelled at.")
         if annotations is not None:
             given = Path(annotations), annotation_format, names
             self.notes += import_annotations(self.journal, self.pictures, self.images, *given)
         elif not self.journal.strokes:
             self.notes += offered_annotations(self.images)
-        known = [own.name for own in self.journal.classes.values()]
-        if not known and not self.journal.merged:
-            for name in names:
-                self.journal.add_class(name)
-        elif names and names != known:
-            has = ", ".join(known)
-            self.notes.append(f"The session has classes already, {has}; those that were given are left out.")
+        self.notes += begin_classes(self.journal, names)
         self.processor = DiffuseSegImageProcessor(self.extractor.in_channels, pipe.channels)
 
         models = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
@@ -121,35 +116,14 @@ class LabelSession:
         )
         self.ready: dict[str, PictureFeatures] = {}  # of pictures whose features are there, without their grids
         self.head: LiveHead | None = None
-        self.head_revision, self._learnt_from = -1, 0  # and how many pictures were ready then
+        self.head_revision, self._learnt_from = -1, (-1, 0)  # the latter: of the labels, and pictures that were ready
+        self._statistics = Statistics(self.journal)
         self._grids: dict[str, torch.Tensor] = {}
         self._gaps: dict[str, np.ndarray | None] = {}  # of the last pictures
         self._rule: tuple[tuple[str, ...], Rule] | None = None
         self._samples: dict[str, tuple[int, Sampled]] = {}
         self.lock = threading.RLock()
         self._model = threading.Lock()  # hooks are of the model: one pass at a time
-
-    # Opening.
-
-    def _set_aside(self) -> None:
-        """Leaves out pictures whose size changed since they were labelled, and warns of missing ones."""
-        gone = set()
-        for stroke in self.journal.active():
-            picture = self.pictures.get(stroke.picture)
-            if picture is None:
-                gone.add(stroke.picture)
-            elif picture.size != stroke.size:
-                self.left_out[stroke.picture] = (
-                    f"was {stroke.size[1]} x {stroke.size[0]} pixels when it was labelled and is now "
-                    f"{picture.size[1]} x {picture.size[0]}; its strokes are kept for the old one"
-                )
-                self.notes.append(f"{stroke.picture} {self.left_out[stroke.picture]}.")
-                del self.pictures[stroke.picture]
-        gone -= set(self.left_out)
-        if gone:
-            self.notes.append(f"{len(gone)} labelled pictures are gone, {min(gone)} too; their strokes are kept.")
-        if not self.pictures:
-            raise UserError(f"There are no pictures in {self.images} of the size that they were labelled at.")
 
     def picture(self, name: str) -> Picture:
         """A picture by its name.
@@ -231,7 +205,7 @@ class LabelSession:
 
     @property
     def revision(self) -> int:
-        """Counts all changes of strokes and classes."""
+        """Counts all changes of strokes, classes and states of pictures."""
         return self.journal.revision
 
     def labels(self, name: str) -> np.ndarray:
@@ -239,10 +213,14 @@ class LabelSession:
         with self.lock:
             return self.journal.resolved(self.journal.labels(name, self.picture(name).size).ids)
 
-    def draw(self, name: str, runs: Sequence[Sequence[int]], kind: str = "stroke") -> int:
+    def statistics(self) -> dict[int, tuple[int, int]]:
+        """By class id, how many pixels are labelled now, and in how many pictures."""
+        return self._statistics.count({name: picture.size for name, picture in list(self.pictures.items())})
+
+    def draw(self, name: str, runs: Sequence[Sequence[int]], kind: str = "stroke", key: str | None = None) -> int:
         """Adds a stroke to a picture, on the disk before it returns; see [`Journal.draw`]."""
         with self.lock:
-            return self.journal.draw(name, self.picture(name).size, runs, kind)
+            return self.journal.draw(name, self.picture(name).size, runs, kind, key)
 
     def undo(self, number: int) -> None:
         """Undoes a stroke."""
@@ -253,6 +231,12 @@ class LabelSession:
         """Redoes a stroke."""
         with self.lock:
             self.journal.set_undone(number, False)
+
+    def set_state(self, name: str, state: str | None) -> None:
+        """Marks a picture as `"approved"` or `"skipped"`, or as neither, until a stroke in it changes."""
+        with self.lock:
+            self.picture(name)
+            self.journal.set_state(name, state)
 
     def add_class(self, name: str, color: Sequence[int] | None = None) -> LabelClass:
         """Adds a class; see [`Journal.add_class`]."""
@@ -269,13 +253,23 @@ class LabelSession:
         with self.lock:
             self.journal.merge_classes(label, into)
 
+    def delete_class(self, label: int) -> None:
+        """Deletes a class, and with it what was labelled."""
+        with self.lock:
+            self.journal.delete_class(label)
+
+    def order_classes(self, order: Sequence[int]) -> None:
+        """Puts the classes into another order, that of all their ids."""
+        with self.lock:
+            self.journal.order_classes(order)
+
     # The live head.
 
     def fit_live(self) -> LiveHead | None:
         """Fits the live head on all strokes, unless it is up to date; `None` while there are fewer than two classes."""
         with self.lock:
-            if (self.head_revision, self._learnt_from) != (self.revision, len(self.ready)):
-                self._learnt_from = len(self.ready)
+            learnt_from = (self.journal.content, len(self.ready))
+            if self._learnt_from != learnt_from:
                 known = self._labelled()
                 if len(known.labels.unique()) < 2 or not self.ready:
                     self.head = None
@@ -283,7 +277,8 @@ class LabelSession:
                     each = max(8, 4096 // len(self.ready))
                     unlabeled = torch.cat([kept.pixels[:each] for kept in self.ready.values()]).float()
                     self.head = LiveHead.fit(known, unlabeled)
-                self.head_revision = self.revision
+                self._learnt_from = learnt_from
+            self.head_revision = self.revision
             return self.head
 
     def predict(self, name: str) -> Prediction | None:
@@ -352,20 +347,23 @@ class LabelSession:
         self.pipe.segmentation_head = head
         return head
 
-    def export(self, folder: str | os.PathLike, pipeline: str | os.PathLike | None = None) -> None:
+    def export(
+        self, folder: str | os.PathLike, pipeline: str | os.PathLike | None = None, approved: bool = False
+    ) -> None:
         """Writes labels as a dataset, masks of all pictures and the strokes into a folder; see its `README.md`.
 
         Args:
             folder (path): Where to: a new folder, or an empty one.
             pipeline (path, *optional*): Folder of a fitted pipeline that goes with it.
+            approved (`bool`, defaults to `False`): Whether pictures that are not approved are left out.
 
         Raises:
-            UserError: Nothing is labelled, or the folder holds something.
+            UserError: Nothing is labelled or approved, or the folder holds something.
         """
         folder = Path(folder)
         check_output_folder(folder, overwrite=False)
         folder.mkdir(parents=True, exist_ok=True)
-        export_session(self, folder, Path(pipeline) if pipeline is not None else None)
+        export_session(self, folder, Path(pipeline) if pipeline is not None else None, approved=approved)
 
     def labelled_names(self) -> list[str]:
         """Names of the pictures in which something is labelled, in their order."""
@@ -422,7 +420,8 @@ class LabelSession:
     # What to label next.
 
     def suggest(self, places_of: str | None = None, count: int = 5) -> list[Suggestion]:
-        """Ranks the pictures whose features are there by the expected gain of labelling them, best first.
+        """Ranks the pictures whose features are there by the expected gain of labelling them, best first; approved
+        and skipped ones are last, while there are others.
 
         Args:
             places_of (`str`, *optional*): Name of the picture whose places are wanted; the best picture's if not given.
@@ -439,7 +438,8 @@ class LabelSession:
             done = torch.tensor([names.index(name) for name in self.labelled_names() if name in names])
             classes = {c.id: c.name for c in self.classes}
             advice = Advice(self._rule[1], self.fit_live(), self._labelled().around, done.long(), classes)
-        found = advice.pictures(names)
+            states = dict(self.journal.states)
+        found = finished_last(advice.pictures(names), states)
         chosen = next((s for s in found if s.picture == (places_of or found[0].picture)), None)
         if chosen is not None and count > 0:
             with self.lock:

@@ -15,8 +15,8 @@ there is no head, how rare its like is among the probes. What it is worth, and w
 docs/labeling.md.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -123,6 +123,18 @@ class Suggestion:
     gain: float  # coverage that labelling it would add, 0 to 1; pictures are ranked by it
     reason: str
     places: list[tuple[int, int, str]] = field(default_factory=list)  # y, x, reason, if they were asked for
+
+
+def finished_last(found: list[Suggestion], states: Mapping[str, str]) -> list[Suggestion]:
+    """Puts pictures in which nothing is left to do last, without a gain; as they are if there are no others.
+
+    Args:
+        found (list of [`Suggestion`]): All pictures, the best first.
+        states (mapping of `str` to `str`): By picture, why nothing is left to do.
+    """
+    left = [own for own in found if own.picture not in states]
+    done = [replace(own, gain=0.0, reason=states[own.picture]) for own in found if own.picture in states]
+    return left + done if left else found
 
 
 class Advice:

@@ -2,7 +2,7 @@
 """Labels images in the browser: `diffuseseg app`."""
 
 import ipaddress
-import secrets
+import os
 import socket
 import sys
 import webbrowser
@@ -18,6 +18,8 @@ from .options import ANNOTATION_FORMATS, MODEL, MODEL_ALIASES, CachesDownloads, 
 
 
 LOCAL = "127.0.0.1"
+LOOPBACK = ("localhost", LOCAL, "[::1]")  # as browsers write them
+HUB = "https://huggingface.co"  # shows a Space in a frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class AppConfig(RunsModel, CachesDownloads):
     axes: str | None = option(None, "Axes of TIFFs that do not state them: a letter each, such as CYX.")
     max_pixels: int | None = option(None, "Limit of pixels of images that are decoded whole.", minimum=1)
     host: str = option(LOCAL, "Address to listen at; 0.0.0.0 lets other machines in, unencrypted.", group="server")
-    port: int = option(0, "Port to listen at; 0: a free one.", group="server", maximum=65535)
+    port: int = option(0, "Port to listen at; 0: the session's last one, or a free one.", group="server", maximum=65535)
     no_token: bool = option(
         False,
         "Serve without a token in the address: whoever reaches it may label; for a page behind a login.",
@@ -93,6 +95,8 @@ def app(config: AppConfig) -> None:
     try:
         import uvicorn
 
+        from ..labeling.access import NOBODY
+        from ..labeling.folder import keep_port, kept_port, kept_token
         from ..labeling.server import create_app
         from ..labeling.session import LabelSession
     except ModuleNotFoundError as error:
@@ -119,17 +123,13 @@ def app(config: AppConfig) -> None:
     print(f"{len(session.pictures)} pictures, {strokes} strokes; the session is in {folder}.")
 
     # 2. The page.
-    token = None if config.no_token else secrets.token_urlsafe(24)
-    api = create_app(session, token, *savers(config, pipe))
-    listener = listen(config.host, config.port)
+    token = None if config.no_token else kept_token(folder)
+    listener = listen_again(config.host, config.port, kept_port(folder))
     bound, port = listener.getsockname()[:2]
-    if not ipaddress.ip_address(bound).is_loopback:
-        print(f"Other machines can reach this page at port {port}; what passes is not encrypted.", file=sys.stderr)
-    shown = socket.gethostname() if bound in ("0.0.0.0", "::") else f"[{bound}]" if ":" in bound else bound
-    address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
-    if token is None:
-        print("There is no token: whoever reaches this page may label.", file=sys.stderr)
-    print(f"Label at {address}\nCtrl-C ends it; nothing is lost.", flush=True)
+    keep_port(folder, port)
+    framed_by = HUB if "SPACE_ID" in os.environ else NOBODY  # it is set in every Space
+    api = create_app(session, token, *savers(config, pipe), hosts(config, bound), framed_by)
+    address = announce(bound, port, token)
     api.state.app.start()
     if config.open:
         webbrowser.open(address)
@@ -178,6 +178,38 @@ def listen(host: str, port: int) -> socket.socket:
             f"{host}:{port} cannot be listened at ({error.strerror}); choose another --port or --host."
         ) from error
     return listener
+
+
+def announce(bound: str, port: int, token: str | None) -> str:
+    """Prints the address of the page and who may reach it; returns the address."""
+    if not ipaddress.ip_address(bound).is_loopback:
+        print(f"Other machines can reach this page at port {port}; what passes is not encrypted.", file=sys.stderr)
+    shown = socket.gethostname() if bound in ("0.0.0.0", "::") else f"[{bound}]" if ":" in bound else bound
+    address = f"http://{shown}:{port}/" + (f"?token={token}" if token else "")
+    if token is None:
+        print("There is no token: whoever reaches this page may label.", file=sys.stderr)
+    print(f"Label at {address}\nCtrl-C ends it; nothing is lost.", flush=True)
+    return address
+
+
+def listen_again(host: str, port: int, last: int | None) -> socket.socket:
+    """A socket that listens at a port; for port 0 at the session's last one, or with a line at a free one."""
+    if port or not last:
+        return listen(host, port)
+    try:
+        return listen(host, last)
+    except UserError:
+        listener = listen(host, 0)
+        print(f"The port {last}, which this page had last, is taken: its address has changed.", file=sys.stderr)
+        return listener
+
+
+def hosts(config: AppConfig, bound: str) -> set[str] | None:
+    """Names under which a page without a token is served to this machine alone; `None` for any."""
+    if not config.no_token or not ipaddress.ip_address(bound).is_loopback:
+        return None
+    own = f"[{bound}]" if ":" in bound else bound
+    return {*LOOPBACK, own, config.host.lower(), socket.gethostname().lower()}
 
 
 def push_space(config: AppConfig) -> None:

@@ -1,7 +1,9 @@
 # Copyright 2026 The DiffuseSeg for Diffusers authors. Licensed under the Apache License, Version 2.0.
 """Pictures to label, sessions on them, and strokes that tell the truth."""
 
+import os
 import resource
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,6 +15,7 @@ from diffuseseg_diffusers.labeling.regions import to_runs
 from diffuseseg_diffusers.labeling.session import LabelSession
 
 from ..conftest import draw, make_pipeline
+from .page import Server
 
 
 NAMES = ["sky", "disc", "bar"]
@@ -78,3 +81,29 @@ def full_disk(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def start():
+    """Starts servers, and ends those that are left."""
+    servers = []
+
+    def started(*arguments) -> Server:
+        servers.append(Server(*arguments))
+        return servers[-1]
+
+    yield started
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    chromium = os.environ.get("DIFFUSESEG_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("There is no Chromium; see CONTRIBUTING.md")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffuseseg_diffusers import UserError, load_labeled_images
 from diffuseseg_diffusers.labeling.export import export_session
+from diffuseseg_diffusers.labeling.folder import keep_port, kept_token
 from diffuseseg_diffusers.labeling.journal import Journal
 
 from .conftest import NAMES, label
@@ -102,3 +103,39 @@ def test_pictures_that_are_gone_or_changed_are_left_out_and_said(session, pictur
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="None of the labelled pictures can be read: 0.png is gone"):
         export_session(session, tmp_path / "none")
+
+
+def test_approved_pictures_are_exported_alone(session, pictures, tmp_path):
+    label(session, pictures[1], ["0.png", "4.png"])
+    session.export(tmp_path / "all")
+    assert "All 6 pictures of the session, approved or not." in (tmp_path / "all" / "README.md").read_text()
+    with pytest.raises(UserError, match="No picture is approved yet"):
+        session.export(tmp_path / "none", approved=True)
+    session.set_state("2.png", "approved")
+    session.set_state("0.png", "skipped")
+    with pytest.raises(UserError, match="Nothing is labelled in the 1 approved pictures"):
+        session.export(tmp_path / "unlabelled", approved=True)
+    session.set_state("4.png", "approved")
+    out = tmp_path / "out"
+    session.export(out, approved=True)
+    assert [Path(own.name).name for own in load_labeled_images(out / "dataset")] == ["4.png"]
+    assert json.loads((out / "dataset_of.json").read_text()) == {"4.png": "4.png"}
+    assert json.loads((out / "predictions" / "of.json").read_text()) == {"2.png": "2.png", "4.png": "4.png"}
+    assert sorted(p.name for p in (out / "predictions").iterdir()) == ["2.png", "4.png", "of.json"]
+    coco = json.loads((out / "annotations" / "coco.json").read_text())
+    assert sorted(own["file_name"] for own in coco["images"]) == ["2.png", "4.png"]
+    said = (out / "README.md").read_text()
+    assert "Of 6 pictures the 2 that were approved:\n\n* `2.png`\n* `4.png`\n" in said and "0.png" not in said
+    assert Journal(out / "strokes.jsonl").states == {"0.png": "skipped", "2.png": "approved", "4.png": "approved"}
+
+
+def test_the_token_of_the_page_is_never_exported(session, pictures, pipe, tmp_path):
+    label(session, pictures[1], ["0.png", "4.png"])
+    token = kept_token(session.folder)
+    keep_port(session.folder, 43210)
+    pipe.save_pretrained(session.folder / "pipeline")
+    session.export(tmp_path / "out", session.folder / "pipeline")
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert len(files) > 10 and not {p.name for p in files} & {"token", "port"}
+    assert [p for p in files if token.encode() in p.read_bytes()] == []
+    assert token.encode() in (session.folder / "token").read_bytes()

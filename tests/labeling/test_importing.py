@@ -57,6 +57,15 @@ def by_name(session, name):
     return np.vectorize(table.get)(session.labels(name))
 
 
+def test_classes_that_were_moved_keep_their_ids(open_session, pictures, tmp_path):
+    session = open_session()
+    session.journal.order_classes([2, 1, 0])
+    again = open_session(class_names=NAMES[::-1], annotations=write(tmp_path, pictures[1]))
+    for name in again.labelled_names():
+        assert (by_name(again, name) == np.array(NAMES)[pictures[1][name]]).all()
+    assert again.labelled_names()
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_session_begins_with_what_was_drawn_elsewhere(open_session, pictures, tmp_path, kind):
     masks = pictures[1]

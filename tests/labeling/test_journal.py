@@ -121,6 +121,14 @@ def test_strokes_that_do_not_fit_are_refused_and_change_nothing(journal, runs, s
         (lambda j: j.merge_classes(0, 0), "into itself"),
         (lambda j: j.merge_classes(0, 7), "no class with the id 7"),
         (lambda j: j.set_undone(1), "no stroke 1"),
+        (lambda j: j.delete_class(7), "no class with the id 7"),
+        (lambda j: j.order_classes([0, 1]), r"names each of the classes \[0, 1, 2\] once, got \[0, 1\]"),
+        (lambda j: j.order_classes([0, 1, 1]), "once, got"),
+        (lambda j: j.order_classes([0, 1, 2, 3]), "once, got"),
+        (lambda j: j.set_state("a.png", "done"), "'approved', 'skipped' or None, got 'done'"),
+        (lambda j: j.draw("a.png", SIZE, [[0, 0, 1, 0]], key=""), "1 to 64 printable ASCII characters, got ''"),
+        (lambda j: j.draw("a.png", SIZE, [[0, 0, 1, 0]], key="x" * 65), "1 to 64 printable"),
+        (lambda j: j.draw("a.png", SIZE, [[0, 0, 1, 0]], key="ü"), "1 to 64 printable"),
         (lambda j: j.draw("a.png", SIZE, [[0, 0, 1, 0]], "guess"), "'stroke', 'accept', 'import', got 'guess'"),
     ],
 )
@@ -150,7 +158,10 @@ def test_what_a_kill_left_of_a_line_is_dropped(journal):
 
 
 BROKEN = ["{}", "nothing", '{"stroke":1}', '{"undo":7}', "[1]", '{"merge":9,"into":0}', "[" * 100_000]
-BROKEN += ['{"class":300,"name":"x","color":[0,0,0]}', '{"undo":1e999}']
+BROKEN += ['{"class":300,"name":"x","color":[0,0,0]}', '{"undo":1e999}', '{"merge":0,"into":0}', '{"merge":0,"into":9}']
+BROKEN += ['{"delete":9}', '{"order":[0,1]}', '{"order":[0,1,1]}', '{"picture":"a.png","state":"done"}']
+STROKE = '{"stroke":%s,"picture":"a.png","size":[4,6],"kind":"stroke","runs":[[0,0,1,0]]%s}'
+BROKEN += [STROKE % (0, ""), STROKE % (2**30, ""), STROKE % (1, ',"key":""'), STROKE % (1, ',"key":7')]
 for size, run in (("[99999,99999]", "[0,0,1,0]"), ("[4,6]", "[0,0,99999999999,0]"), ("[4,6]", "[0,0,1,300]")):
     BROKEN.append(f'{{"stroke":1,"picture":"a.png","size":{size},"kind":"stroke","runs":[{run}]}}')
 
@@ -237,3 +248,172 @@ def test_strokes_are_listed_while_others_are_drawn(tmp_path, monkeypatch):
     done.set()
     thread.join()
     assert errors == []
+
+
+def test_a_stroke_that_is_sent_again_is_drawn_once(journal):
+    assert journal.draw("a.png", SIZE, [[0, 0, 3, 1]], key="k1") == 1
+    assert journal.draw("a.png", SIZE, [[1, 0, 3, 1]]) == 2
+    before = journal.path.read_bytes()
+    for state in (journal, Journal(journal.path)):
+        assert state.draw("a.png", SIZE, [[2, 0, 3, 1]], key="k1") == 1
+        assert (state.labels("a.png", SIZE).ids[2] == UNLABELED).all() and state.path.read_bytes() == before
+    lines = [json.loads(line) for line in before.splitlines()[3:]]
+    assert lines[0]["key"] == "k1" and "key" not in lines[1]
+    assert journal.draw("a.png", SIZE, [[2, 0, 3, 1]], key="k2") == 3
+
+
+def test_two_journals_of_a_file_know_each_others_keys(journal):
+    other = Journal(journal.path)
+    assert journal.draw("a.png", SIZE, [[0, 0, 3, 1]], key="k") == other.draw("a.png", SIZE, [[0, 0, 3, 1]], key="k")
+    assert len(other.strokes) == 1
+
+
+def test_a_picture_is_approved_or_skipped_until_a_stroke_in_it_changes(journal):
+    number = journal.draw("a.png", SIZE, [[0, 0, 3, 1]])
+    for act in (
+        lambda: journal.draw("a.png", SIZE, [[1, 0, 3, 1]]),
+        lambda: journal.set_undone(number),
+        lambda: journal.set_undone(number, False),
+        lambda: journal.set_state("a.png", None),
+    ):
+        journal.set_state("b.png", "skipped")
+        journal.set_state("a.png", "approved")
+        assert Journal(journal.path).states == journal.states == {"a.png": "approved", "b.png": "skipped"}
+        act()
+        assert Journal(journal.path).states == journal.states == {"b.png": "skipped"}
+    journal.set_state("a.png", "approved")
+    before = (journal.revision, dict(journal.changed), journal.content)
+    journal.set_state("a.png", "approved")  # no line for what is known
+    assert (journal.revision, journal.changed, journal.content) == before
+    journal.set_state("a.png", "skipped")  # no change of labels
+    assert (journal.revision, journal.changed, journal.content) == (before[0] + 1, *before[1:])
+    journal.merge_classes(1, 2)
+    journal.delete_class(0)
+    assert journal.states == {"a.png": "skipped", "b.png": "skipped"}
+
+
+def test_a_deleted_class_unlabels_and_its_id_is_not_given_again(journal):
+    journal.draw("a.png", SIZE, [[0, 0, 3, 1], [1, 0, 3, 2], [2, 0, 3, 0]])
+    journal.merge_classes(1, 2)
+    known = journal.revision
+    journal.delete_class(2)
+    assert journal.changed["a.png"] > known
+    with pytest.raises(UserError, match="no class with the id 2"):
+        journal.delete_class(2)
+    for state in (journal, Journal(journal.path)):
+        ids = state.resolved(state.labels("a.png", SIZE).ids)
+        assert (ids[:2] == UNLABELED).all() and (ids[2, :3] == 0).all()
+        assert list(state.classes) == [0] and len(state.strokes) == 1
+        for label in (1, 2):
+            with pytest.raises(UserError, match=f"The class with the id {label} was deleted"):
+                state.draw("a.png", SIZE, [[0, 0, 3, label]])
+    journal.delete_class(0)
+    assert journal.add_class("new").id == 3 and journal.add_class("sky").id == 4
+
+
+def test_classes_keep_the_order_that_they_were_put_into(journal):
+    journal.order_classes([2, 0, 1])
+    journal.change_class(0, "moon")
+    journal.add_class("new")
+    for state in (journal, Journal(journal.path)):
+        assert [c.name for c in state.classes.values()] == ["bar", "moon", "disc", "new"]
+        assert [*state.classes] == [2, 0, 1, 3]
+    before = journal.revision
+    journal.order_classes([2, 0, 1, 3])
+    assert journal.revision == before
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['{"merge":1,"into":2}', '{"merge":2,"into":1}'],
+        ['{"merge":1,"into":2}', '{"class":1,"name":"disc","color":[0,0,0]}'],
+        ['{"delete":1}', '{"class":1,"name":"disc","color":[0,0,0]}'],
+        ['{"delete":1}', '{"merge":0,"into":1}'],
+        [STROKE % (2, ""), STROKE % (2, "")],
+        [STROKE % (2, ""), STROKE % (1, "")],
+    ],
+    ids=range(6),
+)
+def test_lines_that_contradict_those_before_are_broken(journal, lines):
+    with open(journal.path, "a") as file:
+        file.write("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"Line 5 of .*strokes.jsonl is broken"):
+        Journal(journal.path)
+
+
+def test_strokes_stay_when_broken_lines_before_them_are_removed(journal):
+    """As the error advises: the numbers behind are then above the number of lines."""
+    for row in range(4):
+        journal.draw("a.png", SIZE, [[row, 0, 3, 1]])
+    for _ in range(8):
+        journal.draw("a.png", SIZE, [[3, 3, 6, 1]])
+    lines = journal.path.read_text().splitlines(keepends=True)
+    journal.path.write_text("".join(lines[:3] + lines[-1:]))
+    again = Journal(journal.path)
+    assert [*again.strokes] == [12] and again.draw("a.png", SIZE, [[0, 0, 3, 1]]) == 13
+
+
+def test_blank_lines_are_skipped_and_counted_by_none(journal):
+    journal.path.write_bytes(journal.path.read_bytes().replace(b"\n", b"\r\n") + b"\n  \n")
+    again = Journal(journal.path)
+    assert again.revision == 3 and again.draw("a.png", SIZE, [[0, 0, 3, 1]]) == 1
+    assert Journal(journal.path).revision == 4
+    with open(journal.path, "a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match="Line 7 of"):
+        Journal(journal.path)
+
+
+REPLACED = [
+    lambda content: content[: content[:-1].rfind(b"\n") + 1],  # an older version
+    lambda content: content.replace(b"a.png", b"b.png"),
+    lambda content: content.replace(b"a.png", b"b.png") + content,
+    lambda content: content[:-1],
+    lambda content: b"",
+]
+
+
+@pytest.mark.parametrize("change", REPLACED, ids=range(len(REPLACED)))
+def test_a_journal_that_was_replaced_takes_nothing_more(journal, change):
+    journal.draw("a.png", SIZE, [[0, 0, 3, 1]])
+    other = change(journal.path.read_bytes())
+    journal.path.write_bytes(other)
+    said = "was replaced by another version, .*; nothing more is taken. Download the labels"
+    for act in (lambda: journal.draw("a.png", SIZE, [[1, 0, 3, 1]]), lambda: journal.set_undone(1)):
+        with pytest.raises(OSError, match=said):
+            act()
+    assert journal.path.read_bytes() == other and (journal.labels("a.png", SIZE).ids[0, :3] == 1).all()
+
+
+def test_half_a_line_of_another_program_does_not_spoil_the_next_stroke(journal):
+    journal.draw("a.png", SIZE, [[0, 0, 3, 1]])
+    with open(journal.path, "a") as file:
+        file.write('{"stroke":2,"pict')
+    assert journal.draw("a.png", SIZE, [[1, 0, 3, 1]]) == 2
+    again = Journal(journal.path)
+    assert (again.labels("a.png", SIZE).ids[:2, :3] == 1).all() and len(again.strokes) == 2
+
+
+def test_a_stroke_whose_newline_an_editor_dropped_is_kept(journal):
+    journal.draw("a.png", SIZE, [[0, 0, 3, 1]])
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole[:-1])
+    again = Journal(journal.path)
+    assert len(again.strokes) == 1 and journal.path.read_bytes() == whole
+    with open(journal.path, "a") as file:
+        file.write(STROKE % (2, ""))
+    assert again.draw("a.png", SIZE, [[1, 0, 3, 1]]) == 3
+    assert [*Journal(journal.path).strokes] == [1, 2, 3]
+
+
+def test_a_broken_line_that_comes_while_it_is_open_is_named_until_it_is_removed(journal):
+    good = journal.path.read_bytes() + (STROKE % (1, "")).encode() + b"\n"
+    journal.path.write_bytes(good + b'{"undo":9}\n')
+    for _ in range(2):
+        with pytest.raises(UserError, match="Line 5 of .* is broken"):
+            journal.draw("a.png", SIZE, [[1, 0, 3, 1]])
+        assert journal.path.read_bytes() == good + b'{"undo":9}\n' and journal.revision == 4
+    journal.path.write_bytes(good)
+    assert journal.draw("a.png", SIZE, [[1, 0, 3, 1]]) == 2
+    assert [*Journal(journal.path).strokes] == [1, 2]

@@ -184,7 +184,7 @@ def test_pictures_are_shown_as_viewers_show_them_and_read_as_segment_reads_them(
     write(tmp_path / name)
     picture = find_pictures(tmp_path)[0][name]
     channels = InputChannels()
-    shown, lines = picture.shown(channels)
+    shown, lines, _ = picture.shown(channels)
     if expected is not None:
         expected = np.asarray(expected)
         expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)

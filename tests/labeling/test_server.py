@@ -14,7 +14,8 @@ from PIL import Image
 
 from diffuseseg_diffusers import UserError, load_labeled_images, load_pipeline
 from diffuseseg_diffusers.jobs.files import output_folder
-from diffuseseg_diffusers.labeling import server
+from diffuseseg_diffusers.labeling import access, server
+from diffuseseg_diffusers.labeling.folder import kept_token
 from diffuseseg_diffusers.labeling.server import create_app
 from diffuseseg_diffusers.labeling.session import LabelSession
 from diffuseseg_diffusers.pipelines.loading import save_fitted
@@ -26,8 +27,8 @@ from .conftest import NAMES, full_disk, label, true_runs
 TOKEN = "a token"
 
 
-def client_of(session, save=None, push=None, token=TOKEN) -> TestClient:
-    api = create_app(session, token, save, push)
+def client_of(session, save=None, push=None, token=TOKEN, **kwargs) -> TestClient:
+    api = create_app(session, token, save, push, **kwargs)
     client = TestClient(api, headers={"Authorization": f"Bearer {token}"} if token else {})
     client.app_state = api.state.app
     return client
@@ -38,8 +39,8 @@ def client(session):
     return client_of(session)
 
 
-def draw(client, name, runs, revision=0):
-    return client.post("/api/strokes", json={"picture": name, "runs": runs, "revision": revision})
+def draw(client, name, runs, revision=0, **more):
+    return client.post("/api/strokes", json={"picture": name, "runs": runs, "revision": revision, **more})
 
 
 def label_all(client, masks, names=("0.png", "1.png")):
@@ -145,6 +146,9 @@ def test_suggestions_have_reasons_and_places(client, pictures):
         ({"picture": "0.png", "runs": [[0, 0, 3, 1]], "revision": -1}, 422, "revision"),
         ({"picture": "0.png", "runs": [[0, 0, 3, 1]]}, 422, "revision"),
         ({"picture": "0.png", "runs": [[0, 0, 3, 1]], "revision": 0, "more": 1}, 422, "more"),
+        ({"picture": "0.png", "runs": [[0, 0, 3, 1]], "revision": 0, "key": ""}, 422, "key"),
+        ({"picture": "0.png", "runs": [[0, 0, 3, 1]], "revision": 0, "key": "x" * 65}, 422, "key"),
+        ({"picture": "0.png", "runs": [[0, 0, 3, 1]], "revision": 0, "key": "\n"}, 400, "1 to 64 printable"),
     ],
 )
 def test_strokes_that_do_not_fit_are_refused_in_one_sentence(client, session, body, status, said):
@@ -161,7 +165,7 @@ def test_bodies_that_are_no_json_are_refused(client, session, content):
 
 
 def test_a_body_too_large_is_refused_before_it_is_read(client, session, monkeypatch):
-    monkeypatch.setattr(server, "MAX_BODY", 1000)
+    monkeypatch.setattr(access, "MAX_BODY", 1000)
     answer = draw(client, "0.png", [[0, 0, 3, 1]] * 200)
     assert answer.status_code == 413 and "1,000 bytes" in answer.json()["error"]
 
@@ -175,7 +179,7 @@ def test_a_body_too_large_is_refused_before_it_is_read(client, session, monkeypa
 def test_every_route_but_the_page_wants_the_token(session):
     client = client_of(session)
     routes = [r for r in client.app.routes if getattr(r, "path", "").startswith("/api")]
-    assert len(routes) == 16
+    assert len(routes) == 19
     for route in routes:
         path = route.path.format(number=1, label=1)
         for given in ({"Authorization": "Bearer wrong"}, {"Authorization": ""}, {"Authorization": TOKEN}):
@@ -370,3 +374,135 @@ def test_a_token_that_no_header_can_hold_is_a_sentence(session, pipe):
     pipe.save_pretrained(session.folder / "pipeline")
     answer = client_of(session).post("/api/push", json={"repo_id": "alice/faces", "token": "日本"})
     assert answer.status_code == 400 and "copy it again" in answer.json()["error"]
+
+
+def test_a_stroke_whose_answer_got_lost_is_sent_again(client, session, open_session):
+    first = draw(client, "0.png", [[3, 4, 9, 2]], 3, key="a key").json()
+    assert first == {"number": 1, "revision": 4, "stale": False, "strokes": 1}
+    draw(client, "0.png", [[4, 4, 9, 2]], 4)
+    for other in (client, client_of(open_session())):  # the server may have been started again
+        answer = draw(other, "0.png", [[3, 4, 9, 2]], 3, key="a key")
+        assert answer.status_code == 200
+        assert answer.json() == {"number": 1, "revision": 5, "stale": True, "strokes": 2}
+    assert (session.labels("0.png") != 255).sum() == 10
+
+
+def states_of(client):
+    return {own["name"]: own["state"] for own in client.get("/api/state").json()["pictures"]}
+
+
+def test_pictures_are_empty_started_approved_or_skipped(client, session):
+    assert set(states_of(client).values()) == {"empty"}
+    draw(client, "0.png", [[3, 4, 9, 2]])
+    assert states_of(client)["0.png"] == "started"
+    for name, state in (("0.png", "approved"), ("1.png", "skipped")):
+        answer = client.post("/api/pictures/state", json={"picture": name, "state": state})
+        assert answer.json() == {"revision": session.revision} and states_of(client)[name] == state
+    client.post("/api/strokes/1/undo")
+    assert states_of(client)["0.png"] == "empty"
+    client.post("/api/pictures/state", json={"picture": "1.png", "state": None})
+    assert states_of(client)["1.png"] == "empty"
+    before = session.revision
+    for body, status in (
+        ({"picture": "9.png", "state": "approved"}, 400),
+        ({"picture": "0.png", "state": "done"}, 422),
+        ({"picture": "0.png"}, 422),
+    ):
+        answer = client.post("/api/pictures/state", json=body)
+        assert answer.status_code == status and answer.json()["error"]
+    assert session.revision == before
+
+
+def test_classes_are_deleted_ordered_and_counted(client, session):
+    draw(client, "0.png", [[3, 4, 9, 2], [4, 4, 9, 1]])
+    draw(client, "1.png", [[3, 4, 6, 2]])
+    assert client.post("/api/classes/order", json={"order": [2, 0, 1]}).json() == {"revision": session.revision}
+    for order in ([2, 0], [2, 0, 1, 1], [2, 0, 9], [2, 0, 2**70]):
+        answer = client.post("/api/classes/order", json={"order": order})
+        assert answer.status_code == 400 and "each of the classes [0, 1, 2] once" in answer.json()["error"]
+    classes = client.get("/api/state").json()["classes"]
+    assert set(classes[0]) == {"id", "name", "color", "pixels", "pictures"}
+    assert [(c["id"], c["pixels"], c["pictures"]) for c in classes] == [(2, 7, 2), (0, 0, 0), (1, 5, 1)]
+    assert client.delete("/api/classes/2").json() == {"revision": session.revision}
+    assert client.delete("/api/classes/2").status_code == 400
+    classes = client.get("/api/state").json()["classes"]
+    assert [(c["id"], c["pixels"]) for c in classes] == [(0, 0), (1, 5)]
+    answer = draw(client, "0.png", [[5, 4, 9, 2]])
+    assert answer.status_code == 400 and "was deleted; draw with another" in answer.json()["error"]
+    assert client.post("/api/classes", json={"name": "bar"}).json()["id"] == 3
+
+
+def test_a_journal_that_was_replaced_is_said(client, session):
+    draw(client, "0.png", [[3, 4, 9, 2]])
+    session.journal.path.write_bytes(session.journal.path.read_bytes().replace(b"0.png", b"1.png"))
+    answer = draw(client, "0.png", [[5, 4, 9, 2]])
+    assert answer.status_code == 507 and "was replaced by another version" in answer.json()["error"]
+    archive = zipfile.ZipFile(io.BytesIO(client.get("/api/download").content))
+    assert "strokes.jsonl" not in archive.namelist() and "dataset/masks/0.png" in archive.namelist()
+    assert "was replaced by another version" in archive.read("README.md").decode()
+
+
+def test_approved_pictures_are_downloaded_alone(client, session, pictures):
+    label_all(client, pictures[1])
+    answer = client.get("/api/download", params={"approved": True})
+    assert answer.status_code == 400 and "No picture is approved yet" in answer.json()["error"]
+    session.set_state("1.png", "approved")
+    token = kept_token(session.folder).encode()
+    for approved, names in ((True, {"1.png"}), (False, {"0.png", "1.png"})):
+        answer = client.get("/api/download", params={"approved": approved})
+        archive = zipfile.ZipFile(io.BytesIO(answer.content))
+        assert set(json.loads(archive.read("dataset_of.json")).values()) == names
+        assert not any(token in archive.read(file) for file in archive.namelist())
+
+
+def test_states_of_pictures_do_not_put_the_pipeline_behind(client, session, pictures):
+    label_all(client, pictures[1])
+    (session.folder / "finished.json").write_text(json.dumps({"revision": session.revision}))
+    session.set_state("1.png", "approved")
+    assert not client.app_state.behind()
+    session.order_classes([2, 1, 0])
+    assert client.app_state.behind()
+    (session.folder / "finished.json").write_text(json.dumps({"revision": session.revision + 5}))
+    assert client.app_state.behind()  # the journal was put back
+
+
+HOSTS = {"localhost", "127.0.0.1", "[::1]", "box"}
+
+
+def test_other_names_of_this_machine_are_not_answered(session):
+    """A page of evil.example whose name was given the address 127.0.0.1."""
+    client = client_of(session, token=None, hosts=HOSTS)
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "[::1]", "box.", "box:80"):
+        assert client.get("/api/state", headers={"Host": host}).status_code == 200, host
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "[::2]:80", ""):
+        for path in ("/api/state", "/", "/api/image?picture=0.png"):
+            answer = client.get(path, headers={"Host": host})
+            assert answer.status_code == 403 and "not served under the name" in answer.json()["error"], host
+    assert client_of(session, token=None).get("/api/state", headers={"Host": "evil.example"}).status_code == 200
+
+
+def test_requests_of_other_origins_are_not_answered(session):
+    client = client_of(session, token=None)
+    draw(client, "0.png", [[0, 0, 3, 1]])
+    calls = [("POST", "/api/strokes/1/undo"), ("PATCH", "/api/classes/0"), ("DELETE", "/api/classes/0")]
+    before = session.revision
+    for method, path in calls:
+        for origin in ("http://evil.example", "http://localhost:3000", "null", "http://localhost:8000.evil.example"):
+            given = {"Host": "localhost:8000", "Origin": origin}
+            answer = client.request(method, path, headers=given, json={"name": "x"})
+            assert answer.status_code == 403 and "Another site" in answer.json()["error"]
+    assert session.revision == before
+    # Behind a proxy that has another name, the browser's word counts.
+    proxied = {"Host": "localhost:8000", "Origin": "https://label.example", "Sec-Fetch-Site": "same-origin"}
+    for given in ({"Host": "localhost:8000", "Origin": "http://LOCALHOST:8000"}, {"Host": "localhost:8000"}, proxied):
+        assert client.post("/api/strokes/1/undo", headers=given).status_code == 200
+
+
+def test_no_other_site_shows_the_page_in_a_frame_but_the_hub_a_space(session):
+    for path in ("/", "/api/state", "/none"):
+        headers = client_of(session).get(path).headers
+        assert headers["content-security-policy"].endswith("; frame-ancestors 'none'")
+        assert headers["x-frame-options"] == "DENY"
+    headers = client_of(session, framed_by="https://huggingface.co").get("/").headers
+    assert headers["content-security-policy"].endswith("; frame-ancestors https://huggingface.co")
+    assert "x-frame-options" not in headers

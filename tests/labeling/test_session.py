@@ -360,3 +360,75 @@ def test_accepting_leaves_what_the_hand_has_labelled(open_session, pictures):
     session.draw("0.png", [[row, 0, 30, own] for row in range(24)])
     with pytest.raises(UserError, match="labelled by hand already"):
         session.accept("0.png", 0, 0)
+
+
+def test_approved_and_skipped_pictures_are_suggested_last(session, pictures):
+    label(session, pictures[1], ["0.png"])
+    first, second = (own.picture for own in session.suggest()[:2])
+    session.set_state(first, "approved")
+    session.set_state(second, "skipped")
+    found = session.suggest()
+    assert {(s.picture, s.gain, s.reason) for s in found[-2:]} == {(first, 0, "approved"), (second, 0, "skipped")}
+    assert found[0].places and not found[-1].places and len(found) == 6
+    # Where nothing is left to do, they are ranked as ever.
+    for name in session.pictures:
+        session.set_state(name, "skipped")
+    ranked = session.suggest()
+    assert {s.picture for s in ranked} == set(session.pictures) and ranked[0].gain >= ranked[-1].gain
+    assert not {s.reason for s in ranked} & {"approved", "skipped"} and ranked[0].gain > 0
+
+
+def test_states_are_of_pictures_of_the_session_and_last(session, open_session):
+    with pytest.raises(UserError, match="There is no picture"):
+        session.set_state("9.png", "approved")
+    session.set_state("0.png", "approved")
+    assert open_session().journal.states == {"0.png": "approved"}
+
+
+def test_approving_does_not_fit_the_live_head_again(session, pictures):
+    label(session, pictures[1], ["0.png", "1.png"])
+    session.predict("2.png")
+    head = session.head
+    session.set_state("0.png", "approved")
+    assert session.predict("2.png").revision == session.revision and session.head is head
+    session.order_classes([2, 1, 0])
+    session.predict("2.png")
+    assert session.head is not head
+
+
+def test_a_deleted_class_teaches_nothing_and_is_not_in_datasets(session, pictures, open_session):
+    label(session, pictures[1], ["0.png", "1.png"])
+    session.order_classes([2, 1, 0])
+    session.delete_class(1)
+    assert set(np.unique(session.predict("2.png").mask)) <= {0, 2}
+    dataset = session.labeled_images()
+    assert dataset.label_names == ["bar", "sky"] and set(np.unique(dataset[0].mask)) == {0, 1, 255}
+    assert ((dataset[0].mask == 1) == (session.labels("0.png") == 0)).all()
+    # Its name does not come back with the command that began the session.
+    for own in session.classes:
+        session.delete_class(own.id)
+    again = open_session()
+    assert again.classes == [] and "all of them deleted" in again.notes[-1]
+
+
+def test_statistics_are_those_of_the_labels_and_count_changed_pictures_alone(session, pictures, monkeypatch):
+    def plain():
+        maps = [session.labels(name) for name in session.pictures]
+        return {
+            c.id: (sum((m == c.id).sum() for m in maps), sum((m == c.id).any() for m in maps)) for c in session.classes
+        }
+
+    label(session, pictures[1], ["0.png", "1.png", "2.png"])
+    assert session.statistics() == plain() and session.statistics()[0][1] == 3
+    counted, real = [], session.journal.labels
+    monkeypatch.setattr(session.journal, "labels", lambda name, size: counted.append(name) or real(name, size))
+    session.statistics()
+    session.set_state("0.png", "approved")
+    session.statistics()
+    assert counted == []
+    session.draw("1.png", [[0, 0, 9, UNLABELED], [1, 0, 9, 2]])
+    assert session.statistics() and counted == ["1.png"]
+    for act in (lambda: session.undo(1), lambda: session.merge_classes(1, 0), lambda: session.delete_class(2)):
+        act()
+        assert session.statistics() == plain()
+    assert list(session.statistics()) == [0]

@@ -1,6 +1,6 @@
 // Requests to the session's server. Errors carry the server's one sentence.
 
-const token = new URLSearchParams(location.search).get("token") ?? "";
+export const token = new URLSearchParams(location.search).get("token") ?? "";
 
 export class ServerError extends Error {
   constructor(message, status) {
@@ -16,7 +16,8 @@ async function request(method, path, body) {
   try {
     response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch {
-    throw new ServerError("The server does not answer; start `diffuseseg app` again and open its new address.", 0);
+    const advice = "Start `diffuseseg app` again with the same options; this page goes on by itself";
+    throw new ServerError(`The server does not answer. ${advice} where the address is the same.`, 0);
   }
   if (!response.ok) {
     const found = await response.json().catch(() => ({}));
@@ -32,19 +33,24 @@ const number = (response, name) => Number(response.headers.get(name));
 export const getState = () => json("GET", "api/state");
 export const getSuggestions = (picture) => json("GET", query("api/suggestions", picture ? { picture } : {}));
 export const getSmallMasks = (pictures) => json("POST", "api/masks", { pictures });
-export const sendStroke = (picture, runs, revision) => json("POST", "api/strokes", { picture, runs, revision });
+export const sendStroke = (stroke) => json("POST", "api/strokes", stroke); // picture, runs, revision, key
 export const sendAccept = (picture, y, x, revision) => json("POST", "api/accept", { picture, y, x, revision });
 export const setUndone = (stroke, undone) => json("POST", `api/strokes/${stroke}/${undone ? "undo" : "redo"}`);
 export const addClass = (name) => json("POST", "api/classes", { name });
 export const changeClass = (id, change) => json("PATCH", `api/classes/${id}`, change);
 export const mergeClass = (id, into) => json("POST", `api/classes/${id}/merge`, { into });
+export const deleteClass = (id) => json("DELETE", `api/classes/${id}`);
+export const orderClasses = (order) => json("POST", "api/classes/order", { order });
+export const setPictureState = (picture, state) => json("POST", "api/pictures/state", { picture, state });
 export const finish = () => json("POST", "api/finish");
 export const push = (body) => json("POST", "api/push", body);
 
-// A picture for display, and the lines that have to be said of it.
-export async function getImage(picture, side) {
-  const response = await request("GET", query("api/image", side ? { picture, side } : { picture }));
-  return { image: await createImageBitmap(await response.blob()), notes: JSON.parse(response.headers.get("X-Notes")) };
+// A picture for display, the lines that have to be said of it, and how its values are shown. `display` may have the
+// values that are `low` (black) and `high` (white), `gamma`, `invert` and a `channel`.
+export async function getImage(picture, display = {}, side = null) {
+  const response = await request("GET", query("api/image", { picture, ...display, ...(side && { side }) }));
+  const read = (name) => JSON.parse(response.headers.get(name));
+  return { image: await createImageBitmap(await response.blob()), notes: read("X-Notes"), display: read("X-Display") };
 }
 
 export async function getLabels(picture) {
@@ -68,7 +74,7 @@ export async function getMask(picture) {
   return { revision, milliseconds, ids: bytes.subarray(0, half), doubt: bytes.subarray(half) };
 }
 
-export async function download() {
-  const response = await request("GET", "api/download");
+export async function download(approved) {
+  const response = await request("GET", query("api/download", approved ? { approved } : {}));
   return response.blob();
 }

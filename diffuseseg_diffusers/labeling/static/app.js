@@ -1,64 +1,89 @@
 // What the page knows, and what happens when.
 
 import * as api from "./api.js";
-import { PictureList, showClasses, showLines, showNotes, showPlaces } from "./panels.js";
+import { editClass, pushPipeline, showHelp } from "./dialogs.js";
+import { Display } from "./display.js";
+import { Outbox } from "./outbox.js";
+import { ClassList, mark, PictureList, put, rove, showLines, showNotes, showPlaces } from "./panels.js";
 import { View } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { revision: 0, classes: [], pictures: [], ranking: [], places: {}, finish: { state: "idle" } };
+const TOOLS = ["brush", "erase", "polygon", "fill", "accept", "pan"];
+const state = { revision: 0, classes: [], pictures: [], ranking: [], finish: { state: "idle" } };
 let current = null; // name of the open picture
 let known = 0; // revision at which its labels were read, with our own strokes since
 let latest = 0; // newest revision that an answer told: older states that arrive late are asked for again
-let undoable = [];
+let older = []; // strokes of the open picture from before this page
+let mine = []; // strokes of this page, in all pictures: { picture, number }
 let redoable = [];
-let sending = Promise.resolve(); // strokes go one after the other
-let unsent = 0; // strokes that the server has not answered
+let outbox = null; // these two are of the session, which the first state names
+let display = null;
 const passed = new Set(); // pictures that "Next" went by since the last stroke
 
-const view = new View($("view"), stroke, accept);
-const list = new PictureList($("pictures"), open, (name) => api.getImage(name, 64));
+const view = new View($("view"), { stroke, accept, unnamed, size: setSize, moved });
+const classes = new ClassList($("classes"), {
+  pick: pickClass,
+  recolor: attempt(async (id, color) => { await api.changeClass(id, { color }); await loadState(); refresh(); }),
+  edit: (id) => editClass(state.classes.find((own) => own.id === id), state.classes, attempt(changeClasses)),
+});
+const list = new PictureList($("pictures"), open, (name) => api.getImage(name, display.for(name), 64));
 
 // Messages.
+
+let away = false; // the message says that the server does not answer
 
 function fail(error) {
   $("message").textContent = error.message;
   $("message").hidden = false;
+  away = error.status === 0;
   if (!(error instanceof api.ServerError)) console.error(error);
 }
 
 function settle() {
   $("message").hidden = true;
+  away = false;
 }
 
-const attempt = (action) => async (...given) => {
+function attempt(action) {
+  return async (...given) => {
+    try {
+      const result = await action(...given);
+      settle();
+      return result;
+    } catch (error) {
+      fail(error);
+    }
+  };
+}
+
+// For what runs by itself: it shows its errors, and takes back no others than its own.
+const attemptQuietly = (action) => async () => {
   try {
-    const result = await action(...given);
-    settle();
-    return result;
+    await action();
+    if (away && !outbox?.waiting) settle();
   } catch (error) {
     fail(error);
   }
 };
-
-// For what runs by itself: it shows its errors, and leaves those of what was asked for.
-const attemptQuietly = (action) => () => action().catch(fail);
 
 // Pictures.
 
 let opening = null;
 
 async function openPicture(name) {
+  if (view.stroke) view.end(); // no key takes a stroke away
   opening = name;
   $("status").textContent = `Opening ${name} …`;
-  const [{ image, notes }, labels] = await Promise.all([api.getImage(name), api.getLabels(name)]);
+  const [found, labels] = await Promise.all([api.getImage(name, display.for(name)), api.getLabels(name)]);
   if (opening !== name) return; // another one was chosen meanwhile
   current = name;
-  location.hash = encodeURIComponent(name);
+  if (decodeURIComponent(location.hash.slice(1)) !== name) location.hash = encodeURIComponent(name);
   known = labels.revision;
-  undoable = labels.strokes;
-  redoable = [];
-  showLines($("about"), notes);
-  view.open(image, labels.ids);
+  older = labels.strokes.filter((number) => !mine.some((own) => own.number === number));
+  showLines($("about"), found.notes);
+  display.show(name, found.display);
+  view.open(found.image, labels.ids);
+  for (const { runs } of outbox.of(name)) view.drawRuns(runs); // on their way
   if (document.activeElement === document.body) view.canvas.focus({ preventScroll: true });
   showLists();
   await refresh();
@@ -67,86 +92,118 @@ function open(name) {
   return attempt(openPicture)(name);
 }
 
+addEventListener("hashchange", () => {
+  const name = decodeURIComponent(location.hash.slice(1));
+  if (name !== current && state.pictures.some((own) => own.name === name)) open(name);
+});
+
+const showDisplay = attempt(async () => {
+  const picture = current;
+  const found = await api.getImage(picture, display.for(picture), display.moving ? 1024 : null);
+  if (picture !== current) return;
+  view.setImage(found.image);
+  showLines($("about"), found.notes);
+  display.show(picture, found.display);
+  list.reload();
+});
+
 async function reloadLabels() {
   const picture = current;
   const labels = await api.getLabels(picture);
-  if (picture !== current || view.stroke || unsent) return; // what is being drawn is newer
+  if (picture !== current || view.stroke || outbox.of(picture).length) return; // what is being drawn is newer
   known = labels.revision;
-  undoable = undoable.filter((number) => labels.strokes.includes(number)); // other tabs undo their own
+  mine = mine.filter((own) => own.picture !== picture || labels.strokes.includes(own.number)); // tabs undo their own
+  older = older.filter((number) => labels.strokes.includes(number));
   view.setLabels(labels.ids);
 }
 
+// Strokes.
+
 function stroke(runs, revert) {
   const picture = current;
-  const began = performance.now();
   view.stale = true;
   passed.clear();
-  unsent++;
-  sending = sending.then(async () => {
-    try {
-      const answer = await api.sendStroke(picture, runs, known);
-      unsent--;
-      try { await drawn(picture, answer); } finally { unsent++; }
-      settle();
-      refresh(began);
-    } catch (error) {
-      if (picture === current) revert();
-      fail(error);
-      if (error.status === 409) {
-        latest = 0;
-        start();
-      }
-    } finally {
-      unsent--;
-    }
-  });
+  redoable = [];
+  outbox.add({ picture, runs, revision: known, began: performance.now() }, () => { if (picture === current) revert(); });
 }
+
+const outgoing = {
+  send: ({ picture, runs, key, revision }) => api.sendStroke({ picture, runs, key, revision: picture === current ? known : revision }),
+  async sent(item, answer) {
+    settle();
+    await drawn(item.picture, answer);
+    if (item.picture === current) refresh(item.began);
+  },
+  refused(item, error, revert) {
+    if (revert) revert();
+    else if (item.picture === current) attempt(reloadLabels)();
+    fail(error);
+    if (error.status !== 409) return;
+    latest = 0;
+    start();
+  },
+  changed(error) {
+    $("saved").textContent = outbox.state;
+    $("saved").classList.toggle("waiting", outbox.waiting);
+    if (error) fail(error);
+  },
+};
 
 function accept(y, x) {
   const picture = current;
-  sending = sending.then(attempt(async () => {
+  attempt(async () => {
+    await outbox.settled();
     const answer = await api.sendAccept(picture, y, x, known);
     if (picture === current && !answer.stale) view.drawRuns(answer.runs);
+    redoable = [];
     await drawn(picture, answer);
     refresh();
-  }));
+  })();
 }
 
 async function drawn(picture, answer) {
-  const own = state.pictures.find((p) => p.name === picture);
-  if (own) own.strokes = answer.strokes;
   latest = Math.max(latest, answer.revision);
-  if (picture !== current) return;
-  if (answer.stale) { // another tab drew here
-    await reloadLabels();
-    await loadState();
-  } else {
-    known = answer.revision;
-    undoable.push(answer.number);
+  if (!mine.some((own) => own.number === answer.number)) mine.push({ picture, number: answer.number });
+  const own = state.pictures.find((p) => p.name === picture);
+  if (own) Object.assign(own, { strokes: answer.strokes, state: answer.strokes ? "started" : "empty" });
+  if (picture === current) {
+    if (answer.stale) { // another tab drew here
+      await reloadLabels();
+      await loadState();
+    } else known = answer.revision;
   }
-  redoable = [];
   showLists();
 }
 
-const undo = attempt(() => step(undoable, redoable, true));
-const redo = attempt(() => step(redoable, undoable, false));
+function unnamed() {
+  fail(new api.ServerError(state.classes.length ? "Choose a class first, then draw." : "Name a class first, then draw."));
+  setTimeout(() => $("class-name").focus()); // after the browser has given it to the canvas
+}
 
-async function step(from, to, undone) {
-  await sending;
-  const number = from.pop();
-  if (number === undefined) return;
+const undo = attempt(async () => {
+  if (view.stroke) view.cancel();
+  else if (view.corners.length) view.cancel();
+  else if (!outbox.takeBack(current)) await step(mine.pop() ?? (older.length ? { picture: current, number: older.pop() } : null), true);
+});
+const redo = attempt(async () => step(redoable.pop(), false));
+
+// Undoes or redoes a stroke, in its picture.
+async function step(own, undone) {
+  if (!own) return;
   const left = redoable;
-  let revision;
   try {
-    ({ revision } = await api.setUndone(number, undone));
+    await outbox.settled();
+    if (own.picture !== current) await openPicture(own.picture);
+    const { revision } = await api.setUndone(own.number, undone);
+    latest = Math.max(latest, revision);
   } catch (error) {
-    from.push(number);
+    (undone ? mine : left).push(own);
     throw error;
   }
-  latest = Math.max(latest, revision);
-  to.push(number);
-  await reloadLabels();
+  if (undone) left.push(own);
+  else mine.push(own);
   redoable = left;
+  await reloadLabels();
   await loadState();
   refresh();
 }
@@ -222,45 +279,50 @@ function showStatus(answer) {
   $("status").textContent = `${made} · ${current}, ${size}`;
 }
 
+// What is under the mouse or the keyboard's cursor; the latter is spoken, when it rests.
+let speaking;
+
+function moved(at, byKey = false) {
+  const zoom = `${Math.round((100 * view.scale) / (devicePixelRatio || 1))} %`;
+  const name = (ids) => state.classes.find((own) => own.id === ids?.[at.y * view.width + at.x])?.name;
+  const inside = at && view.inside(at);
+  const [label, mask] = inside ? [name(view.labels), name(view.mask)] : [];
+  const what = [label && `label ${label}`, mask && `mask ${mask}`].filter(Boolean).join(", ") || "no label";
+  const text = inside ? `column ${at.x}, row ${at.y}: ${what}; zoom ${zoom}` : `zoom ${zoom}`;
+  $("readout").textContent = text;
+  if (!byKey) return;
+  clearTimeout(speaking);
+  speaking = setTimeout(() => { $("spoken").textContent = text; }, 400);
+}
+
 function showLists() {
-  showPlaces($("places"), view.places, (place) => {
-    view.left = view.canvas.width / 2 - (place.x + 0.5) * view.scale;
-    view.top = view.canvas.height / 2 - (place.y + 0.5) * view.scale;
-    view.cursor = { x: place.x, y: place.y };
-    view.draw();
-    view.canvas.focus();
-  });
-  list.show(state.pictures, state.ranking, current);
-  $("count").textContent = `(${state.pictures.length})`;
-  $("undo").disabled = !undoable.length;
-  $("redo").disabled = !redoable.length;
+  showPlaces($("places"), view.places, (place) => { view.center(place); view.canvas.focus(); });
+  const shown = list.show(state.pictures, state.ranking, current);
+  const total = state.pictures.length;
+  put($("count"), "textContent", shown === total ? `(${total})` : `(${shown} of ${total})`);
+  put($("undo"), "disabled", !mine.length && !older.length && !outbox.items.length);
+  put($("redo"), "disabled", !redoable.length);
+  const own = state.pictures.find((p) => p.name === current);
+  for (const what of ["approved", "skipped"]) mark($(`set-${what}`), "aria-pressed", own?.state === what);
 }
 
 function showAllClasses() {
   if (!state.classes.some((own) => own.id === view.label)) view.label = state.classes[0]?.id ?? null;
-  view.setColors(state.classes);
-  showClasses($("classes"), state.classes, view.label, {
-    pick: pickClass,
-    recolor: attempt(async (id, color) => { await api.changeClass(id, { color }); await loadState(); refresh(); }),
-    edit: attempt(editClass),
-  });
+  const colors = JSON.stringify(state.classes.map((own) => [own.id, own.color]));
+  if (colors !== view.colored) view.setColors(state.classes);
+  view.colored = colors;
+  classes.show(state.classes, view.label);
 }
 
 function pickClass(id) {
   view.label = id;
-  if (view.tool !== "brush") setTool("brush");
+  if (!["brush", "polygon", "fill"].includes(view.tool)) setTool("brush");
   showAllClasses();
 }
 
-async function editClass(own) {
-  const others = state.classes.filter((c) => c.id !== own.id).map((c) => c.name).join(", ");
-  const name = prompt(`New name of “${own.name}”, or the name of a class to merge it into (${others}):`, own.name);
-  if (name === null || name === own.name) return;
-  const into = state.classes.find((c) => c.name === name.trim());
-  if (into) {
-    if (!confirm(`Make all that is “${own.name}” “${into.name}”? This cannot be undone.`)) return;
-    await api.mergeClass(own.id, into.id);
-  } else await api.changeClass(own.id, { name });
+async function changeClasses(action) {
+  await outbox.settled();
+  await action();
   await loadState();
   await reloadLabels();
   refresh();
@@ -271,36 +333,46 @@ async function loadState() {
   if (found.revision < latest) found = await api.getState(); // it had been on its way when we drew
   if (found.revision < latest) latest = found.revision; // the session was put back
   Object.assign(state, found);
+  outbox ??= new Outbox(found.session, outgoing.send, outgoing);
+  display ??= new Display(found.session, showDisplay);
   showAllClasses();
   showLists();
   const { done, total, error } = found.progress;
-  $("progress").hidden = done >= total || !!error;
-  $("progress").max = total;
-  $("progress").value = done;
-  $("progress").title = `Features of ${done} of ${total} pictures`;
+  const said = `Features of ${done} of ${total} pictures`;
+  for (const [name, value] of Object.entries({ hidden: done >= total || !!error, max: total, value: done, title: said })) {
+    put($("progress"), name, value);
+  }
   if (error) fail(new api.ServerError(error));
   showFinish(found.finish);
   showNotes($("notes"), found.notes, found.left_out);
   return found;
 }
 
+function say(text) {
+  if ($("finish-state").textContent !== text) $("finish-state").textContent = text;
+}
+
 function showFinish(finish) {
-  $("finish").disabled = finish.state === "running";
-  $("push").disabled = finish.state !== "done";
-  $("finish-state").textContent = {
+  put($("finish"), "disabled", finish.state === "running");
+  put($("push"), "disabled", finish.state !== "done");
+  if (JSON.stringify(finish) === state.said) return;
+  state.said = JSON.stringify(finish);
+  say({
     idle: "",
     running: "Fitting the full recipe; strokes may go on.",
     done: `Fitted in ${finish.seconds} s; the pipeline is in ${finish.folder}.${finish.behind
       ? ` Strokes or classes have changed since: press “Finish” again to have them in it.` : ""}`,
     failed: finish.error,
-  }[finish.state];
+  }[finish.state]);
 }
 
 // Tools and keys.
 
 function setTool(tool) {
+  if (view.stroke) view.end();
+  view.corners = [];
   view.tool = tool;
-  for (const name of ["brush", "erase", "accept", "pan"]) $(`tool-${name}`).setAttribute("aria-pressed", name === tool);
+  for (const name of TOOLS) $(`tool-${name}`).setAttribute("aria-pressed", name === tool);
   $("view").style.cursor = { pan: "grab", accept: "cell" }[tool] ?? "crosshair";
   view.draw();
 }
@@ -314,24 +386,44 @@ function setSize(size) {
 
 // The best picture that was not looked at since the last stroke; then from the top again.
 async function openNext() {
+  const done = new Set(state.pictures.filter((p) => ["approved", "skipped"].includes(p.state)).map((p) => p.name));
+  const left = state.ranking.map((own) => own.picture).filter((name) => !done.has(name));
   passed.add(current);
-  if (!state.ranking.some((own) => !passed.has(own.picture))) {
+  if (left.every((name) => passed.has(name))) {
     passed.clear();
     passed.add(current);
   }
-  const best = state.ranking.find((own) => !passed.has(own.picture));
-  if (!best) return;
-  await open(best.picture);
+  const best = left.find((name) => !passed.has(name));
+  if (best) await open(best);
   view.canvas.focus({ preventScroll: true });
 }
 
-for (const name of ["brush", "erase", "accept", "pan"]) $(`tool-${name}`).addEventListener("click", () => setTool(name));
+async function openBeside(steps) {
+  const name = list.beside(steps);
+  if (name !== undefined && name !== current) await open(name);
+}
+
+// Marks the open picture as approved or skipped, and goes on; or takes that back.
+const setState = attempt(async (what) => {
+  if (view.stroke) view.end();
+  await outbox.settled();
+  const own = state.pictures.find((p) => p.name === current);
+  const on = own.state !== what;
+  const { revision } = await api.setPictureState(current, on ? what : null);
+  latest = Math.max(latest, revision);
+  known = Math.max(known, revision);
+  await loadState();
+  if (on) await openNext();
+});
+
+for (const name of TOOLS) $(`tool-${name}`).addEventListener("click", () => setTool(name));
 for (const name of ["picture", "labels", "mask", "doubt"]) {
   $(`layer-${name}`).addEventListener("input", (event) => {
     view.opacity[name] = event.target.value / 100;
     view.draw();
   });
 }
+$("outlines").addEventListener("change", (event) => view.setOutlines(event.target.checked));
 $("size").addEventListener("input", (event) => setSize(Number(event.target.value)));
 $("undo").addEventListener("click", undo);
 $("redo").addEventListener("click", redo);
@@ -339,6 +431,16 @@ $("zoom-in").addEventListener("click", () => view.zoom(1.5));
 $("zoom-out").addEventListener("click", () => view.zoom(1 / 1.5));
 $("zoom-fit").addEventListener("click", () => view.fit());
 $("next").addEventListener("click", openNext);
+$("before").addEventListener("click", () => openBeside(-1));
+$("after").addEventListener("click", () => openBeside(1));
+for (const what of ["approved", "skipped"]) $(`set-${what}`).addEventListener("click", () => setState(what));
+for (const [id, event, name] of [["search", "input", "search"], ["only", "change", "only"], ["sort", "change", "sort"]]) {
+  $(id).addEventListener(event, () => { list[name] = $(id).value; showLists(); });
+}
+$("skip").addEventListener("click", () => view.canvas.focus());
+$("keys").addEventListener("click", showHelp);
+rove($("tools"), "button", ["ArrowLeft", "ArrowRight"]);
+$("tools").rove();
 $("add-class").addEventListener("submit", attempt(async (event) => {
   event.preventDefault();
   const made = await api.addClass($("class-name").value);
@@ -348,7 +450,7 @@ $("add-class").addEventListener("submit", attempt(async (event) => {
 }));
 
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input:not([type=range])") || document.querySelector("dialog[open]")) return;
+  if (event.target.matches("input:not([type=range]):not([type=checkbox]), select") || document.querySelector("dialog[open]")) return;
   const key = event.key.toLowerCase();
   if (event.ctrlKey || event.metaKey) {
     if (key === "z") event.shiftKey ? redo() : undo();
@@ -359,13 +461,17 @@ document.addEventListener("keydown", (event) => {
   }
   if (event.altKey) return;
   const act = {
-    b: () => setTool("brush"), e: () => setTool("erase"), a: () => setTool("accept"), h: () => setTool("pan"),
+    b: () => setTool("brush"), e: () => setTool("erase"), p: () => setTool("polygon"), f: () => setTool("fill"),
+    a: () => setTool("accept"), h: () => setTool("pan"), o: () => $("outlines").click(),
     "[": () => setSize(view.size - 1), "]": () => setSize(view.size + 1), n: openNext,
+    pageup: () => openBeside(-1), pagedown: () => openBeside(1), y: () => setState("approved"), s: () => setState("skipped"),
     "+": () => view.zoom(1.5), "=": () => view.zoom(1.5), "-": () => view.zoom(1 / 1.5), 0: () => view.fit(),
-    escape: () => view.cancel(),
+    escape: () => view.cancel(), "?": showHelp,
   }[key];
-  if (act) act();
-  else if (/^[1-9]$/.test(key) && state.classes[key - 1]) pickClass(state.classes[key - 1].id);
+  if (act) {
+    act();
+    if (key.startsWith("page")) event.preventDefault();
+  } else if (/^[1-9]$/.test(key) && state.classes[key - 1]) pickClass(state.classes[key - 1].id);
   else if (key === " " && event.target === $("view")) { view.spaceHeld = true; event.preventDefault(); }
 });
 document.addEventListener("keyup", (event) => { if (event.key === " ") view.spaceHeld = false; });
@@ -378,20 +484,12 @@ $("finish").addEventListener("click", attempt(async () => {
 }));
 $("download").addEventListener("click", attempt(async () => {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(await api.download());
+  link.href = URL.createObjectURL(await api.download($("approved-only").checked));
   link.download = "labels.zip";
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }));
-$("push").addEventListener("click", () => $("push-dialog").showModal());
-$("push-dialog").addEventListener("close", attempt(async () => {
-  const [repo_id, token] = [$("push-repo").value, $("push-token").value];
-  $("push-token").value = "";
-  if ($("push-dialog").returnValue !== "push") return;
-  $("finish-state").textContent = `Pushing to ${repo_id} …`;
-  const { url } = await api.push({ repo_id, token, private: $("push-private").checked });
-  $("finish-state").textContent = `Pushed: ${url}`;
-}));
+$("push").addEventListener("click", () => pushPipeline(say, fail));
 
 // While features are extracted or a head is fitted, the state is looked at again.
 
@@ -418,7 +516,7 @@ async function poll() {
 
 // What other tabs did is looked for while nothing else is done.
 async function watch() {
-  if (document.hidden || polling || running || unsent || view.stroke || !current) return;
+  if (document.hidden || polling || running || outbox?.items.length || view.stroke || !current) return;
   const before = state.revision;
   const found = await loadState();
   if (found.revision === before || found.revision <= latest) return;
@@ -430,6 +528,8 @@ setInterval(attemptQuietly(watch), 3000);
 
 async function start() {
   const found = await loadState();
+  outgoing.changed();
+  outbox.run(); // what another page left
   const { ranking } = await api.getSuggestions();
   state.ranking = ranking;
   const wanted = decodeURIComponent(location.hash.slice(1));
@@ -438,5 +538,5 @@ async function start() {
   poll();
 }
 
-window.addEventListener("unhandledrejection", (event) => fail(event.reason));
+addEventListener("unhandledrejection", (event) => fail(event.reason));
 attempt(start)();

@@ -1,4 +1,5 @@
-// The lists beside the picture: classes, suggested places, pictures.
+// The lists beside the picture: classes, suggested places, pictures. What did not change is left as it is, so that
+// whoever is in a list stays there.
 
 const element = (tag, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), properties);
@@ -8,33 +9,99 @@ const element = (tag, properties = {}, ...children) => {
 const hex = (color) => `#${color.map((c) => c.toString(16).padStart(2, "0")).join("")}`;
 const fromHex = (text) => [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16));
 
-export function showClasses(list, classes, chosen, act) {
-  list.replaceChildren(...classes.map((own, i) => {
-    const pick = element("button", { className: "pick", title: i < 9 ? `${own.name} (key ${i + 1})` : own.name },
-      element("span", { className: "name", textContent: own.name }),
-      element("span", { className: "key", textContent: i < 9 ? i + 1 : "" }));
-    pick.setAttribute("aria-pressed", own.id === chosen);
-    pick.addEventListener("click", () => act.pick(own.id));
-    const color = element("input", { type: "color", value: hex(own.color), title: `Colour of ${own.name}` });
-    color.setAttribute("aria-label", `Colour of ${own.name}`);
-    color.addEventListener("change", () => act.recolor(own.id, fromHex(color.value)));
-    const more = element("button", { className: "more", textContent: "…", title: `Rename or merge ${own.name}` });
-    more.setAttribute("aria-label", `Rename or merge ${own.name}`);
-    more.addEventListener("click", () => act.edit(own));
-    return element("li", {}, color, pick, more);
-  }));
+// Sets a property, or an attribute, that differs.
+export const put = (node, name, value) => { if (node[name] !== value) node[name] = value; };
+export const mark = (node, name, value) => { if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value); };
+
+// Puts these children into a list, and keeps the focus.
+function arrange(list, items) {
+  if (items.length === list.children.length && items.every((item, i) => list.children[i] === item)) return;
+  const focused = document.activeElement;
+  list.replaceChildren(...items);
+  if (list.contains(focused)) focused.focus({ preventScroll: true });
+}
+
+// Arrow keys go from one control to the next; Tab leaves the group.
+export function rove(group, selector, keys) {
+  const all = () => [...group.querySelectorAll(selector)].filter((one) => !one.disabled);
+  group.rove = () => {
+    const controls = all();
+    const stop = controls.find((one) => one === document.activeElement)
+      ?? controls.find((one) => one.getAttribute("aria-current") === "true" || one.getAttribute("aria-pressed") === "true")
+      ?? controls[0];
+    for (const one of controls) put(one, "tabIndex", one === stop ? 0 : -1);
+  };
+  group.addEventListener("focusin", group.rove);
+  group.addEventListener("keydown", (event) => {
+    const step = { [keys[0]]: -1, [keys[1]]: 1, Home: -1e9, End: 1e9 }[event.key];
+    const controls = all();
+    const at = controls.indexOf(document.activeElement);
+    if (step === undefined || at < 0) return;
+    event.preventDefault();
+    controls[Math.min(Math.max(at + step, 0), controls.length - 1)].focus();
+  });
+}
+
+export class ClassList {
+  constructor(list, act) {
+    this.list = list;
+    this.act = act;
+    this.rows = new Map();
+  }
+
+  row(id) {
+    if (!this.rows.has(id)) {
+      const [name, key] = [element("span", { className: "name" }), element("span", { className: "key" })];
+      const pick = element("button", { className: "pick" }, name, key);
+      const color = element("input", { type: "color" });
+      const more = element("button", { className: "more", textContent: "…" });
+      pick.addEventListener("click", () => this.act.pick(id));
+      color.addEventListener("change", () => this.act.recolor(id, fromHex(color.value)));
+      more.addEventListener("click", () => this.act.edit(id));
+      this.rows.set(id, { item: element("li", {}, color, pick, more), name, key, pick, color, more });
+    }
+    return this.rows.get(id);
+  }
+
+  show(classes, chosen) {
+    arrange(this.list, classes.map((own, i) => {
+      const row = this.row(own.id);
+      const digit = i < 9 ? String(i + 1) : "";
+      const pixels = own.pixels ?? 0;
+      const seen = pixels ? `${pixels.toLocaleString("en")} pixels in ${own.pictures} of the pictures` : "nothing labelled";
+      put(row.name, "textContent", own.name);
+      put(row.key, "textContent", digit);
+      put(row.pick, "title", `${own.name}${digit && ` (key ${digit})`}: ${seen}`);
+      mark(row.pick, "aria-pressed", own.id === chosen);
+      put(row.item, "className", pixels ? "" : "bare");
+      if (row.color !== document.activeElement) put(row.color, "value", hex(own.color));
+      for (const [node, what] of [[row.color, "Colour of"], [row.more, "Change"]]) {
+        put(node, "title", `${what} ${own.name}`);
+        mark(node, "aria-label", `${what} ${own.name}`);
+      }
+      return row.item;
+    }));
+  }
 }
 
 export function showPlaces(list, places, go) {
+  const said = JSON.stringify(places);
+  if (list.said === said) return;
+  list.said = said;
+  const at = [...list.children].findIndex((item) => item.contains(document.activeElement));
   list.replaceChildren(...places.map((place, i) => {
     const button = element("button", { title: `Centre on place ${i + 1}` },
       element("b", { textContent: i + 1 }), element("span", { textContent: place.reason }));
     button.addEventListener("click", () => go(place));
     return element("li", {}, button);
   }));
+  if (at >= 0) (list.children[at] ?? list.lastElementChild)?.firstChild.focus();
 }
 
 export function showLines(list, lines) {
+  const said = JSON.stringify(lines);
+  if (list.said === said) return;
+  list.said = said;
   list.hidden = !lines.length;
   list.replaceChildren(...lines.map((line) => element("li", { textContent: line })));
 }
@@ -43,29 +110,52 @@ export function showLines(list, lines) {
 export function showNotes(details, notes, leftOut) {
   const lines = Object.entries(leftOut).map(([name, why]) => `${name} ${why}`);
   showLines(details.querySelector("ul"), [...notes, ...lines.filter((line) => !notes.some((n) => n.endsWith(line)))]);
-  details.hidden = !notes.length && !lines.length;
+  put(details, "hidden", !notes.length && !lines.length);
 }
+
+const STATES = { empty: "not labelled", started: "", approved: "approved", skipped: "skipped" };
+const ORDERS = {
+  gain: (rank) => (a, b) => (rank.get(a.name)?.place ?? 1e9) - (rank.get(b.name)?.place ?? 1e9),
+  name: () => (a, b) => a.name.localeCompare(b.name, "en", { numeric: true }),
+  strokes: () => (a, b) => b.strokes - a.strokes,
+};
 
 // Thumbnails are loaded when they come into view, and drawn with the mask over them.
 export class PictureList {
   constructor(list, open, loadImage) {
     this.list = list;
     this.open = open;
+    this.loadImage = loadImage;
     this.rows = new Map();
     this.visible = new Set();
+    this.order = []; // names, as they are shown
+    this.search = "";
+    this.only = ""; // a state, or all
+    this.sort = "gain";
+    rove(list, "button", ["ArrowUp", "ArrowDown"]);
     this.watch = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
         const row = this.rows.get(target.dataset.picture);
         if (!row) continue;
         if (isIntersecting) this.visible.add(row.name);
         else this.visible.delete(row.name);
-        if (isIntersecting && !row.asked) {
-          row.asked = true;
-          loadImage(row.name).then(({ image }) => { row.image = image; this.thumbnail(row); }, () => { row.asked = false; });
-        }
+        if (isIntersecting && !row.asked) this.load(row);
       }
       this.onVisible?.();
     }, { root: list, rootMargin: "200px" });
+  }
+
+  load(row) {
+    row.asked = true;
+    this.loadImage(row.name).then(({ image }) => { row.image = image; this.thumbnail(row); }, () => { row.asked = false; });
+  }
+
+  // After another window or level.
+  reload() {
+    for (const row of this.rows.values()) {
+      if (this.visible.has(row.name)) this.load(row);
+      else row.asked = false;
+    }
   }
 
   row(name) {
@@ -73,7 +163,7 @@ export class PictureList {
       const canvas = element("canvas", { width: 64, height: 64 });
       const state = element("span", { className: "dim" });
       const why = element("span", { className: "why" });
-      const button = element("button", {}, canvas,
+      const button = element("button", { tabIndex: -1 }, canvas,
         element("span", { className: "text" }, element("span", { textContent: name }), state, why));
       button.addEventListener("click", () => this.open(name));
       const item = element("li", {}, button);
@@ -86,24 +176,34 @@ export class PictureList {
 
   show(pictures, ranking, current) {
     const rank = new Map(ranking.map((own, i) => [own.picture, { place: i + 1, ...own }]));
-    const order = [...pictures].sort((a, b) => (rank.get(a.name)?.place ?? 1e9) - (rank.get(b.name)?.place ?? 1e9));
-    const items = order.map((picture) => {
+    const text = this.search.toLowerCase();
+    const shown = pictures.filter((own) => own.name.toLowerCase().includes(text) && (!this.only || own.state === this.only));
+    shown.sort(ORDERS[this.sort](rank));
+    const before = this.order;
+    this.order = shown.map((picture) => picture.name);
+    arrange(this.list, shown.map((picture) => {
       const row = this.row(picture.name);
       const own = rank.get(picture.name);
       const strokes = picture.strokes === 1 ? "1 stroke" : `${picture.strokes} strokes`;
-      const done = picture.strokes ? strokes : "not labelled";
-      row.state.textContent = picture.ready ? `${own ? `${own.place}. ` : ""}${done}` : `waiting for features, ${done}`;
-      row.why.textContent = own && own.place <= 3 ? own.reason : "";
-      row.button.title = own ? `${picture.name}: ${own.reason}` : picture.name;
-      row.button.setAttribute("aria-current", picture.name === current);
+      const done = [STATES[picture.state], picture.strokes ? strokes : ""].filter(Boolean).join(", ");
+      put(row.state, "textContent", picture.ready ? `${own ? `${own.place}. ` : ""}${done}` : `waiting for features, ${done}`);
+      put(row.why, "textContent", own && own.place <= 3 ? own.reason : "");
+      put(row.button, "title", own ? `${picture.name}: ${own.reason}` : picture.name);
+      mark(row.button, "aria-current", picture.name === current);
+      mark(row.item, "data-state", picture.state);
       return row.item;
-    });
-    const changed = items.length !== this.list.children.length || items.some((item, i) => this.list.children[i] !== item);
-    if (changed) {
-      const focused = document.activeElement;
-      this.list.replaceChildren(...items);
-      if (this.list.contains(focused)) focused.focus({ preventScroll: true });
-    }
+    }));
+    this.list.rove();
+    const moved = this.current !== current || before.indexOf(current) !== this.order.indexOf(current);
+    this.current = current;
+    if (moved && this.order.includes(current)) this.rows.get(current).item.scrollIntoView({ block: "nearest", inline: "nearest" });
+    return shown.length;
+  }
+
+  // The name so many places further down the list.
+  beside(step) {
+    const at = this.order.indexOf(this.current);
+    return this.order[at < 0 ? 0 : Math.min(Math.max(at + step, 0), this.order.length - 1)];
   }
 
   setMask(name, mask, colors) {

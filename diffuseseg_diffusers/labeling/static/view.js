@@ -1,12 +1,15 @@
 // The picture on the canvas. Labels are class ids at the picture's own resolution; canvases only show them.
 
+import { connected, disc, enclosed } from "./shapes.js";
+
 export const UNLABELED = 255;
 
 export class View {
-  constructor(canvas, onStroke, onAccept) {
+  // `act` has what happens with a stroke (`stroke`), a region to accept (`accept`), a stroke without a class (`unnamed`),
+  // another size of the brush (`size`), and another place of the cursor (`moved`).
+  constructor(canvas, act) {
     this.canvas = canvas;
-    this.onStroke = onStroke;
-    this.onAccept = onAccept;
+    this.act = act;
     this.tool = "brush";
     this.size = 3;
     this.label = null;
@@ -14,13 +17,17 @@ export class View {
     this.colors = new Map();
     this.places = [];
     this.stale = false;
+    this.outlines = false;
+    this.fitted = true; // until it is zoomed or moved
     this.width = this.height = 0;
     this.cursor = null;
-    new ResizeObserver(() => this.fit()).observe(canvas);
+    this.corners = []; // of the polygon that is drawn
+    new ResizeObserver(() => this.resize()).observe(canvas);
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.up(event));
     canvas.addEventListener("pointerleave", () => { this.pointer = null; this.draw(); });
+    canvas.addEventListener("dblclick", () => this.closePolygon());
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
@@ -38,10 +45,17 @@ export class View {
       this.layers[name] = new OffscreenCanvas(this.width, this.height);
     }
     this.mask = this.doubt = this.stroke = null;
+    this.corners = [];
     this.places = [];
     this.cursor = { x: this.width >> 1, y: this.height >> 1 };
     this.setLabels(labels);
     if (!same || !this.scale) this.fit();
+  }
+
+  // Another rendering of the picture, at any size.
+  setImage(image) {
+    this.image = image;
+    this.draw();
   }
 
   setLabels(ids) {
@@ -76,8 +90,23 @@ export class View {
       const hides = name === "mask" && !(r || g || b); // black would hide dark pictures
       table[id] = hides ? 0 : 0xff000000 | (b << 16) | (g << 8) | r;
     }
-    if (ids) for (let i = 0; i < pixels.length; i++) pixels[i] = table[ids[i]];
+    const inner = name === "mask" && this.outlines ? (i) => this.isInner(ids, i) : () => false;
+    if (ids) for (let i = 0; i < pixels.length; i++) pixels[i] = inner(i) ? 0 : table[ids[i]];
     this.layers[name].getContext("2d").putImageData(data, 0, 0);
+  }
+
+  // Whether all four neighbours of a pixel are of its class.
+  isInner(ids, i) {
+    const x = i % this.width;
+    const alike = (j, there) => !there || ids[j] === ids[i];
+    return alike(i - 1, x > 0) && alike(i + 1, x < this.width - 1) && alike(i - this.width, i >= this.width)
+      && alike(i + this.width, i + this.width < ids.length);
+  }
+
+  setOutlines(on) {
+    this.outlines = on;
+    if (this.mask) this.paint("mask", this.mask);
+    this.draw();
   }
 
   paintDoubt() {
@@ -88,15 +117,33 @@ export class View {
     this.layers.doubt.getContext("2d").putImageData(data, 0, 0);
   }
 
-  fit() {
+  // The canvas has as many pixels as the window gives it; what is in its middle stays there.
+  resize() {
     const box = this.canvas.getBoundingClientRect();
     const ratio = devicePixelRatio || 1;
-    this.canvas.width = Math.max(1, Math.round(box.width * ratio));
-    this.canvas.height = Math.max(1, Math.round(box.height * ratio));
+    const [width, height] = [box.width, box.height].map((n) => Math.max(1, Math.round(n * ratio)));
+    this.left += (width - this.canvas.width) / 2;
+    this.top += (height - this.canvas.height) / 2;
+    this.canvas.width = width;
+    this.canvas.height = height;
+    if (this.fitted) this.fit();
+    else this.draw();
+  }
+
+  fit() {
+    this.fitted = true;
     if (!this.image) return;
     this.scale = 0.94 * Math.min(this.canvas.width / this.width, this.canvas.height / this.height);
     this.left = (this.canvas.width - this.scale * this.width) / 2;
     this.top = (this.canvas.height - this.scale * this.height) / 2;
+    this.draw();
+  }
+
+  center({ x, y }) {
+    this.fitted = false;
+    this.left = this.canvas.width / 2 - (x + 0.5) * this.scale;
+    this.top = this.canvas.height / 2 - (y + 0.5) * this.scale;
+    this.cursor = { x, y };
     this.draw();
   }
 
@@ -105,6 +152,8 @@ export class View {
     this.left = x - ((x - this.left) * scale) / this.scale;
     this.top = y - ((y - this.top) * scale) / this.scale;
     this.scale = scale;
+    this.fitted = false;
+    this.act.moved(null);
     this.draw();
   }
 
@@ -127,12 +176,14 @@ export class View {
       ["doubt", this.doubt && this.layers.doubt], ["labels", this.layers.labels]];
     for (const [name, source] of layers) {
       if (!source || !this.opacity[name]) continue;
-      context.globalAlpha = this.opacity[name] * (name === "mask" && this.stale ? 0.6 : 1);
-      context.drawImage(source, 0, 0);
+      const strength = name !== "mask" ? 1 : (this.outlines ? 2 : 1) * (this.stale ? 0.6 : 1);
+      context.globalAlpha = Math.min(this.opacity[name] * strength, 1);
+      context.drawImage(source, 0, 0, this.width, this.height);
     }
     context.globalAlpha = 1;
     context.setTransform(1, 0, 0, 1, 0, 0);
     this.renderPlaces(context);
+    this.renderPolygon(context);
     this.renderCursor(context);
   }
 
@@ -156,10 +207,24 @@ export class View {
     });
   }
 
+  renderPolygon(context) {
+    if (!this.corners.length) return;
+    const next = this.byKey ? this.cursor : this.pointer;
+    context.beginPath();
+    for (const at of [...this.corners, ...(next ? [next] : [])]) {
+      context.lineTo(this.left + (at.x + 0.5) * this.scale, this.top + (at.y + 0.5) * this.scale);
+    }
+    for (const [width, color] of [[4, "#000a"], [2, "#fff"]]) {
+      context.lineWidth = width;
+      context.strokeStyle = color;
+      context.stroke();
+    }
+  }
+
   renderCursor(context) {
     const at = document.activeElement === this.canvas && this.byKey ? this.cursor : this.pointer;
     if (!at || this.tool === "pan") return;
-    const drawn = this.tool === "accept" ? 1 : this.size;
+    const drawn = ["brush", "erase"].includes(this.tool) ? this.size : 1;
     context.beginPath();
     context.arc(this.left + (at.x + 0.5) * this.scale, this.top + (at.y + 0.5) * this.scale,
       Math.max((drawn / 2) * this.scale, 3), 0, 2 * Math.PI);
@@ -196,8 +261,15 @@ export class View {
     }
     const at = this.pixel(event);
     if (this.tool === "pan" || this.spaceHeld || event.button === 1) this.panning = true;
-    else if (event.button !== 0) return;
-    else if (this.tool === "accept") { if (this.inside(at)) this.onAccept(at.y, at.x); }
+    else if (event.button === 2) this.begin(at, UNLABELED); // drags of the right button erase
+    else if (event.button === 0) this.use(at);
+  }
+
+  // The tool at a pixel, by pointer or key.
+  use(at) {
+    if (this.tool === "accept") { if (this.inside(at)) this.act.accept(at.y, at.x); }
+    else if (this.tool === "fill") this.fill(at);
+    else if (this.tool === "polygon") this.addCorner(at);
     else this.begin(at);
   }
 
@@ -205,6 +277,7 @@ export class View {
     if (!this.image) return;
     const before = this.pointers.get(event.pointerId);
     this.pointer = this.pixel(event);
+    this.act.moved(this.pointer);
     if (before) {
       if (this.pointers.size === 2) this.pinch(event, before);
       else if (this.panning) this.pan(event.clientX - before.clientX, event.clientY - before.clientY);
@@ -226,6 +299,7 @@ export class View {
 
   pan(dx, dy) {
     const ratio = devicePixelRatio || 1;
+    this.fitted = false;
     this.left += dx * ratio;
     this.top += dy * ratio;
     this.draw();
@@ -244,6 +318,10 @@ export class View {
   wheel(event) {
     event.preventDefault();
     if (!this.image) return;
+    if (event.ctrlKey) {
+      this.act.size(this.size - Math.sign(event.deltaY));
+      return;
+    }
     const box = this.canvas.getBoundingClientRect();
     const ratio = devicePixelRatio || 1;
     const factor = Math.exp(-event.deltaY / 300);
@@ -259,16 +337,26 @@ export class View {
       this.cursor.y = Math.min(Math.max(this.cursor.y + dy, 0), this.height - 1);
       this.byKey = true;
       event.preventDefault();
+      if (this.stroke) this.extend({ ...this.cursor }); // the brush is down
       this.follow();
+      this.act.moved(this.cursor, true);
       this.draw();
     } else if (event.key === "Enter") {
       this.byKey = true;
       event.preventDefault();
-      if (this.tool === "accept") this.onAccept(this.cursor.y, this.cursor.x);
+      if (this.stroke) this.end();
+      else if (this.corners.length && event.shiftKey) this.closePolygon();
       else {
-        this.begin({ ...this.cursor });
+        this.use({ ...this.cursor });
         this.end();
       }
+    } else if (event.key.toLowerCase() === "d" && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      this.byKey = true;
+      if (this.stroke) this.end();
+      else if (["brush", "erase"].includes(this.tool)) this.begin({ ...this.cursor });
+    } else if (event.key === "Backspace") {
+      this.corners.pop();
+      this.draw();
     }
   }
 
@@ -281,9 +369,11 @@ export class View {
     this.top += Math.min(Math.max(y, margin), this.canvas.height - margin) - y;
   }
 
-  begin(at) {
-    const label = this.tool === "erase" ? UNLABELED : this.label;
-    if (label === null) return;
+  begin(at, label = this.tool === "erase" ? UNLABELED : this.label) {
+    if (label === null) {
+      this.act.unnamed();
+      return;
+    }
     this.stroke = { label, last: at, before: new Map() };
     this.disc(at);
     this.show();
@@ -299,23 +389,14 @@ export class View {
     this.show();
   }
 
-  // All pixels whose centres lie within the brush; even sizes reach one pixel further to the right and down.
-  disc({ x, y }) {
-    const radius = this.size / 2;
-    const shift = this.size % 2 ? 0 : 0.5;
-    const reach = Math.ceil(radius);
-    for (let dy = -reach; dy <= reach; dy++) {
-      for (let dx = -reach; dx <= reach; dx++) {
-        const px = x + dx, py = y + dy;
-        if ((dx - shift) ** 2 + (dy - shift) ** 2 > radius ** 2 || !this.inside({ x: px, y: py })) continue;
-        const i = py * this.width + px;
-        if (!this.stroke.before.has(i)) {
-          this.stroke.before.set(i, this.labels[i]);
-          this.stroke.fresh ??= [];
-          this.stroke.fresh.push(i);
-        }
-        this.labels[i] = this.stroke.label;
+  disc(at) {
+    for (const i of disc(at, this.size, this.width, this.height)) {
+      if (!this.stroke.before.has(i)) {
+        this.stroke.before.set(i, this.labels[i]);
+        this.stroke.fresh ??= [];
+        this.stroke.fresh.push(i);
       }
+      this.labels[i] = this.stroke.label;
     }
   }
 
@@ -333,15 +414,55 @@ export class View {
     this.draw();
   }
 
+  // A stroke that changes nothing, such as the second of a double click, is none.
   end() {
     const stroke = this.stroke;
     this.stroke = null;
-    if (stroke?.before.size) this.onStroke(this.runs(stroke), () => this.revert(stroke));
+    if (!stroke || [...stroke.before.values()].every((id) => id === stroke.label)) return;
+    this.act.stroke(this.runs(stroke), () => this.revert(stroke));
   }
 
   cancel() {
+    this.corners = [];
     if (this.stroke) this.revert(this.stroke);
     this.stroke = null;
+    this.draw();
+  }
+
+  // The label at hand to a pixel and all that touch it and are labelled alike.
+  fill(at) {
+    if (this.label === null) this.act.unnamed();
+    else if (this.inside(at)) this.drawPixels(connected(this.labels, this.width, at.y * this.width + at.x));
+  }
+
+  addCorner(at) {
+    if (this.label === null) {
+      this.act.unnamed();
+      return;
+    }
+    const last = this.corners.at(-1);
+    if (last?.x === at.x && last?.y === at.y) return; // the second click of a double click
+    this.corners.push(at);
+    this.draw();
+  }
+
+  closePolygon() {
+    const corners = this.corners;
+    this.corners = [];
+    this.draw();
+    if (this.tool === "polygon" && corners.length > 2) this.drawPixels(enclosed(corners, this.width, this.height));
+  }
+
+  // A stroke of the label at hand, all at once.
+  drawPixels(pixels) {
+    const before = new Map();
+    for (const i of pixels) {
+      before.set(i, this.labels[i]);
+      this.labels[i] = this.label;
+    }
+    this.stroke = { label: this.label, before };
+    this.setLabels(this.labels);
+    this.end();
   }
 
   revert(stroke) {
