@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from fastapi import BackgroundTasks, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -35,7 +36,7 @@ from .access import NOBODY, answer_headers, refusal
 from .checks import MAX_KEY
 from .display import View
 from .export import export_session
-from .folder import FINISHED, PIPELINE
+from .folder import FINISHED, PIPELINE, kept_token
 from .pictures import LastRead
 from .regions import to_runs
 from .session import LabelSession
@@ -57,6 +58,7 @@ class StrokeBody(Strict):
     picture: str
     runs: list[Any] = Field(min_length=1)  # of four numbers each, which the session checks at once
     revision: int = Field(ge=0)
+    session: str | None = None  # in whose page it was drawn
     key: str | None = Field(None, min_length=1, max_length=MAX_KEY)  # the same for a stroke that is sent again
 
 
@@ -111,8 +113,10 @@ class App:
         self.session, self.save, self.push = session, save, push
         self.progress: tuple[int, ...] = (0, len(session.pictures))  # pictures that are done, and all
         self.error: str | None = None  # that ended the extraction
-        self.finishing: dict[str, Any] = {"state": "idle"}
+        self.name = digest(kept_token(session.folder))  # the same after a restart, another for another session
         self._busy = threading.Lock()
+        fitted = self.pipeline()
+        self.finishing: dict[str, Any] = {"state": "done", "folder": str(fitted)} if fitted else {"state": "idle"}
 
     def start(self) -> threading.Thread:
         """Extracts features in the background."""
@@ -147,7 +151,7 @@ class App:
             how_far = picture_state(session.journal, name, counts[name])
             pictures.append({"name": name, "height": height, "width": width, **known, "state": how_far})
         return {
-            "session": digest(str(session.folder.resolve())),  # the same after a restart
+            "session": self.name,
             "revision": revision,
             "classes": classes,
             "pictures": pictures,
@@ -214,10 +218,11 @@ def create_app(
     api.state.app = app
     _add_errors(api)
     _add_label_routes(api, app)
+    _add_class_routes(api, app)
     _add_view_routes(api, app)
     _add_result_routes(api, app)
     api.mount("/", StaticFiles(directory=STATIC, html=True))
-    api.add_middleware(GZipMiddleware)
+    api.add_middleware(GZipMiddleware, compresslevel=1)  # 9 takes longer than what it saves on the way
     headers = answer_headers(framed_by)
 
     @api.middleware("http")
@@ -264,6 +269,8 @@ def _add_label_routes(api: FastAPI, app: App) -> None:
 
     @api.post("/api/strokes")
     def draw(body: StrokeBody) -> dict:
+        if body.session not in (None, app.name):
+            raise HTTPException(409, "This stroke was drawn in another session; reload the page.")
         known(body.revision)
         return answer(body, body.runs, "stroke", body.key)
 
@@ -288,6 +295,10 @@ def _add_label_routes(api: FastAPI, app: App) -> None:
     def set_state(body: StateBody) -> dict:
         session.set_state(body.picture, body.state)
         return {"revision": session.revision}
+
+
+def _add_class_routes(api: FastAPI, app: App) -> None:
+    session = app.session
 
     @api.post("/api/classes")
     def add_class(body: ClassBody) -> dict:
@@ -344,9 +355,11 @@ def _add_view_routes(api: FastAPI, app: App) -> None:
 
     @api.get("/api/labels")
     def labels(picture: str) -> Response:
-        numbers = ",".join(str(s.number) for s in session.journal.active(picture))
-        headers = {"X-Revision": str(session.revision), "X-Strokes": numbers}
-        return Response(session.labels(picture).tobytes(), media_type="application/octet-stream", headers=headers)
+        with session.lock:
+            numbers = ",".join(str(s.number) for s in session.journal.active(picture))
+            headers = {"X-Revision": str(session.revision), "X-Strokes": numbers}
+            ids = session.labels(picture).tobytes()
+        return Response(ids, media_type="application/octet-stream", headers=headers)
 
     @api.get("/api/mask")
     def mask(picture: str) -> Response:
@@ -358,7 +371,7 @@ def _add_view_routes(api: FastAPI, app: App) -> None:
             return Response(status_code=204, headers={"X-Revision": str(session.revision)})
         head = session.head
         most = max(float(np.log(len(head.classes) * len(head.weight))), 1e-6) if head else 1.0
-        doubt = (prediction.uncertainty / most * 255).clip(0, 255).astype(np.uint8)
+        doubt = torch.from_numpy(prediction.uncertainty).mul(255 / most).clamp_(0, 255).byte().numpy()
         headers = {
             "X-Revision": str(prediction.revision),
             "X-Milliseconds": f"{1000 * (time.perf_counter() - began):.0f}",

@@ -3,9 +3,11 @@
 export const token = new URLSearchParams(location.search).get("token") ?? "";
 
 export class ServerError extends Error {
-  constructor(message, status) {
+  // `own`: whether it is the server's sentence, and not that of something between.
+  constructor(message, status, own = false) {
     super(message);
     this.status = status;
+    this.own = own;
   }
 }
 
@@ -21,19 +23,26 @@ async function request(method, path, body) {
   }
   if (!response.ok) {
     const found = await response.json().catch(() => ({}));
-    throw new ServerError(found.error ?? `The server answered ${response.status}.`, response.status);
+    throw new ServerError(found.error ?? `The server answered ${response.status}.`, response.status, !!found.error);
   }
   return response;
 }
 
 const query = (path, values) => `${path}?${new URLSearchParams(values)}`;
-const json = async (method, path, body) => (await request(method, path, body)).json();
+const json = async (method, path, body) => {
+  const response = await request(method, path, body);
+  try {
+    return await response.json();
+  } catch {
+    throw new ServerError("The server's answer was cut off, or another page answered for it.", 0);
+  }
+};
 const number = (response, name) => Number(response.headers.get(name));
 
 export const getState = () => json("GET", "api/state");
 export const getSuggestions = (picture) => json("GET", query("api/suggestions", picture ? { picture } : {}));
 export const getSmallMasks = (pictures) => json("POST", "api/masks", { pictures });
-export const sendStroke = (stroke) => json("POST", "api/strokes", stroke); // picture, runs, revision, key
+export const sendStroke = (stroke) => json("POST", "api/strokes", stroke); // session, picture, runs, revision, key
 export const sendAccept = (picture, y, x, revision) => json("POST", "api/accept", { picture, y, x, revision });
 export const setUndone = (stroke, undone) => json("POST", `api/strokes/${stroke}/${undone ? "undo" : "redo"}`);
 export const addClass = (name) => json("POST", "api/classes", { name });

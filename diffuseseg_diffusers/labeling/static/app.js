@@ -26,23 +26,28 @@ const classes = new ClassList($("classes"), {
   recolor: attempt(async (id, color) => { await api.changeClass(id, { color }); await loadState(); refresh(); }),
   edit: (id) => editClass(state.classes.find((own) => own.id === id), state.classes, attempt(changeClasses)),
 });
-const list = new PictureList($("pictures"), open, (name) => api.getImage(name, display.for(name), 64));
+const list = new PictureList($("pictures"), open, (name) => getImage(name, 64));
 
 // Messages.
 
 let away = false; // the message says that the server does not answer
+let sticky = false; // the message stays until it is closed
 
-function fail(error) {
-  $("message").textContent = error.message;
+function fail(error, stays = false) {
+  if (sticky && !stays) return;
+  $("message-text").textContent = error.message;
   $("message").hidden = false;
   away = error.status === 0;
+  sticky = stays;
   if (!(error instanceof api.ServerError)) console.error(error);
 }
 
 function settle() {
+  if (sticky) return;
   $("message").hidden = true;
   away = false;
 }
+$("message-close").addEventListener("click", () => { sticky = false; settle(); });
 
 function attempt(action) {
   return async (...given) => {
@@ -70,18 +75,28 @@ const attemptQuietly = (action) => async () => {
 
 let opening = null;
 
+const getImage = (name, side = null) => display.get(name, (values) => api.getImage(name, values, side));
+
+// Labels that are no older than what an answer told of.
+async function getLabels(name) {
+  const labels = await api.getLabels(name);
+  return labels.revision < latest ? api.getLabels(name) : labels;
+}
+
 async function openPicture(name) {
-  if (view.stroke) view.end(); // no key takes a stroke away
+  view.end(); // no key takes a stroke away
   opening = name;
   $("status").textContent = `Opening ${name} …`;
-  const [found, labels] = await Promise.all([api.getImage(name, display.for(name)), api.getLabels(name)]);
+  const found = await getImage(name);
+  const labels = await getLabels(name);
   if (opening !== name) return; // another one was chosen meanwhile
+  view.end();
   current = name;
-  if (decodeURIComponent(location.hash.slice(1)) !== name) location.hash = encodeURIComponent(name);
+  if (wanted() !== name) location.hash = encodeURIComponent(name);
   known = labels.revision;
   older = labels.strokes.filter((number) => !mine.some((own) => own.number === number));
   showLines($("about"), found.notes);
-  display.show(name, found.display);
+  display.show(found.display);
   view.open(found.image, labels.ids);
   for (const { runs } of outbox.of(name)) view.drawRuns(runs); // on their way
   if (document.activeElement === document.body) view.canvas.focus({ preventScroll: true });
@@ -92,29 +107,40 @@ function open(name) {
   return attempt(openPicture)(name);
 }
 
+// The picture that the address names.
+function wanted() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return ""; // a part of a name
+  }
+}
 addEventListener("hashchange", () => {
-  const name = decodeURIComponent(location.hash.slice(1));
+  const name = wanted();
   if (name !== current && state.pictures.some((own) => own.name === name)) open(name);
 });
 
+let rendering = 0;
+
 const showDisplay = attempt(async () => {
-  const picture = current;
-  const found = await api.getImage(picture, display.for(picture), display.moving ? 1024 : null);
-  if (picture !== current) return;
+  const [picture, number] = [current, ++rendering];
+  const found = await getImage(picture, display.moving ? 1024 : null);
+  if (picture !== current || number !== rendering) return; // a later one comes
   view.setImage(found.image);
   showLines($("about"), found.notes);
-  display.show(picture, found.display);
-  list.reload();
+  display.show(found.display);
+  if (!display.moving) list.reload();
 });
 
 async function reloadLabels() {
   const picture = current;
-  const labels = await api.getLabels(picture);
-  if (picture !== current || view.stroke || outbox.of(picture).length) return; // what is being drawn is newer
+  const labels = await getLabels(picture);
+  if (picture !== current || view.stroke) return; // what is being drawn is newer
   known = labels.revision;
-  mine = mine.filter((own) => own.picture !== picture || labels.strokes.includes(own.number)); // tabs undo their own
+  mine = mine.filter((own) => own.picture !== picture || labels.strokes.includes(own.number)); // undone elsewhere
   older = older.filter((number) => labels.strokes.includes(number));
   view.setLabels(labels.ids);
+  for (const { runs } of outbox.of(picture)) view.drawRuns(runs);
 }
 
 // Strokes.
@@ -128,23 +154,25 @@ function stroke(runs, revert) {
 }
 
 const outgoing = {
-  send: ({ picture, runs, key, revision }) => api.sendStroke({ picture, runs, key, revision: picture === current ? known : revision }),
-  async sent(item, answer) {
+  send: ({ picture, runs, key, revision }) =>
+    api.sendStroke({ session: outbox.session, picture, runs, key, revision: picture === current ? known : revision }),
+  async sent(item, answer, own) {
     settle();
-    await drawn(item.picture, answer);
+    await attempt(drawn)(item.picture, answer, own);
     if (item.picture === current) refresh(item.began);
   },
-  refused(item, error, revert) {
-    if (revert) revert();
-    else if (item.picture === current) attempt(reloadLabels)();
-    fail(error);
-    if (error.status !== 409) return;
-    latest = 0;
-    start();
+  async refused(item, error) {
+    fail(new api.ServerError(`A stroke in ${item.picture} was dropped: ${error.message}`, error.status), true);
+    if (item.picture === current) await reloadLabels().catch(fail);
+  },
+  async behind() { // the session was put back to an earlier state: the stroke goes on top of that
+    latest = known = 0;
+    await loadState().catch(fail);
+    if (current) await reloadLabels().catch(fail);
   },
   changed(error) {
     $("saved").textContent = outbox.state;
-    $("saved").classList.toggle("waiting", outbox.waiting);
+    $("saved").classList.toggle("waiting", outbox.waiting && outbox.items.length > 0);
     if (error) fail(error);
   },
 };
@@ -154,18 +182,19 @@ function accept(y, x) {
   attempt(async () => {
     await outbox.settled();
     const answer = await api.sendAccept(picture, y, x, known);
-    if (picture === current && !answer.stale) view.drawRuns(answer.runs);
     redoable = [];
-    await drawn(picture, answer);
+    await drawn(picture, answer, true);
+    if (picture === current) await reloadLabels();
     refresh();
   })();
 }
 
-async function drawn(picture, answer) {
+async function drawn(picture, answer, own) {
   latest = Math.max(latest, answer.revision);
-  if (!mine.some((own) => own.number === answer.number)) mine.push({ picture, number: answer.number });
-  const own = state.pictures.find((p) => p.name === picture);
-  if (own) Object.assign(own, { strokes: answer.strokes, state: answer.strokes ? "started" : "empty" });
+  if (own) mine.push({ picture, number: answer.number });
+  else if (picture === current) older.push(answer.number);
+  const row = state.pictures.find((p) => p.name === picture);
+  if (row) Object.assign(row, { strokes: answer.strokes, state: answer.strokes ? "started" : "empty" });
   if (picture === current) {
     if (answer.stale) { // another tab drew here
       await reloadLabels();
@@ -181,27 +210,33 @@ function unnamed() {
 }
 
 const undo = attempt(async () => {
-  if (view.stroke) view.cancel();
-  else if (view.corners.length) view.cancel();
-  else if (!outbox.takeBack(current)) await step(mine.pop() ?? (older.length ? { picture: current, number: older.pop() } : null), true);
+  if (view.stroke || view.corners.length) {
+    view.cancel();
+    return;
+  }
+  if (outbox.takeBack(current)) return;
+  await outbox.settled(); // the last stroke has no number before
+  await step(mine.pop() ?? (older.length ? { picture: current, number: older.pop() } : null), true);
 });
-const redo = attempt(async () => step(redoable.pop(), false));
+const redo = attempt(async () => {
+  view.end();
+  await outbox.settled();
+  await step(redoable.pop(), false);
+});
 
 // Undoes or redoes a stroke, in its picture.
 async function step(own, undone) {
   if (!own) return;
   const left = redoable;
   try {
-    await outbox.settled();
     if (own.picture !== current) await openPicture(own.picture);
     const { revision } = await api.setUndone(own.number, undone);
     latest = Math.max(latest, revision);
   } catch (error) {
-    (undone ? mine : left).push(own);
+    if (error.status !== 400) (undone ? mine : left).push(own); // its picture may be gone
     throw error;
   }
-  if (undone) left.push(own);
-  else mine.push(own);
+  (undone ? left : mine).push(own);
   redoable = left;
   await reloadLabels();
   await loadState();
@@ -212,6 +247,7 @@ async function step(own, undone) {
 
 let asked = false;
 let running = false;
+let failed = false; // the mask is an old one
 let since = null;
 
 async function refresh(began) {
@@ -222,6 +258,7 @@ async function refresh(began) {
   view.draw();
   if (running) return;
   running = true;
+  failed = false;
   try {
     while (asked) {
       asked = false;
@@ -238,11 +275,12 @@ async function refresh(began) {
       await Promise.all([refreshSmall(), refreshSuggestions()]);
     }
   } catch (error) {
+    failed = true; // `watch` asks again
     fail(error);
   } finally {
     running = false;
-    view.stale = false;
-    $("badge").hidden = true;
+    view.stale = failed;
+    $("badge").hidden = !failed || !view.mask;
     view.draw();
   }
 }
@@ -330,6 +368,10 @@ async function changeClasses(action) {
 
 async function loadState() {
   let found = await api.getState();
+  if (outbox && found.session !== outbox.session) { // another one answers at this address
+    location.reload();
+    throw new api.ServerError("Another session is served here now; the page is loaded again.");
+  }
   if (found.revision < latest) found = await api.getState(); // it had been on its way when we drew
   if (found.revision < latest) latest = found.revision; // the session was put back
   Object.assign(state, found);
@@ -360,7 +402,7 @@ function showFinish(finish) {
   say({
     idle: "",
     running: "Fitting the full recipe; strokes may go on.",
-    done: `Fitted in ${finish.seconds} s; the pipeline is in ${finish.folder}.${finish.behind
+    done: `Fitted${finish.seconds ? ` in ${finish.seconds} s` : ""}; the pipeline is in ${finish.folder}.${finish.behind
       ? ` Strokes or classes have changed since: press “Finish” again to have them in it.` : ""}`,
     failed: finish.error,
   }[finish.state]);
@@ -405,15 +447,15 @@ async function openBeside(steps) {
 
 // Marks the open picture as approved or skipped, and goes on; or takes that back.
 const setState = attempt(async (what) => {
-  if (view.stroke) view.end();
+  const picture = current;
+  view.end();
   await outbox.settled();
-  const own = state.pictures.find((p) => p.name === current);
-  const on = own.state !== what;
-  const { revision } = await api.setPictureState(current, on ? what : null);
+  const on = state.pictures.find((p) => p.name === picture).state !== what;
+  const { revision } = await api.setPictureState(picture, on ? what : null);
   latest = Math.max(latest, revision);
-  known = Math.max(known, revision);
   await loadState();
-  if (on) await openNext();
+  if (on && picture === current) await openNext();
+  else if (current) await reloadLabels();
 });
 
 for (const name of TOOLS) $(`tool-${name}`).addEventListener("click", () => setTool(name));
@@ -435,7 +477,7 @@ $("before").addEventListener("click", () => openBeside(-1));
 $("after").addEventListener("click", () => openBeside(1));
 for (const what of ["approved", "skipped"]) $(`set-${what}`).addEventListener("click", () => setState(what));
 for (const [id, event, name] of [["search", "input", "search"], ["only", "change", "only"], ["sort", "change", "sort"]]) {
-  $(id).addEventListener(event, () => { list[name] = $(id).value; showLists(); });
+  $(id).addEventListener(event, () => { list[name] = $(id).value; if (outbox) showLists(); });
 }
 $("skip").addEventListener("click", () => view.canvas.focus());
 $("keys").addEventListener("click", showHelp);
@@ -468,8 +510,9 @@ document.addEventListener("keydown", (event) => {
     "+": () => view.zoom(1.5), "=": () => view.zoom(1.5), "-": () => view.zoom(1 / 1.5), 0: () => view.fit(),
     escape: () => view.cancel(), "?": showHelp,
   }[key];
+  if (key.startsWith("page") && event.target.matches("input")) return; // a slider's
   if (act) {
-    act();
+    if (!event.repeat || "[]+-=".includes(key) || key.startsWith("page")) act();
     if (key.startsWith("page")) event.preventDefault();
   } else if (/^[1-9]$/.test(key) && state.classes[key - 1]) pickClass(state.classes[key - 1].id);
   else if (key === " " && event.target === $("view")) { view.spaceHeld = true; event.preventDefault(); }
@@ -514,14 +557,14 @@ async function poll() {
   }
 }
 
-// What other tabs did is looked for while nothing else is done.
+// What other tabs did is looked for while nothing else is done, and what failed is tried again.
 async function watch() {
-  if (document.hidden || polling || running || outbox?.items.length || view.stroke || !current) return;
-  const before = state.revision;
+  if (document.hidden || running || outbox?.items.length || view.stroke || !current) return;
   const found = await loadState();
-  if (found.revision === before || found.revision <= latest) return;
-  latest = found.revision;
+  if (!$("progress").hidden || found.finish.state === "running") poll();
+  if (found.revision <= Math.max(known, latest) && !failed) return;
   await reloadLabels();
+  latest = Math.max(latest, known);
   refresh();
 }
 setInterval(attemptQuietly(watch), 3000);
@@ -532,9 +575,8 @@ async function start() {
   outbox.run(); // what another page left
   const { ranking } = await api.getSuggestions();
   state.ranking = ranking;
-  const wanted = decodeURIComponent(location.hash.slice(1));
   const names = found.pictures.map((p) => p.name);
-  await open(names.includes(wanted) ? wanted : ranking[0]?.picture ?? names[0]);
+  await open(names.includes(wanted()) ? wanted() : ranking[0]?.picture ?? names[0]);
   poll();
 }
 

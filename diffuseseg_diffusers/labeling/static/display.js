@@ -11,6 +11,7 @@ export class Display {
     } catch {
       this.chosen = {};
     }
+    this.channels = {}; // by picture, as far as it is known
     this.moving = false; // a slider is: a smaller picture is enough
     let timer;
     const choose = (values, moving = false) => {
@@ -40,15 +41,18 @@ export class Display {
     });
   }
 
-  // Parameters for the server; a channel is asked for where a picture has it.
-  for(picture) {
+  // A picture as it was chosen; a channel is asked for where the picture has it.
+  async get(picture, load) {
     const { channel, ...rest } = this.chosen;
-    return { ...rest, ...(channel !== undefined && this.channels?.[picture]?.includes(channel) && { channel }) };
+    const wanted = (found) => channel !== undefined && found?.includes(channel);
+    const known = this.channels[picture];
+    const found = await load(wanted(known) ? { ...rest, channel } : rest);
+    this.channels[picture] = found.display.channels;
+    return !known && wanted(found.display.channels) ? load({ ...rest, channel }) : found;
   }
 
   // Sets the controls to what the server answered.
-  show(picture, found) {
-    this.channels = { ...this.channels, [picture]: found.channels };
+  show(found) {
     const [least, most] = [found.least ?? found.low, found.most ?? found.high];
     const [from, to] = [Math.min(least, found.low), Math.max(most, found.high)];
     for (const end of ["low", "high"]) {

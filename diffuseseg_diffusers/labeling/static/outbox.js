@@ -1,24 +1,28 @@
-// Strokes on their way to the server, one after the other. They are in the page's storage until they are answered: a
-// stroke is sent again after the server was away, or the page was closed, and its key tells the server if it has it.
+// Strokes on their way to the server, one after the other. Each is in the browser's storage until it is answered: it is
+// sent again after the server was away, or the page was closed, and its key tells the server if it has it already.
 
 import { ServerError } from "./api.js";
 
 const LONGEST = 8000; // milliseconds between two tries
+const REFUSED = [400, 413, 422]; // what the server says of the stroke itself; all else passes
 
 export class Outbox {
-  // `send` posts an item; `act` has what happens when it is answered (`sent`) or refused (`refused`), and when the
-  // state changes (`changed`).
-  constructor(name, send, act) {
-    this.name = `diffuseseg-outbox-${name}`;
+  // `send` posts an item; `act` has what happens when it is answered (`sent`) or refused (`refused`), when the server is
+  // of another state than the page (`behind`), and when there is something new to say (`changed`).
+  constructor(session, send, act) {
+    this.session = session;
+    this.prefix = `diffuseseg-stroke-${session}-`;
     this.send = send;
     this.act = act;
     this.reverts = new Map(); // by key, of strokes of this page
     this.waiting = false; // for a server that does not answer
     this.stored = true;
+    this.items = [];
     try {
-      this.items = JSON.parse(localStorage.getItem(this.name) ?? "[]");
+      const left = Object.keys(localStorage).filter((name) => name.startsWith(this.prefix));
+      this.items = left.map((name) => JSON.parse(localStorage.getItem(name))).sort((a, b) => a.at - b.at);
     } catch {
-      this.items = [];
+      this.stored = false; // the browser keeps nothing
     }
     addEventListener("online", () => this.wake?.());
     addEventListener("beforeunload", (event) => { if (this.items.length && !this.stored) event.preventDefault(); });
@@ -36,73 +40,82 @@ export class Outbox {
     return this.items.filter((item) => item.picture === picture);
   }
 
-  add(item, revert) {
+  add(stroke, revert) {
     const key = Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("-");
-    this.items.push({ ...item, key });
+    const item = { ...stroke, key, at: Date.now() };
+    this.items.push(item);
     this.reverts.set(key, revert);
-    this.keep();
-    this.run();
-  }
-
-  // Takes back the last stroke if the server cannot have it yet; says whether it did.
-  takeBack(picture) {
-    const last = this.items.at(-1);
-    if (!this.waiting || last?.picture !== picture || !this.reverts.has(last.key) || last.tried) return false;
-    this.items.pop();
-    this.keep();
-    this.reverts.get(last.key)();
-    return true;
-  }
-
-  keep() {
     try {
-      localStorage.setItem(this.name, JSON.stringify(this.items));
-      this.stored = true;
+      localStorage.setItem(this.prefix + key, JSON.stringify(item));
     } catch {
       this.stored = false; // it is full, or off
     }
+    this.act.changed();
+    this.run();
+  }
+
+  // Whether a stroke was drawn in this page.
+  isMine(item) {
+    return this.reverts.has(item.key);
+  }
+
+  // Takes back the last stroke of this page, if the server cannot have it; says whether it did.
+  takeBack(picture) {
+    const last = this.items.at(-1);
+    if (!this.waiting || last?.picture !== picture || !this.isMine(last) || last.tried) return false;
+    const revert = this.reverts.get(last.key);
+    this.remove(last);
+    revert();
+    return true;
+  }
+
+  remove(item) {
+    this.items = this.items.filter((other) => other.key !== item.key);
+    this.reverts.delete(item.key);
+    try {
+      localStorage.removeItem(this.prefix + item.key);
+    } catch { /* nothing is kept */ }
     this.act.changed();
   }
 
   async run() {
     if (this.running) return;
     this.running = true;
-    let pause = 500;
-    while (this.items.length) {
-      const item = this.items[0];
-      try {
+    try {
+      let pause = 500;
+      while (this.items.length) {
+        const item = this.items[0];
+        let [answer, error] = [null, null];
         item.tried = true; // it may arrive, whatever is answered
-        const answer = await this.send(item);
-        this.waiting = false;
-        pause = 500;
-        this.done(item);
-        await this.act.sent(item, answer);
-      } catch (error) {
-        const away = error instanceof ServerError && [0, 401, 502, 503, 504, 507].includes(error.status);
-        if (away) {
-          this.waiting = true;
+        try {
+          answer = await this.send(item);
+        } catch (caught) {
+          error = caught;
+        }
+        const refused = error instanceof ServerError && error.own && REFUSED.includes(error.status);
+        this.waiting = !!error && !refused;
+        if (this.waiting) {
           this.act.changed(error);
+          if (error.status === 409) await this.act.behind();
           await new Promise((resolve) => { this.wake = resolve; setTimeout(resolve, pause); });
           pause = Math.min(2 * pause, LONGEST);
-        } else {
-          this.waiting = false;
-          const revert = this.reverts.get(item.key);
-          this.done(item);
-          this.act.refused(item, error, revert);
+          continue;
         }
+        pause = 500;
+        const mine = this.isMine(item);
+        this.remove(item);
+        await (error ? this.act.refused(item, error) : this.act.sent(item, answer, mine));
       }
+    } finally {
+      this.running = false;
     }
-    this.running = false;
   }
 
-  done(item) {
-    this.items.shift();
-    this.reverts.delete(item.key);
-    this.keep();
-  }
-
-  // Resolves when all is answered, or at once while the server is away.
+  // Resolves when all is answered.
   async settled() {
-    while (this.items.length && !this.waiting) await new Promise((resolve) => setTimeout(resolve, 20));
+    while (this.items.length) {
+      if (this.waiting) throw new ServerError("This waits for the server, too: strokes are still on their way.", 0);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
   }
 }

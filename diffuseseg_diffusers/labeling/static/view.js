@@ -27,6 +27,8 @@ export class View {
     canvas.addEventListener("pointermove", (event) => this.move(event));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.up(event));
     canvas.addEventListener("pointerleave", () => { this.pointer = null; this.draw(); });
+    canvas.addEventListener("blur", () => { this.spaceHeld = false; if (this.byKey) this.end(); });
+    addEventListener("blur", () => { this.spaceHeld = false; });
     canvas.addEventListener("dblclick", () => this.closePolygon());
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.key(event));
@@ -69,7 +71,7 @@ export class View {
     this.doubt = doubt;
     this.stale = false;
     this.paint("mask", ids);
-    if (doubt) this.paintDoubt();
+    this.painted = false; // the doubt, which is painted when it is to be seen
     this.draw();
   }
 
@@ -83,6 +85,11 @@ export class View {
 
   // Class ids to the pixels of a layer; colours are never read back.
   paint(name, ids) {
+    const context = this.layers[name].getContext("2d");
+    if (!ids) {
+      context.clearRect(0, 0, this.width, this.height);
+      return;
+    }
     const data = new ImageData(this.width, this.height);
     const pixels = new Uint32Array(data.data.buffer);
     const table = new Uint32Array(256);
@@ -91,8 +98,8 @@ export class View {
       table[id] = hides ? 0 : 0xff000000 | (b << 16) | (g << 8) | r;
     }
     const inner = name === "mask" && this.outlines ? (i) => this.isInner(ids, i) : () => false;
-    if (ids) for (let i = 0; i < pixels.length; i++) pixels[i] = inner(i) ? 0 : table[ids[i]];
-    this.layers[name].getContext("2d").putImageData(data, 0, 0);
+    for (let i = 0; i < pixels.length; i++) pixels[i] = inner(i) ? 0 : table[ids[i]];
+    context.putImageData(data, 0, 0);
   }
 
   // Whether all four neighbours of a pixel are of its class.
@@ -111,10 +118,12 @@ export class View {
 
   paintDoubt() {
     const data = new ImageData(this.width, this.height);
-    for (let i = 0; i < this.doubt.length; i++) {
-      data.data.set([190, 0, 255, Math.sqrt(255 * this.doubt[i])], 4 * i); // a colour that pictures seldom have
-    }
+    const pixels = new Uint32Array(data.data.buffer);
+    // A colour that pictures seldom have, the stronger the more doubt.
+    const table = Uint32Array.from({ length: 256 }, (_, doubt) => (Math.sqrt(255 * doubt) << 24) | 0xff00be);
+    for (let i = 0; i < pixels.length; i++) pixels[i] = table[this.doubt[i]];
     this.layers.doubt.getContext("2d").putImageData(data, 0, 0);
+    this.painted = true;
   }
 
   // The canvas has as many pixels as the window gives it; what is in its middle stays there.
@@ -172,6 +181,7 @@ export class View {
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     context.setTransform(this.scale, 0, 0, this.scale, this.left, this.top);
     context.imageSmoothingEnabled = this.scale < 1;
+    if (this.doubt && this.opacity.doubt && !this.painted) this.paintDoubt();
     const layers = [["picture", this.image], ["mask", this.mask && this.layers.mask],
       ["doubt", this.doubt && this.layers.doubt], ["labels", this.layers.labels]];
     for (const [name, source] of layers) {
@@ -255,14 +265,17 @@ export class View {
     this.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, event);
     this.byKey = false;
-    if (this.pointers.size === 2) { // two fingers pan and zoom
-      this.cancel();
+    if (this.pointers.size > 1) { // two fingers pan and zoom
+      this.clicked = null;
+      this.drop();
       return;
     }
     const at = this.pixel(event);
     if (this.tool === "pan" || this.spaceHeld || event.button === 1) this.panning = true;
     else if (event.button === 2) this.begin(at, UNLABELED); // drags of the right button erase
-    else if (event.button === 0) this.use(at);
+    else if (event.button !== 0) return;
+    else if (["brush", "erase"].includes(this.tool)) this.begin(at);
+    else this.clicked = at; // if no second finger comes
   }
 
   // The tool at a pixel, by pointer or key.
@@ -293,7 +306,10 @@ export class View {
   up(event) {
     this.pointers.delete(event.pointerId);
     this.panning = false;
-    if (event.type === "pointercancel") this.cancel();
+    const clicked = this.clicked;
+    this.clicked = null;
+    if (event.type === "pointercancel") this.drop();
+    else if (clicked) this.use(clicked);
     else this.end();
   }
 
@@ -350,7 +366,7 @@ export class View {
         this.use({ ...this.cursor });
         this.end();
       }
-    } else if (event.key.toLowerCase() === "d" && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    } else if (event.key.toLowerCase() === "d" && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey) {
       this.byKey = true;
       if (this.stroke) this.end();
       else if (["brush", "erase"].includes(this.tool)) this.begin({ ...this.cursor });
@@ -374,6 +390,7 @@ export class View {
       this.act.unnamed();
       return;
     }
+    this.end(); // that of the keyboard
     this.stroke = { label, last: at, before: new Map() };
     this.disc(at);
     this.show();
@@ -424,6 +441,11 @@ export class View {
 
   cancel() {
     this.corners = [];
+    this.drop();
+  }
+
+  // Drops the stroke at hand.
+  drop() {
     if (this.stroke) this.revert(this.stroke);
     this.stroke = null;
     this.draw();
@@ -455,6 +477,7 @@ export class View {
 
   // A stroke of the label at hand, all at once.
   drawPixels(pixels) {
+    this.end();
     const before = new Map();
     for (const i of pixels) {
       before.set(i, this.labels[i]);
