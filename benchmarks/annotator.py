@@ -8,6 +8,7 @@ places at a time in it:
 * `uncertain`: a random picture, the places where the head is least certain, not next to each other.
 * `typical`: the picture that stands for most that no labelled picture stands for, as in ours; random places.
 * `margin`: as ilastik shows it: picture and places with the smallest margin between the two best classes.
+* `doubt`: as ours, without counting strokes and without seeking classes: doubt over the share of its classes.
 * `ours`: the rule of `labeling/suggestions.py`, as the app uses it.
 """
 
@@ -30,9 +31,10 @@ from diffuseseg_diffusers.labeling.suggestions import Advice, Rule
 
 WIDTH = 3  # pixels, of a stroke
 LENGTH = 24  # pixels, of its longest path
-RULES = ["random", "uncertain", "typical", "margin", "ours"]
-MARKS = (5, 10, 20, 40, 60, 80, 100, 140, 200)
-EACH, AT_ONCE = 20, 5  # strokes in a picture, and before the head is fitted again
+RULES = ["random", "uncertain", "typical", "margin", "doubt", "ours"]
+MARKS = (5, 10, 20, 50, 60, 80, 100, 140, 200)
+AT_ONCE = 5  # strokes before the head is fitted again
+RAREST = 0.01  # share below which a class does not get rarer, for `doubt`
 
 
 def true_stroke(mask: np.ndarray, y: int, x: int, length: int = LENGTH) -> tuple[np.ndarray, int] | None:
@@ -132,10 +134,10 @@ class Data:
 
 
 class Annotation:
-    """One annotator with one rule."""
+    """One annotator with one rule, who draws `each` strokes in a picture."""
 
-    def __init__(self, data: Data, rule: str, seed: int):
-        self.data, self.rule, self.seed = data, rule, seed
+    def __init__(self, data: Data, rule: str, seed: int, each: int = 20):
+        self.data, self.rule, self.seed, self.each = data, rule, seed, each
         self.random = np.random.default_rng(seed)
         self.order = self.random.permutation(len(data.pool)).tolist()
         self.features, self.labels, self.strokes, self.around = [], [], [], []
@@ -147,13 +149,13 @@ class Annotation:
         while len(done) < pictures:
             done.append(self.choose([i for i in self.order if i not in done], done))
             drawn = np.zeros(self.data.masks[done[-1]].shape, bool)
-            for _ in range(EACH // AT_ONCE):
+            for _ in range(self.each // AT_ONCE):
                 self.draw(done[-1], drawn)
         return self.results
 
     def choose(self, left: list[int], done: list[int]) -> int:
         """The next picture."""
-        if self.rule in ("typical", "ours"):
+        if self.rule in ("typical", "doubt", "ours"):
             gains = self.data.rule.picture_gains(torch.tensor(done).long())
             return max(left, key=lambda i: float(gains[i]))
         if self.rule == "margin" and self.head is not None:
@@ -177,19 +179,25 @@ class Annotation:
             self.around.append(sample_pixels(places(grid), at, mask.shape))
             self.labels.append(torch.from_numpy(labels))
             self.strokes.append(torch.from_numpy(strokes))
-        labels = torch.cat(self.labels)
-        if len(labels.unique()) > 1:
-            known = Sampled(torch.cat(self.features), labels, torch.cat(self.strokes), torch.cat(self.around))
+        known = self.known()
+        if len(known.labels.unique()) > 1:
             self.head = LiveHead.fit(known, self.data.unlabeled, self.seed)
         if len(self.strokes) in MARKS:
             self.results[len(self.strokes)] = self.data.measure(self.head)
 
+    def known(self) -> Sampled:
+        columns = zip(self.features, self.labels, self.strokes, self.around)
+        return Sampled.together([Sampled(*column) for column in columns])
+
     def places(self, i: int, drawn: np.ndarray) -> list[tuple[int, int]]:
         height, width = drawn.shape
         somewhere = [(int(self.random.integers(height)), int(self.random.integers(width))) for _ in range(AT_ONCE)]
-        if self.rule == "ours":
-            labelled = torch.cat(self.around) if self.around else torch.zeros(0, 1)
-            advice = Advice(self.data.rule, self.head, labelled, torch.zeros(0).long(), {})
+        if self.rule in ("doubt", "ours"):
+            names = {label: str(label) for label in range(self.data.num_classes)}
+            advice = Advice(self.data.rule, self.head, self.known(), torch.zeros(0).long(), names)
+            if self.rule == "doubt" and self.head is not None:
+                mean, doubt = self.head.predict(self.data.rule.points)
+                advice.weights = doubt.square() * (mean / self.head.shares.clamp(min=RAREST)).sum(1)
             return [(y, x) for y, x, _ in advice.places(places(self.data.pool[i].grid), drawn, AT_ONCE)]
         if self.rule in ("random", "typical") or self.head is None:
             return somewhere

@@ -8,17 +8,17 @@ Of every training mask only some pixels are kept: so many random ones of each cl
 each class (`annotator.py`). Heads of the default recipe are fitted on them with and without `sparse_labels`, and
 measured on the test split; `whole masks` has all pixels.
 
-With `--suggestions` the annotator labels `--pictures` pictures, 20 strokes in each, where a rule says; after every five
-strokes the live head is fitted again, as in `diffuseseg app`. Seeds are paired: each gives four fifths of the pictures
-to label from, the order of random pictures, random places and the head's random weights. The table has the mean over
-the seeds; the area under the curve (trapezoids over the numbers of strokes, divided by their range) of each rule minus
-that of `random`, with the 95 % interval of a paired t-test; and the least IoU of a class at the end.
+With `--suggestions` the annotator labels `--pictures` pictures, `--each` strokes in each, where a rule says; after
+every five strokes the live head is fitted again, as in `diffuseseg app`. Seeds are paired: each gives four fifths of
+the pictures to label from, the order of random pictures, random places and the head's random weights. The table has the
+mean over the seeds; the area under the curve (trapezoids over the numbers of strokes, divided by their range) of each
+rule minus that of `random`, with the 95 % interval of a paired t-test; and the least IoU of a class at the end.
 """
 
 from typing import Any
 
 import numpy as np
-from annotator import EACH, MARKS, RULES, Annotation, Data, true_stroke
+from annotator import MARKS, RULES, Annotation, Data, true_stroke
 from datasets import Dataset, Features, Image
 from harness import Result, Task, arguments, drawn_faces, fit, mean_iou
 from scipy import stats
@@ -57,7 +57,7 @@ def suggestions(task: Task, pipe: Any, args: Any) -> None:
     pool = drawn_faces(range(200)) if args.task == "drawn" else task.train
     pairs = [[(rows[i].image, rows[i].mask) for i in range(len(rows))] for rows in (pool, task.test)]
     data = Data(pairs[0], pairs[1][:: args.test_every], pool.num_classes, pipe)
-    marks = [m for m in MARKS if m <= EACH * args.pictures]
+    marks = [m for m in MARKS if m <= args.each * args.pictures]
     columns = {"rule": ("rule", "text")} | {f"at_{m}": (f"{m} strokes", "percent") for m in marks}
     columns |= {"area": ("area, against random", "text"), "worst": ("worst class at the end", "percent")}
     about = f"Mean IoU in %; {len(pool)} pictures to label, {len(data.test)} to measure on."
@@ -65,7 +65,7 @@ def suggestions(task: Task, pipe: Any, args: Any) -> None:
 
     def annotate(rule: str, seed: int) -> list[list[float]]:
         data.choose(seed)
-        found = Annotation(data, rule, seed).run(args.pictures)
+        found = Annotation(data, rule, seed, args.each).run(args.pictures)
         return [found[m] for m in marks]
 
     found = {
@@ -83,7 +83,7 @@ def suggestions(task: Task, pipe: Any, args: Any) -> None:
 
 
 def main() -> None:
-    live = dict(suggestions=False, rules=RULES, pictures=10, test_every=1)
+    live = dict(suggestions=False, rules=RULES, pictures=10, each=20, test_every=1)
     args = arguments(__doc__, seeds=[0], pixels=[3, 40], strokes=[1, 3], dtype="auto", **live)
     task = Task(args.task)
     pipe = task.pipe(args.dtype)

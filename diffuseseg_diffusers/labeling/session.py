@@ -437,7 +437,7 @@ class LabelSession:
             names = self._rule[0]
             done = torch.tensor([names.index(name) for name in self.labelled_names() if name in names])
             classes = {c.id: c.name for c in self.classes}
-            advice = Advice(self._rule[1], self.fit_live(), self._labelled().around, done.long(), classes)
+            advice = Advice(self._rule[1], self.fit_live(), self._labelled(), done.long(), classes)
             states = dict(self.journal.states)
         found = finished_last(advice.pictures(names), states)
         chosen = next((s for s in found if s.picture == (places_of or found[0].picture)), None)

@@ -8,11 +8,12 @@ picture or a place in it, is the coverage that it adds:
 
 `k` is a Gaussian kernel on features, `c_p` the largest `k` of probe `p` to anything labelled: to the pictures in which
 there are labels for a picture, to the labels themselves for a place. It is the greedy step of facility location, as in
-MaxHerding (Bae et al., ECCV 2024). Pictures are to be typical, so their probes weigh the same, `w_p = 1`. Of places a
-doubtful one in a rare class is worth most: `w_p` is the square of the probe's doubt (entropy of the mean and divergence
-of the members) times how rare its class is expected to be, the sum over the classes of probability over share; while
-there is no head, how rare its like is among the probes. What it is worth, and what was worse, was measured: see
-docs/labeling.md.
+MaxHerding (Bae et al., ECCV 2024). Pictures are to be typical, so their probes weigh the same, `w_p = 1`. Of places
+those are worth most that are in doubt and of a class with few strokes: `w_p` is the square of the probe's doubt
+(entropy of the mean and divergence of the members) times the sum over the classes of probability over number of
+strokes. Of a class without a stroke there is no doubt, since the head does not know it: while there is one, half of
+the weight is for what is rare among the probes and therefore new; all of it, while there is no head. What it is worth
+was measured: see docs/labeling.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .live import LiveHead
+from .live import LiveHead, Sampled
 
 
 MAX_PROBES = 2048  # of all pictures together, but two of each at least
 ROWS = 1024  # probes that are compared with all others at once
 WIDTH = 0.4  # of the kernel, over the median distance of probes
 SIMILAR = 0.1  # what is less like anything labelled is called new
-RAREST = 0.01  # share below which a class does not get rarer
+NOVELTY = 0.5  # of the weight is for what is new while a class has no stroke; 0.25 and 1 were worse after 20 strokes
+NAMED = 3  # classes without a stroke that a reason names
 APART = 2  # pixels of the grid of places between two suggestions, at least
 
 
@@ -78,12 +80,19 @@ class Rule:
         """Largest similarity of the probes to pictures with labels: `[P]`, 0 to 1."""
         return self.explained[:, done].amax(1) if len(done) else torch.zeros(len(self.points))
 
-    def weights(self, head: LiveHead | None) -> torch.Tensor:
-        """Weights of the probes for choosing places, `[P]`."""
+    def weights(self, head: LiveHead | None, strokes: torch.Tensor, seek: bool) -> torch.Tensor:
+        """Weights of the probes for choosing places, `[P]`, 1 in sum.
+
+        Args:
+            head ([`LiveHead`], *optional*), strokes (`torch.Tensor`): `[C]`, how many each of its classes has.
+            seek (`bool`): Whether there are classes without a stroke.
+        """
+        new = F.normalize(1 / self.density, p=1, dim=0)
         if head is None:
-            return 1 / self.density
+            return new
         mean, doubt = head.predict(self.points)
-        return doubt.square() * (mean / head.shares.clamp(min=RAREST)).sum(1)
+        torn = F.normalize(doubt.square() * (mean / strokes).sum(1), p=1, dim=0)
+        return torch.lerp(torn, new, NOVELTY) if seek else torn
 
     def places(
         self, grid: torch.Tensor, labelled: torch.Tensor, weights: torch.Tensor, taken: torch.Tensor, count: int
@@ -142,16 +151,17 @@ class Advice:
 
     Args:
         rule ([`Rule`]), head ([`LiveHead`], *optional*): Of the pictures, and the live head if there is one.
-        labelled (`torch.Tensor`): `[L, D]`, features of all that is labelled.
+        known ([`Sampled`]): All that is labelled, which the head was fitted on.
         done (`torch.Tensor`): `[M]` int64, numbers of the pictures in which something is labelled.
-        names (`dict`): Names of the classes by id.
+        names (`dict`): Names of the classes by id, those without a stroke too.
     """
 
-    def __init__(
-        self, rule: Rule, head: LiveHead | None, labelled: torch.Tensor, done: torch.Tensor, names: dict[int, str]
-    ):
-        self.rule, self.head, self.labelled, self.done, self.names = rule, head, labelled, done, names
-        self.weights = rule.weights(head)
+    def __init__(self, rule: Rule, head: LiveHead | None, known: Sampled, done: torch.Tensor, names: dict[int, str]):
+        self.rule, self.head, self.labelled, self.done, self.names = rule, head, known.around, done, names
+        of_class, _ = torch.stack([known.labels, known.strokes]).unique(dim=1)
+        classes, strokes = of_class.unique(return_counts=True)  # ascending, as the head's
+        self.missing = [name for label, name in names.items() if label not in classes.tolist()]
+        self.weights = rule.weights(head, strokes, bool(self.missing))
 
     def pictures(self, names: Sequence[str]) -> list[Suggestion]:
         """All pictures, the best first, with reasons but without places; `names` in the order of the rule's.
@@ -178,9 +188,15 @@ class Advice:
         for place in self.rule.places(grid, self.labelled, self.weights, taken, count):
             y, x = (int((p + 0.5) * n / m) for p, n, m in zip((place.y, place.x), drawn.shape, grid.shape[1:]))
             new = self.head is None or place.covered < SIMILAR
-            why = "nothing like this is labelled yet" if new else self._torn(grid[:, place.y, place.x][None])
-            found.append((y, x, why))
+            found.append((y, x, self._new() if new else self._torn(grid[:, place.y, place.x][None])))
         return found
+
+    def _new(self) -> str:
+        said = "nothing like this is labelled yet"
+        if not self.missing or not len(self.labelled):
+            return said
+        more = [f"{len(self.missing) - NAMED} more"] if len(self.missing) > NAMED else []
+        return f"{said}; without a stroke: {', '.join(self.missing[:NAMED] + more)}"
 
     def _why(self, picture: int, share: float, new: float) -> str:
         if not len(self.done):
