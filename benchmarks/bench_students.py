@@ -129,9 +129,10 @@ def speed(task: Task, args: Any) -> None:
     columns = {"side": ("", "text")}
     for size in (1, args.batch_size):
         columns |= {f"ms_{size}": (f"ms an image, batches of {size}", "ms"), f"times_{size}": ("", "times")}
-    about = f"From the decoded image to the mask, medians of {args.rounds} rounds in turn. The file in int8 gives "
-    about += f"{shares[1]:.2%} of the pixels of unlabelled images the class of float32."
+    about = f"From the decoded image to the mask, medians of {args.rounds} rounds in turn."
     if args.student:
+        share = f"{shares[1]:.2%} of the pixels of unlabelled images"
+        about += f" The file in int8 gives {share} the class of float32."
         columns |= {"mean_iou": (f"mean IoU on {len(task.test)} test images", "percent")}
     result = Result(args.name or f"student-speed-{args.task}", columns, args, about, pipe.unet.dtype)
     rows: dict[str, dict[str, Any]] = {name: {} for name in sides}

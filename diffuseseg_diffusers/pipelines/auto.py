@@ -147,8 +147,10 @@ def _load(name: str, kind: str, device: str | torch.device | None, kwargs: dict[
         wanted = [str(device)] if device is not None and find_device(device).type != "cpu" else []
         wanted += [str(asked)] if asked not in (None, "auto", "float32", torch.float32) else []
         tell = logger.warning if wanted else logger.info
-        tell("%s: float32 on cpu (ONNX Runtime%s)", name, f", not {' and '.join(wanted)}" if wanted else "")
-        return segmenter(name)
+        student = segmenter(name)
+        unlike = f", not {' and '.join(wanted)}" if wanted else ""
+        tell("%s: %s on cpu (ONNX Runtime%s)", name, student.precision, unlike)
+        return student
     place = find_device(device) if device is not None else torch.device("cpu")
     if isinstance(asked, str):
         measured = asked == "auto" and default_dtype(place) != torch.float32

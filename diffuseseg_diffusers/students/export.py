@@ -60,9 +60,10 @@ def export_onnx(student: Student, path: str | os.PathLike, calibration: Sequence
     Raises:
         UserError: The extra `onnx` is not installed; says what to install. Or there is one image of `calibration`.
     """
-    if importlib.util.find_spec("onnxscript") is None:
-        raise missing_extra("onnx", "onnxscript")
-    known = {"label_names": student.label_names, **student.extras()}
+    for module in ("onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(module) is None:
+            raise missing_extra("onnx", module)
+    known = {"label_names": student.label_names, **student.extras(), "int8": len(calibration) > 0}
     del known["agreement"]  # was measured in PyTorch
     student = copy.deepcopy(student)
     student.model = student.model.eval().to("cpu", torch.float32)
@@ -108,6 +109,7 @@ class OnnxStudent(LogitSegmenter):
             self.decisions = Decisions.of(given.get("decisions"), len(self.label_names))
             self.fitted_tiles = check_tiling(given.get("tiling"))
             self.guided = check_guided(given.get("guided"))
+            self.precision = "int8" if given.get("int8") else "float32"
             shape = self.session.get_inputs()[0].shape
             self.in_channels, self.image_size = int(shape[1]), (int(shape[2]), int(shape[3]))
         except Exception as error:  # of ONNX Runtime, whose classes are those of its own errors

@@ -29,7 +29,7 @@ from .batches import EpochBatches, Mix
 from .choosing import RATES, SMALL, UNET, check_reads, new_student, student_size
 from .objective import parameter_groups
 from .student import Student
-from .targets import SoftTargets, WholeImages, crops_read
+from .targets import SoftTargets, WholeImages, crops_as_read
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def unlabeled_images(config: Any, data: StudentData, student: Student) -> WholeI
         return None
     if data.tiles is None:
         return WholeImages(*data.unlabeled, student.image_size, student.in_channels)
-    crops = crops_read(student, *data.unlabeled, config.seed)
+    crops = crops_as_read(student, *data.unlabeled, config.seed)
     number = min(len(crops), config.max_unlabeled or len(crops))
     print(f"Soft targets are computed for {number} of {len(crops)} tiles of {len(data.unlabeled[0])} pictures.")
     return crops.select(evenly_spread(len(crops), number))

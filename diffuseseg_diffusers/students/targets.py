@@ -138,7 +138,7 @@ class WholeImages:
             raise UserError(f"The image in {where} cannot be read ({error}); repair or remove it.") from error
 
 
-def crops_read(student: Student, dataset: HubDataset, column: str, seed: int = 0) -> RandomCrops:
+def crops_as_read(student: Student, dataset: HubDataset, column: str, seed: int = 0) -> RandomCrops:
     """Random crops of images without labels, at the scale of a student's tiles."""
     tiles = student.fitted_tiles
     given = (student.image_size, student.in_channels, InputChannels(), seed, tiles["scale"], tiles["pixel_size"])
