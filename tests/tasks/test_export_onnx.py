@@ -34,7 +34,7 @@ def test_int8_is_calibrated_on_pictures_and_says_how_far_masks_agree(drawn, stud
     assert "Masks in int8 agree with float32 on " in said and f"Written to {file}" in said
     assert file.stat().st_size < 0.9 * exported[0].stat().st_size
     given_model = ("--model", file, "--dataset_name", drawn / "data", "--output_dir", tmp_path / "metrics")
-    assert "int8 on cpu (ONNX Runtime)" in run("diffuseseg", "evaluate", *given_model, "--verbose").stderr
+    assert "int8 on cpu (ONNX Runtime)" in run("diffuseseg", "evaluate", *given_model, "--verbose", fresh=True).stderr
     run("diffuseseg", "compare", exported[0], file, "--dataset_name", drawn / "data", "--output_dir", tmp_path / "both")
     kept = file.read_bytes()
     for wrong in (("--int8",), given[1:3], ("--unlabeled_split", "test")):

@@ -334,8 +334,8 @@ function moved(at, byKey = false) {
 }
 
 function showLists() {
-  showPlaces($("places"), view.places, (place) => { view.center(place); view.canvas.focus(); });
-  const shown = list.show(state.pictures, state.ranking, current);
+  const shifted = showPlaces($("places"), view.places, (place) => { view.center(place); view.canvas.focus(); });
+  const shown = list.show(state.pictures, state.ranking, current, shifted);
   const total = state.pictures.length;
   put($("count"), "textContent", shown === total ? `(${total})` : `(${shown} of ${total})`);
   put($("undo"), "disabled", !mine.length && !older.length && !outbox.items.length);

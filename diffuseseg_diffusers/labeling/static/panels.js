@@ -84,9 +84,10 @@ export class ClassList {
   }
 }
 
+// Says whether they changed.
 export function showPlaces(list, places, go) {
   const said = JSON.stringify(places);
-  if (list.said === said) return;
+  if (list.said === said) return false;
   list.said = said;
   const at = [...list.children].findIndex((item) => item.contains(document.activeElement));
   list.replaceChildren(...places.map((place, i) => {
@@ -96,6 +97,7 @@ export function showPlaces(list, places, go) {
     return element("li", {}, button);
   }));
   if (at >= 0) (list.children[at] ?? list.lastElementChild)?.firstChild.focus();
+  return true;
 }
 
 export function showLines(list, lines) {
@@ -174,7 +176,8 @@ export class PictureList {
     return this.rows.get(name);
   }
 
-  show(pictures, ranking, current) {
+  // `shifted`: what stands above the list has another height.
+  show(pictures, ranking, current, shifted) {
     const rank = new Map(ranking.map((own, i) => [own.picture, { place: i + 1, ...own }]));
     const text = this.search.toLowerCase();
     const shown = pictures.filter((own) => own.name.toLowerCase().includes(text) && (!this.only || own.state === this.only));
@@ -194,7 +197,7 @@ export class PictureList {
       return row.item;
     }));
     this.list.rove();
-    const moved = this.current !== current || before.indexOf(current) !== this.order.indexOf(current);
+    const moved = shifted || this.current !== current || before.indexOf(current) !== this.order.indexOf(current);
     this.current = current;
     if (moved && this.order.includes(current)) this.rows.get(current).item.scrollIntoView({ block: "nearest", inline: "nearest" });
     return shown.length;
