@@ -231,6 +231,8 @@ def _cell_contents(cell: object) -> tuple[str, str]:
     if is_cell(path):
         return "", bytes_contents(str(path).encode())
     name = os.path.basename(path.rstrip("/")) if isinstance(path, str) else ""
+    if isinstance(cell, Mapping) and cell.get("plane") is not None:
+        name += f", plane {cell['plane'] + 1}"
     if data is None and isinstance(path, str) and os.path.exists(path):
         content = contents_of([path])[path]
         return name, content if isinstance(content, str) else bytes_contents(repr(content).encode(errors="replace"))

@@ -93,7 +93,8 @@ def push_labeling_space(
         "requirements.txt": "".join(f"{line}\n" for line in pinned_requirements()).encode(),
     }
     files |= package_files()
-    for name, picture in found.items():
+    for picture in found.values():  # planes of one file share it
+        name = picture.path.relative_to(images).as_posix()
         inside = sorted(p for p in picture.path.rglob("*") if p.is_file()) if picture.path.is_dir() else [picture.path]
         files |= {f"images/{name}{p.as_posix()[len(picture.path.as_posix()) :]}": p for p in inside}
     with TemporaryDirectory() as scratch:

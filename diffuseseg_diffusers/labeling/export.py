@@ -2,7 +2,7 @@
 """Exports a session: labels as a dataset that every command reads, masks of all pictures, and the strokes."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import PIL.Image
 from ..datasets.annotations import coco, cvat, label_studio, labelme, qupath
 from ..datasets.annotations.base import Marked
 from ..datasets.annotations.shapes import from_mask
+from ..images.formats.cells import open_cell
+from ..images.formats.planes import save_picture
 from ..images.image_processor import mask_to_pil
 from ..jobs.errors import UserError
 from ..jobs.files import write_json
 from ..tiling.files import free_names, stem
 from .journal import APPROVED, JOURNAL
+from .pictures import Picture
 
 
 README = """# Labels from DiffuseSeg
@@ -32,6 +35,11 @@ README = """# Labels from DiffuseSeg
 * `pipeline/`: the fitted pipeline, if "Finish" was pressed, for `diffuseseg segment --model pipeline …`
 
 Masks are palette images: the values of their pixels are class ids, `dataset/id2label.json` names them.
+"""
+PLANES = """
+Planes of stacks and volumes are pictures of their own: "stack.tif, z 3" is `dataset/images/stack-z3.tif`, with the
+values of the stack, and goes by this name in `annotations/`; `diffuseseg fit --dataset_name dataset/images
+--annotations annotations/coco.json --label_names …` reads those that are labelled.
 """
 
 
@@ -67,7 +75,9 @@ def export_session(
         text += "".join(f"* `{name}`\n" for name in names)
     if pipeline is not None and behind:
         text += "\n**Strokes or classes have changed since `pipeline/` was fitted**: it does not know all of them.\n"
-    if session.axes:
+    if any(session.picture(name).place for name in names):
+        text += PLANES
+    if session.axes and not all(picture.place for picture in session.pictures.values()):  # planes state theirs
         text += f"\nTIFFs of `dataset/` are read with `--axes {session.axes}`.\n"
     if left_out:
         text += "\n## Left out\n\n" + "".join(f"* {reason}\n" for reason in left_out)
@@ -96,19 +106,15 @@ def _export(session: Any, folder: Path, pipeline: Path | None, chosen: list[str]
     left_out: list[str] = []
     palette = [c.color for c in classes]
     of: dict[str, str] = {}
-    exported = dict(zip(session.pictures, free_names([stem(name) for name in session.pictures])))
+    exported = dict(zip(session.pictures, free_names([_stem(own) for own in session.pictures.values()])))
     for name in names:
         try:
-            session.picture(name).check()
+            of[_copied(session.picture(name), folder / "dataset" / "images", exported[name])] = name
         except UserError as error:
             left_out.append(f"{error} Its labels are left out of the download; its strokes are in it.")
             continue
-        path, new = session.picture(name).path, exported[name]
-        target = folder / "dataset" / "images" / f"{new}{_suffix(path)}"
-        of[target.name] = name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
-        _save_mask(folder / "dataset" / "masks" / f"{new}.png", session.compact_ids(session.labels(name)), palette)
+        mask = session.compact_ids(session.labels(name))
+        _save_mask(folder / "dataset" / "masks" / f"{exported[name]}.png", mask, palette)
     if len(left_out) == len(names):
         raise UserError(f"None of the labelled pictures can be read: {left_out[0]}")
     write_json(folder / "dataset" / "id2label.json", {str(i): c.name for i, c in enumerate(classes)})
@@ -126,7 +132,8 @@ def _export(session: Any, folder: Path, pipeline: Path | None, chosen: list[str]
             _save_mask(folder / "predictions" / f"{exported[name]}.png", session.compact_ids(prediction.mask), palette)
     if made:
         write_json(folder / "predictions" / "of.json", made)
-        left_out += _write_annotations(folder, made, [c.name for c in classes])
+        called = {file: _called(session.picture(name), exported[name]) for file, name in made.items()}
+        left_out += _write_annotations(folder, called, [c.name for c in classes])
     if session.journal.lost() is None:
         shutil.copyfile(session.folder / JOURNAL, folder / JOURNAL)
     else:
@@ -136,11 +143,40 @@ def _export(session: Any, folder: Path, pipeline: Path | None, chosen: list[str]
     return left_out
 
 
-def _write_annotations(folder: Path, made: dict[str, str], names: list[str]) -> list[str]:
-    """Writes the predictions in the formats of other programs; returns why some of them are left out."""
+def _stem(picture: Picture) -> str:
+    """What the files of a picture are named after; of a plane such as "stack-z3"."""
+    own = stem(picture.file_name)
+    return "-".join([own, picture.place.replace(", ", "-").replace(" ", "")]) if picture.place else own
+
+
+def _copied(picture: Picture, folder: Path, new: str) -> str:
+    """Copies a picture into a folder, a plane as a TIFF of its own; returns the name of the copy.
+
+    Raises:
+        UserError: See [`Picture.check`]; or it cannot be read.
+    """
+    picture.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / (_called(picture, new) if picture.place else f"{new}{_suffix(picture.path)}")
+    if picture.place:
+        with open_cell(picture.cell, picture.name, picture.axes) as raster:
+            save_picture(raster, target)
+    else:
+        shutil.copytree(picture.path, target) if picture.path.is_dir() else shutil.copyfile(picture.path, target)
+    return target.name
+
+
+def _called(picture: Picture, new: str) -> str:
+    """The name of a picture for other programs: its own, or of a plane that of its copy."""
+    return f"{new}.tif" if picture.place else picture.name
+
+
+def _write_annotations(folder: Path, called: Mapping[str, str], names: list[str]) -> list[str]:
+    """Writes the predictions, by file the name of their picture, in the formats of other programs; returns why some of
+    them are left out."""
 
     def marked() -> Iterator[Marked]:
-        for file, name in made.items():
+        for file, name in called.items():
             with PIL.Image.open(folder / "predictions" / file) as image:
                 ids = np.asarray(image)
             yield Marked(name, ids.shape[0], ids.shape[1], from_mask(ids, names))

@@ -50,7 +50,12 @@ def import_annotations(
     notes = found.layout.notes[len(layout.notes) :]
     before = {stroke.picture for stroke in journal.strokes.values() if stroke.kind == IMPORT}
     named = {path.relative_to(folder).as_posix(): own for pairs in found.splits.values() for path, own in pairs}
-    if outside := sorted(set(named) - set(pictures)):
+    stacks = {picture.file_name for picture in pictures.values() if picture.place}
+    if whole := sorted(stacks & set(named)):
+        notes.append(
+            f"{len(whole)} annotated stacks are not imported, {whole[0]} among them: their planes are pictures."
+        )
+    if outside := sorted(set(named) - set(pictures) - stacks):
         notes.append(f"{len(outside)} annotated pictures are not in this session, {outside[0]} among them.")
     new = {name: own for name, own in named.items() if name in pictures and name not in before}
     ids, names = _classes(journal, class_names or found.names, new, place)

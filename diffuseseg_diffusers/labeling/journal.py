@@ -53,6 +53,7 @@ class Stroke:
     size: tuple[int, int]  # height and width of the picture
     runs: np.ndarray  # [N,4] int32: row, first column, column behind the last, class id (255 erases)
     kind: str  # one of `KINDS`
+    planes: int = 1  # of the stack that the picture is a plane of
 
 
 @dataclass
@@ -127,12 +128,12 @@ class Journal:
         return [s for s in found if picture is None or s.picture == picture]
 
     def draw(
-        self, picture: str, size: tuple[int, int], runs: Runs, kind: str = "stroke", key: str | None = None
+        self, picture: str, size: tuple[int, ...], runs: Runs, kind: str = "stroke", key: str | None = None
     ) -> int:
         """Adds a stroke; returns its number.
 
         Args:
-            picture (`str`), size (two `int`): Which picture, and its height and width.
+            picture (`str`), size (two or three `int`): Which picture, its height, width and, of a plane, planes.
             runs (sequence of four `int`): Row, first column, column behind the last, class id or 255 to erase.
             kind (`str`): One of `KINDS`.
             key (`str`, *optional*): Name of the stroke, 1 to 64 printable ASCII characters. The same key again draws
@@ -146,7 +147,7 @@ class Journal:
         with self._turn():
             if key is not None and checked_key(key) in self.keys:
                 return self.keys[key]
-            given = checked_runs(runs, picture, size)
+            given = checked_runs(runs, picture, (size[0], size[1]))
             self._check_drawable(set(np.unique(given[:, 3]).tolist()) - {UNLABELED})
             if kind not in KINDS:
                 raise UserError(f"A stroke is of the kind {', '.join(map(repr, KINDS))}, got {kind!r}.")
@@ -384,14 +385,14 @@ class Journal:
 
     def _apply_stroke(self, line: dict[str, Any], now: int) -> str:
         """Draws the stroke of a line; returns its picture."""
-        size = (int(line["size"][0]), int(line["size"][1]))
+        size, planes = (int(line["size"][0]), int(line["size"][1])), int((*line["size"], 1)[2])
         if not 0 < size[0] * size[1] <= MAX_PIXELS:
             raise ValueError(f"a picture of {size[1]} x {size[0]} pixels")
         number, before = int(line["stroke"]), next(reversed(self.strokes), 0)
         if not before < number <= now + REMOVED:  # the numbers of strokes are the sizes of tables
             raise ValueError(f"stroke {number} after stroke {before}")
         runs = checked_runs(line["runs"], str(line["picture"]), size)
-        stroke = Stroke(number, str(line["picture"]), size, runs, str(line["kind"]))
+        stroke = Stroke(number, str(line["picture"]), size, runs, str(line["kind"]), planes)
         if "key" in line:
             self.keys.setdefault(checked_key(line["key"]), number)
         self.strokes[number] = stroke

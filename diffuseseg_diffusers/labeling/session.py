@@ -32,7 +32,7 @@ from .folder import FEATURES, open_folder
 from .importing import import_annotations, offered_annotations
 from .journal import JOURNAL, UNLABELED, Journal, LabelClass
 from .live import PIXELS, LiveHead, Sampled
-from .pictures import Picture, find_pictures
+from .pictures import CELL, Picture, find_pictures
 from .regions import connected_region, sparse_pixels
 from .states import Statistics, begin_classes, checked_names, set_aside
 from .suggestions import Advice, Rule, Suggestion, finished_last
@@ -220,7 +220,7 @@ class LabelSession:
     def draw(self, name: str, runs: Sequence[Sequence[int]], kind: str = "stroke", key: str | None = None) -> int:
         """Adds a stroke to a picture, on the disk before it returns; see [`Journal.draw`]."""
         with self.lock:
-            return self.journal.draw(name, self.picture(name).size, runs, kind, key)
+            return self.journal.draw(name, self.picture(name).extent, runs, kind, key)
 
     def undo(self, number: int) -> None:
         """Undoes a stroke."""
@@ -380,11 +380,11 @@ class LabelSession:
         rows: dict[str, list] = {"image": [], "mask": []}
         for name in self.labelled_names():
             mask = encode_image(PIL.Image.fromarray(self.compact_ids(self.labels(name))))
-            rows["image"].append(str(self.picture(name).path))
+            rows["image"].append(self.picture(name).cell)
             rows["mask"].append({"bytes": mask, "path": None})
         if not rows["image"]:
             raise UserError("Nothing is labelled yet; draw strokes first.")
-        columns = Features({"image": Image(decode=False), "mask": Image(decode=False)})
+        columns = Features({"image": CELL, "mask": Image(decode=False)})
         names, palette = [c.name for c in self.classes], [c.color for c in self.classes]
         dataset = Dataset.from_dict(rows, features=columns)
         return LabeledImages(dataset, label_names=names, palette=palette, channels=self.pipe.channels, axes=self.axes)

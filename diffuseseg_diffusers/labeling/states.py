@@ -7,7 +7,7 @@ import numpy as np
 
 from ..jobs.errors import UserError
 from .checks import checked_name
-from .journal import MAX_CLASSES, Journal
+from .journal import MAX_CLASSES, Journal, Stroke
 from .pictures import Picture
 
 
@@ -43,7 +43,7 @@ def picture_state(journal: Journal, name: str, strokes: int) -> str:
 
 
 def set_aside(journal: Journal, pictures: dict[str, Picture]) -> tuple[dict[str, str], list[str]]:
-    """Takes out the pictures whose size changed since they were labelled.
+    """Takes out the pictures whose size, or number of planes beside them, changed since they were labelled.
 
     Returns:
         Why each was taken out, by name; lines that say so, and which labelled pictures are missing.
@@ -54,17 +54,25 @@ def set_aside(journal: Journal, pictures: dict[str, Picture]) -> tuple[dict[str,
         picture = pictures.get(stroke.picture)
         if picture is None:
             gone.add(stroke.picture)
-        elif picture.size != stroke.size:
-            left_out[stroke.picture] = (
-                f"was {stroke.size[1]} x {stroke.size[0]} pixels when it was labelled and is now "
-                f"{picture.size[1]} x {picture.size[0]}; its strokes are kept for the old one"
-            )
+        elif changed := _changed(picture, stroke):
+            left_out[stroke.picture] = f"{changed}; its strokes are kept for the old one"
             notes.append(f"{stroke.picture} {left_out[stroke.picture]}.")
             del pictures[stroke.picture]
     gone -= set(left_out)
     if gone:
         notes.append(f"{len(gone)} labelled pictures are gone, {min(gone)} too; their strokes are kept.")
     return left_out, notes
+
+
+def _changed(picture: Picture, stroke: Stroke) -> str | None:
+    """How a picture differs from the one in which a stroke was drawn, if it does."""
+    (height, width), planes = stroke.size, stroke.planes
+    if picture.size != stroke.size:
+        now = f"{picture.size[1]} x {picture.size[0]}"
+        return f"was {width} x {height} pixels when it was labelled and is now {now}"
+    if picture.planes != planes:
+        return f"was one of {planes} planes when it was labelled and is now one of {picture.planes}"
+    return None
 
 
 def begin_classes(journal: Journal, names: Sequence[str]) -> list[str]:

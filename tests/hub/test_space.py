@@ -9,7 +9,9 @@ import sys
 import time
 import urllib.request
 
+import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -96,6 +98,16 @@ def test_a_model_of_the_hub_goes_by_its_name(hub, pictures):
     assert '"--model", "google/ddpm-church-256"' in app and '"--revision", "abc"' in app and '"--no_token"' in app
     assert yaml.safe_load(files["README.md"].decode().split("---")[1])["models"] == ["google/ddpm-church-256"]
     assert not hub.settings("spaces", "alice/by-name")["private"] and "HF_TOKEN" in files["README.md"].decode()
+
+
+def test_a_stack_is_uploaded_once_for_all_its_planes(hub, pictures):
+    stack = pictures / "deep" / "stack.tif"
+    tifffile.imwrite(stack, np.zeros((3, 8, 9), np.uint8), imagej=True, metadata={"axes": "ZYX"})
+    push_labeling_space("alice/stacks", "google/ddpm-church-256", pictures)
+    files = hub.files("spaces", "alice/stacks")
+    sent = {name for name in files if name.startswith("images/")}
+    assert sent == {"images/a.png", "images/deep/b c.png", "images/deep/stack.tif"}
+    assert files["images/deep/stack.tif"] == stack.read_bytes()
 
 
 def test_what_cannot_be_labelled_is_said_before_anything_is_made(hub, pictures, tmp_path):

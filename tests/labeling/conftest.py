@@ -58,6 +58,22 @@ def session(open_session):
     return session
 
 
+@pytest.fixture
+def stack(tmp_path):
+    """Twelve slowly changing planes of 16 bits in a folder with nothing else, and their true masks by name."""
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "stacks").mkdir()
+    y, x = np.mgrid[:24, :30]
+    masks = {}
+    for z in range(12):
+        mask = ((y - 6 - z) ** 2 + (x - 8 - z) ** 2 < 30).astype(np.uint8)
+        masks[f"stack.tif, z {z + 1}"] = np.where(abs(y - 20) < 2, 2, mask).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 5000, (12, 24, 30))
+    values = (np.array([10000, 30000, 55000])[np.stack(list(masks.values()))] + noise).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "stacks" / "stack.tif", values, imagej=True, metadata={"axes": "ZYX"})
+    return tmp_path / "stacks", masks, values
+
+
 def true_runs(mask: np.ndarray, label: int, length: int = 5) -> list[list[int]]:
     """A horizontal stroke on a class, as far inside it as can be."""
     depth = distance_transform_edt(np.pad(mask == label, 1))[1:-1, 1:-1]

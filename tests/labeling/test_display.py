@@ -274,3 +274,14 @@ def test_a_thumbnail_leaves_the_kept_picture_whole(get):
 def test_the_route_refuses_in_one_sentence(get, params, status, sentence):
     answer = get("two.tif", **params)
     assert answer.status_code == status and sentence in answer.json()["error"]
+
+
+def test_the_route_shows_each_plane_of_a_stack(tmp_path):
+    planes = np.stack([RGB[..., 0], RGB[::-1, :, 1]])
+    tifffile.imwrite(tmp_path / "stack.tif", planes, photometric="minisblack", metadata={"axes": "ZYX"})
+    found = find_pictures(tmp_path)[0]
+    session = SimpleNamespace(pictures=found, picture=found.__getitem__, pipe=SimpleNamespace(channels=InputChannels()))
+    client = TestClient(create_app(session, None, None, None))
+    for z in (1, 2, 1):
+        answer = client.get("/api/image", params={"picture": f"stack.tif, z {z}"})
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), planes[z - 1])

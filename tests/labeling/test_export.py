@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from diffuseseg_diffusers import UserError, load_labeled_images
 from diffuseseg_diffusers.labeling.export import export_session
 from diffuseseg_diffusers.labeling.folder import keep_port, kept_token
 from diffuseseg_diffusers.labeling.journal import Journal
+from diffuseseg_diffusers.labeling.session import LabelSession
 
 from .conftest import NAMES, label
 
@@ -139,3 +141,61 @@ def test_the_token_of_the_page_is_never_exported(session, pictures, pipe, tmp_pa
     assert len(files) > 10 and not {p.name for p in files} & {"token", "port"}
     assert [p for p in files if token.encode() in p.read_bytes()] == []
     assert token.encode() in (session.folder / "token").read_bytes()
+
+
+def test_planes_are_exported_as_pictures_of_their_own(stack, pictures, pipe, tmp_path):
+    folder, masks, values = stack
+    Image.open(pictures[0] / "0.png").save(folder / "stack-z2.png")  # has the name of a plane's copy
+    session = LabelSession(pipe, folder, tmp_path / "session", NAMES)
+    session.extract()
+    masks["stack-z2.png"] = pictures[1]["0.png"]
+    names = ["stack-z2.png", "stack.tif, z 2", "stack.tif, z 10"]
+    label(session, masks, names)
+    session.export(tmp_path / "out")
+    out = tmp_path / "out"
+    of = json.loads((out / "dataset_of.json").read_text())
+    assert of == {"stack-z2.png": names[0], "stack-z2-2.tif": names[1], "stack-z10.tif": names[2]}
+    assert sorted(p.name for p in (out / "dataset" / "images").iterdir()) == sorted(of)
+    dataset = {Path(one.name).name: one for one in load_labeled_images(out / "dataset")}
+    for file, name in of.items():
+        assert (dataset[file].mask == session.compact_ids(session.labels(name))).all()
+    for file, z in (("stack-z2-2.tif", 1), ("stack-z10.tif", 9)):
+        stored = tifffile.imread(out / "dataset" / "images" / file)
+        assert stored.dtype == np.uint16 and np.array_equal(stored, values[z])
+    made = json.loads((out / "predictions" / "of.json").read_text())
+    assert len(made) == 13 and made["stack-z10.png"] == "stack.tif, z 10"
+    coco = json.loads((out / "annotations" / "coco.json").read_text())
+    called = {own["file_name"] for own in coco["images"]}
+    assert len(called) == 13 and {"stack-z2.png", "stack-z2-2.tif", "stack-z10.tif", "stack-z12.tif"} < called
+    assert "`dataset/images/stack-z3.tif`" in (out / "README.md").read_text()
+    for file in sorted((out / "annotations").iterdir()):
+        read = load_labeled_images(out / "dataset" / "images", annotations=file, label_names=NAMES)
+        for one in read:
+            expected = session.predict(of[Path(one.name).name]).mask
+            assert np.array_equal(one.mask, session.compact_ids(expected)), file
+        assert len(read) == 3, file
+
+
+def test_a_stack_with_other_planes_is_left_out_of_the_export_and_said(stack, pipe, tmp_path):
+    folder, masks, values = stack
+    Image.fromarray((values[0] // 256).astype(np.uint8)).save(folder / "a.png")
+    session = LabelSession(pipe, folder, tmp_path / "session", NAMES)
+    session.extract()
+    label(session, {**masks, "a.png": masks["stack.tif, z 1"]}, ["a.png", "stack.tif, z 2"])
+    tifffile.imwrite(folder / "stack.tif", values[:5], imagej=True, metadata={"axes": "ZYX"})
+    session.export(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "dataset" / "images").iterdir()] == ["a.png"]
+    assert "stack.tif had 12 planes and has 5 now" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_planes_of_a_stack_whose_axes_were_given_need_none_in_the_export(pipe, tmp_path):
+    (tmp_path / "in").mkdir()
+    values = np.random.default_rng(0).integers(0, 255, (3, 16, 16)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "in" / "stack.tif", values, photometric="minisblack")
+    session = LabelSession(pipe, tmp_path / "in", tmp_path / "session", NAMES, axes="ZYX")
+    session.extract()
+    session.draw("stack.tif, z 3", [[2, 2, 8, 0], [9, 2, 8, 1]])
+    session.export(tmp_path / "out")
+    assert "--axes" not in (tmp_path / "out" / "README.md").read_text()
+    (one,) = load_labeled_images(tmp_path / "out" / "dataset")
+    assert np.array_equal(np.asarray(one.image), values[2])

@@ -13,6 +13,7 @@ from diffuseseg_diffusers.datasets.annotations.base import Marked
 from diffuseseg_diffusers.datasets.annotations.shapes import from_mask
 from diffuseseg_diffusers.labeling.journal import JOURNAL, UNLABELED
 from diffuseseg_diffusers.labeling.server import create_app
+from diffuseseg_diffusers.labeling.session import LabelSession
 
 from .conftest import NAMES
 
@@ -178,3 +179,11 @@ def test_coordinates_are_of_the_picture_as_it_is_shown(open_session, pictures, t
     Image.new("RGB", (24, 30)).save(pictures[0] / "turned.jpg", exif=exif)
     place = polygon(tmp_path, "labelme", "disc", file_name="turned.jpg")
     assert (open_session(annotations=place).labels("turned.jpg")[5:13, 5:13] == 1).all()
+
+
+def test_annotations_of_whole_stacks_are_said_not_to_be_imported(stack, pipe, tmp_path):
+    place = polygon(tmp_path, "coco", label="sky", file_name="stack.tif")
+    session = LabelSession(pipe, stack[0], tmp_path / "session", NAMES, annotations=place)
+    assert session.labelled_names() == []
+    said = "1 annotated stacks are not imported, stack.tif among them: their planes are pictures."
+    assert said in session.notes and any("2 annotated pictures are not in " in note for note in session.notes)

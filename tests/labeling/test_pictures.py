@@ -211,17 +211,116 @@ def test_what_is_left_out_of_a_folder_is_said(tmp_path, monkeypatch):
     for i in range(3):
         Image.fromarray(RGB).save(tmp_path / f"{i}.jpg")
         Image.fromarray((GRID > 40).astype(np.uint8)).save(tmp_path / f"{i}.png")
-    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 8, 10), np.uint8), imagej=True, metadata={"axes": "ZYX"})
+    (tmp_path / "text.tif").write_text("no picture")
     for name in ("a.tif", "b.tif"):
         tifffile.imwrite(tmp_path / name, WITH_ALPHA, extrasamples=["unassalpha"])
     (tmp_path / "raw.heic").write_bytes(b"")
     monkeypatch.setattr(pictures, "NOTES", 1)
     found, left_out, notes = find_pictures(tmp_path)
     assert list(found) == ["0.jpg", "1.jpg", "2.jpg", "a.tif", "b.tif"]
-    assert left_out == {"stack.tif": "has 5 planes; save those that are to be labelled one by one"}
+    assert list(left_out) == ["text.tif"] and "cannot be read" in left_out["text.tif"]
     assert f"3 pictures of {tmp_path} are masks" in notes[0] and any("not read: 1 .heic" in note for note in notes)
     assert notes[-3:] == [
-        f"1 of 6 pictures are left out: stack.tif {left_out['stack.tif']}",
+        f"1 of 6 pictures are left out: text.tif {left_out['text.tif']}",
         "a.tif has an alpha channel, which is not read.",
         "1 more such lines stand beside their pictures.",
     ]
+
+
+STACK = np.random.default_rng(0).integers(0, 60000, (6, 8, 10)).astype(np.uint16)
+
+
+def save_stack(path, values=STACK, axes="ZYX"):
+    tifffile.imwrite(path, values, imagej=True, metadata={"axes": axes})
+
+
+def test_each_plane_of_a_stack_is_a_picture(tmp_path):
+    save(tmp_path / "a.png")
+    save_stack(tmp_path / "stack.tif")
+    save_stack(tmp_path / "times.tif", STACK.reshape(2, 3, 8, 10), "TZYX")
+    save_stack(tmp_path / "film.tif", STACK[:2], "TYX")
+    found, left_out, notes = find_pictures(tmp_path)
+    assert not left_out and not notes
+    assert list(found) == [
+        "a.png",
+        *("film.tif, t 1", "film.tif, t 2"),
+        *(f"stack.tif, z {z}" for z in range(1, 7)),
+        *(f"times.tif, z {z}, t {t}" for t in (1, 2) for z in (1, 2, 3)),
+    ]
+    for name, plane in (("stack.tif, z 4", 3), ("times.tif, z 3, t 2", 5), ("film.tif, t 2", 1)):
+        picture = found[name]
+        picture.check()
+        read = picture.read(InputChannels())
+        assert np.array_equal(read.image[..., 0], STACK[plane]) and picture.size == (8, 10)
+        assert picture.file_name == name.split(",")[0]
+        low, high = picture.shown(InputChannels()).display["least"], picture.shown(InputChannels()).display["most"]
+        assert (low, high) == (STACK[plane].min(), STACK[plane].max())
+
+
+def test_slices_of_a_nifti_volume_are_pictures(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(STACK.astype(np.int16).T, np.eye(4)), tmp_path / "scan.nii.gz")
+    found = find_pictures(tmp_path)[0]
+    assert list(found) == [f"scan.nii.gz, z {z}" for z in range(1, 7)]
+    found["scan.nii.gz, z 5"].check()
+    assert np.array_equal(found["scan.nii.gz, z 5"].read(InputChannels()).image[..., 0], STACK[4].astype(np.int16))
+
+
+def test_of_long_stacks_evenly_spread_planes_are_pictures_and_a_line_says_which(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PLANES", 4)
+    save_stack(tmp_path / "stack.tif", STACK.reshape(12, 4, 10))
+    save_stack(tmp_path / "times.tif", STACK.reshape(3, 4, 4, 10), "TZYX")
+    save_stack(tmp_path / "whole.tif", STACK.reshape(12, 4, 10)[:4])
+    found, _, notes = find_pictures(tmp_path)
+    of = {name: [n.split(", ", 1)[1] for n in found if n.startswith(name)] for name in ("stack", "times", "whole")}
+    assert of["stack"] == ["z 1", "z 4", "z 7", "z 10"] and of["whole"] == ["z 1", "z 2", "z 3", "z 4"]
+    assert of["times"] == ["z 1, t 1", "z 2, t 2", "z 3, t 3"]  # not of one slice alone
+    assert notes == [
+        "stack.tif has 12 planes, and 4 at most are pictures: one in 3, from z 1, z 4 on to z 10.",
+        "times.tif has 12 planes, and 4 at most are pictures: one in 5, from z 1, t 1, z 2, t 2 on to z 3, t 3.",
+    ]
+    assert found["stack.tif, z 7"].shown(InputChannels()).lines[0] == notes[0]
+    assert np.array_equal(found["stack.tif, z 7"].read(InputChannels()).image[..., 0], STACK.reshape(12, 4, 10)[6])
+
+
+def test_a_stack_that_changed_its_number_of_planes_is_refused(tmp_path):
+    save_stack(tmp_path / "stack.tif")
+    save(tmp_path / "a.png")
+    picture = find_pictures(tmp_path)[0]["stack.tif, z 2"]
+    for now in (STACK[:5], STACK[0]):
+        save_stack(tmp_path / "stack.tif", now, "ZYX"[3 - now.ndim :])
+        for read in (picture.check, lambda: picture.read(InputChannels())):
+            with pytest.raises(
+                UserError, match=r"stack.tif had 6 planes and has \d now; put back the stack that it was."
+            ):
+                read()
+    save_stack(tmp_path / "stack.tif", STACK[:, :7])
+    with pytest.raises(UserError, match="stack.tif, z 2 was 10 x 8 pixels and is now 10 x 7"):
+        picture.check()
+    save_stack(tmp_path / "flat.tif", STACK[0], "YX")
+    flat = find_pictures(tmp_path)[0]["flat.tif"]
+    save_stack(tmp_path / "flat.tif")
+    with pytest.raises(UserError, match="flat.tif was a picture of one plane and is now one of 6 planes."):
+        flat.check()
+
+
+def test_stamps_of_plain_pictures_stay_and_those_of_planes_differ(tmp_path):
+    save(tmp_path / "a.png")
+    save_stack(tmp_path / "stack.tif")
+    found = find_pictures(tmp_path)[0]
+    stat = os.stat(tmp_path / "a.png")
+    assert found["a.png"].stamp() == f"{stat.st_size}-{stat.st_mtime_ns}-2-None"
+    assert len({found[name].stamp() for name in found}) == 7
+
+
+def test_a_picture_that_is_called_like_a_plane_is_left_out(tmp_path):
+    pytest.importorskip("pydicom")
+    from ..images.formats.test_dicom import write
+
+    save_stack(tmp_path / "stack.tif")
+    (tmp_path / "stack.tif, z 3").mkdir()
+    write(tmp_path / "stack.tif, z 3" / "1.dcm", 5)
+    found, left_out, notes = find_pictures(tmp_path)
+    assert list(found) == [f"stack.tif, z {z}" for z in range(1, 7)] and found["stack.tif, z 3"].path.is_file()
+    assert left_out == {"stack.tif, z 3": "would share the name 'stack.tif, z 3' with 'stack.tif'; rename one of them"}
+    assert notes == [f"1 of 7 pictures are left out: stack.tif, z 3 {left_out['stack.tif, z 3']}"]

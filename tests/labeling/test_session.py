@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -432,3 +433,68 @@ def test_statistics_are_those_of_the_labels_and_count_changed_pictures_alone(ses
         act()
         assert session.statistics() == plain()
     assert list(session.statistics()) == [0]
+
+
+def test_planes_are_labelled_like_pictures(stack, tmp_path, pipe):
+    folder, masks, values = stack
+    session = LabelSession(pipe, folder, tmp_path / "session", NAMES)
+    session.extract()
+    assert list(session.pictures) == list(masks) and len(session.ready) == 12
+    assert not torch.equal(session.grid("stack.tif, z 1"), session.grid("stack.tif, z 12"))
+    label(session, masks, ["stack.tif, z 2", "stack.tif, z 9"])
+    assert (session.labels("stack.tif, z 3") == UNLABELED).all()
+    right = np.mean([(session.predict(name).mask == mask).mean() for name, mask in masks.items()])
+    assert right > 0.8
+    dataset = session.labeled_images()
+    assert [Path(one.name).name for one in dataset] == ["stack.tif, z 2", "stack.tif, z 9"]
+    for one, z in zip(dataset, (1, 8)):
+        assert one.image.dtype == np.uint16 and np.array_equal(one.image[..., 0], values[z])
+        assert (one.mask == session.labels(f"stack.tif, z {z + 1}")).all()
+
+
+def test_a_head_is_fitted_on_planes(stack, tmp_path):
+    folder, masks, _ = stack
+    session = LabelSession(make_pipeline(), folder, tmp_path / "session", NAMES, QUICK)
+    label(session, masks, list(masks)[::4])
+    session.finish(num_members=2)
+    assert evaluate_segmentation(session.pipe, session.labeled_images())[0]["pixel_accuracy"] > 0.8
+
+
+def test_features_and_strokes_of_planes_are_there_again(stack, tmp_path, pipe, monkeypatch):
+    folder, masks, _ = stack
+    session = LabelSession(pipe, folder, tmp_path / "session", NAMES)
+    session.extract()
+    label(session, masks, ["stack.tif, z 2"])
+    drawn = session.labels("stack.tif, z 2")
+    again = LabelSession(pipe, folder, tmp_path / "session")
+    monkeypatch.setattr(again.store, "extract", lambda *a: pytest.fail("extracted again"))
+    again.extract()
+    assert np.array_equal(again.labels("stack.tif, z 2"), drawn) and again.labelled_names() == ["stack.tif, z 2"]
+
+
+def test_planes_of_a_stack_that_has_others_now_keep_their_strokes(stack, tmp_path, pipe):
+    folder, masks, values = stack
+    session = LabelSession(pipe, folder, tmp_path / "session", NAMES)
+    label(session, masks, ["stack.tif, z 2"])
+    tifffile.imwrite(folder / "stack.tif", values[:11], imagej=True, metadata={"axes": "ZYX"})
+    with pytest.raises(UserError, match="stack.tif had 12 planes and has 11 now"):
+        session.labeled_images()[0]
+    again = LabelSession(pipe, folder, tmp_path / "session")
+    said = "was one of 12 planes when it was labelled and is now one of 11; its strokes are kept for the old one"
+    assert again.left_out == {"stack.tif, z 2": said} and f"stack.tif, z 2 {said}." in again.notes
+    assert "stack.tif, z 2" not in again.pictures and "stack.tif, z 3" in again.pictures
+    label(again, masks, ["stack.tif, z 3"])
+    tifffile.imwrite(folder / "stack.tif", values, imagej=True, metadata={"axes": "ZYX"})
+    assert LabelSession(pipe, folder, tmp_path / "session").labelled_names() == ["stack.tif, z 2"]
+
+
+def test_neighbouring_planes_are_not_suggested_in_a_row(stack, tmp_path, pipe):
+    folder, masks, _ = stack
+    session = LabelSession(pipe, folder, tmp_path / "session", NAMES)
+    session.extract()
+    asked = []
+    for _ in range(4):
+        name = session.suggest(count=0)[0].picture
+        label(session, masks, [name])
+        asked.append(int(name.split()[-1]))
+    assert min(abs(a - b) for i, a in enumerate(asked) for b in asked[:i]) > 1, asked

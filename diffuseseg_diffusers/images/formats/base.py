@@ -132,6 +132,11 @@ class Raster(ABC):
         """Slice and time of a plane, from 0; pages that are neither count as slices."""
         return plane, 0
 
+    def plane_name(self, plane: int) -> str:
+        """What a plane is called, from 1: "z 3", of several times "z 3, t 2", of times alone "t 2"."""
+        (z, t), (slices, times) = self.position(plane), self.position(self.planes - 1)
+        return ", ".join([f"z {z + 1}"] * (slices > 0 or not times) + [f"t {t + 1}"] * (times > 0))
+
     def close(self) -> None:  # noqa: B027 (most hold nothing open)
         """Closes the file."""
 

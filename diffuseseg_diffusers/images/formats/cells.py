@@ -13,6 +13,7 @@ from ..image_processor import ORIENTATION, is_address, warn_once
 from .base import ArrayRaster, Raster, Window
 from .opening import has_tiff, is_raster, open_raster, open_tiff_raster
 from .pictures import PictureRaster
+from .planes import open_plane
 
 
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -22,7 +23,8 @@ def open_cell(value: object, where: str, axes: str | None = None, slice_axis: st
     """Opens a cell of an image column, and logs the notes of its reader, once each.
 
     Args:
-        value (`PIL.Image.Image`, `str` or mapping): An image, its path, or `path` and `bytes` as `datasets` keeps them.
+        value (`PIL.Image.Image`, `str` or mapping): An image, its path, or `path` and `bytes` as `datasets` keeps them;
+            or `path`, `plane` and `planes`, a plane of a stack as a picture, see [`open_plane`].
         where (`str`): What to call it in messages, if it has no path.
         axes, slice_axis: See [`open_raster`].
 
@@ -43,6 +45,8 @@ def _open(value: object, where: str, axes: str | None, slice_axis: str) -> Raste
     path, data = (value.get("path"), value.get("bytes")) if isinstance(value, Mapping) else (value, None)
     if data is None and not isinstance(path, str):
         raise UserError(f"There is no image in {where}, but {value!r:.40}.")
+    if isinstance(value, Mapping) and value.get("plane") is not None:
+        return open_plane(str(path), value["plane"], value.get("planes"), axes, slice_axis)
     if data is None:
         return open_raster(str(path), axes, slice_axis)
     where = f"{path} ({where})" if path else where
