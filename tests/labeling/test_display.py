@@ -238,7 +238,7 @@ def get(tmp_path):
     tifffile.imwrite(tmp_path / "two.tif", TWO, photometric="minisblack", metadata={"axes": "CYX"})
     found = find_pictures(tmp_path)[0]
     pipe = SimpleNamespace(channels=InputChannels())
-    session = SimpleNamespace(pictures=found, picture=found.__getitem__, pipe=pipe)
+    session = SimpleNamespace(pictures=found, picture=found.__getitem__, pipe=pipe, folder=tmp_path)
     client = TestClient(create_app(session, None, None, None))
     return lambda picture, **params: client.get("/api/image", params={"picture": picture, **params})
 
@@ -280,7 +280,8 @@ def test_the_route_shows_each_plane_of_a_stack(tmp_path):
     planes = np.stack([RGB[..., 0], RGB[::-1, :, 1]])
     tifffile.imwrite(tmp_path / "stack.tif", planes, photometric="minisblack", metadata={"axes": "ZYX"})
     found = find_pictures(tmp_path)[0]
-    session = SimpleNamespace(pictures=found, picture=found.__getitem__, pipe=SimpleNamespace(channels=InputChannels()))
+    pipe = SimpleNamespace(channels=InputChannels())
+    session = SimpleNamespace(pictures=found, picture=found.__getitem__, pipe=pipe, folder=tmp_path)
     client = TestClient(create_app(session, None, None, None))
     for z in (1, 2, 1):
         answer = client.get("/api/image", params={"picture": f"stack.tif, z {z}"})

@@ -72,6 +72,8 @@ def test_what_is_squeezed_gets_a_line(tmp_path):
     save(tmp_path / "b.png", (10, 10))
     notes = find_pictures(tmp_path, (10, 10))[2]
     assert notes[0].startswith("1 pictures are 4 times as large as what the model sees (10 x 10) or larger, a.png")
+    save_stack(tmp_path / "stack.tif")
+    assert find_pictures(tmp_path, (2, 2))[2][0].startswith("8 pictures are 4 times as large")
 
 
 def test_a_picture_that_changed_its_size_is_named(tmp_path):
