@@ -266,13 +266,15 @@ class Journal:
         """A turn to write, alone in this process and after reading what another journal of it appended.
 
         Raises:
-            OSError: The file is gone or was replaced.
-            UserError: A line that was appended is broken.
+            OSError: The file is gone, was replaced, or a line that was appended is broken.
         """
         with _WRITING:
             if lost := self.lost():
                 raise OSError(errno.ENOENT, lost)
-            self._catch_up()
+            try:
+                self._catch_up()
+            except UserError as error:  # no fault of what is to be written, which is worth another try
+                raise OSError(errno.EIO, str(error)) from error
             yield
 
     def _catch_up(self) -> None:

@@ -65,7 +65,7 @@ def quantize_onnx(file: Path, images: Sequence[np.ndarray]) -> float:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     pixels = np.stack(images).astype(np.float32) / 255  # [N,C,H,W]
-    with TemporaryDirectory(dir=file.parent, prefix=".int8-") as folder:
+    with TemporaryDirectory() as folder:
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(file, prepared, skip_symbolic_shape=True)
         types: Any = dict(activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True)

@@ -411,7 +411,7 @@ def test_a_broken_line_that_comes_while_it_is_open_is_named_until_it_is_removed(
     good = journal.path.read_bytes() + (STROKE % (1, "")).encode() + b"\n"
     journal.path.write_bytes(good + b'{"undo":9}\n')
     for _ in range(2):
-        with pytest.raises(UserError, match="Line 5 of .* is broken"):
+        with pytest.raises(OSError, match="Line 5 of .* is broken"):
             journal.draw("a.png", SIZE, [[1, 0, 3, 1]])
         assert journal.path.read_bytes() == good + b'{"undo":9}\n' and journal.revision == 4
     journal.path.write_bytes(good)

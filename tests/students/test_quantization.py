@@ -53,7 +53,6 @@ def test_an_int8_file_is_small_and_gives_nearly_the_masks_of_float32(kind, tmp_p
     export_onnx(student, tmp_path / "float32.onnx")
     said = export_onnx(student, tmp_path / "int8.onnx", images)
     assert sorted(p.name for p in tmp_path.glob("*.onnx")) == ["float32.onnx", "int8.onnx"]
-    assert not list(tmp_path.glob(".int8-*"))
     files = {name: OnnxStudent(tmp_path / f"{name}.onnx") for name in ("float32", "int8")}
     assert files["int8"].palette == student.palette and files["int8"].label_names == NAMES
     held_out = torch.from_numpy(np.stack(images[1::2])).float() / 127.5 - 1

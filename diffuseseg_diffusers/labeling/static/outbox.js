@@ -6,6 +6,16 @@ import { ServerError } from "./api.js";
 const LONGEST = 8000; // milliseconds between two tries
 const REFUSED = [400, 413, 422]; // what the server says of the stroke itself; all else passes
 
+// A stored stroke; nothing if it is damaged, or another tab took it away.
+function read(text) {
+  try {
+    const item = JSON.parse(text);
+    return item?.key && item.picture && Array.isArray(item.runs) ? item : null;
+  } catch {
+    return null;
+  }
+}
+
 export class Outbox {
   // `send` posts an item; `act` has what happens when it is answered (`sent`) or refused (`refused`), when the server is
   // of another state than the page (`behind`), and when there is something new to say (`changed`).
@@ -20,7 +30,7 @@ export class Outbox {
     this.items = [];
     try {
       const left = Object.keys(localStorage).filter((name) => name.startsWith(this.prefix));
-      this.items = left.map((name) => JSON.parse(localStorage.getItem(name))).sort((a, b) => a.at - b.at);
+      this.items = left.map((name) => read(localStorage.getItem(name))).filter(Boolean).sort((a, b) => a.at - b.at);
     } catch {
       this.stored = false; // the browser keeps nothing
     }
