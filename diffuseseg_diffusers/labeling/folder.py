@@ -48,7 +48,7 @@ def kept_token(folder: Path) -> str:
     """
     path = folder / TOKEN
     try:
-        if path.is_symlink() or path.is_dir():
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"{path} is no file, and the token of the page is kept there; move it away.")
         if path.exists():
             os.chmod(path, 0o600)
@@ -68,12 +68,14 @@ def kept_token(folder: Path) -> str:
 def kept_port(folder: Path) -> int | None:
     """The port at which the page was last, if it is known."""
     try:
-        text = (folder / PORT).read_text(encoding="utf-8").strip()
+        path = folder / PORT
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     except (OSError, UnicodeDecodeError):
         return None
     return int(text) if re.fullmatch(r"[1-9]\d{0,4}", text, re.ASCII) and int(text) < 2**16 else None
 
 
 def keep_port(folder: Path, port: int) -> None:
-    """Remembers the port for the next start."""
-    write_text(folder / PORT, f"{port}\n")
+    """Remembers the port for the next start, unless something else has the name of that file."""
+    if (path := folder / PORT).is_file() or not path.exists():
+        write_text(path, f"{port}\n")

@@ -265,8 +265,7 @@ class Journal:
     def _turn(self) -> Iterator[None]:
         """A turn to write, alone in this process and after reading what another journal of it appended.
 
-        Raises:
-            OSError: The file is gone, was replaced, or a line that was appended is broken.
+        Raises `OSError` if the file is gone, was replaced, or a line that was appended is broken.
         """
         with _WRITING:
             if lost := self.lost():
@@ -282,6 +281,8 @@ class Journal:
         try:
             if not self.path.exists():
                 return
+            if self.path.is_fifo():  # which would be waited for
+                raise UserError(f"{self.path} is a pipe and cannot be read; move it away.")
             with open(self.path, "rb") as file:
                 file.seek(self._read)
                 *lines, rest = file.read().split(b"\n")
@@ -418,7 +419,7 @@ class Journal:
             label = int(line["class"])
             if not 0 <= label < MAX_CLASSES or label in self.merged or label in self.deleted:
                 raise ValueError(f"a class of the id {label}")
-            self.classes[label] = LabelClass(label, str(line["name"]), [int(c) for c in line["color"]])
+            self.classes[label] = LabelClass(label, checked_name(line["name"]), checked_color(line["color"]))
             return False
         if "order" in line:
             order = [int(label) for label in line["order"]]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffuseseg_diffusers import UserError
+from diffuseseg_diffusers.labeling.folder import keep_port, kept_port, kept_token
 from diffuseseg_diffusers.labeling.journal import UNLABELED, Journal
 
 from .conftest import full_disk
@@ -417,3 +418,25 @@ def test_a_broken_line_that_comes_while_it_is_open_is_named_until_it_is_removed(
     journal.path.write_bytes(good)
     assert journal.draw("a.png", SIZE, [[1, 0, 3, 1]]) == 2
     assert [*Journal(journal.path).strokes] == [1, 2]
+
+
+@pytest.mark.parametrize("line", ['{"class":1,"name":"b","color":[999,-1,3]}', '{"class":1,"name":"","color":[1,2,3]}'])
+def test_a_class_that_could_not_have_been_added_is_a_broken_line(tmp_path, line):
+    (tmp_path / "strokes.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="Line 1 of .* is broken"):
+        Journal(tmp_path / "strokes.jsonl")
+
+
+def test_a_pipe_in_place_of_the_journal_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "strokes.jsonl")
+    with pytest.raises(UserError, match="strokes.jsonl is a pipe and cannot be read"):
+        Journal(tmp_path / "strokes.jsonl")
+    for make in (os.mkfifo, os.mkdir):
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        make(folder / "port")
+        keep_port(folder, 8000)
+        assert kept_port(folder) is None
+        make(folder / "token")
+        with pytest.raises(UserError, match="token is no file"):
+            kept_token(folder)

@@ -31,23 +31,22 @@ const list = new PictureList($("pictures"), open, (name) => getImage(name, 64));
 // Messages.
 
 let away = false; // the message says that the server does not answer
-let sticky = false; // the message stays until it is closed
+let sticky = ""; // a message that stays until it is closed
 
 function fail(error, stays = false) {
-  if (sticky && !stays) return;
-  $("message-text").textContent = error.message;
+  if (stays) sticky = error.message;
+  $("message-text").textContent = stays || !sticky ? error.message : `${sticky} ${error.message}`;
   $("message").hidden = false;
   away = error.status === 0;
-  sticky = stays;
   if (!(error instanceof api.ServerError)) console.error(error);
 }
 
 function settle() {
-  if (sticky) return;
-  $("message").hidden = true;
   away = false;
+  if (sticky) $("message-text").textContent = sticky;
+  else $("message").hidden = true;
 }
-$("message-close").addEventListener("click", () => { sticky = false; settle(); });
+$("message-close").addEventListener("click", () => { sticky = ""; settle(); });
 
 function attempt(action) {
   return async (...given) => {
