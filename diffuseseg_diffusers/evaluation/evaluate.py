@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..datasets.labeled import LabeledImage, LabeledImages
 from ..datasets.unlabeled import evenly_spread
+from ..heads.fit import STROKES
 from ..images.channels import InputChannels
 from ..images.formats.base import ArrayRaster, Raster
 from ..images.formats.pictures import PictureRaster
@@ -54,9 +55,9 @@ def evaluate_segmentation(
 
     Returns:
         `(metrics, examples)`: a dict with `mean_iou` and `pixel_accuracy` (0 to 1, or `None` if no pixel has a label),
-        `per_class_iou` (class name to 0 to 1, or `None` for an absent class), `num_images` and `seconds_per_image`
-        (segmentation alone, the first batch left out as a warm-up where there are several); and a list of
-        [`Example`], in the order of the dataset.
+        `per_class_iou` (class name to 0 to 1, or `None` for an absent class), `labelled_fraction` (of all pixels, 0 to
+        1), `num_images` and `seconds_per_image` (segmentation alone, the first batch left out as a warm-up where there
+        are several); and a list of [`Example`], in the order of the dataset.
 
     Raises:
         UserError: An image or mask cannot be used.
@@ -64,6 +65,7 @@ def evaluate_segmentation(
     metric, batch_size = evaluate.load(MEAN_IOU), batch_size or 8
     examples: dict[int, Example] = {}
     spread, seconds, timed = set(evenly_spread(len(dataset), num_examples)), 0.0, 0
+    labelled = pixels = 0
     with tqdm(total=len(dataset), desc="Evaluating", unit="image", disable=not show_progress) as bar:
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
@@ -73,6 +75,8 @@ def evaluate_segmentation(
                 seconds += time.perf_counter() - began
                 timed += len(rows)
             metric.add_batch(predictions=[mask for mask, _ in found], references=[r.mask for r in rows])
+            labelled += sum(int((row.mask != dataset.ignore_index).sum()) for row in rows)
+            pixels += sum(row.mask.size for row in rows)
             shown = rows if num_examples else ()
             for i, row, (prediction, uncertainty) in zip(range(start, len(dataset)), shown, found):
                 examples[i] = Example(row.picture, row.mask, prediction, uncertainty)
@@ -89,6 +93,7 @@ def evaluate_segmentation(
         "mean_iou": _known(result["mean_iou"]),
         "per_class_iou": dict(zip(pipe.label_names, map(_known, result["per_category_iou"]))),
         "pixel_accuracy": _known(result["overall_accuracy"]),
+        "labelled_fraction": labelled / pixels,
         "num_images": len(dataset),
         "seconds_per_image": seconds / timed,
     }
@@ -141,4 +146,9 @@ def format_metrics(metrics: dict) -> str:
     for name, value in (("mean IoU", metrics["mean_iou"]), ("pixel accuracy", metrics["pixel_accuracy"])):
         lines.append(f"{name:<{width}}  {'no label' if value is None else f'{value:6.4f}'}")
     lines.append(f"{metrics['num_images']} images, {metrics['seconds_per_image']:.3f} s an image")
+    if (share := metrics.get("labelled_fraction", 1.0)) < STROKES:
+        lines.append(
+            f"Only {share:.1%} of the pixels have a label. Strokes are drawn where it is easy, and a model knows those "
+            f"that it learned from: whole masks of other images say what it is worth."
+        )
     return "\n".join(lines)

@@ -24,9 +24,10 @@ from .pictures import Picture
 
 README = """# Labels from DiffuseSeg
 
-* `dataset/`: the labelled pictures, and masks of class ids with 255 where there is no label. Every command reads it:
-  `diffuseseg fit --model MODEL --dataset_name dataset --sparse_labels --output_dir fitted`, `diffuseseg evaluate
-  --model pipeline --dataset_name dataset --output_dir evaluation`; `dataset_of.json` says which picture is which
+* `dataset/`: the labelled pictures, and masks of class ids with 255 where there is no label, of approved pictures too.
+  Every command reads it: `diffuseseg fit --model MODEL --dataset_name dataset --sparse_labels --output_dir fitted`.
+  `pipeline` learned from these labels; what it is worth, whole masks of other pictures say: `diffuseseg evaluate
+  --model pipeline --dataset_name OTHERS --output_dir evaluation`. `dataset_of.json` says which picture is which
 * `predictions/`: the masks that the session's head made of all pictures; `of.json` says of which picture each one is
 * `annotations/`: the same masks for other programs, to correct them there: COCO, CVAT ("for images 1.1"), Label Studio
   (brushes), labelme and QuPath (a file for each picture). `diffuseseg fit --dataset_name PICTURES --annotations

@@ -45,7 +45,20 @@ def test_where_no_pixel_has_a_label_there_is_no_number():
     dataset = LabeledImages(dataset_of([image], [np.full_like(mask, 255)]), num_classes=3)
     metrics, _ = evaluate_segmentation(pipe, dataset, show_progress=False)
     assert metrics["mean_iou"] is None and metrics["pixel_accuracy"] is None
-    assert "no label" in format_metrics(metrics)
+    assert "no label" in format_metrics(metrics) and "Only 0.0% of the pixels have a label." in format_metrics(metrics)
+
+
+def test_strokes_are_told_from_masks():
+    image, mask = draw((20, 20), 60)
+    strokes = np.full_like(mask, 255)
+    strokes[10, 2:10] = mask[10, 2:10]  # 8 of 400
+    said = []
+    for labels in (mask, strokes):
+        dataset = LabeledImages(dataset_of([image], [labels]), num_classes=3)
+        metrics, _ = evaluate_segmentation(make_pipeline(head=True), dataset, show_progress=False)
+        assert metrics["labelled_fraction"] == (labels != 255).mean()
+        said.append(format_metrics(metrics))
+    assert "have a label" not in said[0] and "Only 2.0% of the pixels have a label." in said[1]
 
 
 def test_examples_show_every_class_wherever_its_images_are():

@@ -24,7 +24,7 @@ const view = new View($("view"), { stroke, accept, unnamed, size: setSize, moved
 const classes = new ClassList($("classes"), {
   pick: pickClass,
   recolor: attempt(async (id, color) => { await api.changeClass(id, { color }); await loadState(); refresh(); }),
-  edit: (id) => editClass(state.classes.find((own) => own.id === id), state.classes, attempt(changeClasses)),
+  edit: (id) => editClass(id, () => state.classes, changeClasses),
 });
 const list = new PictureList($("pictures"), open, (name) => getImage(name, 64));
 
@@ -140,6 +140,7 @@ async function reloadLabels() {
   older = older.filter((number) => labels.strokes.includes(number));
   view.setLabels(labels.ids);
   for (const { runs } of outbox.of(picture)) view.drawRuns(runs);
+  moved(view.at);
 }
 
 // Strokes.
@@ -149,6 +150,7 @@ function stroke(runs, revert) {
   view.stale = true;
   passed.clear();
   redoable = [];
+  moved(view.at);
   outbox.add({ picture, runs, revision: known, began: performance.now() }, () => { if (picture === current) revert(); });
 }
 
@@ -266,6 +268,7 @@ async function refresh(began) {
       const answer = await api.getMask(picture);
       if (picture !== current) continue;
       view.setMask(answer.ids, answer.doubt);
+      moved(view.at);
       if (from !== null && answer.ids) {
         requestAnimationFrame(() => performance.measure("stroke-to-mask", { start: from, end: performance.now() }));
       }
@@ -359,10 +362,11 @@ function pickClass(id) {
 
 async function changeClasses(action) {
   await outbox.settled();
-  await action();
+  if (await action() === false) return false; // after all not
   await loadState();
-  await reloadLabels();
+  if (current) await reloadLabels();
   refresh();
+  return true;
 }
 
 async function loadState() {

@@ -8,21 +8,30 @@ for (const button of document.querySelectorAll("dialog .close")) {
   button.addEventListener("click", () => button.closest("dialog").close());
 }
 
-// Renames, merges, moves or deletes a class; `done` is called after a change.
-export function editClass(own, classes, done) {
+// Renames, merges, moves or deletes a class. `current` gives the classes as they are now; `change` does what it is given
+// and shows what came of it.
+export function editClass(id, current, change) {
   const dialog = $("class-dialog");
-  const others = classes.filter((one) => one.id !== own.id);
-  const at = classes.findIndex((one) => one.id === own.id);
+  const [classes, at] = [current(), current().findIndex((one) => one.id === id)];
+  const own = classes[at];
+  const others = classes.filter((one) => one.id !== id);
   $("class-title").textContent = `Class “${own.name}”`;
   $("class-rename").value = own.name;
   $("class-into").replaceChildren(new Option("choose …", ""), ...others.map((one) => new Option(one.name, one.id)));
   $("class-up").disabled = at === 0;
   $("class-down").disabled = at === classes.length - 1;
-  const act = (button, action) => {
+  $("class-error").textContent = "";
+  // What is refused is said in the dialog, which stays as it is.
+  const act = (button, action, stays = false) => {
     $(button).onclick = async (event) => {
       event.preventDefault();
-      dialog.close();
-      await done(action);
+      try {
+        if (await change(action) === false) return;
+        if (stays) editClass(id, current, change);
+        else dialog.close();
+      } catch (error) {
+        $("class-error").textContent = error.message;
+      }
     };
   };
   const move = (step) => () => {
@@ -30,20 +39,19 @@ export function editClass(own, classes, done) {
     [order[at], order[at + step]] = [order[at + step], order[at]];
     return api.orderClasses(order);
   };
-  act("class-up", move(-1));
-  act("class-down", move(1));
+  act("class-up", move(-1), true);
+  act("class-down", move(1), true);
   act("class-save", async () => {
     const [name, into] = [$("class-rename").value, $("class-into").value];
-    if (into) await api.mergeClass(own.id, Number(into));
-    else if (name !== own.name) await api.changeClass(own.id, { name });
+    if (into) await api.mergeClass(id, Number(into));
+    else if (name !== own.name) await api.changeClass(id, { name });
   });
-  $("class-delete").onclick = async () => {
+  act("class-delete", async () => {
     const drawn = own.pixels ? ` ${own.pixels.toLocaleString("en")} pixels in ${own.pictures} of the pictures lose their label.` : "";
-    if (!confirm(`Delete “${own.name}”?${drawn} This cannot be undone.`)) return;
-    dialog.close();
-    await done(() => api.deleteClass(own.id));
-  };
-  dialog.showModal();
+    if (!confirm(`Delete “${own.name}”?${drawn} This cannot be undone.`)) return false;
+    return api.deleteClass(id);
+  });
+  if (!dialog.open) dialog.showModal();
 }
 
 // Asks for a repository and a token, and pushes; `said` shows how far it is.

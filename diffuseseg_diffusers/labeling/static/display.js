@@ -32,6 +32,13 @@ export class Display {
     };
     slide("display-low", window);
     slide("display-high", window);
+    for (const end of ["low", "high"]) {
+      $(`display-${end}-value`).addEventListener("change", (event) => {
+        const values = { ...this.shown, [end]: Number(event.target.value) };
+        if (event.target.value !== "" && values.high > values.low) choose(values);
+        else event.target.value = this.shown[end];
+      });
+    }
     slide("display-gamma", () => ({ gamma: 2 ** Number($("display-gamma").value) }));
     $("display-invert").addEventListener("change", (event) => choose({ invert: event.target.checked }));
     $("display-channel").addEventListener("change", (event) => choose({ channel: event.target.value || undefined }));
@@ -53,6 +60,7 @@ export class Display {
 
   // Sets the controls to what the server answered.
   show(found) {
+    this.shown = { low: found.low, high: found.high };
     const [least, most] = [found.least ?? found.low, found.most ?? found.high];
     const [from, to] = [Math.min(least, found.low), Math.max(most, found.high)];
     for (const end of ["low", "high"]) {
@@ -62,7 +70,7 @@ export class Display {
       slider.step = Number.isInteger(from) && Number.isInteger(to) ? 1 : (to - from) / 1000 || "any";
       slider.disabled = from === to;
       slider.value = found[end];
-      $(`display-${end}-value`).textContent = Number(found[end].toPrecision(5)).toLocaleString("en");
+      $(`display-${end}-value`).value = Number(found[end].toPrecision(6));
     }
     $("display-gamma").value = Math.log2(this.chosen.gamma ?? 1);
     $("display-gamma-value").textContent = (this.chosen.gamma ?? 1).toFixed(2);

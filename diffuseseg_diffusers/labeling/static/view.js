@@ -148,6 +148,11 @@ export class View {
     this.draw();
   }
 
+  // The pixel that is pointed at, by keyboard or mouse.
+  get at() {
+    return this.byKey ? this.cursor : this.pointer ?? null;
+  }
+
   center({ x, y }) {
     this.fitted = false;
     this.left = this.canvas.width / 2 - (x + 0.5) * this.scale;
@@ -219,9 +224,8 @@ export class View {
 
   renderPolygon(context) {
     if (!this.corners.length) return;
-    const next = this.byKey ? this.cursor : this.pointer;
     context.beginPath();
-    for (const at of [...this.corners, ...(next ? [next] : [])]) {
+    for (const at of [...this.corners, ...(this.at ? [this.at] : [])]) {
       context.lineTo(this.left + (at.x + 0.5) * this.scale, this.top + (at.y + 0.5) * this.scale);
     }
     for (const [width, color] of [[4, "#000a"], [2, "#fff"]]) {
