@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
 
 
@@ -69,3 +70,8 @@ def checked_key(key: str) -> str:
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY or not (key.isascii() and key.isprintable()):
         raise UserError(f"The key of a stroke is 1 to {MAX_KEY} printable ASCII characters, got {str(key)[:80]!a}.")
     return key
+
+
+def class_color(label: int) -> list[int]:
+    """Colour of a class that was given none: neither black nor white, which pictures hide."""
+    return [color for color in default_palette(label + 3) if 0 < sum(color) < 3 * 255][label]

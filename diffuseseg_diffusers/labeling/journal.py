@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ..images.image_processor import default_palette
 from ..jobs.errors import UserError
-from .checks import MAX_PIXELS, Runs, checked_color, checked_key, checked_name, checked_runs
+from .checks import MAX_PIXELS, Runs, checked_color, checked_key, checked_name, checked_runs, class_color
 
 
 JOURNAL = "strokes.jsonl"  # in the folder of a session
@@ -190,8 +189,7 @@ class Journal:
             label = max([*self.classes, *self.merged, *self.deleted], default=-1) + 1
             if label >= MAX_CLASSES:
                 raise UserError(f"There are {MAX_CLASSES} classes at most, with those that were merged or deleted.")
-            # The palette's first is black, which would hide dark pictures.
-            given = default_palette(label + 2)[label + 1] if color is None else color
+            given = class_color(label) if color is None else color
             self._write({"class": label, "name": self._free_name(name, label), "color": checked_color(given)})
             return self.classes[label]
 

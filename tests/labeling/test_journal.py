@@ -440,3 +440,9 @@ def test_a_pipe_in_place_of_the_journal_is_not_waited_for(tmp_path):
         make(folder / "token")
         with pytest.raises(UserError, match="token is no file"):
             kept_token(folder)
+
+
+def test_classes_have_colours_of_their_own_and_none_is_black_or_white(tmp_path):
+    journal = Journal(tmp_path / "strokes.jsonl")
+    colors = [tuple(journal.add_class(f"class {i}").color) for i in range(20)]
+    assert len(set(colors)) == 20 and not {(0, 0, 0), (255, 255, 255)} & set(colors)
