@@ -27,8 +27,8 @@ export function editClass(id, current, change) {
       event.preventDefault();
       try {
         if (await change(action) === false) return;
-        if (stays) editClass(id, current, change);
-        else dialog.close();
+        if (!stays) dialog.close();
+        else if (dialog.open) editClass(id, current, change); // it may have been closed meanwhile
       } catch (error) {
         $("class-error").textContent = error.message;
       }
